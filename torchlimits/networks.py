@@ -1,0 +1,69 @@
+"""`TwoLayerNetwork`: one hidden layer without biases, an ordinary `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class TwoLayerNetwork(nn.Module):
+    r"""Logit :math:`\hat y(X) = v \cdot \sigma(W X)`, K hidden units, no biases.
+
+    Source: sections 4 and 5 of arXiv 2206.04030 (there sigma is the ReLU).
+
+    Args:
+        dim: input dimension N.
+        width: number of hidden units K.
+        replicas: leading dimensions of independent copies, ``()`` for one network. With the loss
+            summed over them, one step of torch.optim.SGD is one step of each copy on its own.
+        activation: sigma, entrywise.
+        generator, device, dtype: of the Gaussian start v ~ N(0, 1), W ~ N(0, 1/N) per entry.
+
+    Parameters: ``first.weight`` (*replicas, K, N) and ``second.weight`` (*replicas, 1, K).
+
+    Example:
+        >>> import torch
+        >>> network = TwoLayerNetwork(dim=5, width=3)
+        >>> network(torch.zeros(7, 5)).shape
+        torch.Size([7])
+        >>> TwoLayerNetwork(dim=5, width=3, replicas=(2,))(torch.zeros(2, 7, 5)).shape
+        torch.Size([2, 7])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        *,
+        replicas: tuple[int, ...] = (),
+        activation: Callable[[Tensor], Tensor] = torch.relu,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        normal = {"generator": generator, "device": device, "dtype": dtype}
+        self.first = _Linear(torch.randn(*replicas, width, dim, **normal) / dim**0.5)
+        self.second = _Linear(torch.randn(*replicas, 1, width, **normal))
+
+    def forward(self, x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
+        """The logit of every input; x is ``(*replicas, batch, N)`` where there are replicas."""
+        return self.second(self.activation(self.first(x))).squeeze(-1)
+
+
+class _Linear(nn.Module):
+    """x -> x W^T with a weight (*replicas, out, in), which nn.Linear does not allow."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.mT
+
+    def extra_repr(self) -> str:
+        return f"weight={tuple(self.weight.shape)}"

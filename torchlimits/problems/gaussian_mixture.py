@@ -1,0 +1,398 @@
+"""`GaussianMixture`: a two-layer ReLU network classifying a Gaussian mixture (binary, XOR, any)."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from torchlimits import checks
+from torchlimits.networks import TwoLayerNetwork
+from torchlimits.problems.mixture_dynamics import MixtureDynamics
+from torchlimits.settings import SGDSettings
+from torchlimits.statistics import SummaryStatistics, gram, overlaps, second_layer
+
+#: orthonormality and "in the span" are checked to this
+_TOLERANCE = 1e-6
+
+
+class GaussianMixture:
+    r"""Classify :math:`X = c_a + Z/\sqrt\lambda`, a uniform, by a two-layer ReLU network.
+
+    Data: :math:`Z \sim N(0, I_N)`; component a has mean c_a and label y_a in {0, 1}; the means lie
+    in the span of orthonormal directions e_1 ... e_d. Network: `TwoLayerNetwork`, K hidden units.
+    Loss: binary cross-entropy of the logit; the ridge (alpha/2)(\|v\|^2 + \|W\|^2) is
+    ``weight_decay=alpha`` in torch.optim.SGD.
+
+    Summary statistics: ``v[i]``; ``m[i,j]`` = <W_i, e_j>; ``R[i,j]``, i <= j, the Gram matrix of
+    the neurons' parts orthogonal to all e_j. In all K + K d + K (K + 1)/2.
+
+    Source: sections 4 (binary) and 5 (XOR) of arXiv 2206.04030.
+
+    Args:
+        means: the c_a as rows, shape ``(A, N)``.
+        labels: the y_a, shape ``(A,)``.
+        width: K >= 1.
+        snr: lambda in (0, inf).
+        ridge: alpha >= 0.
+        directions: the e_j as orthonormal rows, shape ``(d, N)``; by default the means themselves,
+            each once and +-c counted once, which then have to be orthonormal.
+        device, dtype: of the data, until a model has been made.
+
+    Raises:
+        ValueError: if the means are not in the span of orthonormal directions, N is smaller than
+            the number of means + K, labels are not 0 or 1, or a number is out of its range.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.GaussianMixture.xor(dim=100, width=4, snr=10.0, ridge=0.1)
+        >>> len(problem.statistics.names_of(dict(problem.model().named_parameters())))
+        22
+        >>> x, y = problem.sample(3)
+        >>> x.shape, y.shape
+        (torch.Size([3, 100]), torch.Size([3]))
+    """
+
+    def __init__(
+        self,
+        means: Float[Tensor, "A N"],
+        labels: Float[Tensor, " A"] | Sequence[int],
+        *,
+        width: int,
+        snr: float,
+        ridge: float = 0.0,
+        directions: Float[Tensor, "d N"] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.means = torch.as_tensor(means).to("cpu", torch.float64)
+        self.labels = torch.as_tensor(labels).to("cpu", torch.float64)
+        self.width = checks.positive_int("width", width)
+        self.snr = checks.positive("snr", snr)
+        self.ridge = checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self.device = torch.device(device or "cpu")
+        self.dtype = dtype or torch.get_default_dtype()
+        _check_components(self.means, self.labels, self.width)
+        if directions is None:
+            self.directions = _distinct_up_to_sign(self.means)
+        else:
+            self.directions = torch.as_tensor(directions).to("cpu", torch.float64)
+        self.coordinates = _coordinates(self.means, self.directions)
+        self.statistics = _mixture_statistics(self.directions)
+        self._means_like: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+        self._weight: weakref.ref[Tensor] | None = None
+
+    @classmethod
+    def binary(
+        cls,
+        dim: int,
+        width: int = 2,
+        *,
+        snr: float,
+        ridge: float = 0.0,
+        directions: Literal["axis", "random"] = "axis",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> GaussianMixture:
+        """The binary mixture: +mu (label 1), -mu (label 0), |mu| = 1; d = 1.
+
+        ``directions``: mu is the first axis, or uniform on the sphere (from ``generator``).
+        """
+        (mu,) = _unit_directions(1, dim, directions, generator)
+        return cls(
+            torch.stack([mu, -mu]),
+            [1, 0],
+            width=width,
+            snr=snr,
+            ridge=ridge,
+            device=device,
+            dtype=dtype,
+        )
+
+    @classmethod
+    def xor(
+        cls,
+        dim: int,
+        width: int = 4,
+        *,
+        snr: float,
+        ridge: float = 0.0,
+        directions: Literal["axis", "random"] = "axis",
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> GaussianMixture:
+        """The XOR mixture: +-mu (label 1), +-nu (label 0), mu and nu orthonormal; d = 2.
+
+        ``directions``: mu, nu are the first two axes, or uniformly random (from ``generator``).
+        """
+        mu, nu = _unit_directions(2, dim, directions, generator)
+        return cls(
+            torch.stack([mu, -mu, nu, -nu]),
+            [1, 1, 0, 0],
+            width=width,
+            snr=snr,
+            ridge=ridge,
+            device=device,
+            dtype=dtype,
+        )
+
+    @property
+    def dim(self) -> int:
+        """N."""
+        return self.means.shape[1]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the summary statistics, in the order of u."""
+        return mixture_names(self.width, len(self.directions))
+
+    def __repr__(self) -> str:
+        return (
+            f"GaussianMixture({len(self.means)} components, dim={self.dim}, width={self.width}, "
+            f"snr={self.snr:g}, ridge={self.ridge:g})"
+        )
+
+    def model(
+        self,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> TwoLayerNetwork:
+        """A network at the Gaussian start v ~ N(0, 1), W ~ N(0, I/N).
+
+        Args:
+            replicas: leading dimensions of independent networks in one module.
+            generator: of the start; on the device of the model.
+            device, dtype: by default the problem's.
+        """
+        device = torch.device(device or self.device)
+        _check_generator(generator, device)
+        network = TwoLayerNetwork(
+            self.dim,
+            self.width,
+            replicas=replicas,
+            generator=generator,
+            device=device,
+            dtype=dtype or self.dtype,
+        )
+        self._weight = weakref.ref(network.first.weight)
+        return network
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:
+        """Fresh data (x, y), on the device and in the dtype of the model that `model` made last."""
+        checks.positive_int("batch", batch)
+        device, dtype = self._place()
+        _check_generator(generator, device)
+        means, labels = self._on(device, dtype)
+        shape = (*replicas, batch)
+        component = torch.randint(len(means), shape, generator=generator, device=device)
+        noise = torch.randn(*shape, self.dim, generator=generator, device=device, dtype=dtype)
+        return noise.mul_(self.snr**-0.5).add_(means[component]), labels[component]
+
+    def loss(
+        self, output: Float[Tensor, "*replicas batch"], target: Float[Tensor, "*replicas batch"]
+    ) -> Float[Tensor, ""]:
+        """Binary cross-entropy of the logits: mean over the batch, *summed* over replicas.
+
+        The sum makes one SGD step of the whole one step of every replica. Without the ridge, which
+        is the optimizer's weight decay.
+        """
+        if output.shape != target.shape:
+            raise ValueError(
+                f"expected output and target of one shape, got {tuple(output.shape)} and "
+                f"{tuple(target.shape)}: the model returns one logit an input"
+            )
+        total = F.binary_cross_entropy_with_logits(output, target, reduction="sum")
+        return total / target.shape[-1]
+
+    def dynamics(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+        level: int = 0,
+    ) -> MixtureDynamics:
+        """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
+
+        Args:
+            optimizer: a `torch.optim.SGD`, whose lr, momentum, dampening and weight decay are read
+                (its weight decay is the ridge of the prediction; a warning if not the problem's).
+            step_size: c_delta, instead of an optimizer; the ridge is then the problem's.
+            momentum: with ``step_size``.
+            batch_size: fresh samples averaged in one step.
+            level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
+
+        Raises:
+            ValueError: if not exactly one of optimizer and step_size is given, or their values
+                are out of range.
+            TypeError: if the optimizer is not SGD.
+        """
+        if (optimizer is None) == (step_size is None):
+            raise ValueError("expected either an optimizer or step_size=c_delta, got both or none")
+        if optimizer is None:
+            settings = SGDSettings(
+                step_size=step_size,  # type: ignore[arg-type]
+                momentum=momentum,
+                weight_decay=self.ridge,
+                batch_size=batch_size,
+            )
+        else:
+            settings = SGDSettings.of(optimizer, self.dim, batch_size)
+            self._compare_ridge(settings.weight_decay)
+            if momentum not in (0.0, settings.momentum):
+                raise ValueError(
+                    f"expected momentum from the optimizer ({settings.momentum}), got "
+                    f"{momentum} beside it: leave it out"
+                )
+        return MixtureDynamics(
+            self.coordinates,
+            self.labels,
+            width=self.width,
+            snr=self.snr,
+            dim=self.dim,
+            settings=settings,
+            level=level,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The problem's parameters, JSON-able."""
+        return {
+            "components": len(self.means),
+            "dim": self.dim,
+            "width": self.width,
+            "snr": self.snr,
+            "ridge": self.ridge,
+        }
+
+    def _compare_ridge(self, weight_decay: float) -> None:
+        if abs(weight_decay - self.ridge) > 1e-12 + 1e-6 * self.ridge:
+            warnings.warn(
+                f"the optimizer's weight_decay={weight_decay:g} is not the problem's ridge="
+                f"{self.ridge:g}: the prediction takes the optimizer's, which is what trains",
+                stacklevel=3,
+            )
+
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        weight = None if self._weight is None else self._weight()
+        return (self.device, self.dtype) if weight is None else (weight.device, weight.dtype)
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        key = (device, dtype)
+        if key not in self._means_like:
+            self._means_like[key] = (self.means.to(device, dtype), self.labels.to(device, dtype))
+        return self._means_like[key]
+
+
+def mixture_names(width: int, directions: int) -> list[str]:
+    """v[i], m[i,j], R[i,j] (i <= j), in the order of u."""
+    neurons = range(width)
+    return [
+        *(f"v[{i}]" for i in neurons),
+        *(f"m[{i},{j}]" for i in neurons for j in range(directions)),
+        *(f"R[{i},{j}]" for i in neurons for j in range(i, width)),
+    ]
+
+
+def _mixture_statistics(directions: Tensor) -> SummaryStatistics:
+    return SummaryStatistics(
+        {
+            "v": second_layer("second.weight"),
+            "m": overlaps("first.weight", directions),
+            "R": gram("first.weight", perpendicular_to=directions),
+        },
+        symmetric=["R"],
+        parameter_dims={"first.weight": 2, "second.weight": 2},
+    )
+
+
+def _unit_directions(
+    count: int, dim: int, kind: str, generator: torch.Generator | None
+) -> Float[Tensor, "count dim"]:
+    checks.positive_int("dim", dim)
+    if dim < count:
+        raise ValueError(f"expected dim >= {count}, the number of directions, got {dim}")
+    if kind == "axis":
+        return torch.eye(count, dim, dtype=torch.float64)
+    if kind == "random":
+        normal = torch.randn(dim, count, generator=generator, dtype=torch.float64)
+        return torch.linalg.qr(normal).Q.mT.contiguous()
+    raise ValueError(f"expected directions to be 'axis' or 'random', got {kind!r}")
+
+
+def _check_components(means: Tensor, labels: Tensor, width: int) -> None:
+    if means.ndim != 2 or len(means) == 0 or not bool(means.isfinite().all()):
+        raise ValueError(
+            f"expected means as finite rows of shape (A, N), got shape {tuple(means.shape)}"
+        )
+    if labels.shape != means.shape[:1]:
+        raise ValueError(
+            f"expected one label a mean, shape ({len(means)},), got {tuple(labels.shape)}"
+        )
+    if not bool(((labels == 0) | (labels == 1)).all()):
+        raise ValueError(f"expected labels 0 or 1, got {labels.unique().tolist()}: relabel them")
+    count, dim = means.shape
+    if dim < count + width:
+        raise ValueError(
+            f"expected dim >= number of means + width = {count} + {width} = {count + width}, "
+            f"got dim={dim}: enlarge dim or shrink the network"
+        )
+
+
+def _distinct_up_to_sign(means: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    for mean in means:
+        twin = any((mean - k).norm() < _TOLERANCE or (mean + k).norm() < _TOLERANCE for k in kept)
+        if not twin and mean.norm() > _TOLERANCE:
+            kept.append(mean)
+    if not kept:
+        raise ValueError("expected at least one mean that is not zero, or directions=")
+    return torch.stack(kept)
+
+
+def _coordinates(means: Tensor, directions: Tensor) -> Float[Tensor, "A d"]:
+    """The means in the basis of the directions, after checking that this makes sense."""
+    if directions.ndim != 2 or directions.shape[1] != means.shape[1]:
+        raise ValueError(
+            f"expected directions of shape (d, {means.shape[1]}), got {tuple(directions.shape)}"
+        )
+    defect = (directions @ directions.mT - torch.eye(len(directions)).to(directions)).abs().max()
+    if not float(defect) < _TOLERANCE:
+        raise ValueError(
+            f"expected means along orthonormal directions, got a Gram matrix {float(defect):.2g} "
+            "away from the identity: scale the means to length 1 and make them orthogonal, or "
+            "give orthonormal rows that span them as directions="
+        )
+    coordinates = means @ directions.mT
+    outside = (means - coordinates @ directions).norm(dim=1).max()
+    if float(outside) > _TOLERANCE:
+        raise ValueError(
+            f"expected means in the span of the directions, got one {float(outside):.2g} outside: "
+            "add the missing direction"
+        )
+    return coordinates
+
+
+def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"expected a generator on the model's device {device}, got one on {generator.device}: "
+            f"make it by torch.Generator(device={str(device)!r})"
+        )

@@ -1,0 +1,136 @@
+"""`MixtureDynamics`: effective dynamics of the two-layer network on a Gaussian mixture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import expectations
+from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.settings import SGDSettings
+
+
+class MixtureDynamics(EffectiveDynamics):
+    r"""ODE of the statistics (v, m, R) at finite snr lambda and any width K.
+
+    With h = W X, s = sigmoid(v . relu(h)) - y, P_j = <W_j_perp, X>, averages over the mixture:
+
+    .. math::
+        \dot v_i &= -E[\mathrm{relu}(h_i) s] - \alpha v_i \\
+        \dot m_i &= -v_i E[X_\parallel 1_{h_i \ge 0} s] - \alpha m_i \\
+        \dot R_{ij} &= -v_i E[P_j 1_{h_i \ge 0} s] - v_j E[P_i 1_{h_j \ge 0} s] - 2\alpha R_{ij}
+            + \frac{c_\delta}{\lambda} v_i v_j E[1_{h_i \ge 0} 1_{h_j \ge 0} s^2]
+
+    the last term being the population corrector. Source: Propositions 4.1 and 5.1 of
+    arXiv 2206.04030, written for any number of components and neurons.
+
+    Args:
+        coordinates: the means in the orthonormal directions, shape ``(A, d)``.
+        labels: y_a in {0, 1}, shape ``(A,)``.
+        width, snr, dim: K, lambda, N.
+        settings: what the optimizer does; its weight decay is alpha.
+        level: accuracy of the Gaussian expectations, 0, 1, 2 ...; see `expectations`.
+
+    u is ``(..., K + K d + K (K + 1)/2)``: v, then m by rows, then R by rows with i <= j.
+    """
+
+    def __init__(
+        self,
+        coordinates: Float[Tensor, "A d"],
+        labels: Float[Tensor, " A"],
+        *,
+        width: int,
+        snr: float,
+        dim: int,
+        settings: SGDSettings,
+        level: int = 0,
+    ) -> None:
+        from torchlimits.problems.gaussian_mixture import mixture_names
+
+        super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings)
+        self.width, self.snr, self.level = width, snr, level
+        self.lines = expectations.lines_for(width, snr, level)
+        self.register_buffer("coordinates", coordinates)
+        self.register_buffer("labels", labels)
+        self.coordinates: Tensor
+        self.labels: Tensor
+
+    def split(
+        self, u: Float[Tensor, "*batch k"]
+    ) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"], Float[Tensor, "*batch K K"]]:
+        """u as v, m and the full symmetric R."""
+        K, d = self.width, self.coordinates.shape[1]
+        v, m, upper = u.split([K, K * d, K * (K + 1) // 2], dim=-1)
+        i, j = torch.triu_indices(K, K, device=u.device)
+        position = torch.zeros(K, K, dtype=torch.long, device=u.device)
+        position[i, j] = position[j, i] = torch.arange(len(i), device=u.device)
+        return v, m.unflatten(-1, (K, d)), upper[..., position]
+
+    def join(
+        self,
+        v: Float[Tensor, "*batch K"],
+        m: Float[Tensor, "*batch K d"],
+        R: Float[Tensor, "*batch K K"],
+    ) -> Float[Tensor, "*batch k"]:
+        """The inverse of `split`."""
+        i, j = torch.triu_indices(self.width, self.width, device=v.device)
+        return torch.cat([v, m.flatten(-2), R[..., i, j]], dim=-1)
+
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        v, m, R = self.split(u)
+        alpha = self.settings.weight_decay
+        L, Q = expectations.factor_gaussian(m, R, self.snr)
+        residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
+        pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
+        drift = self.join(
+            -residual - alpha * v,
+            -v[..., None] * overlap - alpha * m,
+            -pull - pull.mT - 2 * alpha * R,
+        )
+        kick = v[..., :, None] * v[..., None, :] * activity / self.snr
+        return drift, self.join(torch.zeros_like(v), torch.zeros_like(m), kick)
+
+    def _averages(
+        self, v: Tensor, m: Tensor, L: Tensor, Q: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """E[relu(h_i) s], E[X_par 1_i s], E[P_j 1_i s], E[1_i 1_j s^2], over the mixture."""
+        c = self.coordinates.to(v)
+        # components in a dimension of their own, in front of the neurons
+        mean = torch.einsum("...kd,ad->...ak", m, c)
+        T0, T1, T2 = expectations.relu_moments(
+            mean, L[..., None, :, :], v[..., None, :], self.labels.to(v), lines=self.lines
+        )
+        residual = (mean * T0 + (L[..., None, :, :] * T1).sum(-1)).mean(-2)
+        # X_par = c + z / sqrt(snr) and P = S z' / sqrt(snr), with E[(z, z') 1_i s] = T1 Q
+        noise = (T1 @ Q[..., None, :, :]).mean(-3)  # (..., K, d + K)
+        d = c.shape[1]
+        overlap = torch.einsum("ad,...ai->...id", c, T0) / len(c) + noise[..., :d] / self.snr**0.5
+        perpendicular = noise[..., d:] @ (L @ Q[..., d:]).mT
+        return residual, overlap, perpendicular, T2.mean(-3)
+
+    @property
+    def rtol(self) -> float:  # type: ignore[override]
+        """No finer than the right-hand side: see `expectations`."""
+        return expectations.tolerance(self.width, self.level)
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters of the prediction."""
+        return {"width": self.width, "snr": self.snr, **super().describe()}
+
+    def equation(self, corrector: bool = True) -> str:
+        """The equation solved, in markdown."""
+        term = " + (c/snr) v_i v_j E[1{h_i>=0} 1{h_j>=0} s^2]" if corrector else ""
+        return "\n".join(
+            [
+                "Effective dynamics (Theorem 2.2; Propositions 4.1 and 5.1 of arXiv 2206.04030), "
+                "h = W X, s = sigmoid(v . relu(h)) - y:",
+                "",
+                "    dv_i/dt  = - E[relu(h_i) s] - alpha v_i",
+                "    dm_i/dt  = - v_i E[X_par 1{h_i>=0} s] - alpha m_i",
+                "    dR_ij/dt = - v_i E[P_j 1{h_i>=0} s] - v_j E[P_i 1{h_j>=0} s] "
+                f"- 2 alpha R_ij{term}",
+            ]
+        )

@@ -1,0 +1,162 @@
+"""Rings: where a `Tracker` puts what a step leaves behind until there is enough to evaluate."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from torchlimits.statistics import Parameters, SummaryStatistics
+
+#: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
+_CACHE_BYTES = 2**21
+
+
+class Ring(ABC):
+    """Room for `capacity` records; `take` returns them as statistics and empties it."""
+
+    def __init__(self, statistics: SummaryStatistics, parameters: Parameters, capacity: int):
+        self.statistics = statistics
+        self.parameters = dict(parameters)
+        self.capacity = capacity
+        self.filled = 0
+        self.names = statistics.names_of(_exact(self.parameters))
+
+    @property
+    def full(self) -> bool:
+        """Whether the next `store` has no room."""
+        return self.filled >= self.capacity
+
+    def clear(self) -> None:
+        """Forget what is stored."""
+        self.filled = 0
+
+    def _checked(self, values: Tensor) -> Tensor:
+        """Values on the CPU in float64, runs first: (..., T, k)."""
+        if values.shape[-1] != len(self.names):
+            raise ValueError(
+                f"the statistics changed shape: expected {len(self.names)} entries "
+                f"({', '.join(self.names[:4])} ...) as at step 0, got {values.shape[-1]}: "
+                "return tensors of a fixed shape"
+            )
+        return values.movedim(0, -2).to("cpu", torch.float64)
+
+    @abstractmethod
+    def store(self) -> None:
+        """Record the parameters' present values; called after every recorded step."""
+
+    @abstractmethod
+    def take(self) -> Tensor:
+        """The statistics of all stored records, (..., T, k) in float64 on the CPU."""
+
+
+class SnapshotRing(Ring):
+    """Copies of the parameters, made by one fused kernel a step, evaluated all at once."""
+
+    def __init__(
+        self,
+        statistics: SummaryStatistics,
+        parameters: Parameters,
+        capacity: int,
+    ) -> None:
+        super().__init__(statistics, parameters, capacity)
+        self._sources = list(self.parameters.values())
+        self._buffers = [p.detach().new_empty((capacity, *p.shape)) for p in self._sources]
+        # the slots' views are made once: making them at every step would cost more than the copy
+        self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
+        self._vectorised = True
+
+    def store(self) -> None:
+        """One copy kernel; no autograd, no synchronisation."""
+        with torch.no_grad():
+            torch._foreach_copy_(self._slots[self.filled], self._sources)
+        self.filled += 1
+
+    def take(self) -> Tensor:
+        """Evaluate the statistics for all stored snapshots at once."""
+        stored = {
+            name: buffer[: self.filled]
+            for name, buffer in zip(self.parameters, self._buffers, strict=True)
+        }
+        self.clear()
+        with torch.no_grad():
+            return self._checked(self._evaluate(_exact(stored)))
+
+    def _evaluate(self, stored: dict[str, Tensor]) -> Tensor:
+        if self.statistics.parameter_dims is not None:
+            return self.statistics(stored)
+        if self._vectorised:
+            try:
+                return torch.func.vmap(self.statistics)(stored)
+            except RuntimeError:
+                # .item(), data-dependent control flow, numpy: fine, one snapshot at a time
+                self._vectorised = False
+        rows = len(next(iter(stored.values())))
+        values = [self.statistics({n: p[row] for n, p in stored.items()}) for row in range(rows)]
+        return torch.stack(values)
+
+
+class EvaluatedRing(Ring):
+    """The statistics themselves, evaluated at every step: for models too large to be copied."""
+
+    def __init__(self, statistics: SummaryStatistics, parameters: Parameters) -> None:
+        super().__init__(statistics, parameters, capacity=1024)
+        self._rows: list[Tensor] = []
+
+    def store(self) -> None:
+        """Evaluate now; the values stay on their device until they are taken."""
+        with torch.no_grad():
+            self._rows.append(self.statistics(_exact(self.parameters)))
+        self.filled += 1
+
+    def take(self) -> Tensor:
+        """The stored values."""
+        rows, self._rows = self._rows, []
+        self.clear()
+        return self._checked(torch.stack(rows))
+
+
+def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: int) -> Ring:
+    """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if no snapshot fits."""
+    read = {name: parameters[name] for name in _names_read(statistics, parameters)}
+    size = sum(p.nbytes for p in read.values())
+    if size > max_bytes:
+        return EvaluatedRing(statistics, parameters)
+    on_cpu = all(p.device.type == "cpu" for p in read.values())
+    wanted = max(_CACHE_BYTES // size, 8) if on_cpu else 2**14
+    return SnapshotRing(statistics, read, capacity=min(max_bytes // size, wanted))
+
+
+def _names_read(statistics: SummaryStatistics, parameters: Parameters) -> list[str]:
+    """The parameters that the statistics look at: only these are worth copying."""
+    recorder = _ReadRecorder(parameters)
+    with torch.no_grad():
+        statistics(recorder)
+    return [name for name in parameters if name in recorder.read]
+
+
+class _ReadRecorder(Mapping[str, Tensor]):
+    """The parameters, and a note of which ones were read."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._parameters[name]
+        self.read.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
+def _exact(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Half-precision parameters in float32, so that sums over many entries keep their digits."""
+    half = (torch.float16, torch.bfloat16)
+    return {n: p.detach().float() if p.dtype in half else p.detach() for n, p in parameters.items()}

@@ -1,0 +1,98 @@
+"""`SGDSettings`: what the options of torch.optim.SGD do to the effective dynamics."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from torchlimits import checks
+
+
+@dataclass(frozen=True)
+class SGDSettings:
+    r"""The constants of one SGD run, in the limit n -> infinity.
+
+    With momentum beta, dampening tau and batches of B fresh samples, put q = (1 - tau)/(1 - beta):
+    the drift becomes :math:`-q f` and the corrector :math:`c_\delta q^2 g / B`.
+
+    Source: sections 1 to 5 of arXiv 2206.04030 for plain SGD; for momentum, after its buffer has
+    settled (in O(1) steps) the parameters move by q times the gradients' sum, so one effective
+    step has size q delta: q steps of drift and q^2 of quadratic variation a step.
+
+    Args:
+        step_size: c_delta = lr * n.
+        momentum: beta in [0, 1), plain or Nesterov.
+        dampening: tau in [0, 1).
+        weight_decay: alpha, the ridge.
+        batch_size: B, samples averaged in one step.
+
+    Raises:
+        ValueError: if one is out of range.
+
+    Example:
+        >>> SGDSettings(step_size=1.0, momentum=0.5).corrector_factor
+        4.0
+    """
+
+    step_size: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        checks.positive("step_size", self.step_size, "it is c_delta = lr * dim")
+        checks.non_negative("weight_decay", self.weight_decay)
+        checks.positive_int("batch_size", self.batch_size)
+        for name in ("momentum", "dampening"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")
+
+    @classmethod
+    def of(cls, optimizer: object, dim: int, batch_size: int = 1) -> SGDSettings:
+        """Read them from a `torch.optim.SGD`.
+
+        Raises:
+            TypeError: if it is another optimizer.
+            ValueError: if its options have no limit in this package.
+        """
+        if not isinstance(optimizer, torch.optim.SGD):
+            raise TypeError(
+                f"expected a torch.optim.SGD, got {type(optimizer).__name__}: its effective "
+                "dynamics are not known to this package (recording works with any optimizer)"
+            )
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+        options = ("lr", "momentum", "dampening", "weight_decay", "maximize")
+        for option in options:
+            values = {float(group[option]) for group in groups}
+            if len(values) > 1:
+                raise ValueError(
+                    f"expected one {option} for all parameter groups, got {sorted(values)}: "
+                    "the dynamics of layers with their own settings are not in this package yet"
+                )
+        group = groups[0]
+        if group["maximize"]:
+            raise ValueError("expected SGD that minimises, got maximize=True: negate the loss")
+        return cls(
+            step_size=float(group["lr"]) * dim,
+            momentum=float(group["momentum"]),
+            dampening=float(group["dampening"]) if group["momentum"] else 0.0,
+            weight_decay=float(group["weight_decay"]),
+            batch_size=batch_size,
+        )
+
+    @property
+    def drift_factor(self) -> float:
+        """q = (1 - tau)/(1 - beta)."""
+        return (1 - self.dampening) / (1 - self.momentum)
+
+    @property
+    def corrector_factor(self) -> float:
+        """c_delta q^2 / B."""
+        return self.step_size * self.drift_factor**2 / self.batch_size
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as a dict."""
+        return asdict(self)

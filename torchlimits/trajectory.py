@@ -1,0 +1,187 @@
+"""`Trajectory`: the values of named summary statistics along time, measured or predicted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from torchlimits import checks
+
+_FORMAT = "torchlimits.Trajectory/1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    r"""Summary statistics along a run: :math:`u(t_0), \dots, u(t_{T-1})`, in float64 on the CPU.
+
+    Measured and predicted trajectories are the same thing to everyone who reads them.
+
+    Args:
+        times: limit time t = (sum of the learning rates so far), shape ``(T,)``, increasing.
+        steps: optimizer steps, shape ``(T,)``.
+        values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs.
+        names: the k statistics' names.
+        std: predicted standard deviation, of the shape of ``values``, or None.
+        metadata: JSON-able facts about where the numbers come from (``"equation"``, ``"dim"`` ...).
+
+    Raises:
+        ValueError: if the shapes do not fit, names repeat, or times do not increase.
+
+    Example:
+        >>> import torch
+        >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]], dtype=torch.float64)
+        >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
+        >>> path["m"]
+        tensor([0.0000, 0.5000], dtype=torch.float64)
+        >>> path.initial
+        tensor([0., 1.], dtype=torch.float64)
+    """
+
+    times: Float[Tensor, " T"]
+    steps: Int[Tensor, " T"]
+    values: Float[Tensor, "*runs T k"]
+    names: Sequence[str]
+    std: Float[Tensor, "*runs T k"] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        float64 = {"device": "cpu", "dtype": torch.float64}
+        object.__setattr__(self, "times", torch.as_tensor(self.times).detach().to(**float64))
+        object.__setattr__(
+            self, "steps", torch.as_tensor(self.steps).detach().to("cpu", torch.int64)
+        )
+        object.__setattr__(self, "values", torch.as_tensor(self.values).detach().to(**float64))
+        object.__setattr__(self, "names", list(self.names))
+        if self.std is not None:
+            object.__setattr__(self, "std", torch.as_tensor(self.std).detach().to(**float64))
+        self._validate()
+
+    def _validate(self) -> None:
+        shape = (len(self.times), len(self.names))
+        if tuple(self.values.shape[-2:]) != shape or len(self.steps) != shape[0]:
+            raise ValueError(
+                f"expected values of shape (..., T={shape[0]}, k={shape[1]}) for {shape[0]} times, "
+                f"{len(self.steps)} steps and {shape[1]} names, got {tuple(self.values.shape)}: "
+                "give one row a time and one column a name"
+            )
+        if self.std is not None and self.std.shape != self.values.shape:
+            raise ValueError(
+                f"expected std of the shape of values, {tuple(self.values.shape)}, "
+                f"got {tuple(self.std.shape)}"
+            )
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({n for n in self.names if list(self.names).count(n) > 1})
+            raise ValueError(f"expected k different names, got {twice} more than once: rename them")
+        if len(self.times):
+            checks.increasing_times(self.times)
+
+    @property
+    def initial(self) -> Float[Tensor, "*runs k"]:
+        """The statistics at the first recorded time, shape ``(..., k)``."""
+        return self.values[..., 0, :]
+
+    @property
+    def final(self) -> Float[Tensor, "*runs k"]:
+        """The statistics at the last recorded time, shape ``(..., k)``."""
+        return self.values[..., -1, :]
+
+    @property
+    def runs(self) -> int:
+        """How many independent runs the leading dimensions of ``values`` hold."""
+        return int(np.prod(self.values.shape[:-2], dtype=int))
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    def __repr__(self) -> str:
+        span = f"t = {self.times[0]:g} ... {self.times[-1]:g}" if len(self) else "no times"
+        return (
+            f"Trajectory({len(self.names)} statistics, {len(self)} times, {span}, runs={self.runs})"
+        )
+
+    def __getitem__(self, name: str) -> Float[Tensor, "*runs T"]:
+        """The values of one statistic, shape ``(..., T)``; ValueError for an unknown name."""
+        return self.values[..., self.index(name)]
+
+    def index(self, name: str) -> int:
+        """The column of a statistic; ValueError, naming those there are, for an unknown name."""
+        if name not in self.names:
+            raise ValueError(f"expected one of the statistics {list(self.names)}, got {name!r}")
+        return list(self.names).index(name)
+
+    def slice(self, rows: slice | Tensor) -> Trajectory:
+        """The trajectory at some of its times: a slice, or a tensor of row numbers or booleans."""
+        return replace(
+            self,
+            times=self.times[rows],
+            steps=self.steps[rows],
+            values=self.values[..., rows, :],
+            std=None if self.std is None else self.std[..., rows, :],
+        )
+
+    def thin(self, points: int) -> Trajectory:
+        """At most ``points`` times, evenly spread over the rows, first and last included."""
+        if points < 2:
+            raise ValueError(f"expected at least 2 points to keep first and last, got {points}")
+        if len(self) <= points:
+            return self
+        return self.slice(torch.linspace(0, len(self) - 1, points).round().long())
+
+    def save(self, path: str | Path) -> None:
+        """Write a ``.npz`` that numpy alone can read, one array a field, metadata as JSON."""
+        arrays: dict[str, np.ndarray] = {
+            "format": np.array(_FORMAT),
+            "times": self.times.numpy(),
+            "steps": self.steps.numpy(),
+            "values": self.values.numpy(),
+            "names": np.array(list(self.names), dtype=np.str_),
+            "metadata": np.array(json.dumps(dict(self.metadata))),
+        }
+        if self.std is not None:
+            arrays["std"] = self.std.numpy()
+        # written aside and renamed, so that a crash never leaves half a file under the real name
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trajectory:
+        """Read what `save` wrote, exactly; never unpickles.
+
+        Raises:
+            ValueError: if the file is not a trajectory.
+            FileNotFoundError: if there is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"expected a trajectory file, {path} cannot be read: {error}"
+            ) from error
+        if str(arrays.get("format")) != _FORMAT:
+            raise ValueError(
+                f"expected a file of format {_FORMAT!r}, {path} has {arrays.get('format')}: "
+                "give a file written by Trajectory.save"
+            )
+        return cls(
+            times=torch.from_numpy(arrays["times"]),
+            steps=torch.from_numpy(arrays["steps"]),
+            values=torch.from_numpy(arrays["values"]),
+            names=arrays["names"].tolist(),
+            std=torch.from_numpy(arrays["std"]) if "std" in arrays else None,
+            metadata=json.loads(str(arrays["metadata"])),
+        )
