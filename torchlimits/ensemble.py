@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -19,6 +19,7 @@ from torchlimits.tracking import track
 from torchlimits.trajectory import Trajectory
 
 
+@runtime_checkable
 class Problem(Protocol):
     """What `train` needs of a problem."""
 

@@ -1,208 +1,316 @@
-"""The line rule: Gaussian quadrature for functions with kinks on K hyperplanes."""
+"""Quadrature for Gaussian expectations with kinks: lines that are split where a ReLU switches.
+
+The rule of this module integrates f(xi) under N(0, I_K) where f is smooth except on the K
+hyperplanes h_i(xi) = 0, h = mean + factor xi. Space is cut into parallel lines; on each line all
+kinks are known points, and Gauss-Legendre panels lie between them. Because panels move with the
+kinks, autograd through the nodes gives the derivatives of the integral, delta functions at the
+kinks included. Nothing is inverted: a zero or a repeated row only gives an empty panel.
+"""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: |t| beyond which the normal density is dropped: 1e-10 of the mass for K <= 2, 6e-7 above
-_REACH = {1: 6.5, 2: 6.5}
-_REACH_LATTICE = 5.0
-#: lines (times batch members) evaluated at once: bounds the memory of a call without autograd to
-#: some 16 arrays of this many lines, K + 2 segments and the nodes of a segment, about 0.3 GiB
-_LINES_AT_ONCE = 4096
+#: nodes that one piece of work may hold (times some 20 doubles each: about 20 MiB)
+PIECE = 2**17
 
 
 @dataclass(frozen=True)
-class LineNodes:
-    """Nodes of the rule, B points, Q lines, S segments a line, G nodes a segment.
-
-    The expectation of F is the sum of ``weight * F`` over lines, segments and nodes. On a segment
-    the set of active neurons does not change and the logit is affine.
-    """
-
-    t: Float[Tensor, "B Q S G"]
-    weight: Float[Tensor, "B Q S G"]
-    logit: Float[Tensor, "B Q S G"]
-    active: Float[Tensor, "B Q S K"]
-    across: Float[Tensor, "B Q J"]
-    rotation: Float[Tensor, "B K K"]
-
-
-def line_nodes(
-    mean: Float[Tensor, "B K"],
-    factor: Float[Tensor, "B K K"],
-    v: Float[Tensor, "B K"],
-    *,
-    lines: int,
-    nodes: int,
-) -> Iterator[LineNodes]:
-    r"""Nodes for E F(xi), F smooth but for kinks where :math:`h = mean + factor\,\xi` changes sign.
-
-    Space is cut into parallel lines :math:`\xi = t d + \xi_\perp` along a direction d that crosses
-    every kink. On a line h is affine in t; the K kinks (and t = 0) cut it into segments, each with
-    a Gauss-Legendre rule in w, :math:`t = t_0 + \epsilon \sinh w`, which keeps the poles of
-    sigmoid(v . relu(h)), :math:`\pi/|slope|` away from its zero t_0, out of the rule's way. Across:
-    nothing for K = 1; for K = 2 the same composite rule, cut where the two kinks cross; else
-    ``lines`` points of a scrambled Sobol sequence with their mirror images, frozen.
-
-    The nodes move with the kinks, so that autograd through them gives derivatives of the integral.
-    The direction is a constant to autograd: turning the axes does not change an expectation.
+class Resolution:
+    """How fine the rule is; `resolution` gives the default of each width and level.
 
     Args:
-        mean: shape ``(B, K)``.
-        factor: any square root of the covariance of h, possibly singular, shape ``(B, K, K)``.
-        v: second-layer weights, shape ``(B, K)``.
-        lines: number of lines for K >= 3.
-        nodes: Gauss-Legendre nodes a segment.
-
-    Yields:
-        Pieces of the rule, to be added up.
+        order: Gauss-Legendre nodes on every panel of a line.
+        splits: panel borders on every line besides its kinks.
+        reach: lines are cut at -reach and reach (in standard deviations).
+        lines: number of lines asked for (K >= 3), or nodes on every panel of lines (K = 2).
+        stretch: spread of the lattice of lines, in standard deviations of the Gaussian.
     """
-    width = mean.shape[-1]
-    reach = _REACH.get(width, _REACH_LATTICE)
-    rotation = _rotation(_direction(factor.detach()))
-    turned = factor @ rotation
-    slope, across = turned[..., 0], turned[..., 1:]
-    for points, weights in _cross_section(mean, slope, across, v, lines, nodes, reach):
-        offset = mean[:, None, :] + points @ across.mT
-        yield _on_lines(offset, slope, v, points, weights, nodes, reach, rotation)
+
+    order: int
+    splits: tuple[float, ...]
+    reach: float
+    lines: int
+    stretch: float = 1.0
 
 
-def _on_lines(
-    offset: Float[Tensor, "B Q K"],
-    slope: Float[Tensor, "B K"],
-    v: Float[Tensor, "B K"],
-    points: Float[Tensor, "B Q J"],
-    weights: Float[Tensor, "B Q"],
-    nodes: int,
-    reach: float,
-    rotation: Float[Tensor, "B K K"],
-) -> LineNodes:
-    kinks = _ratio(-offset, slope[:, None, :].expand_as(offset), reach)
-    low, high = _segments(kinks, reach)
-    middle = (low + high).detach() / 2
-    active = (offset[..., None, :] + slope[:, None, None, :] * middle[..., None] > 0).to(offset)
-    # the logit on a segment is constant + incline * t
-    constant = (active @ (v[:, None, :] * offset)[..., None])[..., 0]
-    incline = (active @ (v * slope)[:, None, :, None])[..., 0]
-    scale = math.pi / incline.detach().abs().clamp_min(math.pi / 4)
-    zero = _ratio(-constant.detach(), incline.detach(), reach)
-    t, weight = _stretched(low, high, zero, scale, nodes)
-    logit = constant[..., None] + incline[..., None] * t
-    return LineNodes(t, weight * weights[..., None, None], logit, active, points, rotation)
+def resolution(width: int, level: int = 0) -> Resolution:
+    """The default `Resolution` for K neurons, K = 1, 2, 3 ...; levels from -1 (coarse) up.
 
-
-def _cross_section(
-    mean: Tensor, slope: Tensor, across: Tensor, v: Tensor, lines: int, nodes: int, reach: float
-) -> Iterator[tuple[Float[Tensor, "B Q J"], Float[Tensor, "B Q"]]]:
-    """Points and weights for the K - 1 directions across the lines, piece by piece."""
-    batch, width = mean.shape
-    if width == 1:
-        yield mean.new_zeros(batch, 1, 0), mean.new_ones(batch, 1)
-    elif width == 2:
-        yield _around_crossing(mean, slope, across[..., 0], v, nodes + 6, reach)
-    else:
-        points = _sobol_normals(width - 1, lines).to(mean)
-        for piece in points.split(_LINES_AT_ONCE):
-            shape = (batch, len(piece))
-            yield piece.expand(batch, -1, -1), mean.new_ones(shape) / lines
-
-
-def _around_crossing(
-    mean: Tensor, slope: Tensor, across: Tensor, v: Tensor, nodes: int, reach: float
-) -> tuple[Tensor, Tensor]:
-    """K = 2: the integral over lines is smooth but where a line meets both kinks at once."""
-    crossing = _ratio(
-        mean[:, 0] * slope[:, 1] - mean[:, 1] * slope[:, 0],
-        across[:, 1] * slope[:, 0] - across[:, 0] * slope[:, 1],
-        reach,
+    A level more is 4 more nodes on every panel (K <= 2), or 4 times the lines (K >= 3).
+    """
+    if width <= 2:
+        return Resolution(10 + 4 * level, (-2.0, 0.0, 2.0), 7.0, 12 + 4 * level)
+    lines = {3: 2048, 4: 4096, 5: 8192, 6: 16384}.get(width, 32768)
+    stretch = {3: 1.5, 4: 1.5, 5: 1.4}.get(width, 1.3)
+    finer = max(level, 0)
+    return Resolution(
+        6 + 2 * finer, (-2.0, 0.0, 2.0), 6.0 + 0.5 * finer, int(lines * 4.0**level), stretch
     )
-    low, high = _segments(crossing[:, None], reach)
-    steepest = (v[..., None] * torch.stack([slope, across], -1)).detach().norm(dim=(-2, -1))
-    scale = math.pi / steepest.clamp_min(math.pi / 2)
-    centre = crossing.detach()[:, None].expand_as(low)
-    p, weight = _stretched(low, high, centre, scale[:, None].expand_as(low), nodes)
-    return p.flatten(1)[..., None], weight.flatten(1)
 
 
-def _segments(cuts: Float[Tensor, "*batch C"], reach: float) -> tuple[Tensor, Tensor]:
-    """Ends of the C + 2 segments of [-reach, reach] between the cuts and 0.
+@dataclass(frozen=True)
+class Panels:
+    """Nodes of the rule, ordered as (point p, panel s, node n, line m).
 
-    The cut at 0 keeps a few nodes a segment enough for the normal density.
+    Attributes:
+        frame: orthogonal matrices, columns (direction of the lines, the rest), (P, K, K).
+        offsets: where the lines cross the plane orthogonal to them, (P, M, K-1).
+        t: position along the line, (P, S, n, M).
+        weight: of each node, (P, S, n, M); sums to 1 over all nodes of a point.
+        psi: the logit sum_i v_i relu(h_i), (P, S, n, M).
+        active: 1{h_i >= 0}, constant on a panel, (P, K, S, M).
     """
-    zero = torch.zeros_like(cuts[..., :1])
-    inner = torch.cat([cuts, zero], dim=-1).sort(dim=-1).values
-    grid = torch.cat([zero - reach, inner, zero + reach], dim=-1)
-    return grid[..., :-1], grid[..., 1:]
+
+    frame: Tensor
+    offsets: Tensor
+    t: Tensor
+    weight: Tensor
+    psi: Tensor
+    active: Tensor
+
+    def xi(self) -> Float[Tensor, "P nodes K"]:
+        """The nodes as points of R^K, in the order of ``weight.flatten(1)``."""
+        rest = self.offsets[:, None, None].expand(*self.t.shape, self.offsets.shape[-1])
+        return torch.cat([self.t[..., None], rest], -1).flatten(1, 3) @ self.frame.mT
 
 
-def _stretched(
-    low: Tensor, high: Tensor, centre: Tensor, scale: Tensor, nodes: int
+def panels(
+    mean: Float[Tensor, "P K"],
+    factor: Float[Tensor, "P K K"],
+    v: Float[Tensor, "P K"],
+    rule: Resolution,
+) -> Iterator[tuple[slice, Panels]]:
+    """The rule in pieces of at most about `PIECE` nodes: which points, and some of their nodes.
+
+    Pieces depend on the width and the resolution alone (a piece holds whole points, or some lines
+    of one point), so that a point's sum does not depend on the batch but by rounding.
+    """
+    points, width = mean.shape
+    on_line = (width + len(rule.splits) + 1) * rule.order
+    if width == 2:
+        count = (len(rule.splits) + 2) * rule.lines
+    else:
+        offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
+        count = len(weights)
+    step = max(1, PIECE // (count * on_line))
+    stride = count if width == 2 else max(1, PIECE // on_line)
+    for p in range(0, points, step):
+        some = slice(p, min(p + step, points))
+        frame = line_frame(mean[some], factor[some], v[some])
+        rotated = factor[some] @ frame
+        for m in range(0, count, stride):
+            if width == 2:
+                lines = _composite(mean[some], rotated, rule)
+            else:
+                few = offsets[m : m + stride], weights[m : m + stride]
+                lines = tuple(x.expand(len(frame), *x.shape) for x in few)
+            yield some, _split(mean[some], rotated, v[some], frame, lines, rule)
+
+
+def line_frame(mean: Tensor, factor: Tensor, v: Tensor) -> Float[Tensor, "P K K"]:
+    """Orthogonal frame whose first column is the direction of the lines; carries no gradient.
+
+    Of a fixed set of directions, the one that best crosses the kinks h_i = 0 and the level sets
+    of psi in every region (sets of active neurons): a line along which psi barely changes while
+    it changes fast across sees a sharp layer in the outer integral.
+    """
+    mean, factor, v = mean.detach(), factor.detach(), v.detach()
+    width = mean.shape[-1]
+    eye = torch.eye(width, dtype=mean.dtype, device=mean.device)
+    if width == 1:
+        return eye.expand(len(mean), 1, 1)
+    norm = factor.norm(dim=-1, keepdim=True).clamp_min(1e-150)
+    rows = factor / norm
+    direction = torch.linalg.eigh(rows.mT @ rows)[1][..., -1]
+    if width <= 8:
+        fixed = _directions(width, mean.device).expand(len(mean), -1, -1)
+        trial = torch.cat([fixed, direction[:, None]], 1)
+        # a kink that is out of reach does not matter
+        near = torch.exp(-((mean / norm.squeeze(-1)).abs() - 3).clamp(0, 30).square() / 2)
+        kinks = _slant(trial, rows, 1e-3) * near[:, None]
+        layers = _slant(trial, _regions(width, mean.device) @ (v[..., None] * factor), 3.0)
+        worst = torch.maximum(kinks.amax(-1), layers.amax(-1))
+        best = worst.argmin(-1)[:, None, None].expand(-1, 1, width)
+        direction = trial.gather(1, best).squeeze(1)
+    # Householder: the other columns follow the direction continuously
+    sign = torch.where(direction[:, :1] >= 0, 1.0, -1.0).to(mean.dtype)
+    mirror = direction * sign + eye[0]
+    mirror = mirror / mirror.norm(dim=-1, keepdim=True)
+    rest = (eye - 2 * mirror[:, :, None] * mirror[:, None])[..., 1:]
+    if width > 4:
+        # the first coordinates of a lattice are its best: give them where psi varies most
+        seen = v[..., None] * (factor @ rest)
+        rest = rest @ _signed(torch.linalg.eigh(seen.mT @ seen)[1].flip(-1))
+    return torch.cat([direction[..., None], rest], -1)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Columns with the sign that makes the entry of largest modulus positive."""
+    largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors.dtype)
+
+
+def _slant(directions: Tensor, normals: Tensor, soft: float) -> Tensor:
+    """Slope across a direction over (slope along it + soft), for each direction and normal."""
+    along = (directions @ normals.mT).abs()
+    across = (normals.square().sum(-1)[:, None] - along.square()).clamp_min(0).sqrt()
+    return across / (along + soft)
+
+
+@lru_cache(maxsize=64)
+def _directions(width: int, device: torch.device) -> Tensor:
+    """Directions spread over the half-sphere, the same in every process: (D, K)."""
+    if width == 2:
+        angle = torch.arange(12, dtype=torch.float64, device=device) * (math.pi / 12)
+        return torch.stack([angle.cos(), angle.sin()], -1)
+    points, _ = _lattice(width, 127, 1.0, device)
+    return points[:63] / points[:63].norm(dim=-1, keepdim=True).clamp_min(1e-9)
+
+
+@lru_cache(maxsize=64)
+def _regions(width: int, device: torch.device) -> Tensor:
+    """Indicators of all sets of two active neurons or more, (2^K - K - 1, K)."""
+    code = torch.arange(2**width, device=device)[:, None]
+    member = (code >> torch.arange(width, device=device)) & 1
+    return member[member.sum(-1) > 1].to(torch.float64)
+
+
+def _composite(mean: Tensor, rotated: Tensor, rule: Resolution) -> tuple[Tensor, Tensor]:
+    """K = 2: offsets and weights of lines in panels split where the two kinks cross."""
+    along, across = rotated[..., 0], rotated[..., 1]
+    constant = mean[:, 0] * along[:, 1] - mean[:, 1] * along[:, 0]
+    slope = across[:, 0] * along[:, 1] - across[:, 1] * along[:, 0]
+    edges = _with_splits(_root(constant, slope, rule.reach)[:, None], rule)
+    half = (edges.diff(dim=1) / 2)[..., None]
+    middle = ((edges[:, 1:] + edges[:, :-1]) / 2)[..., None]
+    x, w = _gauss_legendre(rule.lines, mean.device)
+    y = (middle + half * x).flatten(1)
+    return y[..., None], (half * w).flatten(1) * _density(y)
+
+
+def _split(
+    mean: Tensor,
+    rotated: Tensor,
+    v: Tensor,
+    frame: Tensor,
+    lines: tuple[Tensor, Tensor],
+    rule: Resolution,
+) -> Panels:
+    """Panels between the kinks of every line; on each, psi = level + slope t is affine."""
+    offsets, line_weight = lines
+    along = rotated[..., 0]
+    h0 = mean[..., None] + rotated[..., 1:] @ offsets.mT
+    edges = _with_splits(_root(h0, along[..., None], rule.reach), rule)
+    low, high = edges[:, :-1], edges[:, 1:]
+    middle = ((low + high) / 2).detach()
+    h_middle = h0.detach()[:, :, None] + along.detach()[..., None, None] * middle[:, None]
+    active = (h_middle >= 0).to(mean.dtype)
+    level = (active * (v[..., None] * h0)[:, :, None]).sum(1)
+    slope = (active * (v * along)[..., None, None]).sum(1)
+    t, weight = _sinh_nodes(low, high, level.detach(), slope.detach(), rule, line_weight)
+    psi = torch.addcmul(level[:, :, None], slope[:, :, None], t)
+    return Panels(frame, offsets, t, weight, psi, active)
+
+
+def _sinh_nodes(
+    low: Tensor, high: Tensor, level: Tensor, slope: Tensor, rule: Resolution, line_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Nodes t = centre + scale sinh(w) on [low, high], weights with the normal density in.
+    """Gauss-Legendre in z on t = zero + scale sinh(z), dense where sigmoid(psi) is steep.
 
-    ``centre`` (moved into the segment) and ``scale`` choose the nodes only: constants to autograd.
+    sigmoid has its poles at psi = +-i pi, that is at zero +- i pi/slope. Zeros in the tail of the
+    Gaussian do not matter, so there the scale grows; any smooth change of variables gives the same
+    integral and derivatives, so this one carries no gradient.
     """
-    x, gauss = (array.to(low) for array in _gauss_legendre(nodes))
-    centre = torch.minimum(torch.maximum(centre, low.detach()), high.detach())
-    start = torch.asinh((low - centre) / scale)
-    length = torch.asinh((high - centre) / scale) - start
-    exponential = torch.exp(start[..., None] + length[..., None] * x)
-    half, inverse = exponential / 2, 0.5 / exponential
-    t = centre[..., None] + scale[..., None] * (half - inverse)
-    density = torch.exp(-0.5 * t * t) / math.sqrt(2 * math.pi)
-    return t, (scale * length)[..., None] * gauss * (half + inverse) * density
+    steep = slope.square() + 0.01
+    zero = (-level * slope / steep).clamp(-20, 20)
+    scale = torch.sqrt(math.pi**2 / steep + (0.05 * zero.square()).square())
+    start, stop = torch.asinh((low - zero) / scale), torch.asinh((high - zero) / scale)
+    x, w = _gauss_legendre(rule.order, low.device)
+    half = (stop - start) / 2
+    z = torch.addcmul(((start + stop) / 2)[:, :, None], half[:, :, None], x[:, None])
+    up = torch.exp(z)
+    down = up.reciprocal()
+    t = torch.addcmul(zero[:, :, None], (scale / 2)[:, :, None], up - down)
+    panel_weight = half * scale * line_weight[:, None] * (0.5 * (2 * math.pi) ** -0.5)
+    weight = (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
+    return t, weight * (up + down)
 
 
-def _ratio(numerator: Tensor, denominator: Tensor, reach: float) -> Tensor:
-    """numerator / denominator within [-reach, reach]; `reach` for a denominator of zero."""
-    tiny = denominator.abs() <= 1e-14 * numerator.abs() + 1e-200
-    safe = torch.where(tiny, torch.ones_like(denominator), denominator)
-    quotient = torch.where(tiny, torch.full_like(numerator, reach), numerator / safe)
-    return quotient.clamp(-reach, reach)
+def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:
+    """Where constant + slope t = 0, or `reach` (no gradient) if that is not within the reach."""
+    inside = constant.abs() < reach * slope.abs()
+    t = -constant / torch.where(inside, slope, 1.0)
+    return torch.where(inside, t, reach)
 
 
-def _direction(factor: Float[Tensor, "B K K"]) -> Float[Tensor, "B K"]:
-    """A unit direction that crosses all kinks: the sum of their unit normals, signs aligned."""
-    length = factor.norm(dim=-1, keepdim=True)
-    normals = factor / length.clamp_min(1e-200)
-    leading = torch.linalg.eigh(normals.mT @ normals).eigenvectors[..., -1:]
-    signs = torch.where(normals @ leading >= 0, 1.0, -1.0).to(factor)
-    total = (signs * normals).sum(dim=-2)
-    first = torch.zeros_like(total)
-    first[..., 0] = 1.0
-    norm = total.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 1e-12, total / norm.clamp_min(1e-200), first)
+def _with_splits(kinks: Tensor, rule: Resolution) -> Tensor:
+    """All borders along dimension 1, sorted: kinks, fixed splits and both ends."""
+    fixed = torch.tensor((-rule.reach, *rule.splits, rule.reach)).to(kinks)
+    fixed = fixed.reshape(-1, *[1] * (kinks.ndim - 2)).expand(len(kinks), -1, *kinks.shape[2:])
+    return torch.cat([kinks, fixed], 1).sort(dim=1).values
 
 
-def _rotation(direction: Float[Tensor, "B K"]) -> Float[Tensor, "B K K"]:
-    """A Householder reflection whose first column is the direction, up to its sign."""
-    first = torch.zeros_like(direction)
-    first[..., 0] = 1.0
-    w = direction + torch.where(direction[..., :1] >= 0, 1.0, -1.0).to(direction) * first
-    identity = torch.eye(direction.shape[-1]).to(direction)
-    return identity - 2 * w[..., :, None] * w[..., None, :] / w.square().sum(-1)[..., None, None]
+def _density(t: Tensor) -> Tensor:
+    return torch.exp(t.square() * -0.5) * (2 * math.pi) ** -0.5
 
 
-@functools.cache
-def _gauss_legendre(nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1]."""
-    x, weight = np.polynomial.legendre.leggauss(nodes)
-    return torch.from_numpy((x + 1) / 2), torch.from_numpy(weight / 2)
+@lru_cache(maxsize=64)
+def _gauss_legendre(order: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    nodes = np.polynomial.legendre.leggauss(order)
+    return tuple(torch.from_numpy(x).to(device) for x in nodes)
 
 
-@functools.cache
-def _sobol_normals(dimension: int, count: int) -> Float[Tensor, "count dimension"]:
-    """Standard normals: a scrambled Sobol sequence of fixed seed, with its mirror image."""
-    engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=1)
-    uniform = engine.draw(count // 2, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
-    normal = math.sqrt(2) * torch.erfinv(2 * uniform - 1)
-    return torch.stack([normal, -normal], dim=1).flatten(0, 1)
+@lru_cache(maxsize=64)
+def _lattice(dim: int, size: int, stretch: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    r"""Korobov lattice for N(0, I_dim): points (M, dim), symmetric about 0, and weights (M,).
+
+    y = stretch * Phi^{-1}(u) with u on the lattice; the weights phi(y) dy/du vanish at the border
+    of the cube, which makes the integrand periodic.
+    """
+    if dim == 0:
+        return torch.zeros(1, 0, dtype=torch.float64, device=device), torch.ones(
+            1, dtype=torch.float64, device=device
+        )
+    size = _prime_below(size)
+    z = [pow(_korobov(dim, size), j, size) for j in range(dim)]
+    u = (torch.arange(size)[:, None] * torch.tensor(z) % size).double() / size
+    # centred: the point 0 maps to y = 0, and size is odd, so u = 0 never occurs
+    y = stretch * torch.special.ndtri((u + 0.5) % 1)
+    log_weight = -0.5 * (1 - stretch**-2) * y.square().sum(-1)
+    weight = torch.exp(log_weight)
+    kept = weight > 1e-9 * weight.max()
+    return y[kept].to(device), (weight[kept] / weight[kept].sum()).to(device)
+
+
+@lru_cache(maxsize=64)
+def _korobov(dim: int, size: int, trials: int = 200) -> int:
+    """The best of some multipliers by the criterion P_2 with weights 1 (dim <= 3), 0.1 (above)."""
+    golden = (5**0.5 - 1) / 2
+    trial = np.unique((size * (np.arange(1, trials + 1) * golden % 1)).astype(np.int64))
+    x = np.arange(size) / size
+    bernoulli = (1.0 if dim <= 3 else 0.1) * 2 * np.pi**2 * (x * x - x + 1 / 6)
+    index = np.arange(size)
+
+    def criterion(multiplier: int) -> float:
+        product, z = np.ones(size), 1
+        for _ in range(dim):
+            product *= 1 + bernoulli[index * z % size]
+            z = z * multiplier % size
+        return product.mean()
+
+    return min([1, *(int(a) for a in trial if 1 < a < size - 1)], key=criterion)
+
+
+def _prime_below(n: int) -> int:
+    while any(n % q == 0 for q in range(2, math.isqrt(n) + 1)):
+        n -= 1
+    return n

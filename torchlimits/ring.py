@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchlimits.statistics import Parameters, SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
-_CACHE_BYTES = 2**21
+_CACHE_BYTES = 2**22
 
 
 class Ring(ABC):
@@ -29,27 +30,29 @@ class Ring(ABC):
         """Whether the next `store` has no room."""
         return self.filled >= self.capacity
 
-    def clear(self) -> None:
-        """Forget what is stored."""
-        self.filled = 0
-
-    def _checked(self, values: Tensor) -> Tensor:
-        """Values on the CPU in float64, runs first: (..., T, k)."""
-        if values.shape[-1] != len(self.names):
-            raise ValueError(
-                f"the statistics changed shape: expected {len(self.names)} entries "
-                f"({', '.join(self.names[:4])} ...) as at step 0, got {values.shape[-1]}: "
-                "return tensors of a fixed shape"
-            )
-        return values.movedim(0, -2).to("cpu", torch.float64)
+    def _stacked(self, rows: list[Tensor]) -> tuple[Tensor, ValueError | None]:
+        """Rows up to the first of another shape than at step 0, and what to say of that one."""
+        k = len(self.names)
+        good = list(itertools.takewhile(lambda row: row.shape == (*rows[0].shape[:-1], k), rows))
+        stacked = torch.stack(good) if good else torch.empty(0, k)
+        if len(good) == len(rows):
+            return _runs_first(stacked), None
+        return _runs_first(stacked), ValueError(
+            f"the statistics changed shape: expected {k} entries "
+            f"({', '.join(self.names[:4])} ...) as at step 0, got {rows[len(good)].shape[-1]}: "
+            "return tensors of a fixed shape"
+        )
 
     @abstractmethod
     def store(self) -> None:
         """Record the parameters' present values; called after every recorded step."""
 
     @abstractmethod
-    def take(self) -> Tensor:
-        """The statistics of all stored records, (..., T, k) in float64 on the CPU."""
+    def take(self) -> tuple[Tensor, ValueError | None]:
+        """The stored records' statistics, (..., T, k) in float64 on the CPU, and empty the ring.
+
+        If a statistic changed its shape, the records before, and the error.
+        """
 
 
 class SnapshotRing(Ring):
@@ -63,39 +66,45 @@ class SnapshotRing(Ring):
     ) -> None:
         super().__init__(statistics, parameters, capacity)
         self._sources = list(self.parameters.values())
-        self._buffers = [p.detach().new_empty((capacity, *p.shape)) for p in self._sources]
+        self._alias()
+        self._buffers = [p.new_empty((capacity, *p.shape)) for p in self._detached]
         # the slots' views are made once: making them at every step would cost more than the copy
         self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
         self._vectorised = True
 
     def store(self) -> None:
         """One copy kernel; no autograd, no synchronisation."""
-        with torch.no_grad():
-            torch._foreach_copy_(self._slots[self.filled], self._sources)
+        for parameter, address in zip(self._sources, self._addresses, strict=True):
+            if parameter.data_ptr() != address:  # moved, by module.to(...) for instance
+                self._alias()
+                break
+        torch._foreach_copy_(self._slots[self.filled], self._detached)
         self.filled += 1
 
-    def take(self) -> Tensor:
+    def _alias(self) -> None:
+        # the same memory without gradient: cheaper at every step than entering no_grad
+        self._detached = [p.detach() for p in self._sources]
+        self._addresses = [p.data_ptr() for p in self._sources]
+
+    def take(self) -> tuple[Tensor, ValueError | None]:
         """Evaluate the statistics for all stored snapshots at once."""
-        stored = {
-            name: buffer[: self.filled]
-            for name, buffer in zip(self.parameters, self._buffers, strict=True)
-        }
-        self.clear()
+        buffers = zip(self.parameters, self._buffers, strict=True)
+        stored = _exact({name: buffer[: self.filled] for name, buffer in buffers})
+        rows, self.filled = self.filled, 0
         with torch.no_grad():
-            return self._checked(self._evaluate(_exact(stored)))
+            if self._vectorised:
+                try:
+                    return _runs_first(self._evaluate(stored)), None
+                except RuntimeError:
+                    # .item(), data-dependent control flow, numpy: fine, one snapshot at a time
+                    self._vectorised = False
+            snapshots = ({name: p[row] for name, p in stored.items()} for row in range(rows))
+            return self._stacked([self.statistics(snapshot) for snapshot in snapshots])
 
     def _evaluate(self, stored: dict[str, Tensor]) -> Tensor:
         if self.statistics.parameter_dims is not None:
             return self.statistics(stored)
-        if self._vectorised:
-            try:
-                return torch.func.vmap(self.statistics)(stored)
-            except RuntimeError:
-                # .item(), data-dependent control flow, numpy: fine, one snapshot at a time
-                self._vectorised = False
-        rows = len(next(iter(stored.values())))
-        values = [self.statistics({n: p[row] for n, p in stored.items()}) for row in range(rows)]
-        return torch.stack(values)
+        return torch.func.vmap(self.statistics)(stored)
 
 
 class EvaluatedRing(Ring):
@@ -111,11 +120,10 @@ class EvaluatedRing(Ring):
             self._rows.append(self.statistics(_exact(self.parameters)))
         self.filled += 1
 
-    def take(self) -> Tensor:
+    def take(self) -> tuple[Tensor, ValueError | None]:
         """The stored values."""
-        rows, self._rows = self._rows, []
-        self.clear()
-        return self._checked(torch.stack(rows))
+        rows, self._rows, self.filled = self._rows, [], 0
+        return self._stacked(rows)
 
 
 def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: int) -> Ring:
@@ -154,6 +162,11 @@ class _ReadRecorder(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+
+def _runs_first(rows: Tensor) -> Tensor:
+    """(T, ..., k) as (..., T, k), in float64 on the CPU."""
+    return rows.movedim(0, -2).to("cpu", torch.float64)
 
 
 def _exact(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

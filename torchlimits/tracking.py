@@ -182,12 +182,14 @@ class Tracker:
             return
         pending, self._pending = self._pending, []
         try:
-            values = self._ring.take()
+            values, error = self._ring.take()
             rows = _finite_rows(values)
             if rows:
                 self._recorded.append(self._chunk(pending[:rows], values[..., :rows, :]))
-            if rows < len(pending):
+            if rows < values.shape[-2]:
                 raise _non_finite(self.names, pending[rows][0], values[..., rows, :])
+            if error is not None:
+                raise error
         except Exception as error:
             self._failure = error
             if isinstance(error, NonFiniteStatistic) and self._recorded:
@@ -254,7 +256,8 @@ class Tracker:
             raise ValueError(
                 f"expected a state of the statistics {list(self.names)}, got {state['names']}"
             )
-        self._ring.clear()
+        if self._pending:
+            self._ring.take()
         self._pending = []
         self.step, self.time = int(state["step"]), float(state["time"])
         self._recorded = [

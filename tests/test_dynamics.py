@@ -1,0 +1,127 @@
+"""The solver side of EffectiveDynamics, on equations whose solution is known."""
+
+import math
+
+import pytest
+import torch
+
+import torchlimits as tl
+from torchlimits.settings import SGDSettings
+
+
+class Relaxation(tl.EffectiveDynamics):
+    """du_i/dt = -rate_i u_i + c: u(t) = c/rate + (u0 - c/rate) exp(-rate t)."""
+
+    def __init__(self, rates, **settings):
+        super().__init__([f"u[{i}]" for i in range(len(rates))], 100, SGDSettings(**settings))
+        self.rates = torch.tensor(rates, dtype=torch.float64)
+
+    def _terms(self, u):
+        return -self.rates.to(u) * u, torch.ones_like(u)
+
+    def exact(self, u0, times, corrector=True):
+        rates = self.rates * self.settings.drift_factor
+        level = self.settings.corrector_factor * corrector / rates
+        return level + (u0[..., None, :] - level) * torch.exp(-rates * times[:, None])
+
+
+TIMES = torch.linspace(0, 3, 31, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("corrector", [True, False])
+def test_against_the_exact_solution(corrector):
+    dynamics = Relaxation([1.0, 3.0], step_size=0.5, momentum=0.5, batch_size=2)
+    u0 = torch.randn(4, 2, dtype=torch.float64)
+    path = dynamics.solve(u0, TIMES, corrector=corrector)
+    exact = dynamics.exact(u0, TIMES, corrector)
+    torch.testing.assert_close(path.values, exact, rtol=1e-5, atol=1e-6)
+    assert path.steps.tolist() == [round(200 * t) for t in TIMES.tolist()]
+    assert path.metadata["parameters"]["corrector"] is corrector
+    assert path.metadata["parameters"]["momentum"] == 0.5
+
+
+def test_every_member_of_a_batch_keeps_the_tolerance():
+    """torchdiffeq's own norm would let one member among 3000 quiet ones drift 100 times further."""
+    dynamics = Relaxation([1.0, 3.0], step_size=1e-12)
+    u0 = torch.zeros(3000, 2, dtype=torch.float64)
+    u0[0] = 1.0
+    alone = dynamics.solve(u0[:1], TIMES, rtol=1e-7, atol=1e-9).values
+    together = dynamics.solve(u0, TIMES, rtol=1e-7, atol=1e-9).values[:1]
+    exact = dynamics.exact(u0[:1], TIMES)
+    assert (together - exact).abs().max() < 2 * (alone - exact).abs().max() + 1e-12
+
+
+def test_float32_starts_are_solved_in_float64():
+    dynamics = Relaxation([1.0, 3.0], step_size=0.5)
+    u0 = torch.tensor([0.25, 0.5])
+    path = dynamics.solve(u0, TIMES)
+    torch.testing.assert_close(path.values, dynamics.exact(u0.double(), TIMES), rtol=1e-5, atol=1e-6)
+    assert dynamics.drift(u0).dtype == torch.float32
+
+
+def test_one_time_only():
+    path = Relaxation([1.0], step_size=0.5).solve(torch.ones(1), [2.0])
+    assert path.values.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("times", [[0.0, 1.0, 1.0], [1.0, 0.0], [], [[0.0, 1.0]], [0.0, math.nan]])
+def test_bad_times(times):
+    with pytest.raises(ValueError, match="expected (strictly increasing )?times"):
+        Relaxation([1.0], step_size=0.5).solve(torch.ones(1), times)
+
+
+def test_bad_u():
+    dynamics = Relaxation([1.0, 2.0], step_size=0.5)
+    for call in (dynamics.drift, dynamics.corrector, lambda u: dynamics.solve(u, TIMES)):
+        with pytest.raises(ValueError, match=r"expected u of shape \(..., 2\).*\(3,\)"):
+            call(torch.ones(3))
+        with pytest.raises(TypeError, match="float32 or float64"):
+            call(torch.ones(2, dtype=torch.int64))
+        with pytest.raises(TypeError, match="got list"):
+            call([1.0, 2.0])
+    with pytest.raises(ValueError, match="finite start"):
+        dynamics.solve(torch.tensor([1.0, math.nan]), TIMES)
+
+
+def test_a_blow_up_says_what_happened():
+    class BlowUp(Relaxation):
+        def _terms(self, u):
+            return u**2, torch.zeros_like(u)
+
+    with pytest.raises(RuntimeError, match="could not hold rtol"):
+        BlowUp([1.0], step_size=0.5).solve(torch.ones(1), [0.0, 2.0])
+
+
+def test_settings_are_read_from_the_optimizer():
+    p = [torch.nn.Parameter(torch.ones(3))]
+    sgd = torch.optim.SGD(p, lr=0.01, momentum=0.9, dampening=0.5, weight_decay=0.2)
+    settings = SGDSettings.of(sgd, dim=100, batch_size=4)
+    assert settings == SGDSettings(1.0, 0.9, 0.5, 0.2, 4)
+    assert settings.drift_factor == pytest.approx(5.0)
+    assert settings.corrector_factor == pytest.approx(25.0 / 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step_size": 0.0}, "step_size"),
+        ({"step_size": 1.0, "momentum": 1.0}, "momentum"),
+        ({"step_size": 1.0, "dampening": -0.1}, "dampening"),
+        ({"step_size": 1.0, "weight_decay": -0.1}, "weight_decay"),
+        ({"step_size": 1.0, "batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(ValueError, match=f"expected {message}"):
+        SGDSettings(**options)
+
+
+def test_optimizers_without_a_limit_here():
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    with pytest.raises(TypeError, match="recording works with any optimizer"):
+        SGDSettings.of(torch.optim.Adam([p]), 10)
+    with pytest.raises(ValueError, match="maximize"):
+        SGDSettings.of(torch.optim.SGD([p], lr=0.1, maximize=True), 10)
+    groups = [{"params": [p], "lr": 0.1}, {"params": [q], "lr": 0.2}]
+    with pytest.raises(ValueError, match="one lr for all parameter groups"):
+        SGDSettings.of(torch.optim.SGD(groups, lr=0.1), 10)

@@ -1,0 +1,153 @@
+"""Figures: which runs and statistics go where, and the files they end in."""
+
+import struct
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import torch
+
+from torchlimits import figures
+from torchlimits.trajectory import Trajectory
+
+XOR = [
+    *(f"v[{i}]" for i in range(4)),
+    *(f"m[{i},{j}]" for i in range(4) for j in range(2)),
+    *(f"R[{i},{j}]" for i in range(4) for j in range(i, 4)),
+]
+
+
+def trajectory(names, runs=None, *, same_start=False, band=False, rows=200, **metadata):
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, len(names)) if runs is None else (runs, rows, len(names))
+    values = torch.randn(shape, generator=generator, dtype=torch.float64).cumsum(-2)
+    if same_start:
+        values[..., 0, :] = 0.5
+    std = torch.ones_like(values) if band else None
+    return Trajectory(
+        torch.linspace(0, 2, rows), torch.arange(rows), values, names, std, metadata=metadata
+    )
+
+
+def titles(figure):
+    return [axes.get_title(loc="left") for axes in figure.axes]
+
+
+def test_xor_has_a_panel_for_each_direction_and_part_of_r():
+    path = trajectory(XOR)
+    figure = figures.overlay(path, path)
+    assert titles(figure) == ["$v_{i}$", "$m_{i,0}$", "$m_{i,1}$", "$R_{ii}$", "$R_{ij}$"]
+    # a dotted and a solid curve for each statistic
+    assert [len(axes.lines) for axes in figure.axes] == [8, 8, 8, 8, 12]
+
+
+def test_a_neuron_has_one_colour():
+    figure = figures.overlay(None, trajectory(XOR))
+    colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
+    assert colours[0] == colours[1] == colours[2] == colours[3]
+    assert len(set(colours[0])) == 4
+
+
+def test_runs_from_different_starts_are_never_averaged():
+    measured = trajectory(["m[0,0]"], runs=6)
+    figure = figures.overlay(measured, None, max_points=50)
+    assert len(figure.axes) == 4
+    assert [axes.get_ylabel() for axes in figure.axes] == [f"run {run}" for run in range(4)]
+    for run, axes in enumerate(figure.axes):
+        shown = torch.tensor(axes.lines[0].get_ydata())
+        assert torch.equal(shown[[0, -1]], measured["m[0,0]"][run, [0, -1]])
+    assert "4 of 6 runs" in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_runs_from_one_start_are_averaged_with_error_bars():
+    measured = trajectory(["m[0,0]"], runs=6, same_start=True)
+    (axes,) = figures.overlay(measured, None, max_points=200).axes
+    values = measured["m[0,0]"]
+    torch.testing.assert_close(torch.tensor(axes.lines[0].get_ydata()), values.mean(0))
+    (bars,) = axes.collections
+    low, high = torch.tensor(np.array([line[:, 1] for line in bars.get_segments()])).T
+    torch.testing.assert_close((high - low) / 2, values.std(0) / 6**0.5)
+
+
+def test_each_row_has_the_prediction_of_its_run():
+    both = trajectory(["m"], runs=3)
+    for run, axes in enumerate(figures.overlay(both, both).axes):
+        line = axes.lines[0].get_ydata()
+        assert torch.equal(torch.tensor(line), both["m"][run])
+
+
+def test_band_is_shaded():
+    predicted = trajectory(["m", "r2"], band=True)
+    figure = figures.overlay(None, predicted)
+    assert [len(axes.collections) for axes in figure.axes] == [1, 1]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["predicted", "± 1.96 predicted sd"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["m", "r2"], ["$m$", "r2"]),
+        (["norm/first", "norm/second"], ["norm"]),
+        ([f"w[{i}]" for i in range(30)], ["$w_{i}$"]),
+        ([f"C[{i},{j}]" for i in range(3) for j in range(8)], ["$C_{i,j}$"]),
+        (["R[0,0]", "R[0,1]", "R[1,1]"], ["$R_{ii}$", "$R_{0,1}$"]),
+        (["cost $", "a[x]", "b[", "layer[0][1]"], ["cost \\$", "a[x]", "b[", "layer[0][1]"]),
+        ([f"s{i}" for i in range(7)], [f"s{i}" for i in range(7)]),
+    ],
+)
+def test_any_names_can_be_drawn(names, expected):
+    path = trajectory(names, runs=2)
+    figure = figures.overlay(path, path)
+    assert [title for title in titles(figure) if title][: len(expected)] == expected
+    assert figures.png(figure, dpi=30)[:4] == b"\x89PNG"
+
+
+def test_measured_and_predicted_at_other_times_in_another_order():
+    measured, predicted = trajectory(["m", "r2"], rows=11), trajectory(["r2", "m"], rows=7)
+    axes = figures.overlay(measured, predicted).axes[0]
+    assert torch.equal(torch.tensor(axes.lines[0].get_ydata()), predicted["m"])
+    assert torch.equal(torch.tensor(axes.lines[1].get_ydata()), measured["m"])
+
+
+def test_few_and_non_finite_points():
+    path = trajectory(["m"], rows=1)
+    figures.png(figures.overlay(path, path))
+    path = trajectory(["m"], rows=5)
+    path.values[2:] = torch.nan
+    figures.png(figures.overlay(path, path))
+
+
+def test_title_comes_from_the_metadata():
+    path = trajectory(["m"], parameters={"dim": 10, "snr": 2.0, "unknown": 1})
+    assert "dim 10, snr 2.0" in [text.get_text() for text in figures.overlay(path).texts]
+    path = trajectory(["m"], title="Figure 1")
+    assert "Figure 1" in [text.get_text() for text in figures.overlay(path).texts]
+
+
+def test_png_size_and_no_global_state():
+    before = dict(mpl.rcParams)
+    figure = figures.overlay(trajectory(["m"]))
+    data = figures.png(figure, dpi=50)
+    width, height = struct.unpack(">II", data[16:24])
+    assert (width, height) == tuple(int(50 * inches) for inches in figure.get_size_inches())
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_save(tmp_path, suffix):
+    path = tmp_path / "new folder" / f"overlay.{suffix}"
+    figures.save(figures.overlay(trajectory(["m"])), path)
+    assert path.stat().st_size > 1000
+
+
+def test_errors():
+    path = trajectory(["m"])
+    with pytest.raises(ValueError, match="neither"):
+        figures.overlay()
+    with pytest.raises(ValueError, match="r2"):
+        figures.overlay(trajectory(["m", "r2"]), path)
+    with pytest.raises(ValueError, match="3 measured runs"):
+        figures.overlay(trajectory(["m"], runs=3), trajectory(["m"], runs=2))
+    with pytest.raises(ValueError, match="hold values"):
+        figures.overlay(trajectory(["m"], rows=0))

@@ -1,0 +1,516 @@
+"""What is written is read back with TensorBoard's own readers."""
+
+import dataclasses
+import io
+import json
+import time
+
+import google_crc32c
+import numpy as np
+import pytest
+import torch
+from matplotlib import image as matplotlib_image
+from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+from tensorboard.plugins.custom_scalar import custom_scalars_plugin, layout_pb2
+from tensorboard.plugins.hparams import backend_context
+from tensorboard.plugins.scalar import scalars_plugin
+from torch.utils.tensorboard import SummaryWriter
+
+from torchlimits import events, tensorboard
+from torchlimits.trajectory import Trajectory
+
+NAMES = ["v[0]", "v[1]", "m[0,0]", "m[1,0]", "r2"]
+TAGS = ["v/0", "v/1", "m/0,0", "m/1,0", "r2"]
+
+
+def trajectory(rows=300, runs=None, names=NAMES, *, band=False, seed=0, first=0, **metadata):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, len(names)) if runs is None else (runs, rows, len(names))
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    steps = torch.arange(first, first + rows)
+    std = torch.rand(shape, generator=generator) if band else None
+    return Trajectory(steps * 1e-3, steps, values, names, std, metadata=metadata)
+
+
+def read(folder):
+    """{tag: (steps, values, wall times)} of one run directory."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}).Reload()
+    found = {}
+    for tag in accumulator.Tags()["scalars"]:
+        rows = accumulator.Scalars(tag)
+        columns = ([e.step for e in rows], [e.value for e in rows], [e.wall_time for e in rows])
+        found[tag] = tuple(map(np.array, columns))
+    return found
+
+
+def layout(folder):
+    accumulator = EventAccumulator(str(folder)).Reload()
+    (event,) = accumulator.Tensors("custom_scalars__config__")
+    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
+    return category
+
+
+def served(logdir):
+    """TensorBoard's backend over a log directory: context of a request, context of a plugin."""
+    multiplexer = plugin_event_multiplexer.EventMultiplexer(tensor_size_guidance={"scalars": 0})
+    multiplexer.AddRunsFromDirectory(str(logdir))
+    multiplexer.Reload()
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(logdir))
+    return RequestContext(), base_plugin.TBContext(data_provider=provider, logdir=str(logdir))
+
+
+# --- event files ---------------------------------------------------------------------------------
+
+
+def test_values_steps_and_times_come_back_exactly(tmp_path):
+    # steps on both sides of every length that a varint up to 2^35 can have, blocks included
+    edges = [0, 1, 127, 128, 16383, 16384, 2**21 - 1, 2**21, 2**28, 2**35]
+    steps = np.array(sorted({*edges, *range(3 * 10**6, 3 * 10**6 + 20_000)}))
+    values = np.random.default_rng(0).standard_normal((len(steps), 2)) * 1e3
+    values[:4, 0] = [np.nan, np.inf, -np.inf, 1e300]
+    times = 1.7e9 + np.arange(len(steps)) * 0.1
+    file = events.EventFile(tmp_path)
+    file.add_scalars(["a", "β" * 200], steps, times, values)
+    file.flush()
+    found = read(tmp_path)
+    for column, tag in enumerate(["a", "β" * 200]):
+        np.testing.assert_array_equal(found[tag][0], steps)
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(found[tag][1], values[:, column].astype(np.float32))
+        np.testing.assert_array_equal(found[tag][2], times)
+
+
+def test_fast_records_are_those_of_protobuf():
+    tags, steps = ["v/0", "v/1"], np.array([1, 5, 127, 128, 300, 70_000])
+    values = np.random.default_rng(0).standard_normal((6, 2)).astype(np.float32)
+    expected = b""
+    for step, row in zip(steps.tolist(), values.tolist(), strict=True):
+        pairs = zip(tags, row, strict=True)
+        summary = events.Summary(
+            value=[events.Summary.Value(tag=tag, simple_value=value) for tag, value in pairs]
+        )
+        event = events.Event(wall_time=2.0 * step, step=step, summary=summary)
+        expected += events.record(event.SerializeToString())
+    assert b"".join(events.scalar_records(tags, steps, 2.0 * steps, values)) == expected
+
+
+def test_record_has_the_masked_crc_of_tfrecord():
+    record = events.record(b"some data")
+    crc = google_crc32c.value(b"some data")
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert record[:8] == (9).to_bytes(8, "little")
+    assert record[-4:] == masked.to_bytes(4, "little")
+
+
+def test_no_rows_no_records():
+    assert not list(events.scalar_records(["a"], np.arange(0), np.arange(0.0), np.ones((0, 1))))
+
+
+# --- write ---------------------------------------------------------------------------------------
+
+
+def test_two_runs_with_the_same_tags(tmp_path):
+    measured, predicted = trajectory(), trajectory(seed=1)
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted, max_points=None)
+    for side, path in (("measured", measured), ("predicted", predicted)):
+        found = read(tmp_path / side)
+        assert set(TAGS) <= set(found)
+        for name, tag in zip(NAMES, TAGS, strict=True):
+            np.testing.assert_array_equal(found[tag][0], path.steps)
+            np.testing.assert_array_equal(found[tag][1], path[name].numpy().astype(np.float32))
+
+
+def test_relative_wall_time_is_limit_time_in_seconds(tmp_path):
+    path = trajectory()
+    tensorboard.write(tmp_path, measured=path)
+    times = read(tmp_path / "measured")["r2"][2]
+    np.testing.assert_allclose(times - times[0], path.times, atol=1e-6)
+    assert times[-1] <= time.time()
+
+
+def test_at_most_max_points_with_both_ends(tmp_path):
+    path = trajectory(rows=12_345)
+    tensorboard.write(tmp_path, predicted=path)
+    steps = read(tmp_path / "predicted")["v/0"][0]
+    assert len(steps) == 1000
+    assert (steps[0], steps[-1]) == (0, 12_344)
+    assert set(np.diff(steps)) <= {12, 13}
+
+
+def test_runs_have_directories_of_their_own(tmp_path):
+    measured = trajectory(runs=3)
+    predicted = trajectory(seed=1)
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted)
+    assert sorted(folder.name for folder in (tmp_path / "measured").iterdir()) == ["0", "1", "2"]
+    for run in range(3):
+        values = read(tmp_path / "measured" / str(run))["m/1,0"][1]
+        np.testing.assert_array_equal(values, measured["m[1,0]"][run].numpy().astype(np.float32))
+    assert "v/0" in read(tmp_path / "predicted")
+
+
+def test_many_runs_are_cut_and_the_text_says_so(tmp_path):
+    path = trajectory(rows=3, runs=40)
+    tensorboard.write(tmp_path, measured=path, max_runs=5)
+    assert len(list((tmp_path / "measured").iterdir())) == 5
+    assert "the first 5 of 40 runs" in about(tmp_path / "measured" / "0")
+
+
+def test_band_is_drawn_for_both_sides(tmp_path):
+    measured, predicted = trajectory(), trajectory(seed=1, band=True)
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted)
+    found = read(tmp_path / "predicted")
+    half = 1.96 * predicted.std[:, 0]
+    np.testing.assert_array_equal(found["v/0/lower"][1], (predicted["v[0]"] - half).float())
+    np.testing.assert_array_equal(found["v/0/upper"][1], (predicted["v[0]"] + half).float())
+    found = read(tmp_path / "measured")
+    for end in ("lower", "upper"):
+        np.testing.assert_array_equal(found[f"v/0/{end}"][1], found["v/0"][1])
+    for side in ("measured", "predicted"):
+        category = layout(tmp_path / side)
+        assert category.title == "effective dynamics"
+        assert [chart.title for chart in category.chart] == NAMES
+        (series,) = category.chart[2].margin.series
+        assert (series.value, series.lower, series.upper) == ("m/0,0", "m/0,0/lower", "m/0,0/upper")
+
+
+def test_layout_without_a_band_matches_each_tag_only_once(tmp_path):
+    names = [f"v[{i}]" for i in range(11)] + ["a (b)", "loss.x"]
+    tensorboard.write(tmp_path, measured=trajectory(rows=5, names=names))
+    request, context = served(tmp_path)
+    scalars = scalars_plugin.ScalarsPlugin(context)
+    context.plugin_name_to_instance = {"scalars": scalars}
+    plugin = custom_scalars_plugin.CustomScalarsPlugin(context)
+    (category,) = json.loads(plugin.layout_impl(request, ""))["category"]
+    assert [chart["title"] for chart in category["chart"]] == ["v", "a (b)", "loss.x"]
+    patterns = [tag for chart in category["chart"] for tag in chart["multiline"]["tag"]]
+    for name, pattern in zip(names, patterns, strict=True):
+        found = plugin.scalars_impl(request, "measured", pattern, "")["tag_to_events"]
+        assert list(found) == [tensorboard.tag(name)]
+
+
+def test_hparams_dashboard_understands(tmp_path):
+    measured = trajectory(runs=2, parameters={"lr": 0.1, "optimizer": "SGD", "dim": 5})
+    predicted = trajectory(seed=1, parameters={"snr": 3.0, "lr": 7.0})
+    more = {"dim": np.int64(1000), "ok": True, "betas": (1, 2), "scale": torch.tensor(2.5)}
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted, hparams=more)
+    request, context = served(tmp_path)
+    reader = backend_context.Context(context)
+    content = reader.hparams_metadata(request, "")
+    assert sorted(content) == ["measured/0", "measured/1"]
+    experiment = reader.experiment_from_metadata(
+        request, "", True, content, reader.hparams_from_data_provider(request, "", limit=0)
+    )
+    names = {info.name for info in experiment.hparam_infos}
+    assert names == {"lr", "optimizer", "dim", "snr", "ok", "betas", "scale"}
+    metrics = {(metric.name.group, metric.name.tag) for metric in experiment.metric_infos}
+    assert ("", "torchlimits/sup difference") in metrics
+    session = backend_context.metadata.parse_session_start_info_plugin_data(
+        content["measured/0"]["_hparams_/session_start_info"]
+    )
+    assert session.hparams["dim"].number_value == 1000
+    assert session.hparams["lr"].number_value == 0.1
+    assert session.hparams["betas"].string_value == "(1, 2)"
+
+
+def test_sup_difference_of_each_run(tmp_path):
+    measured, predicted = trajectory(runs=2), trajectory(seed=1)
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted)
+    for run in range(2):
+        value = read(tmp_path / "measured" / str(run))["torchlimits/sup difference"][1]
+        expected = (measured.values[run] - predicted.values).abs().max()
+        np.testing.assert_array_equal(value, [np.float32(expected)])
+
+
+def test_different_times_have_no_sup_difference(tmp_path):
+    tensorboard.write(tmp_path, measured=trajectory(), predicted=trajectory(rows=50))
+    assert "torchlimits/sup difference" not in read(tmp_path / "measured")
+
+
+def about(folder):
+    accumulator = EventAccumulator(str(folder)).Reload()
+    (event,) = accumulator.Tensors("torchlimits/about")
+    return event.tensor_proto.string_val[0].decode()
+
+
+def test_text_and_image(tmp_path):
+    predicted = trajectory(seed=1, equation="du/dt = -f + g", parameters={"note": "a|b"})
+    tensorboard.write(tmp_path, measured=trajectory(), predicted=predicted)
+    text = about(tmp_path / "predicted")
+    assert "du/dt = -f + g" in text
+    assert "| note | a\\|b |" in text
+    accumulator = EventAccumulator(str(tmp_path / "predicted")).Reload()
+    (event,) = accumulator.Images("torchlimits/overlay")
+    pixels = matplotlib_image.imread(io.BytesIO(event.encoded_image_string), format="png")
+    assert pixels.shape[:2] == (event.height, event.width)
+    tensorboard.write(tmp_path / "alone", measured=trajectory())
+    assert "Smoothing" in about(tmp_path / "alone" / "measured")
+
+
+def test_tags_of_all_dashboards_differ(tmp_path):
+    # TensorBoard drops what comes second under one tag
+    tensorboard.write(tmp_path, predicted=trajectory(parameters={"a": 1}))
+    request, context = served(tmp_path)
+    provider = context.data_provider
+    images = provider.list_blob_sequences(request, experiment_id="", plugin_name="images")
+    texts = provider.list_tensors(request, experiment_id="", plugin_name="text")
+    assert list(images["predicted"]) == ["torchlimits/overlay"]
+    assert list(texts["predicted"]) == ["torchlimits/about"]
+
+
+def test_writing_again_replaces(tmp_path):
+    foreign = tmp_path / "measured" / "events.out.tfevents.1.other"
+    for seed, runs in enumerate([3, None, None, None, 2]):
+        path = trajectory(runs=runs, seed=seed, rows=200 + seed)
+        tensorboard.write(tmp_path, measured=path, predicted=path)
+        if seed == 0:
+            foreign.write_bytes(b"")
+        folder = tmp_path / "measured" if runs is None else tmp_path / "measured" / "1"
+        steps, values, _ = read(folder)["r2"]
+        np.testing.assert_array_equal(steps, path.steps)
+        expected = path["r2"] if runs is None else path["r2"][1]
+        np.testing.assert_array_equal(values, expected.float())
+        assert len(events.own_files(folder)) <= 2
+    assert foreign.exists()
+    assert "r2" not in read(tmp_path / "measured")
+    assert not list(tmp_path.rglob("unfinished*"))
+
+
+def test_only_the_side_given_is_replaced(tmp_path):
+    tensorboard.write(tmp_path, predicted=trajectory())
+    tensorboard.write(tmp_path, measured=trajectory(rows=10))
+    assert len(read(tmp_path / "predicted")["r2"][0]) == 300
+
+
+def test_a_reader_that_follows_the_directory_sees_the_replacement(tmp_path):
+    live = tensorboard.Writer(tmp_path / "measured", max_points=None)
+    path = trajectory()
+    live.add(path.slice(slice(0, 100)))
+    live.flush()
+    reader = EventAccumulator(str(tmp_path / "measured"), size_guidance={"scalars": 0}).Reload()
+    assert len(reader.Scalars("r2")) == 100
+    tensorboard.write(tmp_path, measured=path)
+    assert [event.step for event in reader.Reload().Scalars("r2")] == path.steps.tolist()
+    # a live writer that goes on after all appends to what was written
+    live.add(trajectory(rows=50, first=300))
+    live.close()
+    assert [event.step for event in reader.Reload().Scalars("r2")] == list(range(350))
+    np.testing.assert_array_equal(read(tmp_path / "measured")["r2"][0], np.arange(350))
+
+
+def test_predicted_in_another_order_of_names(tmp_path):
+    measured = trajectory()
+    columns = [4, 3, 2, 1, 0]
+    predicted = dataclasses.replace(
+        measured, values=measured.values[:, columns], names=[NAMES[i] for i in columns]
+    )
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted)
+    found = read(tmp_path / "measured")
+    np.testing.assert_array_equal(found["v/0"][1], read(tmp_path / "predicted")["v/0"][1])
+    assert found["torchlimits/sup difference"][1] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("v[0]", "v/0"),
+        ("m[0,1]", "m/0,1"),
+        ("a[0][1]", "a/0/1"),
+        ("r2", "r2"),
+        ("norm/a b[2]", "norm/a b/2"),
+        ("[0]", "[0]"),
+        ("x[", "x["),
+        ("f[0] + g", "f[0] + g"),
+    ],
+)
+def test_tag(name, expected):
+    assert tensorboard.tag(name) == expected
+
+
+def test_write_says_what_is_wrong(tmp_path):
+    path = trajectory(rows=5)
+    write = tensorboard.write
+    with pytest.raises(ValueError, match="neither"):
+        write(tmp_path)
+    with pytest.raises(ValueError, match=r"q \(predicted only\), r2 \(measured only\)"):
+        write(tmp_path, measured=path, predicted=trajectory(rows=5, names=[*NAMES[:4], "q"]))
+    with pytest.raises(ValueError, match=r"'v\[0\]' and 'v/0'"):
+        write(tmp_path, measured=trajectory(rows=5, names=["v[0]", "v/0"]))
+    with pytest.raises(ValueError, match="v/0/lower"):
+        write(tmp_path, measured=trajectory(rows=5, names=["v[0]", "v/0/lower"], band=True))
+    with pytest.raises(ValueError, match="hold values"):
+        write(tmp_path, measured=trajectory(rows=0))
+    with pytest.raises(ValueError, match="3 measured runs"):
+        write(tmp_path, measured=trajectory(runs=3), predicted=trajectory(runs=2))
+    with pytest.raises(ValueError, match="max_points"):
+        write(tmp_path, measured=path, max_points=1)
+    with pytest.raises(TypeError, match="Tensor"):
+        write(tmp_path, measured=path.values)
+    with pytest.raises(TypeError, match="hparams"):
+        write(tmp_path, measured=path, hparams=["lr"])
+    with pytest.raises(TypeError, match="logdir"):
+        write(None, measured=path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_logdir_that_is_a_file_or_read_only(tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for logdir in (file, file / "below"):
+        with pytest.raises(OSError, match="expected a folder"):
+            tensorboard.write(logdir, measured=trajectory(rows=5))
+        with pytest.raises(OSError, match="expected a folder"):
+            tensorboard.Writer(logdir)
+    assert file.read_text() == "mine"
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="no write permission"):
+        tensorboard.write(tmp_path, measured=trajectory(rows=5))
+
+
+def test_non_finite_values_are_written(tmp_path):
+    path = trajectory(rows=6)
+    path.values[2, 0], path.values[3, 0], path.values[4, 0] = torch.nan, torch.inf, 1e300
+    tensorboard.write(tmp_path, measured=path, predicted=path)
+    expected = path["v[0]"].numpy()
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(
+            read(tmp_path / "measured")["v/0"][1], expected.astype(np.float32)
+        )
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def feed(writer, path, size):
+    for begin in range(0, len(path), size):
+        writer.add(path.slice(slice(begin, begin + size)))
+        writer.flush()
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_live_shows_all_rows_when_asked(tmp_path, size):
+    path = trajectory()
+    with tensorboard.Writer(tmp_path, max_points=None) as writer:
+        feed(writer, path, size)
+    steps, values, times = read(tmp_path)["m/0,0"]
+    np.testing.assert_array_equal(steps, path.steps)
+    np.testing.assert_array_equal(values, path["m[0,0]"].float())
+    assert (np.diff(times) >= 0).all()
+
+
+@pytest.mark.parametrize("total_steps", [49_999, None])
+@pytest.mark.parametrize("size", [100, 4096, 50_000])
+def test_live_keeps_the_cap_whatever_the_pieces(tmp_path, total_steps, size):
+    path = trajectory(rows=50_000, names=["m"])
+    with tensorboard.Writer(tmp_path, total_steps=total_steps) as writer:
+        feed(writer, path, size)
+    steps, values, _ = read(tmp_path)["m"]
+    assert (steps[0], steps[-1]) == (0, 49_999)
+    assert 400 < len(steps) <= 1000
+    assert (np.diff(steps) > 0).all()
+    np.testing.assert_array_equal(values, path["m"][steps].float())
+    if total_steps:
+        assert np.ptp(np.diff(steps)) <= 1
+    else:
+        np.testing.assert_array_equal(steps[:30], np.arange(30))
+        doublings = [np.sum((steps >= s) & (steps < 2 * s)) for s in (1000, 5000, 20_000)]
+        assert all(38 <= count <= 43 for count in doublings)
+
+
+@pytest.mark.parametrize("max_points", [4, 10, 100, 1000])
+def test_live_cap_holds_for_a_billion_steps(tmp_path, max_points):
+    steps = np.unique(np.geomspace(1, 1e9, 400_000).astype(np.int64))
+    path = Trajectory(
+        torch.from_numpy(steps * 1.0), torch.from_numpy(steps), torch.zeros(len(steps), 1), ["m"]
+    )
+    with tensorboard.Writer(tmp_path, max_points=max_points) as writer:
+        feed(writer, path, 50_000)
+    found = read(tmp_path)["m"][0]
+    assert max_points // 2 <= len(found) <= max_points
+    assert found[-1] == 10**9
+
+
+def test_live_is_visible_before_it_is_closed(tmp_path):
+    writer = tensorboard.Writer(tmp_path)
+    writer.add(trajectory(rows=5))
+    writer.flush()
+    assert len(read(tmp_path)["v/0"][0]) == 5
+    assert [chart.title for chart in layout(tmp_path).chart] == ["v", "m", "r2"]
+
+
+def test_live_runs(tmp_path):
+    path = trajectory(runs=3)
+    with tensorboard.Writer(tmp_path, max_points=None, max_runs=2) as writer:
+        feed(writer, path, 50)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["0", "1"]
+    np.testing.assert_array_equal(read(tmp_path / "1")["r2"][1], path["r2"][1].float())
+
+
+def test_live_rows_shown_twice_are_written_once(tmp_path):
+    path = trajectory()
+    with tensorboard.Writer(tmp_path, max_points=None) as writer:
+        writer.add(path.slice(slice(0, 200)))
+        writer.add(path.slice(slice(100, 300)))
+        writer.add(path.slice(slice(0, 0)))
+    np.testing.assert_array_equal(read(tmp_path)["r2"][0], path.steps)
+
+
+def test_live_replaces_an_earlier_run_and_is_replaced_by_write(tmp_path):
+    for seed in range(3):
+        path = trajectory(seed=seed)
+        with tensorboard.Writer(tmp_path / "measured", max_points=None) as writer:
+            feed(writer, path, 100)
+        np.testing.assert_array_equal(read(tmp_path / "measured")["r2"][1], path["r2"].float())
+    # a live run in the log directory itself
+    with tensorboard.live(tmp_path) as writer:
+        feed(writer, path, 100)
+    final = trajectory(rows=123, seed=5)
+    tensorboard.write(tmp_path, measured=final)
+    np.testing.assert_array_equal(read(tmp_path / "measured")["r2"][1], final["r2"].float())
+    assert not events.own_files(tmp_path)
+
+
+@pytest.mark.parametrize("runs", [None, 2])
+def test_live_into_a_summary_writer_of_the_users(tmp_path, runs):
+    path = trajectory(rows=5000, runs=runs)
+    with SummaryWriter(str(tmp_path)) as mine:
+        sink = tensorboard.live(mine)
+        feed(sink, path, 500)
+        sink.close()
+        mine.add_scalar("loss", 1.5, 7)
+    found = read(tmp_path)
+    assert found["loss"][1] == [1.5]
+    steps, values, _ = found["v/0" if runs is None else "v/0/run 1"]
+    assert (steps[0], steps[-1]) == (0, 4999)
+    assert len(steps) <= 1000
+    expected = path["v[0]"] if runs is None else path["v[0]"][1]
+    np.testing.assert_array_equal(values, expected[steps].float())
+    assert not events.own_files(tmp_path)
+
+
+def test_live_takes_what_users_have(tmp_path):
+    writer = tensorboard.Writer(tmp_path)
+    assert tensorboard.live(writer) is writer
+    assert isinstance(tensorboard.live(str(tmp_path)), tensorboard.Writer)
+    for wrong in (None, 3, object()):
+        with pytest.raises(TypeError, match="SummaryWriter"):
+            tensorboard.live(wrong)
+
+
+def test_live_says_what_is_wrong(tmp_path):
+    writer = tensorboard.Writer(tmp_path)
+    writer.add(trajectory(rows=5))
+    with pytest.raises(ValueError, match="pieces of one trajectory"):
+        writer.add(trajectory(rows=5, first=5, names=["m"]))
+    with pytest.raises(ValueError, match="pieces of one trajectory"):
+        writer.add(trajectory(rows=5, first=5, runs=2))
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match="closed"):
+        writer.add(trajectory(rows=5, first=5))
+    with pytest.raises(ValueError, match="max_points"):
+        tensorboard.Writer(tmp_path, max_points=2)
+    with pytest.raises(ValueError, match="total_steps"):
+        tensorboard.Writer(tmp_path, total_steps=0)

@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import torchlimits as tl
+
+
+def path(T=5, runs=(), k=2, **options):
+    values = torch.randn(*runs, T, k, dtype=torch.float64)
+    names = [f"u[{i}]" for i in range(k)]
+    return tl.Trajectory(torch.arange(T) * 0.1, torch.arange(T), values, names, **options)
+
+
+@pytest.mark.parametrize("runs", [(), (3,), (2, 3)])
+def test_what_is_saved_is_loaded(tmp_path, runs):
+    before = path(runs=runs, metadata={"equation": "du/dt = 0", "parameters": {"lr": 0.1}})
+    before.save(tmp_path / "deep" / "u.npz")
+    after = tl.Trajectory.load(tmp_path / "deep" / "u.npz")
+    assert torch.equal(before.values, after.values)
+    assert torch.equal(before.times, after.times)
+    assert torch.equal(before.steps, after.steps)
+    assert before.names == after.names
+    assert before.metadata == after.metadata
+    assert after.std is None
+
+
+def test_std_is_saved_too(tmp_path):
+    before = path(std=torch.rand(5, 2, dtype=torch.float64))
+    before.save(tmp_path / "u.npz")
+    assert torch.equal(tl.Trajectory.load(tmp_path / "u.npz").std, before.std)
+
+
+def test_numpy_alone_reads_the_file(tmp_path):
+    before = path(metadata={"a": 1})
+    before.save(tmp_path / "u.npz")
+    with np.load(tmp_path / "u.npz", allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["values"], before.values.numpy())
+        assert file["names"].tolist() == before.names
+        assert json.loads(str(file["metadata"])) == {"a": 1}
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 truncated"])
+def test_a_foreign_file_is_refused(tmp_path, content):
+    (tmp_path / "u.npz").write_bytes(content)
+    with pytest.raises(ValueError, match="expected a trajectory file"):
+        tl.Trajectory.load(tmp_path / "u.npz")
+
+
+def test_a_numpy_file_of_somebody_else_is_refused(tmp_path):
+    np.savez(tmp_path / "u.npz", a=np.arange(3))
+    with pytest.raises(ValueError, match="expected a file of format"):
+        tl.Trajectory.load(tmp_path / "u.npz")
+    np.savez(tmp_path / "p.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="expected a trajectory file"):
+        tl.Trajectory.load(tmp_path / "p.npz")
+
+
+def test_thin_keeps_first_and_last():
+    before = path(T=1001)
+    thin = before.thin(10)
+    assert len(thin) == 10
+    assert thin.steps[0] == 0
+    assert thin.steps[-1] == 1000
+    assert torch.equal(thin.values, before.values[thin.steps])
+    assert before.thin(5000) is before
+
+
+def test_slice_and_names():
+    before = path(runs=(3,))
+    assert before.slice(slice(1, 3)).values.shape == (3, 2, 2)
+    assert torch.equal(before["u[1]"], before.values[..., 1])
+    assert torch.equal(before.initial, before.values[:, 0])
+    assert before.runs == 3
+    with pytest.raises(ValueError, match=r"expected one of the statistics .*'u\[0\]'"):
+        before["w"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"times": torch.tensor([0.0, 0.2, 0.1])}, "strictly increasing"),
+        ({"times": torch.tensor([0.0, 0.1])}, "expected values of shape"),
+        ({"names": ["a", "a"]}, "more than once"),
+        ({"names": ["a"]}, "expected values of shape"),
+        ({"std": torch.ones(2, 2)}, "expected std of the shape"),
+    ],
+)
+def test_bad_input(change, message):
+    good = {
+        "times": torch.tensor([0.0, 0.1, 0.2]),
+        "steps": torch.arange(3),
+        "values": torch.zeros(3, 2),
+        "names": ["a", "b"],
+    }
+    with pytest.raises(ValueError, match=message):
+        tl.Trajectory(**{**good, **change})
