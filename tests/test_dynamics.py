@@ -55,7 +55,9 @@ def test_float32_starts_are_solved_in_float64():
     dynamics = Relaxation([1.0, 3.0], step_size=0.5)
     u0 = torch.tensor([0.25, 0.5])
     path = dynamics.solve(u0, TIMES)
-    torch.testing.assert_close(path.values, dynamics.exact(u0.double(), TIMES), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        path.values, dynamics.exact(u0.double(), TIMES), rtol=1e-5, atol=1e-6
+    )
     assert dynamics.drift(u0).dtype == torch.float32
 
 
@@ -66,7 +68,7 @@ def test_one_time_only():
 
 @pytest.mark.parametrize("times", [[0.0, 1.0, 1.0], [1.0, 0.0], [], [[0.0, 1.0]], [0.0, math.nan]])
 def test_bad_times(times):
-    with pytest.raises(ValueError, match="expected (strictly increasing )?times"):
+    with pytest.raises(ValueError, match=r"expected (strictly increasing )?times"):
         Relaxation([1.0], step_size=0.5).solve(torch.ones(1), times)
 
 

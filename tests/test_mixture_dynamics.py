@@ -108,7 +108,7 @@ def test_degenerate_points(snr):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["binary", "xor"])
 def test_fidelity_to_sgd(name):
-    """100 runs of SGD from one start, N = 1000, t = 6: every mean within 0.005 of the prediction."""
+    """100 runs of SGD from one start, N = 1000, t = 6: every mean within 0.005 of theory."""
     snr = {"binary": 2.0, "xor": 4.0}[name]
     make = getattr(tl.GaussianMixture, name)
     problem = make(dim=1000, snr=snr, ridge=0.05)

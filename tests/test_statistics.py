@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -17,9 +19,7 @@ def parameters():
 @pytest.fixture
 def problem():
     generator = torch.Generator().manual_seed(2)
-    return tl.GaussianMixture.xor(
-        dim=8, width=3, snr=1.0, directions="random", generator=generator
-    )
+    return tl.GaussianMixture.xor(dim=8, width=3, snr=1.0, directions="random", generator=generator)
 
 
 def naive(parameters, directions):
@@ -32,7 +32,7 @@ def naive(parameters, directions):
             w = w - m * e
         rest.append(w)
     upper = [float(rest[i] @ rest[j]) for i in range(len(W)) for j in range(i, len(W))]
-    return torch.tensor([*v.tolist(), *sum(overlap, []), *upper], dtype=torch.float64)
+    return torch.tensor([*v.tolist(), *itertools.chain(*overlap), *upper], dtype=torch.float64)
 
 
 def test_mixture_statistics_against_loops(problem, parameters):

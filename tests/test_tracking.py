@@ -83,9 +83,7 @@ def test_only_what_the_statistics_read_is_copied(problem):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     tracker = tl.track(model, optimizer, {"v": lambda p: p["second.weight"]})
     assert list(tracker._ring.parameters) == ["second.weight"]
-    tracker = tl.track(
-        model, optimizer, {"n": lambda p: sum(q.square().sum() for q in p.values())}
-    )
+    tracker = tl.track(model, optimizer, {"n": lambda p: sum(q.square().sum() for q in p.values())})
     assert list(tracker._ring.parameters) == ["first.weight", "second.weight"]
 
 
@@ -193,13 +191,14 @@ def test_resuming_continues_without_a_gap(problem):
     whole = loop(problem, 40, lambda m, o: tl.track(m, o, problem.statistics))[1].trajectory()
     generator = torch.Generator().manual_seed(0)
     model = problem.model(generator=generator)
+    state = None
     for part in range(2):
         if part:
             model = copy.deepcopy(model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.03, weight_decay=problem.ridge)
         tracker = tl.track(model, optimizer, problem.statistics)
         if part:
-            tracker.load_state_dict(state)  # noqa: F821
+            tracker.load_state_dict(state)
         for _ in range(20):
             x, y = problem.sample(1, generator=generator)
             optimizer.zero_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -35,12 +35,25 @@ class Problem(Protocol):
         """alpha, the weight decay."""
         ...
 
-    def model(self, **options: Any) -> nn.Module:
-        """A network at its random start; options: replicas, generator, device, dtype."""
+    def model(
+        self,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """A network at its random start."""
         ...
 
-    def sample(self, batch: int, **options: Any) -> tuple[Tensor, Tensor]:
-        """Fresh data; options: replicas, generator."""
+    def sample(
+        self,
+        batch: int,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Fresh data."""
         ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
@@ -112,9 +125,11 @@ def train(
         weight_decay=problem.ridge,
     )
     every = max(1, steps // 1000) if every is None else every
-    writer = _live_writer(logdir, steps)
-    tracker = track(model, optimizer, problem.statistics, every=every, writer=writer)
-    with tracker, _step_counter(steps, progress) as ticks:
+    with (
+        _live_writer(logdir, steps) as writer,
+        track(model, optimizer, problem.statistics, every=every, writer=writer) as tracker,
+        _step_counter(steps, progress) as ticks,
+    ):
         for _ in ticks:
             x, y = problem.sample(batch_size, replicas=(runs,), generator=generator)
             loss = problem.loss(model(x), y)
@@ -151,9 +166,9 @@ def _copy_start(model: nn.Module, start: nn.Module) -> None:
             model.get_parameter(name).copy_(parameter)
 
 
-def _live_writer(logdir: str | Path | None, steps: int) -> Any:
+def _live_writer(logdir: str | Path | None, steps: int) -> AbstractContextManager[Any]:
     if logdir is None:
-        return None
+        return nullcontext()
     from torchlimits import tensorboard
 
     return tensorboard.Writer(Path(logdir) / "measured", total_steps=steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -167,9 +167,9 @@ def factor_gaussian(
         snr: lambda, shape ``(...)``.
 
     Returns:
-        L, lower triangular, and Q. Values are right for every R >= 0. Derivatives need a
-        nonsingular [m, S]: at a singular one those of the QR decomposition are not finite (the
-        drift's own derivative grows like R^{-1/2} towards the edge of the cone).
+        L and Q. Values are right for every R >= 0. First derivatives are right where [m, S] has
+        rank K. At aligned neurons or R = 0 the drift has none in R (it grows like R^{-1/2} towards
+        the edge of the cone); what comes then is finite and drops the directions out of the range.
 
     Example:
         >>> import torch
@@ -182,8 +182,16 @@ def factor_gaussian(
     root = psd_sqrt(gram)
     batch = torch.broadcast_shapes(m.shape[:-2], root.shape[:-2], scale.shape[:-2])
     blocks = [x.expand(*batch, *x.shape[-2:]) for x in (m, root)]
-    q, r = torch.linalg.qr((torch.cat(blocks, -1) / scale).mT)
-    return r.mT, q.mT
+    T = torch.cat(blocks, -1) / scale
+    fixed = T.detach()
+    q, r = torch.linalg.qr(fixed.mT)
+    L, Q = r.mT, q.mT
+    # First order in dT = T - fixed, which is zero in value: dL Q + L dQ = dT, dQ orthogonal to Q.
+    # torch's derivative of QR divides by the diagonal of L, which vanishes where neurons align.
+    dT = T - fixed
+    dL = dT @ q
+    dQ = torch.linalg.pinv(L, rtol=1e-7) @ (dT - dL @ Q)
+    return L + dL, Q + dQ
 
 
 def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]:
@@ -191,7 +199,7 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
 
     Derivative: the Sylvester equation S dS + dS S = dR, in the eigenbasis
     :math:`dS_{ij} = dR_{ij} / (s_i + s_j)`, which equal eigenvalues do not disturb (that of
-    torch.linalg.eigh is not defined there); 0 where :math:`s_i + s_j = 0`.
+    torch.linalg.eigh is not defined there); 0 where :math:`s_i + s_j = 0`. First order only.
 
     Args:
         matrix: R, symmetric; eigenvalues below 0 (rounding) count as 0.
@@ -202,43 +210,18 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
         tensor([[2., 0.],
                 [0., 0.]])
     """
-    return _PSDSqrt.apply(matrix)[0]
-
-
-class _PSDSqrt(torch.autograd.Function):
-    """R -> (S, eigenvectors, square roots of eigenvalues); only S has a derivative."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh((matrix + matrix.mT) / 2)
-        roots = values.clamp_min(0).sqrt()
-        return (vectors * roots[..., None, :]) @ vectors.mT, vectors, roots
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, ...]) -> None:
-        _, vectors, roots = output
-        ctx.mark_non_differentiable(vectors, roots)
-        ctx.save_for_backward(vectors, roots)
-        ctx.save_for_forward(vectors, roots)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> Tensor:
-        return _sylvester(*ctx.saved_tensors, gradient)
-
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None, None]:
-        return _sylvester(*ctx.saved_tensors, tangent), None, None
-
-
-def _sylvester(vectors: Tensor, roots: Tensor, right: Tensor) -> Tensor:
-    """X with S X + X S = right (symmetrised)."""
+    symmetric = (matrix + matrix.mT) / 2
+    fixed = symmetric.detach()
+    values, vectors = torch.linalg.eigh(fixed)
+    roots = values.clamp_min(0).sqrt()
+    root = (vectors * roots[..., None, :]) @ vectors.mT
     total = roots[..., :, None] + roots[..., None, :]
-    rotated = vectors.mT @ ((right + right.mT) / 2) @ vectors
-    nonzero = total > 0
-    solved = torch.where(nonzero, rotated / torch.where(nonzero, total, 1.0), 0.0)
-    return vectors @ solved @ vectors.mT
+    # eigenvalues below rounding are zeros: their roots are not to be divided by
+    solvable = total > 1e-7 * roots[..., -1:, None]
+    inverse = torch.where(solvable, 1 / total.where(solvable, 1.0), 0.0)
+    # zero in value, with the derivative of the root
+    change = vectors @ ((vectors.mT @ (symmetric - fixed) @ vectors) * inverse) @ vectors.mT
+    return root + change
 
 
 def _flat(

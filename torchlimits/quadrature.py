@@ -96,11 +96,8 @@ def panels(
     """
     points, width = mean.shape
     on_line = (width + len(rule.splits) + 1) * rule.order
-    if width == 2:
-        count = (len(rule.splits) + 2) * rule.lines
-    else:
-        offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
-        count = len(weights)
+    offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
+    count = (len(rule.splits) + 2) * rule.lines if width == 2 else len(weights)
     step = max(1, PIECE // (count * on_line))
     stride = count if width == 2 else max(1, PIECE // on_line)
     for p in range(0, points, step):
@@ -111,8 +108,8 @@ def panels(
             if width == 2:
                 lines = _composite(mean[some], rotated, rule)
             else:
-                few = offsets[m : m + stride], weights[m : m + stride]
-                lines = tuple(x.expand(len(frame), *x.shape) for x in few)
+                shared = offsets[m : m + stride], weights[m : m + stride]
+                lines = (shared[0].expand(len(frame), -1, -1), shared[1].expand(len(frame), -1))
             yield some, _split(mean[some], rotated, v[some], frame, lines, rule)
 
 
@@ -265,8 +262,8 @@ def _density(t: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _gauss_legendre(order: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    nodes = np.polynomial.legendre.leggauss(order)
-    return tuple(torch.from_numpy(x).to(device) for x in nodes)
+    nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(order))
+    return nodes.to(device), weights.to(device)
 
 
 @lru_cache(maxsize=64)

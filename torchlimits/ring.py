@@ -78,7 +78,9 @@ class SnapshotRing(Ring):
             if parameter.data_ptr() != address:  # moved, by module.to(...) for instance
                 self._alias()
                 break
-        torch._foreach_copy_(self._slots[self.filled], self._detached)
+        torch._foreach_copy_(  # type: ignore[reportPrivateImportUsage]
+            self._slots[self.filled], self._detached
+        )
         self.filled += 1
 
     def _alias(self) -> None:

@@ -1,0 +1,87 @@
+"""The scripts, run as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import torchlimits as tl
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("name", ["xor", "binary"])
+def test_run(name, tmp_path):
+    done = run("run.py", name, "--dim", 60, "--time", 1, "--runs", 2, "--logdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "v[0]" in done.stdout
+    assert done.stdout.strip().splitlines()[-1].endswith(f"tensorboard --logdir {tmp_path}")
+    measured = tl.Trajectory.load(tmp_path / "measured.npz")
+    predicted = tl.Trajectory.load(tmp_path / "predicted.npz")
+    assert measured.values.shape == predicted.values.shape
+    assert measured.steps[-1] == 60
+    assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "measured" / "1").glob("*tfevents*"))
+
+
+def test_without_the_corrector(tmp_path):
+    paths = {}
+    for flag in ("--corrector", "--no-corrector"):
+        done = run("run.py", "binary", "--dim", 60, "--snr", 1, "--time", 2, "--runs", 1, flag,
+                   "--logdir", tmp_path / flag)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        paths[flag] = tl.Trajectory.load(tmp_path / flag / "predicted.npz")
+    gap = paths["--corrector"].final - paths["--no-corrector"].final
+    assert float(gap[0, paths["--corrector"].index("R[0,0]")]) > 0.01
+
+
+def test_a_diverging_run_says_so_and_saves(tmp_path):
+    done = run("run.py", "xor", "--dim", 60, "--step-size", 1e6, "--time", 1e8, "--ridge", 0.5,
+               "--logdir", tmp_path)  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "after step" in done.stderr
+    assert "measured.npz" in done.stderr
+    saved = tl.Trajectory.load(tmp_path / "measured.npz")
+    assert len(saved) > 0
+    assert bool(saved.values.isfinite().all())
+    assert "is kept" in done.stderr or "before step" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dim", 5], "dim >= number of means"),
+        (["--snr", -1], "snr"),
+        (["--time", 0], "time"),
+        (["--runs", 0], "runs"),
+        (["--device", "nowhere"], "device"),
+    ],
+)
+def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
+    done = run("run.py", "xor", *arguments, "--logdir", tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("bench_tracking.py", ["--steps", 40, "--rounds", 2]),
+        ("bench_writing.py", ["--help"]),
+    ],
+)
+def test_benchmarks_start(script, arguments):
+    done = run(script, *arguments)
+    assert done.returncode == 0, done.stderr
