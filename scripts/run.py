@@ -27,11 +27,9 @@ class Options:
 
     dim: int = 1000
     """N, dimension of the data"""
-    snr: float = 4.0
-    """lambda, signal-to-noise ratio"""
-    ridge: float = 0.1
+    ridge: float = 0.05
     """alpha, the weight decay"""
-    step_size: float = 1.0
+    step_size: float = 2.0
     """c_delta; the learning rate is c_delta / dim"""
     time: float = 10.0
     """limit time to train for; a step takes lr"""
@@ -52,6 +50,8 @@ class Options:
 class Xor(Options):
     """The XOR mixture: means +mu, -mu (label 1) and +nu, -nu (label 0)."""
 
+    snr: float = 8.0
+    """lambda, signal-to-noise ratio"""
     width: int = 4
     """K, hidden units"""
 
@@ -60,6 +60,8 @@ class Xor(Options):
 class Binary(Options):
     """The binary mixture: means +mu (label 1) and -mu (label 0)."""
 
+    snr: float = 2.0
+    """lambda, signal-to-noise ratio"""
     width: int = 2
     """K, hidden units"""
 

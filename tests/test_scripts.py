@@ -29,7 +29,7 @@ def test_run(name, tmp_path):
     measured = tl.Trajectory.load(tmp_path / "measured.npz")
     predicted = tl.Trajectory.load(tmp_path / "predicted.npz")
     assert measured.values.shape == predicted.values.shape
-    assert measured.steps[-1] == 60
+    assert measured.steps[-1] == 30
     assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "measured" / "1").glob("*tfevents*"))
 
@@ -55,7 +55,6 @@ def test_a_diverging_run_says_so_and_saves(tmp_path):
     saved = tl.Trajectory.load(tmp_path / "measured.npz")
     assert len(saved) > 0
     assert bool(saved.values.isfinite().all())
-    assert "is kept" in done.stderr or "before step" in done.stderr
 
 
 @pytest.mark.parametrize(
