@@ -19,8 +19,8 @@ from rich.table import Table
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from torchlimits import events
-from torchlimits.events import Event, Summary  # pyright: ignore[reportAttributeAccessIssue]
+from torchlimits.tensorboard import events
+from torchlimits.tensorboard.events import Event, Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass

@@ -19,7 +19,8 @@ from tensorboard.plugins.hparams import backend_context
 from tensorboard.plugins.scalar import scalars_plugin
 from torch.utils.tensorboard import SummaryWriter
 
-from torchlimits import events, tensorboard
+from torchlimits import tensorboard
+from torchlimits.tensorboard import events
 from torchlimits.trajectory import Trajectory
 
 NAMES = ["v[0]", "v[1]", "m[0,0]", "m[1,0]", "r2"]

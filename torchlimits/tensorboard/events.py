@@ -1,4 +1,4 @@
-"""TensorBoard event files, written fast: framing, files, and the summaries that go into them."""
+"""TensorBoard event files, written fast: the framing of records, and files that replace files."""
 
 # protobuf makes its classes at import time, where a type checker does not see them:
 # pyright: reportAttributeAccessIssue=false
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -19,17 +18,6 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
-from tensorboard.plugins.custom_scalar import metadata as layout_metadata
-from tensorboard.plugins.custom_scalar.layout_pb2 import (
-    Category,
-    Chart,
-    Layout,
-    MarginChartContent,
-    MultilineChartContent,
-)
-from tensorboard.plugins.text import metadata as text_metadata
 
 #: how the files that this package wrote, and may replace, are told from everybody else's
 SUFFIX = ".torchlimits"
@@ -242,62 +230,3 @@ def retire(paths: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
         if path.parent.name.isdigit() and not any(path.parent.iterdir()):
             path.parent.rmdir()
-
-
-# --- summaries that are no scalars -----------------------------------------------------------
-
-
-def text(tag: str, markdown: str) -> Summary:
-    """A panel of the text dashboard."""
-    metadata = text_metadata.create_summary_metadata(display_name=None, description=None)
-    tensor = TensorProto(dtype=DT_STRING, string_val=[markdown.encode()])
-    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])
-
-
-def image(tag: str, png: bytes) -> Summary:
-    """A panel of the image dashboard.
-
-    >>> image("overlay", b"\\x89PNG\\r\\n\\x1a\\n" + bytes(8) + bytes([0, 0, 0, 3, 0, 0, 0, 2]))
-    ... # doctest: +ELLIPSIS
-    value {
-      tag: "overlay"
-      image {
-        height: 2
-        width: 3
-        colorspace: 4...
-    """
-    # a PNG begins with 8 magic bytes, 8 bytes of chunk header, width, height
-    width, height = struct.unpack(">II", png[16:24])
-    picture = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
-    return Summary(value=[Summary.Value(tag=tag, image=picture)])
-
-
-def lines_chart(title: str, tags: Sequence[str]) -> Chart:
-    """Several tags in one chart; each an anchored regular expression of its own."""
-    patterns = [_exactly(tag) for tag in tags]
-    return Chart(title=title, multiline=MultilineChartContent(tag=patterns))
-
-
-def _exactly(tag: str) -> str:
-    """A regular expression for one tag only: unanchored, v/1 would also match v/10."""
-    return re.escape(tag) + "$"
-
-
-def band_chart(title: str, tag: str, lower: str, upper: str) -> Chart:
-    """One tag inside the band between two others; a run that lacks either is not drawn."""
-    series = MarginChartContent.Series(value=tag, lower=lower, upper=upper)
-    return Chart(title=title, margin=MarginChartContent(series=[series]))
-
-
-def layout(categories: Mapping[str, Sequence[Chart]]) -> Summary:
-    """The custom scalars dashboard: charts by category."""
-    proto = Layout(
-        category=[Category(title=title, chart=charts) for title, charts in categories.items()]
-    )
-    tensor = TensorProto(dtype=DT_STRING, string_val=[proto.SerializeToString()])
-    value = Summary.Value(
-        tag=layout_metadata.CONFIG_SUMMARY_TAG,
-        metadata=layout_metadata.create_summary_metadata(),
-        tensor=tensor,
-    )
-    return Summary(value=[value])

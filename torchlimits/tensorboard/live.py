@@ -1,0 +1,261 @@
+"""`Writer`: a trajectory in TensorBoard while it grows."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from torchlimits import checks
+from torchlimits.tensorboard import events
+from torchlimits.tensorboard.events import (
+    Event,  # pyright: ignore[reportAttributeAccessIssue]
+    Summary,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from torchlimits.tensorboard.tags import (
+    check_cap,
+    columns_of,
+    layout_of,
+    log_folder,
+    run_folders,
+    tags_of,
+)
+from torchlimits.trajectory import Trajectory
+
+#: a live run of unknown length stays under the cap up to this many steps
+_LONGEST = 10**9
+
+
+class _Live(ABC):
+    """Takes the pieces of a growing trajectory and passes on few enough of their rows."""
+
+    def __init__(self, max_points: int | None, total_steps: int | None) -> None:
+        check_cap(max_points)
+        if total_steps is not None:
+            checks.positive_int("total_steps", total_steps)
+        self._max_points, self._total_steps = max_points, total_steps
+        self._bucket, self._newest = -1, -1
+        self._tail: tuple[Trajectory, np.ndarray] | None = None
+        self._clock = time.time()
+        self._like: Trajectory | None = None
+        self._closed = False
+
+    def add(self, chunk: Trajectory) -> None:
+        """Take the next rows: values ``(..., T, k)``; steps that were there before are skipped.
+
+        Raises:
+            ValueError: if the statistics or runs are not those of the first chunk, or after
+                `close`.
+        """
+        self._check(chunk)
+        if not len(chunk):
+            return
+        steps = chunk.steps.numpy()
+        buckets = self._buckets(steps)
+        before = np.maximum.accumulate(np.concatenate([[self._bucket], buckets]))[:-1]
+        keep = (buckets > before) & (steps > self._newest)
+        # nobody noted when each row was made: evenly, since the last piece
+        wall_times = np.linspace(self._clock, time.time(), len(steps) + 1)[1:]
+        if keep.any():
+            self._write(chunk.slice(torch.from_numpy(keep)), wall_times[keep])
+        if steps[-1] > self._newest:
+            last = (chunk.slice(slice(len(steps) - 1, None)), wall_times[-1:])
+            self._tail = None if keep[-1] else last
+        self._bucket = max(self._bucket, int(buckets[-1]))
+        self._newest = max(self._newest, int(steps[-1]))
+        self._clock = float(wall_times[-1])
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make what was added visible to a running TensorBoard."""
+
+    def close(self) -> None:
+        """Write the last row, whatever the spacing, and flush."""
+        if self._closed:
+            return
+        if self._tail is not None:
+            self._write(*self._tail)
+            self._tail = None
+        self.flush()
+        self._closed = True
+
+    @abstractmethod
+    def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None: ...
+
+    def _buckets(self, steps: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
+        """Increasing with the step; the first row of each bucket is shown."""
+        if self._max_points is None:
+            return steps
+        if self._total_steps is not None:
+            # one point is kept back for the last row
+            return steps * (self._max_points - 2) // self._total_steps
+        density = _points_per_doubling(self._max_points - 2)
+        knee = density / math.log(2)
+        late = knee + density * np.log2(np.maximum(steps, knee) / knee)
+        return np.where(steps < knee, steps, late).astype(np.int64)
+
+    def _check(self, chunk: Trajectory) -> None:
+        if self._closed:
+            raise ValueError("expected an open writer, got one that was closed: make another")
+        first = self._like = self._like or chunk
+        if (
+            list(chunk.names) != list(first.names)
+            or chunk.values.ndim != first.values.ndim
+            or (chunk.values.shape[:-2] != first.values.shape[:-2])
+        ):
+            raise ValueError(
+                f"expected pieces of one trajectory, {first!r} of {list(first.names)}, got "
+                f"{chunk!r} of {list(chunk.names)}: give each trajectory a writer of its own"
+            )
+
+
+def _points_per_doubling(points: int) -> float:
+    """d such that every step up to s = d / log 2, then d points a doubling, make ``points``."""
+    density = points / 30
+    for _ in range(50):
+        density = points / (1 / math.log(2) + math.log2(_LONGEST * math.log(2) / density))
+    return density
+
+
+class Writer(_Live):
+    """Writes statistics while they are being recorded; give it to `tl.track` as ``writer``.
+
+    At most ``max_points`` rows, step 0 and (at `close`) the last one included: evenly spread when
+    the number of steps is known; otherwise every step at first, then about 40 a doubling of the
+    step (for 1000 points), which lasts for 10^9 steps. Steps past ``total_steps`` keep the spacing
+    and go over the cap.
+
+    Event files that this package wrote into the folder before are replaced at the first `add`. One
+    folder takes one writer at a time. After the run, `write` replaces the live file by an evenly
+    spread one. Wall times are real ones.
+
+    Args:
+        logdir: the run directory itself, ``<logdir>/measured`` for a later
+            ``write(logdir, ...)``; independent runs go to its subdirectories 0, 1, 2 ...
+        max_points: how many rows at most; None: all.
+        total_steps: how many optimizer steps there will be, if that is known.
+        max_runs: how many runs at most.
+
+    Raises:
+        ValueError: if a number is out of range.
+        OSError: if ``logdir`` is a file or cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> piece = Trajectory(torch.tensor([0.0]), torch.tensor([0]), torch.ones(1, 1), ["m"])
+        >>> with tempfile.TemporaryDirectory() as logdir, Writer(logdir) as writer:
+        ...     writer.add(piece)
+        ...     writer.flush()
+        ...     len(list(Path(logdir).iterdir()))
+        1
+    """
+
+    def __init__(
+        self,
+        logdir: str | Path,
+        *,
+        max_points: int | None = 1000,
+        total_steps: int | None = None,
+        max_runs: int = 16,
+    ) -> None:
+        super().__init__(max_points, total_steps)
+        self._max_runs = checks.positive_int("max_runs", max_runs)
+        self._folder = log_folder(logdir)
+        self._files: list[events.EventFile] = []
+
+    def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
+        tags = tags_of(rows.names, band=False)
+        if not self._files:
+            self._start(rows)
+        for file, values in zip(self._files, columns_of(rows, band=False), strict=False):
+            file.add_scalars(tags, rows.steps.numpy(), wall_times, values)
+
+    def _start(self, rows: Trajectory) -> None:
+        """Files with a layout; they are there before those that they replace go."""
+        old = events.own_files(self._folder, numbered=True)
+        places = run_folders(self._folder, rows, self._max_runs)
+        self._files = [events.EventFile(place) for place in places]
+        self._files[0].add(layout_of(rows.names, band=False))
+        self.flush()
+        events.retire(old)
+
+    def flush(self) -> None:
+        """Make what was added visible to a running TensorBoard."""
+        for file in self._files:
+            file.flush()
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Borrowed(_Live):
+    """Writes into a SummaryWriter of the user's, which stays open; run r has tags ``.../run r``."""
+
+    def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 16) -> None:
+        super().__init__(max_points, None)
+        self._writer, self._max_runs = writer, max_runs
+
+    def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
+        tags = tags_of(rows.names, band=False)
+        if rows.values.ndim > 2:
+            runs = range(min(rows.runs, self._max_runs))
+            tags = [f"{one}/run {run}" for run in runs for one in tags]
+        # (T, runs * k): everything of one step goes into one event
+        columns = np.moveaxis(columns_of(rows, band=False)[: self._max_runs], 0, 1)
+        with np.errstate(over="ignore"):
+            values = columns.reshape(len(rows), -1).astype(np.float32).tolist()
+        file = self._writer._get_file_writer()
+        for step, wall_time, row in zip(rows.steps.tolist(), wall_times, values, strict=True):
+            pairs = zip(tags, row, strict=True)
+            summary = Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in pairs])
+            file.add_event(Event(summary=summary), step, float(wall_time))
+
+    def flush(self) -> None:
+        """Make what was added visible to a running TensorBoard."""
+        self._writer.flush()
+
+
+def live(writer: Any) -> Any:
+    """What shows a growing trajectory: an object with ``add(chunk)``, ``flush()``, ``close()``.
+
+    Args:
+        writer: a log directory (-> `Writer`), a `Writer` or another object with ``add`` and
+            ``flush`` (-> itself), or a ``torch.utils.tensorboard.SummaryWriter``, which gets one
+            event a step and is flushed, never closed.
+
+    Raises:
+        TypeError: if it is none of these.
+        OSError: if the log directory cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as logdir:
+        ...     type(live(logdir)).__name__
+        'Writer'
+    """
+    if isinstance(writer, (str, Path)):
+        return Writer(writer)
+    if hasattr(writer, "add") and hasattr(writer, "flush"):
+        return writer
+    # not isinstance: torch.utils.tensorboard takes more than a second to import
+    if hasattr(writer, "_get_file_writer"):
+        return _Borrowed(writer)
+    raise TypeError(
+        "expected writer as a log directory, a torchlimits.tensorboard.Writer or a "
+        f"torch.utils.tensorboard.SummaryWriter, got {type(writer).__name__}"
+    )
