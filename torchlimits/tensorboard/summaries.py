@@ -1,4 +1,4 @@
-"""The summaries that are no scalars: text, image, and the layout of the custom scalars dashboard."""
+"""Summaries that are no scalars: text, image, the layout of the custom scalars dashboard."""
 
 # protobuf makes its classes at import time, where a type checker does not see them:
 # pyright: reportAttributeAccessIssue=false

@@ -77,6 +77,7 @@ def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T column
 
 
 def check_cap(max_points: int | None) -> None:
+    """An int >= 4 or None, or ValueError."""
     if max_points is not None:
         checks.positive_int("max_points", max_points)
         if max_points < 4:
