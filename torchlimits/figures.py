@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import io
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from torchlimits.panels import Panel, panels_of
 from torchlimits.trajectory import Trajectory
 
 #: half the width of the band, in predicted standard deviations
 _BAND = 1.96
-_MOST_ROWS, _MOST_PANELS, _LINE_POINTS = 4, 24, 300
+_MOST_ROWS, _LINE_POINTS = 4, 300
 _TITLE_KEYS = ("problem", "dim", "width", "order", "snr", "ridge", "step_size", "momentum")
 
 # inches
@@ -67,7 +65,7 @@ def overlay(
     """
     given = [path for path in (measured, predicted) if path is not None]
     _check(measured, predicted, given)
-    panels = _panels(given[0].names)
+    panels = panels_of(given[0].names)
     rows = _rows(measured, predicted, given[0])
     lines = math.ceil(len(panels) / 5)
     across = math.ceil(len(panels) / lines)
@@ -121,89 +119,6 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 200) -> None:
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi, facecolor="white")
-
-
-# --- which statistics go into which panel --------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """Statistics drawn together, each with its label and colour."""
-
-    title: str
-    names: list[str]
-    labels: list[str]
-    colours: list[str]
-
-
-def _panels(names: Sequence[str]) -> list[_Panel]:
-    families: dict[str, list[str]] = {}
-    for name in names:
-        stem, indices = _parse(name)
-        families.setdefault(stem if indices else (name.rpartition("/")[0] or name), []).append(name)
-    panels = [panel for stem, members in families.items() for panel in _split(stem, members)]
-    return panels[:_MOST_PANELS]
-
-
-def _split(stem: str, names: list[str]) -> list[_Panel]:
-    """The panels of one family."""
-    indices = [_parse(name)[1] for name in names]
-    first = sorted({index[0] for index in indices if index})
-    colour = dict(zip(first, _palette(len(first)), strict=True))
-    if any(len(index) != 2 for index in indices):
-        title = _symbol(stem, "i") if all(indices) else stem
-        by_index = all(len(index) == 1 for index in indices)
-        colours = [colour[i[0]] for i in indices] if by_index else _palette(len(names))
-        return [_panel(title, names, colours)]
-    of = dict(zip(names, indices, strict=True))
-    if len(first) > 1 and all(i <= j for i, j in indices):
-        diagonal = [name for name in names if of[name][0] == of[name][1]]
-        rest = [name for name in names if name not in diagonal]
-        others = _palette(len(rest), "Dark2")
-        return [
-            _panel(_symbol(stem, "ii"), diagonal, [colour[of[name][0]] for name in diagonal]),
-            _panel(_symbol(stem, "ij"), rest, others),
-        ]
-    columns = sorted({j for _, j in indices})
-    if len(columns) > 6:
-        return [_panel(_symbol(stem, "i,j"), names, _palette(len(names)))]
-    members = [[name for name in names if of[name][1] == j] for j in columns]
-    return [
-        _panel(_symbol(stem, f"i,{j}"), group, [colour[of[name][0]] for name in group])
-        for j, group in zip(columns, members, strict=True)
-    ]
-
-
-def _panel(title: str, names: list[str], colours: list[str]) -> _Panel:
-    return _Panel(title, names, [_label(name) for name in names], colours)
-
-
-def _parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """("m", (0, 1)) for ``m[0,1]``; no indices for any other name."""
-    match = re.fullmatch(r"([^\[\]]+)\[(\d+(?:,\d+)*)\]", name)
-    return (name, ()) if match is None else (match[1], tuple(map(int, match[2].split(","))))
-
-
-def _label(name: str) -> str:
-    stem, indices = _parse(name)
-    return _symbol(stem, ",".join(map(str, indices)))
-
-
-def _symbol(stem: str, index: str) -> str:
-    """Mathematics for one-letter families, the name as it is for all others."""
-    if len(stem) == 1 and stem.isalpha():
-        return f"${stem}_{{{index}}}$" if index else f"${stem}$"
-    return (f"{stem}[{index}]" if index else stem).replace("$", r"\$")
-
-
-def _palette(count: int, name: str = "tab10") -> list[str]:
-    colours = mpl.colormaps[name]
-    many = mpl.colormaps["viridis"]
-    if count <= colours.N:
-        chosen = [colours(i) for i in range(count)]
-    else:
-        chosen = [many(0.92 * i / (count - 1)) for i in range(count)]
-    return [to_hex(colour) for colour in chosen]
 
 
 # --- which runs go into which row ----------------------------------------------------------------
@@ -270,7 +185,7 @@ def _one(path: Trajectory | None, run: int) -> _Curves | None:
 # --- drawing -------------------------------------------------------------------------------------
 
 
-def _draw(axes: Axes, panel: _Panel, row: _Row, max_points: int) -> None:
+def _draw(axes: Axes, panel: Panel, row: _Row, max_points: int) -> None:
     for name, colour in zip(panel.names, panel.colours, strict=True):
         if row.predicted is not None:
             _line(axes, row.predicted, name, colour)
@@ -324,11 +239,11 @@ def _dress(axes: Axes) -> None:
     axes.margins(x=0.02)
 
 
-def _legend_lines(panel: _Panel) -> int:
+def _legend_lines(panel: Panel) -> int:
     return 0 if len(panel.names) == 1 else 1 if len(panel.names) <= 4 else 2
 
 
-def _legend(axes: Axes, panel: _Panel, lines: int) -> None:
+def _legend(axes: Axes, panel: Panel, lines: int) -> None:
     """The panel's title, and between it and the panel at most two lines of colours."""
     alone = len(panel.names) == 1
     title = panel.labels[0] if alone else panel.title
