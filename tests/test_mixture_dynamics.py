@@ -144,3 +144,33 @@ def test_momentum_against_sgd():
     assert naive.settings.corrector_factor == pytest.approx(1 / 0.4 / 2)
     result = tl.compare(measured, naive.solve(u0, measured.times))
     assert not bool((result.sup_difference < Z * result.sup_standard_error + 0.01).all())
+
+
+def test_jacobian_at_generic_points():
+    """jacfwd against central differences of a finer rule; K = 4 within the rule's own error."""
+    for problem, tolerance in ((PROBLEMS["binary"], 1e-6), (PROBLEMS["xor"], 5e-3)):
+        dynamics = problem(snr=3.0, ridge=0.1).dynamics(step_size=1.0)
+        finer = problem(snr=3.0, ridge=0.1).dynamics(step_size=1.0, level=1)
+        K = dynamics.width
+        generator = torch.Generator().manual_seed(7)
+        v = torch.randn(K, generator=generator).double()
+        m = torch.randn(K, len(dynamics.coordinates) // 2, generator=generator).double()
+        A = torch.randn(K, K, generator=generator).double()
+        u = dynamics.join(v, m, A @ A.mT / K + 0.2 * torch.eye(K))
+        direction = torch.randn(len(u), generator=generator).double()
+        _, slope = torch.func.jvp(lambda u: dynamics(0.0, u), (u,), (direction,))  # noqa: B023
+        difference = (finer(0.0, u + 1e-3 * direction) - finer(0.0, u - 1e-3 * direction)) / 2e-3
+        assert float((slope - difference).abs().max()) < tolerance * float(slope.abs().max())
+
+
+def test_jacobian_is_finite_where_neurons_align():
+    dynamics = PROBLEMS["binary"](snr=3.0).dynamics(step_size=1.0)
+    for R in (torch.zeros(2, 2), torch.ones(2, 2)):
+        u = dynamics.join(torch.ones(2).double(), torch.ones(2, 1).double(), R.double())
+        jacobian = torch.func.jacrev(lambda u: dynamics(0.0, u))(u)
+        assert bool(jacobian.isfinite().all())
+        # v and m move inside the range of [m, S]: right even here
+        for i in range(2):
+            step = 1e-4 * torch.eye(7, dtype=torch.float64)[i]
+            difference = (dynamics(0.0, u + step) - dynamics(0.0, u - step)) / 2e-4
+            torch.testing.assert_close(jacobian[:, i], difference, rtol=1e-4, atol=1e-5)
