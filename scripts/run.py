@@ -118,7 +118,7 @@ def main(options: Xor | Binary, console: Console) -> None:
     console.print(tl.compare(measured, predicted))
 
     tl.tensorboard.write(logdir, measured=measured, predicted=predicted)
-    tl.figures.save(tl.figures.overlay(measured, predicted), logdir / "overlay.png")
+    tl.figures.save(tl.figures.overlay(measured, predicted), logdir / "overlay.png", dpi=120)
     console.print(f"Picture: {logdir / 'overlay.png'}", highlight=False)
     program = Path(sys.executable).with_name("tensorboard")
     console.print(f"{program} --logdir {logdir}", highlight=False, soft_wrap=True)
