@@ -123,6 +123,12 @@ def test_bad_components(means, labels, message):
         tl.GaussianMixture(means, labels, width=2, snr=1.0)
 
 
+@pytest.mark.parametrize("snr", ["4", None, True, [1.0]])
+def test_what_is_no_number(snr):
+    with pytest.raises(TypeError, match="expected snr to be a number"):
+        tl.GaussianMixture.xor(dim=20, snr=snr)
+
+
 def test_bad_calls():
     problem = tl.GaussianMixture.binary(dim=10, snr=1.0, ridge=0.1)
     with pytest.raises(ValueError, match="batch"):

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
 
 def positive(name: str, value: float, hint: str = "") -> float:
-    """A finite number > 0, or ValueError."""
-    return _number(name, value, value > 0, "a finite number > 0", hint)
+    """A finite number > 0, or ValueError (TypeError if it is no number)."""
+    number = _number(name, value, hint)
+    return _in_range(name, number, 0 < number < math.inf, "a finite number > 0", hint)
 
 
 def non_negative(name: str, value: float, hint: str = "") -> float:
-    """A finite number >= 0, or ValueError."""
-    return _number(name, value, value >= 0, "a finite number >= 0", hint)
+    """A finite number >= 0, or ValueError (TypeError if it is no number)."""
+    number = _number(name, value, hint)
+    return _in_range(name, number, 0 <= number < math.inf, "a finite number >= 0", hint)
 
 
 def positive_int(name: str, value: int) -> int:
@@ -25,9 +28,32 @@ def positive_int(name: str, value: int) -> int:
     return value
 
 
+def float64(name: str, value: object) -> Tensor:
+    """A float64 tensor on the CPU made from a tensor, array or nested list, or TypeError."""
+    try:
+        return torch.as_tensor(value).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"expected {name} as a tensor or numbers in lists, got {value!r}: {error}"
+        ) from error
+
+
+def device(value: torch.device | str) -> torch.device:
+    """A device that torch knows, or ValueError."""
+    try:
+        result = torch.device(value)
+    except RuntimeError as error:
+        raise ValueError(
+            f"expected device as 'cpu', 'cuda', 'cuda:1' ..., got {value!r}"
+        ) from error
+    if result.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"expected a device that is there, got {value!r}: torch sees no CUDA here")
+    return result
+
+
 def increasing_times(times: object) -> Tensor:
     """Times as a float64 tensor (T,), strictly increasing, or ValueError."""
-    result = torch.as_tensor(times, dtype=torch.float64)
+    result = float64("times", times)
     if result.ndim != 1 or len(result) == 0 or not bool(result.isfinite().all()):
         raise ValueError(
             f"expected times to be a non-empty list of finite numbers, shape (T,), got "
@@ -43,7 +69,13 @@ def increasing_times(times: object) -> Tensor:
     return result
 
 
-def _number(name: str, value: float, holds: bool, expected: str, hint: str) -> float:
-    if not holds or not math.isfinite(value):
-        raise ValueError(f"expected {name} to be {expected}, got {value!r}{hint and ': ' + hint}")
+def _number(name: str, value: object, hint: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise TypeError(f"expected {name} to be a number, got {value!r}{hint and ': ' + hint}")
     return float(value)
+
+
+def _in_range(name: str, value: float, holds: bool, expected: str, hint: str) -> float:
+    if not holds:
+        raise ValueError(f"expected {name} to be {expected}, got {value!r}{hint and ': ' + hint}")
+    return value

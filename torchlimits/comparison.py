@@ -141,6 +141,9 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
 
 
 def _check_alike(measured: Trajectory, predicted: Trajectory) -> None:
+    for path in (measured, predicted):
+        if not isinstance(path, Trajectory):
+            raise TypeError(f"expected two trajectories, got {type(path).__name__}")
     if list(measured.names) != list(predicted.names):
         missing = sorted(set(measured.names) ^ set(predicted.names))
         raise ValueError(

@@ -53,11 +53,11 @@ class EffectiveDynamics(nn.Module, ABC):
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """The population drift -f(u), with the optimizer's factor; errors as in `forward`."""
-        return self.settings.drift_factor * self._terms(self._checked(u))[0]
+        return self.settings.drift_factor * self._evaluated(u)[0]
 
     def corrector(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """The population corrector g(u), with c_delta and the optimizer's factors in."""
-        return self.settings.corrector_factor * self._terms(self._checked(u))[1]
+        return self.settings.corrector_factor * self._evaluated(u)[1]
 
     def forward(
         self, t: Float[Tensor, ""] | float, u: Float[Tensor, "*batch k"]
@@ -68,7 +68,7 @@ class EffectiveDynamics(nn.Module, ABC):
             TypeError: if u is no float32 or float64 tensor.
             ValueError: if its last dimension is not k, or it is not finite.
         """
-        drift, corrector = self._terms(self._checked(u))
+        drift, corrector = self._evaluated(u)
         return self.settings.drift_factor * drift + self.settings.corrector_factor * corrector
 
     def solve(
@@ -99,15 +99,29 @@ class EffectiveDynamics(nn.Module, ABC):
         """
         instants = checks.increasing_times(times)
         u0 = self._checked(u0)
+        if not bool(u0.isfinite().all()):
+            raise ValueError("expected a finite start u0, got NaN or infinity in it")
+        self._check_start(u0)
+        rtol = self.rtol if rtol is None else checks.positive("rtol", rtol)
+        atol = self.atol if atol is None else checks.positive("atol", atol)
         if len(instants) == 1:
             values = u0[..., None, :]
         else:
             right_hand_side = self if corrector else _GradientFlow(self)
-            tolerance = (rtol or self.rtol, atol or self.atol)
-            values = _integrate(right_hand_side, u0, instants, *tolerance)
+            values = _integrate(right_hand_side, u0, instants, rtol, atol)
         learning_rate = self.settings.step_size / self.dim
         steps = (instants / learning_rate).round().long()
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata(corrector))
+
+    def _evaluated(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return self._terms(self._checked(u))
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            # decompositions are the first to notice
+            raise ValueError("expected a finite u, got NaN or infinity in it") from error
+
+    def _check_start(self, u0: Tensor) -> None:
+        """ValueError if no parameters have these statistics; subclasses know which."""
 
     def _checked(self, u: Tensor) -> Tensor:
         if not isinstance(u, Tensor) or u.dtype not in (torch.float32, torch.float64):
@@ -152,8 +166,6 @@ def _integrate(
 ) -> Tensor:
     """Values (..., T, k). The state is float64: in float32 the step control stalls near 4e-7."""
     state = u0.to(torch.float64)
-    if not bool(state.isfinite().all()):
-        raise ValueError("expected a finite start u0, got NaN or infinity in it")
     try:
         with torch.no_grad():
             solution = torchdiffeq.odeint(
@@ -165,7 +177,8 @@ def _integrate(
                 method="dopri5",
                 options={"norm": _largest_row_rms},
             )
-    except AssertionError as error:
+    except (AssertionError, ValueError) as error:
+        # torchdiffeq asserts that its step does not vanish; ValueError: u is no longer finite
         raise RuntimeError(
             f"the solver could not hold rtol={rtol:g}, atol={atol:g} between t={times[0]:g} and "
             f"t={times[-1]:g} ({error}): the solution blows up, or the tolerance is finer than the "

@@ -114,6 +114,7 @@ def train(
     """
     steps = _steps(problem, step_size, time)
     checks.positive_int("runs", runs)
+    device = checks.device(device)
     generator = torch.Generator(device=device).manual_seed(seed)
     model = problem.model(replicas=(runs,), generator=generator, device=device, dtype=dtype)
     if start is not None:
@@ -161,9 +162,16 @@ def _steps(problem: Problem, step_size: float, time: float) -> int:
 
 def _copy_start(model: nn.Module, start: nn.Module) -> None:
     """Give every replica the parameters of one module."""
+    own = dict(model.named_parameters())
+    given = dict(start.named_parameters())
+    if {n: p.shape[1:] for n, p in own.items()} != {n: p.shape for n, p in given.items()}:
+        raise ValueError(
+            "expected start with the parameters of problem.model(), got "
+            f"{ {n: tuple(p.shape) for n, p in given.items()} }: make it by problem.model()"
+        )
     with torch.no_grad():
-        for name, parameter in start.named_parameters():
-            model.get_parameter(name).copy_(parameter)
+        for name, parameter in given.items():
+            own[name].copy_(parameter)
 
 
 def _live_writer(logdir: str | Path | None, steps: int) -> AbstractContextManager[Any]:

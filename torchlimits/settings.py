@@ -47,7 +47,7 @@ class SGDSettings:
         checks.non_negative("weight_decay", self.weight_decay)
         checks.positive_int("batch_size", self.batch_size)
         for name in ("momentum", "dampening"):
-            if not 0 <= getattr(self, name) < 1:
+            if not checks.non_negative(name, getattr(self, name)) < 1:
                 raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")
 
     @classmethod

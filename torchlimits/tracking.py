@@ -126,7 +126,7 @@ class Tracker:
     ) -> None:
         _check_training(model, optimizer)
         self.every = checks.positive_int("every", every)
-        self.path = None if path is None else Path(path)
+        self.path = _checked_path(path)
         if not isinstance(statistics, SummaryStatistics):
             if not isinstance(statistics, Mapping):
                 raise TypeError(
@@ -139,6 +139,8 @@ class Tracker:
         checks.positive_int("max_bytes", max_bytes)
         self._ring = ring_for(statistics, dict(model.named_parameters()), max_bytes)
         self.names = self._ring.names
+        if not self.names:
+            raise ValueError("expected statistics with at least one entry, got empty tensors only")
         self.step, self.time = 0, 0.0
         # rows in the ring, not yet evaluated; rows evaluated
         self._pending: list[tuple[int, float]] = []
@@ -321,6 +323,19 @@ def _check_training(model: object, optimizer: object) -> None:
                 f"expected a learning rate > 0, got lr={float(group['lr'])} in parameter group "
                 f"{index}: limit time t = step * lr would stand still"
             )
+
+
+def _checked_path(path: str | Path | None) -> Path | None:
+    """The path, after making sure, before hours of training, that it can be written."""
+    if path is None:
+        return None
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f"expected path as a file to save to, got the directory {path}: name a file"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _sink_of(writer: Any) -> tuple[Any, bool]:

@@ -71,18 +71,18 @@ class GaussianMixture:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.means = torch.as_tensor(means).to("cpu", torch.float64)
-        self.labels = torch.as_tensor(labels).to("cpu", torch.float64)
+        self.means = checks.float64("means", means)
+        self.labels = checks.float64("labels", labels)
         self.width = checks.positive_int("width", width)
         self.snr = checks.positive("snr", snr)
         self.ridge = checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
-        self.device = torch.device(device or "cpu")
+        self.device = checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         _check_components(self.means, self.labels, self.width)
         if directions is None:
             self.directions = _distinct_up_to_sign(self.means)
         else:
-            self.directions = torch.as_tensor(directions).to("cpu", torch.float64)
+            self.directions = checks.float64("directions", directions)
         self.coordinates = _coordinates(self.means, self.directions)
         self.statistics = _mixture_statistics(self.directions)
         self._means_like: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -175,7 +175,7 @@ class GaussianMixture:
             generator: of the start; on the device of the model.
             device, dtype: by default the problem's.
         """
-        device = torch.device(device or self.device)
+        device = checks.device(device or self.device)
         _check_generator(generator, device)
         network = TwoLayerNetwork(
             self.dim,
@@ -391,6 +391,8 @@ def _coordinates(means: Tensor, directions: Tensor) -> Float[Tensor, "A d"]:
 
 
 def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    if not isinstance(generator, (torch.Generator, type(None))):
+        raise TypeError(f"expected a torch.Generator or None, got {type(generator).__name__}")
     if generator is not None and generator.device.type != device.type:
         raise ValueError(
             f"expected a generator on the model's device {device}, got one on {generator.device}: "

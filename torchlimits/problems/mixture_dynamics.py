@@ -57,6 +57,8 @@ class MixtureDynamics(EffectiveDynamics):
         from torchlimits.problems.gaussian_mixture import mixture_names
 
         super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings)
+        if isinstance(level, bool) or not isinstance(level, int) or level < -1:
+            raise ValueError(f"expected level to be an int >= -1, got {level!r}: 0 is the default")
         self.width, self.snr = width, snr
         self.level = level + (width > 4 and snr < 4)
         self.register_buffer("coordinates", coordinates)
@@ -84,6 +86,16 @@ class MixtureDynamics(EffectiveDynamics):
         """The inverse of `split`."""
         i, j = torch.triu_indices(self.width, self.width, device=v.device)
         return torch.cat([v, m.flatten(-2), R[..., i, j]], dim=-1)
+
+    def _check_start(self, u0: Tensor) -> None:
+        R = self.split(u0)[2].double()
+        smallest = float(torch.linalg.eigvalsh(R).min())
+        # rounding of a float32 Gram matrix passes
+        if smallest < -1e-5 * max(1.0, float(R.abs().max())):
+            raise ValueError(
+                "expected R to be positive semidefinite (it is a Gram matrix), got an eigenvalue "
+                f"{smallest:.3g}: start from measured statistics, or from R = A A^T"
+            )
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         v, m, R = self.split(u)
