@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -47,29 +48,28 @@ class Comparison:
     def table(self) -> Table:
         """A rich table."""
         title = "measured against predicted" + (f", mean of {self.runs} runs" * (self.runs > 1))
+        header, *rows = self._cells()
         table = Table(title=title, title_justify="left")
-        table.add_column("statistic")
-        for column in ("measured, end", "predicted, end", "sup |difference|", "at t"):
-            table.add_column(column, justify="right")
-        if self.sup_in_std is not None:
-            table.add_column("in predicted sd", justify="right")
-        for i, name in enumerate(self.names):
-            cells = [
-                name.replace("[", "\\["),
-                _number(self.measured[i], self.standard_error[i]),
-                f"{self.predicted[i]:.4f}",
-                _number(self.sup_difference[i], self.sup_standard_error[i]),
-                f"{self.sup_time[i]:.3g}",
-            ]
-            if self.sup_in_std is not None:
-                cells.append(f"{self.sup_in_std[i]:.2f}")
-            table.add_row(*cells)
+        for i, column in enumerate(header):
+            table.add_column(column, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*map(escape, row))
         return table
 
     def __rich__(self) -> Table:
         return self.table()
 
     def __str__(self) -> str:
+        cells = self._cells()
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for first, *others in cells:
+            right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+            lines.append("  ".join([first.ljust(widths[0]), *right]))
+        return "\n".join(lines)
+
+    def _cells(self) -> list[list[str]]:
+        """The header and a row for each statistic."""
         header = ["statistic", "measured, end", "predicted, end", "sup |difference|", "at t"]
         rows = [
             [
@@ -83,14 +83,9 @@ class Comparison:
         ]
         if self.sup_in_std is not None:
             header.append("in predicted sd")
-            for i, row in enumerate(rows):
-                row.append(f"{self.sup_in_std[i]:.2f}")
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.rjust(w) if j else cell.ljust(w) for j, (cell, w) in enumerate(pairs))
-            for pairs in (list(zip(row, widths, strict=True)) for row in [header, *rows])
-        ]
-        return "\n".join(lines)
+            for row, value in zip(rows, self.sup_in_std, strict=True):
+                row.append(f"{value:.2f}")
+        return [header, *rows]
 
 
 def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
