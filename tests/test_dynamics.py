@@ -106,7 +106,7 @@ def test_settings_are_read_from_the_optimizer():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"step_size": 0.0}, "step_size"),
+        ({"step_size": -1.0}, "step_size"),
         ({"step_size": 1.0, "momentum": 1.0}, "momentum"),
         ({"step_size": 1.0, "dampening": -0.1}, "dampening"),
         ({"step_size": 1.0, "weight_decay": -0.1}, "weight_decay"),

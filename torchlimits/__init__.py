@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from torchlimits import success
 from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.ensemble import train
-from torchlimits.problems import GaussianMixture
+from torchlimits.fixed_points import FixedPoint
+from torchlimits.problems import GaussianMixture, SpikedTensor
+from torchlimits.regimes import Regime, regime
 from torchlimits.statistics import SummaryStatistics
 from torchlimits.tracking import NonFiniteStatistic, Tracker, track
 from torchlimits.trajectory import Trajectory
@@ -16,13 +19,18 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "EffectiveDynamics",
+    "FixedPoint",
     "GaussianMixture",
     "NonFiniteStatistic",
+    "Regime",
+    "SpikedTensor",
     "SummaryStatistics",
     "Tracker",
     "Trajectory",
     "compare",
     "figures",
+    "regime",
+    "success",
     "tensorboard",
     "track",
     "train",

@@ -51,6 +51,17 @@ def device(value: torch.device | str) -> torch.device:
     return result
 
 
+def generator(value: torch.Generator | None, device: torch.device) -> None:
+    """None, or a torch.Generator on the device; or TypeError, ValueError."""
+    if not isinstance(value, (torch.Generator, type(None))):
+        raise TypeError(f"expected a torch.Generator or None, got {type(value).__name__}")
+    if value is not None and value.device.type != device.type:
+        raise ValueError(
+            f"expected a generator on the device {device}, got one on {value.device}: "
+            f"make it by torch.Generator(device={str(device)!r})"
+        )
+
+
 def increasing_times(times: object) -> Tensor:
     """Times as a float64 tensor (T,), strictly increasing, or ValueError."""
     result = float64("times", times)

@@ -11,7 +11,9 @@ import torchdiffeq
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits import checks
+from torchlimits import checks, fixed_points
+from torchlimits.diffusive import LinearDiffusion
+from torchlimits.fixed_points import FixedPoint
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
 
@@ -27,7 +29,8 @@ class EffectiveDynamics(nn.Module, ABC):
     Source: Theorem 2.2 of Ben Arous, Gheissari and Jagannath (arXiv 2206.04030).
 
     Subclasses give ``_terms(u)``: -f and g at plain SGD with c_delta = 1 and batch size 1; the
-    optimizer's factors (`SGDSettings`) come on top here.
+    optimizer's factors (`SGDSettings`) come on top here. They may give ``_increment_covariance``
+    (for `diffusion`), ``_random_starts`` and ``_project`` (for `fixed_points`).
 
     Args:
         names: of the k statistics.
@@ -38,6 +41,10 @@ class EffectiveDynamics(nn.Module, ABC):
     #: what `solve` asks of torchdiffeq unless told otherwise: no finer than the error of `forward`
     rtol: float = 1e-6
     atol: float = 1e-8
+    #: absolute error of `forward` where u is of order 1
+    error: float = 1e-13
+    #: `fixed_points` lets its starts flow for so long
+    settling_time: float = 100.0
 
     def __init__(self, names: Sequence[str], dim: int, settings: SGDSettings) -> None:
         super().__init__()
@@ -70,6 +77,108 @@ class EffectiveDynamics(nn.Module, ABC):
         """
         drift, corrector = self._evaluated(u)
         return self.settings.drift_factor * drift + self.settings.corrector_factor * corrector
+
+    def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
+        r"""The diffusion matrix of the unrescaled statistics times n,
+
+        .. math:: D(u) = \lim_n n\,\delta\, Cov((u(X_{l+1}) - u(X_l)) / \delta \mid u(X_l) = u),
+
+        so that D/n is the covariance that u gains per unit of limit time at dimension n. It is
+        n delta J V J^T of Theorem 2.2, with the increment's second-order part where that is of the
+        same order (in R, for the mixtures). Shape ``(..., k, k)``.
+
+        Raises:
+            NotImplementedError: if it is not known for this problem.
+            ValueError, TypeError: as in `forward`.
+        """
+        covariance = self._increment_covariance(self._checked(u), self.settings.effective_step_size)
+        return self.settings.corrector_factor * covariance
+
+    def _increment_covariance(
+        self, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> Float[Tensor, "*batch k k"]:
+        """lim Cov of one step's increment of u over delta, plain SGD, c_delta = step_size."""
+        raise NotImplementedError(
+            f"the diffusion matrix of {type(self).__name__} is not known to this package: define "
+            "_increment_covariance(u, step_size)"
+        )
+
+    def fixed_points(
+        self,
+        starts: Float[Tensor, "S k"] | None = None,
+        *,
+        count: int = 200,
+        flow: float | None = None,
+        seed: int = 0,
+    ) -> list[FixedPoint]:
+        """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
+
+        See `torchlimits.fixed_points.find`, which also says what is stable, unstable and marginal.
+
+        Args:
+            starts: shape ``(S, k)``; by default ``count`` random ones of the problem's choosing.
+            count, seed: of the random starts.
+            flow: every start is tried as it is and after flowing for this long; 0 leaves the
+                second out, and by default the problem says.
+
+        Raises:
+            ValueError: if starts are no finite ``(S, k)``, or none are given and none are known.
+            RuntimeError: if no start leads to a fixed point.
+        """
+        if starts is None:
+            checks.positive_int("count", count)
+            starts = self._random_starts(count, torch.Generator().manual_seed(seed))
+        return fixed_points.find(self, starts, flow=self.settling_time if flow is None else flow)
+
+    def diffusive(self, at: Float[Tensor, " k"]) -> LinearDiffusion:
+        r"""The diffusive limit around a fixed point u*: :math:`\tilde u = \sqrt n (u - u^*)`.
+
+        .. math:: d\tilde u = \nabla(-f + g)(u^*)\, \tilde u\, dt + D(u^*)^{1/2} dB
+
+        Source: Theorem 2.2 of arXiv 2206.04030 applied to the rescaled statistics.
+
+        Args:
+            at: u*, shape ``(k,)``.
+
+        Raises:
+            ValueError: if u* is not a fixed point.
+            NotImplementedError: if the diffusion matrix is not known.
+        """
+        at = self._checked(at).detach().double()
+        if at.ndim != 1 or not bool(at.isfinite().all()):
+            raise ValueError(f"expected one finite point at, shape (k,), got {tuple(at.shape)}")
+        speed = self(0.0, at).abs()
+        worst = int(speed.argmax())
+        allowed = max(1e-6, 10 * self.error)
+        if float(speed[worst]) > allowed:
+            raise ValueError(
+                f"expected a fixed point, got one where d{self.names[worst]}/dt is "
+                f"{float(speed[worst]):.3g} in size (allowed: {allowed:.1g}): take one of "
+                "dynamics.fixed_points(starts) with starts near it"
+            )
+        return LinearDiffusion(
+            centre=at,
+            jacobian=fixed_points.jacobian(self, at[None])[0],
+            covariance=self.diffusion(at),
+            names=self.names,
+            dim=self.dim,
+            settings=self.settings,
+        )
+
+    def _random_starts(self, count: int, generator: torch.Generator) -> Float[Tensor, "S k"]:
+        """Starts for `fixed_points`; subclasses know where to look."""
+        raise ValueError(
+            f"expected starts for the fixed points of {type(self).__name__}, got none: give a "
+            f"tensor of shape (S, {len(self.names)})"
+        )
+
+    def _project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The nearest values that parameters can have, for instance R >= 0."""
+        return u
+
+    def _nudges(self, u: Float[Tensor, " k"]) -> Float[Tensor, "P k"]:
+        """Points close to u, one for every smooth piece that meets there; u where f is smooth."""
+        return u[None]
 
     def solve(
         self,
@@ -109,7 +218,8 @@ class EffectiveDynamics(nn.Module, ABC):
         else:
             right_hand_side = self if corrector else _GradientFlow(self)
             values = _integrate(right_hand_side, u0, instants, rtol, atol)
-        learning_rate = self.settings.step_size / self.dim
+        # gradient flow has no steps of its own: count those of c_delta = 1
+        learning_rate = (self.settings.step_size or 1.0) / self.dim
         steps = (instants / learning_rate).round().long()
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata(corrector))
 

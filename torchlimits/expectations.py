@@ -135,20 +135,31 @@ def expect(
         >>> expect(lambda xi, h, psi: h.relu() ** 2, 0 * one, one[None], one)  # half of E[xi^2]
         tensor([0.5000], dtype=torch.float64)
     """
-    batch, (mean, factor, v) = _flat(mean, factor, v, level)
-    if len(mean) == 0:
-        raise ValueError(f"expected at least one point, got a batch of shape {tuple(batch)}")
-    rows = [x.reshape(len(mean), *x.shape[len(batch) :]) for x in arguments]
+    return _expectation(_sum, integrand, mean, factor, v, arguments, level)
 
-    def value(some: slice, panels: quadrature.Panels) -> tuple[Tensor]:
-        xi = panels.xi()
-        h = mean[some, None] + xi @ factor[some].mT
-        values = integrand(xi, h, panels.psi.flatten(1), *(x[some] for x in rows))
-        return (torch.einsum("pn,pn...->p...", panels.weight.flatten(1), values),)
 
-    pieces = quadrature.panels(mean, factor, v, quadrature.resolution(mean.shape[-1], level))
-    (result,) = _gather((some, value(some, piece)) for some, piece in pieces)
-    return result.reshape(*batch, *result.shape[1:])
+def second_moment(
+    integrand: Callable[..., Tensor],
+    mean: Float[Tensor, "*#batch K"],
+    factor: Float[Tensor, "*#batch K K"],
+    v: Float[Tensor, "*#batch K"],
+    *arguments: Tensor,
+    level: int = 0,
+) -> Float[Tensor, "*batch k k"]:
+    r"""E[F^T F] for a matrix-valued F(xi, h, psi), smooth away from the kinks h_i = 0.
+
+    Args and raises as in `expect`; the integrand returns F, ``(points, nodes, r, k)``.
+
+    Returns:
+        Shape ``(*batch, k, k)`` in float64, without ever holding k x k numbers a node.
+
+    Example:
+        >>> import torch
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> second_moment(lambda xi, h, psi: h.relu()[..., None, :], 0 * one, one[None], one)
+        tensor([[0.5000]], dtype=torch.float64)
+    """
+    return _expectation(_sum_of_products, integrand, mean, factor, v, arguments, level)
 
 
 def factor_gaussian(
@@ -222,6 +233,42 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
     # zero in value, with the derivative of the root
     change = vectors @ ((vectors.mT @ (symmetric - fixed) @ vectors) * inverse) @ vectors.mT
     return root + change
+
+
+def _expectation(
+    total: Callable[[Tensor, Tensor], Tensor],
+    integrand: Callable[..., Tensor],
+    mean: Tensor,
+    factor: Tensor,
+    v: Tensor,
+    arguments: tuple[Tensor, ...],
+    level: int,
+) -> Tensor:
+    """The rule's total(weights, values) of an integrand, over the pieces."""
+    batch, (mean, factor, v) = _flat(mean, factor, v, level)
+    if len(mean) == 0:
+        raise ValueError(f"expected at least one point, got a batch of shape {tuple(batch)}")
+    rows = [x.reshape(len(mean), *x.shape[len(batch) :]) for x in arguments]
+
+    def value(some: slice, panels: quadrature.Panels) -> tuple[Tensor]:
+        xi = panels.xi()
+        h = mean[some, None] + xi @ factor[some].mT
+        values = integrand(xi, h, panels.psi.flatten(1), *(x[some] for x in rows))
+        return (total(panels.weight.flatten(1), values),)
+
+    pieces = quadrature.panels(mean, factor, v, quadrature.resolution(mean.shape[-1], level))
+    (result,) = _gather((some, value(some, piece)) for some, piece in pieces)
+    return result.reshape(*batch, *result.shape[1:])
+
+
+def _sum(weight: Tensor, values: Tensor) -> Tensor:
+    return torch.einsum("pn,pn...->p...", weight, values)
+
+
+def _sum_of_products(weight: Tensor, values: Tensor) -> Tensor:
+    # weights of some panels are negative: no square roots of them
+    rows = (weight[..., None, None] * values).flatten(1, 2)
+    return rows.mT @ values.flatten(1, 2)
 
 
 def _flat(

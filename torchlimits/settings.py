@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class SGDSettings:
     step has size q delta: q steps of drift and q^2 of quadratic variation a step.
 
     Args:
-        step_size: c_delta = lr * n.
+        step_size: c_delta = lr * n; 0 is the subcritical limit, gradient flow.
         momentum: beta in [0, 1), plain or Nesterov.
         dampening: tau in [0, 1).
         weight_decay: alpha, the ridge.
@@ -43,7 +44,7 @@ class SGDSettings:
     batch_size: int = 1
 
     def __post_init__(self) -> None:
-        checks.positive("step_size", self.step_size, "it is c_delta = lr * dim")
+        checks.non_negative("step_size", self.step_size, "it is c_delta = lr * dim")
         checks.non_negative("weight_decay", self.weight_decay)
         checks.positive_int("batch_size", self.batch_size)
         for name in ("momentum", "dampening"):
@@ -83,6 +84,45 @@ class SGDSettings:
             batch_size=batch_size,
         )
 
+    @classmethod
+    def chosen(
+        cls,
+        optimizer: object | None,
+        *,
+        dim: int,
+        ridge: float,
+        step_size: float | None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+    ) -> SGDSettings:
+        """Those of an optimizer, or those given by numbers, for a problem's ``dynamics(...)``.
+
+        An optimizer whose weight decay is not the problem's ridge draws a warning; its own counts.
+
+        Raises:
+            ValueError: if not exactly one of optimizer and step_size is given, or their values
+                are out of range.
+            TypeError: if the optimizer is not SGD.
+        """
+        if (optimizer is None) == (step_size is None):
+            raise ValueError("expected either an optimizer or step_size=c_delta, got both or none")
+        if optimizer is None:
+            assert step_size is not None
+            return cls(step_size, momentum, weight_decay=ridge, batch_size=batch_size)
+        settings = cls.of(optimizer, dim, batch_size)
+        if abs(settings.weight_decay - ridge) > 1e-12 + 1e-6 * ridge:
+            warnings.warn(
+                f"the optimizer's weight_decay={settings.weight_decay:g} is not the problem's "
+                f"ridge={ridge:g}: the prediction takes the optimizer's, which is what trains",
+                stacklevel=3,
+            )
+        if momentum not in (0.0, settings.momentum):
+            raise ValueError(
+                f"expected momentum from the optimizer ({settings.momentum}), got {momentum} "
+                "beside it: leave it out"
+            )
+        return settings
+
     @property
     def drift_factor(self) -> float:
         """q = (1 - tau)/(1 - beta)."""
@@ -92,6 +132,11 @@ class SGDSettings:
     def corrector_factor(self) -> float:
         """c_delta q^2 / B."""
         return self.step_size * self.drift_factor**2 / self.batch_size
+
+    @property
+    def effective_step_size(self) -> float:
+        """c_delta q / B: plain SGD with this c_delta has the same orbits, run q times slower."""
+        return self.step_size * self.drift_factor / self.batch_size
 
     def describe(self) -> dict[str, Any]:
         """The settings as a dict."""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 import weakref
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchlimits import checks
+from torchlimits import checks, success
+from torchlimits.diffusive import LinearDiffusion
 from torchlimits.networks import TwoLayerNetwork
-from torchlimits.problems.mixture_dynamics import MixtureDynamics
+from torchlimits.problems import small_noise
+from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
+from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import SummaryStatistics, gram, overlaps, second_layer
 
@@ -39,7 +42,7 @@ class GaussianMixture:
         means: the c_a as rows, shape ``(A, N)``.
         labels: the y_a, shape ``(A,)``.
         width: K >= 1.
-        snr: lambda in (0, inf).
+        snr: lambda in (0, inf]; at inf the data are the means themselves.
         ridge: alpha >= 0.
         directions: the e_j as orthonormal rows, shape ``(d, N)``; by default the means themselves,
             each once and +-c counted once, which then have to be orthonormal.
@@ -74,7 +77,7 @@ class GaussianMixture:
         self.means = checks.float64("means", means)
         self.labels = checks.float64("labels", labels)
         self.width = checks.positive_int("width", width)
-        self.snr = checks.positive("snr", snr)
+        self.snr = math.inf if snr == math.inf else checks.positive("snr", snr)
         self.ridge = checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
         self.device = checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
@@ -176,7 +179,7 @@ class GaussianMixture:
             device, dtype: by default the problem's.
         """
         device = checks.device(device or self.device)
-        _check_generator(generator, device)
+        checks.generator(generator, device)
         network = TwoLayerNetwork(
             self.dim,
             self.width,
@@ -198,7 +201,7 @@ class GaussianMixture:
         """Fresh data (x, y), on the device and in the dtype of the model that `model` made last."""
         checks.positive_int("batch", batch)
         device, dtype = self._place()
-        _check_generator(generator, device)
+        checks.generator(generator, device)
         means, labels = self._on(device, dtype)
         shape = (*replicas, batch)
         component = torch.randint(len(means), shape, generator=generator, device=device)
@@ -229,7 +232,7 @@ class GaussianMixture:
         momentum: float = 0.0,
         batch_size: int = 1,
         level: int = 0,
-    ) -> MixtureDynamics:
+    ) -> MixtureODE:
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
         Args:
@@ -240,37 +243,91 @@ class GaussianMixture:
             batch_size: fresh samples averaged in one step.
             level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
 
+        Returns:
+            `MixtureDynamics`, or `SmallNoiseDynamics` at snr = inf.
+
         Raises:
             ValueError: if not exactly one of optimizer and step_size is given, or their values
                 are out of range.
             TypeError: if the optimizer is not SGD.
         """
-        if (optimizer is None) == (step_size is None):
-            raise ValueError("expected either an optimizer or step_size=c_delta, got both or none")
-        if optimizer is None:
-            settings = SGDSettings(
-                step_size=step_size,  # type: ignore[arg-type]
-                momentum=momentum,
-                weight_decay=self.ridge,
-                batch_size=batch_size,
-            )
-        else:
-            settings = SGDSettings.of(optimizer, self.dim, batch_size)
-            self._compare_ridge(settings.weight_decay)
-            if momentum not in (0.0, settings.momentum):
-                raise ValueError(
-                    f"expected momentum from the optimizer ({settings.momentum}), got "
-                    f"{momentum} beside it: leave it out"
-                )
-        return MixtureDynamics(
-            self.coordinates,
+        settings = SGDSettings.chosen(
+            optimizer,
+            dim=self.dim,
+            ridge=self.ridge,
+            step_size=step_size,
+            momentum=momentum,
+            batch_size=batch_size,
+        )
+        place = {"width": self.width, "snr": self.snr, "dim": self.dim, "settings": settings}
+        if self.snr == math.inf:
+            return SmallNoiseDynamics(self.coordinates, self.labels, **place)
+        return MixtureDynamics(self.coordinates, self.labels, level=level, **place)
+
+    def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
+        """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.
+
+        On the quarter circles (binary) and pairs of rings (XOR) at snr = inf, that is for
+        `small_noise`, these are Propositions 4.3 and 5.1 of arXiv 2206.04030. See
+        `EffectiveDynamics.diffusive`, also for what it raises.
+        """
+        return self.dynamics(step_size=step_size).diffusive(at)
+
+    def small_noise(self) -> GaussianMixture:
+        """The same problem at snr = infinity, whose dynamics and fixed points are closed forms."""
+        return GaussianMixture(
+            self.means,
             self.labels,
             width=self.width,
-            snr=self.snr,
-            dim=self.dim,
-            settings=settings,
-            level=level,
+            snr=math.inf,
+            ridge=self.ridge,
+            directions=self.directions,
+            device=self.device,
+            dtype=self.dtype,
         )
+
+    def fixed_point_components(self) -> list[FixedPointComponent]:
+        """All components of fixed points at snr = infinity (binary, XOR); stable ones first.
+
+        Raises:
+            ValueError: at finite snr, or if no closed form is known; see `small_noise.components`.
+        """
+        if self.snr != math.inf:
+            raise ValueError(
+                f"expected snr = inf, got {self.snr:g}: call small_noise() first for the closed "
+                "form, or dynamics(...).fixed_points() for this snr"
+            )
+        return small_noise.components(self.coordinates, self.labels, self.width, self.ridge)
+
+    def is_optimal(self, u: Float[Tensor, "*batch k"]) -> Bool[Tensor, "*batch"]:
+        """Whether the network with statistics u classifies every mean right, shape ``(...)``.
+
+        The logit at every c_a has the sign of its label (a logit of 0, no neuron, is wrong). At
+        the paper's fixed points that is the optimal classifier.
+        """
+        if u.shape[-1:] != (len(self.names),):
+            raise ValueError(f"expected u of shape (..., {len(self.names)}), got {tuple(u.shape)}")
+        K = self.width
+        v, m = u[..., :K], u[..., K : K + K * len(self.directions)].unflatten(-1, (K, -1))
+        h = m @ self.coordinates.to(u).mT
+        logits = (v[..., :, None] * h.relu()).sum(-2)
+        return (logits * (2 * self.labels.to(u) - 1) > 0).all(-1)
+
+    def success_probability(self) -> float:
+        """P(SGD from a random start ends at an optimal classifier), for N, then snr -> infinity.
+
+        Exact for any width, binary and XOR: each neuron takes one of the A means at random, and
+        all have to be taken (`success.exact`). 0 where the ridge leaves no fixed point but 0.
+        `success.by_dynamics` and `success.by_sgd` estimate it at finite snr and N.
+
+        Raises:
+            ValueError: if the mixture is neither binary nor XOR.
+        """
+        small_noise.kind_of_mixture(self.coordinates, self.labels)
+        means = len(self.means)
+        if self.ridge and small_noise.squared_radius(means, self.ridge) <= 0:
+            return 0.0
+        return success.exact(means, self.width)
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, JSON-able."""
@@ -281,14 +338,6 @@ class GaussianMixture:
             "snr": self.snr,
             "ridge": self.ridge,
         }
-
-    def _compare_ridge(self, weight_decay: float) -> None:
-        if abs(weight_decay - self.ridge) > 1e-12 + 1e-6 * self.ridge:
-            warnings.warn(
-                f"the optimizer's weight_decay={weight_decay:g} is not the problem's ridge="
-                f"{self.ridge:g}: the prediction takes the optimizer's, which is what trains",
-                stacklevel=3,
-            )
 
     def _place(self) -> tuple[torch.device, torch.dtype]:
         weight = None if self._weight is None else self._weight()
@@ -388,13 +437,3 @@ def _coordinates(means: Tensor, directions: Tensor) -> Float[Tensor, "A d"]:
             "add the missing direction"
         )
     return coordinates
-
-
-def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    if not isinstance(generator, (torch.Generator, type(None))):
-        raise TypeError(f"expected a torch.Generator or None, got {type(generator).__name__}")
-    if generator is not None and generator.device.type != device.type:
-        raise ValueError(
-            f"expected a generator on the model's device {device}, got one on {generator.device}: "
-            f"make it by torch.Generator(device={str(device)!r})"
-        )

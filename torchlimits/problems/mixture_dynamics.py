@@ -13,34 +13,16 @@ from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.settings import SGDSettings
 
 
-class MixtureDynamics(EffectiveDynamics):
-    r"""ODE of the statistics (v, m, R) at finite snr lambda and any width K.
+class MixtureODE(EffectiveDynamics):
+    """What the dynamics of a two-layer network on a mixture share, at finite and infinite snr.
 
-    With h = W X, s = sigmoid(v . relu(h)) - y, P_j = <W_j_perp, X>, averages over the mixture:
-
-    .. math::
-        \dot v_i &= -E[\mathrm{relu}(h_i) s] - \alpha v_i \\
-        \dot m_i &= -v_i E[X_\parallel 1_{h_i \ge 0} s] - \alpha m_i \\
-        \dot R_{ij} &= -v_i E[P_j 1_{h_i \ge 0} s] - v_j E[P_i 1_{h_j \ge 0} s] - 2\alpha R_{ij}
-            + \frac{c_\delta}{\lambda} v_i v_j E[1_{h_i \ge 0} 1_{h_j \ge 0} s^2]
-
-    the last term being the population corrector. Source: Propositions 4.1 and 5.1 of
-    arXiv 2206.04030, written for any number of components and neurons.
+    u is ``(..., K + K d + K (K + 1)/2)``: v, then m by rows, then R by rows with i <= j.
 
     Args:
         coordinates: the means in the orthonormal directions, shape ``(A, d)``.
         labels: y_a in {0, 1}, shape ``(A,)``.
         width, snr, dim: K, lambda, N.
         settings: what the optimizer does; its weight decay is alpha.
-        level: accuracy of the Gaussian expectations, -1 (coarse), 0, 1, 2 ...
-
-    Errors of drift and corrector at random points with entries of order 1, snr from 0.1 to 1e6
-    (the table and the measure are those of `torchlimits.expectations.relu_moments`), at 99 % of
-    the points and level 0: 6e-9 for K = 2, 1e-4 for K = 4; for K > 4 and snr < 4, where the sigmoid
-    is sharp, the rule of the next level is taken: K = 8 is then within 1e-3 from snr 0.5 on, and
-    within 2e-3 of values up to 20 at snr 0.1. `solve` uses tolerances that fit: `rtol`, `atol`.
-
-    u is ``(..., K + K d + K (K + 1)/2)``: v, then m by rows, then R by rows with i <= j.
     """
 
     def __init__(
@@ -52,15 +34,11 @@ class MixtureDynamics(EffectiveDynamics):
         snr: float,
         dim: int,
         settings: SGDSettings,
-        level: int = 0,
     ) -> None:
         from torchlimits.problems.gaussian_mixture import mixture_names
 
         super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings)
-        if isinstance(level, bool) or not isinstance(level, int) or level < -1:
-            raise ValueError(f"expected level to be an int >= -1, got {level!r}: 0 is the default")
         self.width, self.snr = width, snr
-        self.level = level + (width > 4 and snr < 4)
         self.register_buffer("coordinates", coordinates)
         self.register_buffer("labels", labels)
         self.coordinates: Tensor
@@ -97,6 +75,68 @@ class MixtureDynamics(EffectiveDynamics):
                 f"{smallest:.3g}: start from measured statistics, or from R = A A^T"
             )
 
+    def _project(self, u: Tensor) -> Tensor:
+        v, m, R = self.split(u)
+        values, vectors = torch.linalg.eigh(R)
+        return self.join(v, m, (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT)
+
+    def _random_starts(self, count: int, generator: torch.Generator) -> Tensor:
+        """Entries of order 1: small starts would all end on the few attractors."""
+        K, d = self.width, self.coordinates.shape[1]
+        normal = {"generator": generator, "dtype": torch.float64}
+        v, m = torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
+        A = torch.randn(count, K, K, **normal) * 0.3
+        return self.join(v, m, A @ A.mT)
+
+    def describe(self) -> dict[str, Any]:
+        """Parameters of the prediction."""
+        return {"width": self.width, "snr": self.snr, **super().describe()}
+
+
+class MixtureDynamics(MixtureODE):
+    r"""ODE of the statistics (v, m, R) at finite snr lambda and any width K.
+
+    With h = W X, s = sigmoid(v . relu(h)) - y, P_j = <W_j_perp, X>, averages over the mixture:
+
+    .. math::
+        \dot v_i &= -E[\mathrm{relu}(h_i) s] - \alpha v_i \\
+        \dot m_i &= -v_i E[X_\parallel 1_{h_i \ge 0} s] - \alpha m_i \\
+        \dot R_{ij} &= -v_i E[P_j 1_{h_i \ge 0} s] - v_j E[P_i 1_{h_j \ge 0} s] - 2\alpha R_{ij}
+            + \frac{c_\delta}{\lambda} v_i v_j E[1_{h_i \ge 0} 1_{h_j \ge 0} s^2]
+
+    the last term being the population corrector. Source: Propositions 4.1 and 5.1 of
+    arXiv 2206.04030, written for any number of components and neurons.
+
+    Args:
+        coordinates: the means in the orthonormal directions, shape ``(A, d)``.
+        labels: y_a in {0, 1}, shape ``(A,)``.
+        width, snr, dim: K, lambda, N.
+        settings: what the optimizer does; its weight decay is alpha.
+        level: accuracy of the Gaussian expectations, -1 (coarse), 0, 1, 2 ...
+
+    Errors of drift and corrector at random points with entries of order 1, snr from 0.1 to 1e6
+    (the table and the measure are those of `torchlimits.expectations.relu_moments`), at 99 % of
+    the points and level 0: 6e-9 for K = 2, 1e-4 for K = 4; for K > 4 and snr < 4, where the sigmoid
+    is sharp, the rule of the next level is taken: K = 8 is then within 1e-3 from snr 0.5 on, and
+    within 2e-3 of values up to 20 at snr 0.1. `solve` uses tolerances that fit: `rtol`, `atol`.
+    """
+
+    def __init__(
+        self,
+        coordinates: Float[Tensor, "A d"],
+        labels: Float[Tensor, " A"],
+        *,
+        width: int,
+        snr: float,
+        dim: int,
+        settings: SGDSettings,
+        level: int = 0,
+    ) -> None:
+        super().__init__(coordinates, labels, width=width, snr=snr, dim=dim, settings=settings)
+        if isinstance(level, bool) or not isinstance(level, int) or level < -1:
+            raise ValueError(f"expected level to be an int >= -1, got {level!r}: 0 is the default")
+        self.level = level + (width > 4 and snr < 4)
+
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         v, m, R = self.split(u)
         alpha = self.settings.weight_decay
@@ -110,6 +150,64 @@ class MixtureDynamics(EffectiveDynamics):
         )
         kick = v[..., :, None] * v[..., None, :] * activity / self.snr
         return drift, self.join(torch.zeros_like(v), torch.zeros_like(m), kick)
+
+    def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
+        v, m, R = self.split(u)
+        K, d = self.width, self.coordinates.shape[1]
+        e = d + K
+        L, Q = expectations.factor_gaussian(m, R, self.snr)
+        # w = (X_par, P) = (c_a, 0) + M zeta / sqrt(snr), zeta standard normal. Given xi = Q zeta,
+        # what is left of zeta is independent of xi and of everything that depends on it.
+        M = torch.zeros(*v.shape[:-1], e, e, dtype=v.dtype, device=v.device)
+        M[..., :d, :d] = torch.eye(d).to(v)
+        M[..., d:, d:] = expectations.psd_sqrt(R)
+        M = M / self.snr**0.5
+        response = M @ Q.mT
+        rest = M @ (torch.eye(e).to(v) - Q.mT @ Q)
+        i, j = torch.triu_indices(K, K, device=v.device)
+
+        def given_xi(
+            xi: Tensor, h: Tensor, psi: Tensor, c: Tensor, y: Tensor, v: Tensor, response: Tensor
+        ) -> Tensor:
+            """E[du | xi] / delta of one step, less the ridge, (points, nodes, 1, k)."""
+            s = (torch.sigmoid(psi) - y[:, None])[..., None]
+            G = -s * v[:, None] * (h >= 0)
+            w = xi @ response.mT
+            w = torch.cat([w[..., :d] + c[:, None], w[..., d:]], dim=-1)
+            dv = -s * h.relu()
+            dR = step_size / self.snr * (G[..., i] * G[..., j])
+            moves = _moves(G, w, d)
+            return torch.cat([dv, moves[..., K : K + K * d], moves[..., K + K * d :] + dR], dim=-1)[
+                ..., None, :
+            ]
+
+        c = self.coordinates.to(v)
+        mean = torch.einsum("...kd,ad->...ak", m, c)
+        shape = mean.shape[:-1]
+        square = expectations.second_moment(
+            given_xi,
+            mean,
+            L[..., None, :, :],
+            v[..., None, :],
+            c.expand(*shape, d),
+            self.labels.to(v).expand(shape),
+            v[..., None, :].expand(*shape, K),
+            response[..., None, :, :].expand(*shape, e, K),
+            level=self.level,
+        ).mean(-3)
+        # what the rest of zeta adds is linear in the gradient G: E[G G^T] = v v^T E[1 1^T s^2]
+        activity = self._averages(v, m, L, Q)[-1]
+        GG = v[..., :, None] * v[..., None, :] * activity
+        per_column = _moves(torch.eye(K).to(v), rest.mT[..., :, None, :], d).mT  # (..., e, k, K)
+        others = (per_column @ GG[..., None, :, :] @ per_column.mT).sum(-3)
+        drift, corrector = self._terms(u)
+        average = drift + self.settings.weight_decay * self._decay(u) + step_size * corrector
+        return square.to(u.dtype) + others - average[..., :, None] * average[..., None, :]
+
+    def _decay(self, u: Tensor) -> Tensor:
+        """What the ridge's part of the drift is proportional to: v, m, 2 R."""
+        v, m, R = self.split(u)
+        return self.join(v, m, 2 * R)
 
     def _averages(
         self, v: Tensor, m: Tensor, L: Tensor, Q: Tensor
@@ -139,9 +237,10 @@ class MixtureDynamics(EffectiveDynamics):
         """A tenth of `rtol`, for statistics that start at N^{-1/2} or vanish."""
         return self.rtol / 10
 
-    def describe(self) -> dict[str, Any]:
-        """Parameters of the prediction."""
-        return {"width": self.width, "snr": self.snr, **super().describe()}
+    @property
+    def error(self) -> float:  # type: ignore[override]
+        """Of the quadrature."""
+        return {1: 1e-8, 2: 1e-7}.get(self.width, 2e-4 * 4.0**-self.level)
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
@@ -157,3 +256,17 @@ class MixtureDynamics(EffectiveDynamics):
                 f"- 2 alpha R_ij{term}",
             ]
         )
+
+
+def _moves(
+    gradient: Float[Tensor, "*#batch K"], w: Float[Tensor, "*#batch e"], d: int
+) -> Float[Tensor, "*batch k"]:
+    """(0, G_i X_j, G_i P_j + G_j P_i): the change of (v, m, R) that is linear in w = (X_par, P)."""
+    X, P = w[..., :d], w[..., d:]
+    dm = gradient[..., :, None] * X[..., None, :]
+    dR = gradient[..., :, None] * P[..., None, :]
+    dR = dR + dR.mT
+    i, j = torch.triu_indices(P.shape[-1], P.shape[-1], device=w.device)
+    flat = dm.flatten(-2)
+    zero = torch.zeros_like(dR[..., 0])
+    return torch.cat([zero, flat, dR[..., i, j]], dim=-1)

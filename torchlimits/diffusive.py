@@ -1,0 +1,287 @@
+"""Diffusive limits: stochastic dynamics of rescaled statistics around a fixed point."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import checks
+from torchlimits.settings import SGDSettings
+from torchlimits.trajectory import Trajectory
+
+#: a solver step is this fraction of the fastest relaxation time
+_RESOLUTION = 0.05
+
+
+class DiffusiveDynamics(ABC):
+    r"""The diffusive limit of rescaled statistics :math:`\tilde u`, an SDE in the sense of Ito,
+
+    .. math:: d\tilde u = drift(\tilde u)\, dt + diffusion(\tilde u)^{1/2} dB.
+
+    Source: Theorem 2.2 of arXiv 2206.04030, applied to rescaled statistics.
+
+    Args:
+        names: of the k statistics.
+        dim: the dimension n.
+        settings: what the optimizer does.
+        centre: u*, shape ``(k,)``.
+        scale: the factor of each statistic, u~ = scale (u - u*), shape ``(k,)``.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        dim: int,
+        settings: SGDSettings,
+        centre: Float[Tensor, " k"],
+        scale: Float[Tensor, " k"],
+    ) -> None:
+        self.names = list(names)
+        self.dim = dim
+        self.settings = settings
+        self.centre = centre
+        self.scale = scale
+
+    @abstractmethod
+    def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The drift at u~, per unit of limit time."""
+
+    @abstractmethod
+    def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
+        """The diffusion matrix at u~: covariance per unit of limit time."""
+
+    @property
+    @abstractmethod
+    def rate(self) -> float:
+        """The fastest rate of the drift, which sets the solver's step."""
+
+    def rescale(self, trajectory: Trajectory) -> Trajectory:
+        """A trajectory of u, measured or predicted, as one of u~."""
+        self._check_names(trajectory)
+        values = (trajectory.values - self.centre.cpu()) * self.scale.cpu()
+        std = None if trajectory.std is None else trajectory.std * self.scale.cpu()
+        return replace(trajectory, values=values, std=std)
+
+    def unscale(self, trajectory: Trajectory) -> Trajectory:
+        """The inverse of `rescale`."""
+        self._check_names(trajectory)
+        values = self.centre.cpu() + trajectory.values / self.scale.cpu()
+        std = None if trajectory.std is None else trajectory.std / self.scale.cpu()
+        return replace(trajectory, values=values, std=std)
+
+    def solve(
+        self,
+        u0: Float[Tensor, "*batch k"],
+        times: Float[Tensor, " T"] | Sequence[float],
+        *,
+        paths: int | None = None,
+        generator: torch.Generator | None = None,
+        max_step: float | None = None,
+    ) -> Trajectory:
+        r"""Sample paths of the SDE: Euler-Maruyama with a trapezoidal drift.
+
+        Strong order 1 where the diffusion matrix is constant (every `LinearDiffusion`), 1/2 in
+        general; weak error of second order in the drift.
+
+        Args:
+            u0: start of u~ at ``times[0]``, shape ``(..., k)``.
+            times: limit times, shape ``(T,)``, increasing.
+            paths: independent paths from every start; None: one each, no dimension of their own.
+            generator: of the noise, on u0's device; the same seed gives the same paths.
+            max_step: longest step; by default a twentieth of the fastest relaxation time.
+
+        Returns:
+            `Trajectory` of u~, values ``(paths, ..., T, k)``, float64.
+
+        Raises:
+            ValueError: if times do not increase, u0 is not ``(..., k)`` and finite, or an
+                argument is out of range.
+            RuntimeError: if a path blows up.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> limit = tl.SpikedTensor(dim=1500, order=2, snr=0.8).equator(step_size=1.0)
+            >>> u0 = torch.tensor([0.0, 1.0])
+            >>> limit.solve(u0, [0.0, 1.0], paths=1000, generator=torch.Generator().manual_seed(0))
+            Trajectory(2 statistics, 2 times, t = 0 ... 1, runs=1000)
+        """
+        instants = checks.increasing_times(times)
+        u0 = self._checked(u0)
+        checks.generator(generator, u0.device)
+        if paths is not None:
+            u0 = u0.expand(checks.positive_int("paths", paths), *u0.shape)
+        step = (
+            _RESOLUTION / self.rate if max_step is None else checks.positive("max_step", max_step)
+        )
+        u, rows = u0, [u0]
+        for span in instants.diff().tolist():
+            count = max(1, int(-(-span // min(step, span))))
+            for _ in range(count):
+                normal = torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)
+                u = self._advance(u, span / count, normal * (span / count) ** 0.5)
+            rows.append(u)
+        values = torch.stack(rows, dim=-2)
+        if not bool(values.isfinite().all()):
+            raise RuntimeError(
+                f"the rescaled statistics blow up before t = {instants[-1]:g}: they have left the "
+                "diffusive phase; use shorter times, and the ballistic limit after that"
+            )
+        learning_rate = (self.settings.step_size or 1.0) / self.dim
+        steps = (instants / learning_rate).round().long()
+        return Trajectory(instants, steps, values, self.names, metadata=self._metadata())
+
+    def _advance(self, u: Tensor, step: float, brownian: Tensor) -> Tensor:
+        """One step of Euler-Maruyama, the drift averaged over start and predicted end."""
+        kick = (self._noise_factor(u) @ brownian[..., None])[..., 0]
+        slope = self.drift(u)
+        predicted = u + step * slope + kick
+        return u + step / 2 * (slope + self.drift(predicted)) + kick
+
+    def _noise_factor(self, u: Tensor) -> Tensor:
+        """A matrix S with S S^T = diffusion(u)."""
+        return _symmetric_root(self.diffusion(u))
+
+    def _checked(self, u: Tensor) -> Tensor:
+        k = len(self.names)
+        if not isinstance(u, Tensor) or u.ndim == 0 or u.shape[-1] != k:
+            what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+            raise ValueError(f"expected a tensor of shape (..., {k}), got {what}")
+        if not bool(u.isfinite().all()):
+            raise ValueError("expected finite rescaled statistics, got NaN or infinity")
+        return u.detach().double()
+
+    def _check_names(self, trajectory: Trajectory) -> None:
+        if list(trajectory.names) != self.names:
+            raise ValueError(
+                f"expected a trajectory of {self.names}, got one of {list(trajectory.names)}"
+            )
+
+    def _metadata(self) -> dict[str, Any]:
+        return {
+            "equation": self.equation(),
+            "parameters": {"dim": self.dim, **self.settings.describe()},
+        }
+
+    def equation(self) -> str:
+        """The equation solved, in markdown."""
+        return "du~ = drift(u~) dt + diffusion(u~)^(1/2) dB"
+
+
+class LinearDiffusion(DiffusiveDynamics):
+    r"""The Ornstein-Uhlenbeck limit of :math:`\tilde u = \sqrt n (u - u^*)` at a fixed point u*,
+
+    .. math:: d\tilde u = A \tilde u\, dt + D^{1/2} dB, \quad A = \nabla(-f + g)(u^*), D = D(u^*),
+
+    often degenerate: D of low rank, A with zero eigenvalues along a component of fixed points.
+
+    Source: Theorem 2.2; Propositions 3.3, 4.3 and 5.1 of arXiv 2206.04030 are special cases.
+
+    Args:
+        centre: u*, shape ``(k,)``.
+        jacobian: A, shape ``(k, k)``.
+        covariance: D, the diffusion matrix, shape ``(k, k)``.
+        names, dim, settings: as in `DiffusiveDynamics`.
+    """
+
+    def __init__(
+        self,
+        centre: Float[Tensor, " k"],
+        jacobian: Float[Tensor, "k k"],
+        covariance: Float[Tensor, "k k"],
+        *,
+        names: Sequence[str],
+        dim: int,
+        settings: SGDSettings,
+    ) -> None:
+        super().__init__(names, dim, settings, centre, torch.full_like(centre, dim**0.5))
+        self.jacobian = jacobian
+        self.matrix = (covariance + covariance.mT) / 2
+        self.factor = _symmetric_root(self.matrix)
+
+    def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """A u~."""
+        return u @ self.jacobian.to(u).mT
+
+    def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
+        """D, whatever u~."""
+        return self.matrix.to(u).expand(*u.shape[:-1], *self.matrix.shape)
+
+    def _noise_factor(self, u: Tensor) -> Tensor:
+        return self.factor.to(u)
+
+    @property
+    def rate(self) -> float:
+        """The largest singular value of A."""
+        return max(1e-12, float(torch.linalg.matrix_norm(self.jacobian, 2)))
+
+    def covariance(self, times: Float[Tensor, " T"] | Sequence[float]) -> Float[Tensor, "T k k"]:
+        r"""Cov of u~(t) from a fixed start at t = 0: :math:`\int_0^t e^{sA} D e^{sA^T} ds`, exact.
+
+        Times must be >= 0 and increase. By van Loan's block exponential.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=0.5).dynamics(step_size=1.0)
+            >>> limit = dynamics.diffusive(at=torch.tensor([0.0, 1.0]))
+            >>> limit.covariance([0.0, 20.0])[:, 0, 0]  # of sqrt(n) m: from 0 to 1/(1 - snr)
+            tensor([0.0000, 2.0000], dtype=torch.float64)
+        """
+        instants = checks.increasing_times(times).to(self.matrix.device)
+        if float(instants[0]) < 0:
+            raise ValueError(f"expected times >= 0, got {float(instants[0]):g}")
+        A, D = self.jacobian, self.matrix
+        k = len(A)
+        # in pieces of a few relaxation times: the exponential of -A t grows with t
+        unit = min(float(instants[-1]), 2 / self.rate) or 1.0
+        rows, now, P = [], 0.0, torch.zeros_like(D)
+        for instant in instants.tolist():
+            pieces = max(1, int(-(-(instant - now) // unit)))
+            span = (instant - now) / pieces
+            block = torch.zeros(2 * k, 2 * k, dtype=D.dtype, device=D.device)
+            block[:k, :k], block[:k, k:], block[k:, k:] = -A, D, A.mT
+            exponential = torch.linalg.matrix_exp(block * span)
+            flow = exponential[k:, k:].mT
+            gained = flow @ exponential[:k, k:]
+            for _ in range(pieces):
+                P = flow @ P @ flow.mT + gained
+            now = instant
+            rows.append((P + P.mT) / 2)
+        return torch.stack(rows)
+
+    def stationary_covariance(self) -> Float[Tensor, "k k"]:
+        r"""P with :math:`A P + P A^T + D = 0` (Lyapunov), the law that u~ settles into.
+
+        Raises:
+            ValueError: if it does not settle: A has an eigenvalue of real part >= 0.
+        """
+        values = torch.linalg.eigvals(self.jacobian).real
+        if not float(values.max()) < -1e-9 * max(1.0, float(values.abs().max())):
+            raise ValueError(
+                "expected a stable fixed point, got one whose Jacobian has an eigenvalue of real "
+                f"part {float(values.max()):.3g}: there is no stationary law; use covariance(times)"
+            )
+        k = len(values)
+        eye = torch.eye(k, dtype=self.matrix.dtype, device=self.matrix.device)
+        operator = torch.kron(self.jacobian, eye) + torch.kron(eye, self.jacobian)
+        P = torch.linalg.solve(operator, -self.matrix.reshape(-1)).reshape(k, k)
+        return (P + P.mT) / 2
+
+    def rank(self, tolerance: float = 1e-9) -> int:
+        """The rank of the diffusion matrix: singular values above tolerance times the largest."""
+        values = torch.linalg.svdvals(self.matrix)
+        return int((values > tolerance * values.max().clamp_min(1e-300)).sum())
+
+    def equation(self) -> str:
+        """The equation solved, in markdown."""
+        return "du~ = A u~ dt + D^(1/2) dB, u~ = sqrt(n) (u - u*)"
+
+
+def _symmetric_root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT

@@ -1,0 +1,269 @@
+"""Fixed points of effective dynamics: found from many starts, without repeats, and classified."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchlimits.dynamics import EffectiveDynamics
+
+Kind = Literal["stable", "unstable", "marginal"]
+
+_ITERATIONS = 200
+#: points closer than this (relative to 1 + |u|) are one
+_SAME = 1e-6
+#: steps of a walk along a component
+_WALK = 16
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint:
+    """A fixed point u* of -f + g, or one point of a whole component of them.
+
+    Attributes:
+        u: the point, shape ``(k,)``.
+        eigenvalues: of the Jacobian of -f + g there, shape ``(k,)``, complex, by falling real
+            part. Where -f + g has a kink, of the one-sided Jacobian that grows fastest.
+        kind: ``"stable"``: all real parts negative; ``"unstable"``: one is positive, or none is
+            but the dynamics leave along a direction of zero real part (to second or higher
+            order); ``"marginal"``: real parts zero and nothing leaves that way, as within a
+            component (a circle of fixed points, say) or exactly at a phase transition.
+        dimension: of the component, that is the number of zero eigenvalues at marginal points.
+        residual: largest entry of \\|-f + g\\| at u.
+        members: the points found on the same component, u the first, shape ``(count, k)``.
+    """
+
+    u: Float[Tensor, " k"]
+    eigenvalues: Complex[Tensor, " k"]
+    kind: Kind
+    dimension: int
+    residual: float
+    members: Float[Tensor, "count k"]
+
+    @property
+    def stable(self) -> bool:
+        """All eigenvalues have negative real parts."""
+        return self.kind == "stable"
+
+    def __repr__(self) -> str:
+        u = ", ".join(f"{x:.4g}" for x in self.u.tolist())
+        whole = f", on a component of dimension {self.dimension}" if self.dimension else ""
+        return f"FixedPoint([{u}], {self.kind}{whole})"
+
+
+def find(
+    dynamics: EffectiveDynamics,
+    starts: Float[Tensor, "S k"],
+    *,
+    flow: float = 100.0,
+) -> list[FixedPoint]:
+    r"""Fixed points of the ballistic limit, :math:`-f(u) + g(u) = 0`.
+
+    All starts at once: Levenberg-Marquardt with the derivatives of torch.func, projected on the
+    values that parameters can have (R >= 0); from the starts themselves, which finds saddles, and
+    from where they flow to, which finds attractors. Points of one connected component count once.
+
+    Args:
+        dynamics: an `EffectiveDynamics`.
+        starts: shape ``(S, k)``.
+        flow: limit time that the second set of starts flows for; 0 leaves it out.
+
+    Returns:
+        The points, stable ones first. A point not found is no proof that there is none: give more
+        starts. The residual is of rounding's size for closed forms, and of that of the
+        right-hand side's own error where it is an integral (`EffectiveDynamics.error`).
+
+    Raises:
+        ValueError: if starts are no finite ``(S, k)``.
+        RuntimeError: if no start converges.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+        >>> for point in dynamics.fixed_points(): print(point)
+        FixedPoint([-1, 1], stable)
+        FixedPoint([1, 1], stable)
+        FixedPoint([0, 0], unstable)
+        FixedPoint([0, 1], unstable)
+    """
+    starts = dynamics._checked(starts).detach().double()
+    if starts.ndim != 2 or not len(starts) or not bool(starts.isfinite().all()):
+        raise ValueError(
+            f"expected finite starts of shape (S, {len(dynamics.names)}), got {tuple(starts.shape)}"
+        )
+    with torch.no_grad():
+        starts = dynamics._project(starts)
+        if flow > 0:
+            flown = _flown(dynamics, starts, flow)
+            starts = torch.cat([flown, starts])
+        u, speed = _levenberg(dynamics, starts)
+        kept = _distinct(u, speed)
+        if not len(kept):
+            raise RuntimeError(
+                f"no fixed point found from {len(starts)} starts: give starts nearer to one, or "
+                "flow= for longer"
+            )
+        points = [_classified(dynamics, row) for row in kept]
+        points = _components(dynamics, points)
+    order = {"stable": 0, "marginal": 1, "unstable": 2}
+    return sorted(points, key=lambda p: (order[p.kind], *(round(x, 6) for x in p.u.tolist())))
+
+
+def jacobian(dynamics: EffectiveDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
+    """Derivatives of -f + g, one direction at a time, so that memory stays that of one call."""
+    columns = []
+    for direction in torch.eye(u.shape[-1], dtype=u.dtype, device=u.device):
+        tangent = direction.expand_as(u).contiguous()
+        columns.append(torch.func.jvp(lambda x: dynamics(0.0, x), (u,), (tangent,))[1])
+    return torch.stack(columns, dim=-1)
+
+
+def classify(dynamics: EffectiveDynamics, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
+    """Eigenvalues, kind and dimension of a fixed point; see `FixedPoint`."""
+    slopes = jacobian(dynamics, dynamics._nudges(u))
+    values, vectors = torch.linalg.eig(slopes)
+    fastest = int(values.real.max(dim=-1).values.argmax())
+    values, vectors = values[fastest], vectors[fastest]
+    order = values.real.argsort(descending=True)
+    values, vectors = values[order], vectors[:, order]
+    scale = max(1.0, float(values.abs().max()))
+    tolerance = scale * max(1e-6, 10 * dynamics.error)
+    if float(values.real[0]) > tolerance:
+        return values, "unstable", 0
+    zero = values.real.abs() <= tolerance
+    if not bool(zero.any()):
+        return values, "stable", 0
+    leaves = _leaves(dynamics, u, vectors[:, zero].real.mT)
+    return values, "unstable" if leaves else "marginal", 0 if leaves else int(zero.sum())
+
+
+# --- the steps of find ----------------------------------------------------------------------------
+
+
+def _flown(dynamics: EffectiveDynamics, starts: Tensor, time: float) -> Tensor:
+    """Where the starts are after some time; those that blow up are left where they were."""
+    try:
+        final = dynamics.solve(starts, [0.0, time], rtol=1e-3, atol=1e-4).final
+    except RuntimeError:
+        return starts
+    final = final.to(starts.device)
+    return dynamics._project(torch.where(final.isfinite(), final, starts))
+
+
+def _levenberg(
+    dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The starts that converged, (C, k), and the largest entry of -f + g at each.
+
+    With ``polish`` until nothing moves any more, without until -f + g is small.
+    """
+    u = starts.clone()
+    value = dynamics(0.0, u)
+    damping = torch.full_like(u[:, 0], 1e-2)
+    active = torch.arange(len(u), device=u.device)
+    done = torch.zeros(len(u), dtype=torch.bool, device=u.device)
+    for _ in range(_ITERATIONS):
+        x, f, mu = u[active], value[active], damping[active]
+        trial = dynamics._project(x + _step(jacobian(dynamics, x), f, mu))
+        f_trial = dynamics(0.0, trial)
+        better = f_trial.norm(dim=-1) < f.norm(dim=-1)
+        moved = (trial - x).norm(dim=-1) / (1 + x.norm(dim=-1))
+        u[active] = torch.where(better[:, None], trial, x)
+        value[active] = torch.where(better[:, None], f_trial, f)
+        damping[active] = torch.where(better, mu / 10, mu * 10).clamp_min(1e-20)
+        small = value[active].abs().amax(-1) <= _small(dynamics, u[active])
+        finished = small & ((moved < 1e-12) | ~better | (not polish))
+        stuck = ~small & (damping[active] > 1e8)
+        done[active[finished]] = True
+        active = active[~finished & ~stuck]
+        if not len(active):
+            break
+    # slow ends, at degenerate points or at the error of the integrals, count where they are small
+    done[active] = value[active].abs().amax(-1) <= _small(dynamics, u[active])
+    return u[done], value[done].abs().amax(-1)
+
+
+def _small(dynamics: EffectiveDynamics, u: Tensor) -> Tensor:
+    return max(1e-11, dynamics.error) * (1 + u.abs().amax(-1))
+
+
+def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
+    """-(J^T J + mu s_1^2)^+ J^T f by singular values, which null directions do not disturb."""
+    left, s, right = torch.linalg.svd(slope)
+    largest = s[:, :1].clamp_min(1e-300)
+    relative = s / largest
+    gain = torch.where(relative > 1e-9, relative / (relative**2 + damping[:, None]) / largest, 0.0)
+    return -(right.mT @ (gain * (left.mT @ value[..., None])[..., 0])[..., None])[..., 0]
+
+
+def _distinct(u: Tensor, speed: Tensor) -> Tensor:
+    """One point of each cluster: the one with the smallest residual."""
+    u = u[speed.argsort(stable=True)]
+    kept = u[:0]
+    while len(u):
+        kept = torch.cat([kept, u[:1]])
+        u = u[(u - u[0]).norm(dim=-1) > _SAME * (1 + u[0].norm())]
+    return kept
+
+
+def _classified(dynamics: EffectiveDynamics, u: Tensor) -> FixedPoint:
+    rounded = torch.where(u.abs() < 1e-12, 0.0, u)
+    if float(dynamics(0.0, rounded).abs().max()) <= 1e-11:
+        u = rounded
+    values, kind, dimension = classify(dynamics, u)
+    residual = float(dynamics(0.0, u).abs().max())
+    return FixedPoint(u, values, kind, dimension, residual, u[None])
+
+
+def _leaves(dynamics: EffectiveDynamics, u: Tensor, directions: Tensor) -> bool:
+    """Whether the dynamics move away along one of +-directions, to second or higher order."""
+    w = torch.cat([directions, -directions])
+    w = w / w.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    noise = max(1e-11, 100 * dynamics.error)
+    out = torch.ones_like(w[:, 0], dtype=torch.bool)
+    # at every scale: further off there may be a kink, nearer rounding wins
+    for distance, least in ((1e-2, noise), (1e-3, noise), (1e-4, -noise)):
+        beside = dynamics._project(u + distance * (1 + u.norm()) * w)
+        away = beside - u
+        length = away.norm(dim=-1)
+        growth = (dynamics(0.0, beside) * away).sum(-1) / length.clamp_min(1e-300) ** 2
+        # a direction in which parameters cannot go is no way out
+        possible = length > 0.5 * distance
+        out &= possible & (growth > least)
+    return bool(out.any())
+
+
+def _components(dynamics: EffectiveDynamics, points: list[FixedPoint]) -> list[FixedPoint]:
+    """Merge the marginal points that a walk over fixed points joins."""
+    merged: list[FixedPoint] = []
+    for point in points:
+        for i, other in enumerate(merged):
+            if _joined(dynamics, point, other):
+                members = torch.cat([other.members, point.u[None]])
+                merged[i] = FixedPoint(
+                    other.u, other.eigenvalues, other.kind, other.dimension, other.residual, members
+                )
+                break
+        else:
+            merged.append(point)
+    return merged
+
+
+def _joined(dynamics: EffectiveDynamics, a: FixedPoint, b: FixedPoint) -> bool:
+    """Whether the chord from a to b, corrected to fixed points, is a gapless path."""
+    if not (a.kind == b.kind == "marginal" and a.dimension == b.dimension > 0):
+        return False
+    nearest = b.members[(b.members - a.u).norm(dim=-1).argmin()]
+    weights = torch.linspace(0, 1, _WALK + 1, dtype=a.u.dtype, device=a.u.device)[1:-1, None]
+    chord = dynamics._project(a.u + weights * (nearest - a.u))
+    path, _ = _levenberg(dynamics, chord, polish=False)
+    if len(path) < len(chord):
+        return False
+    path = torch.cat([a.u[None], path, nearest[None]])
+    gaps = path.diff(dim=0).norm(dim=-1)
+    return float(gaps.max()) <= 4 * float((nearest - a.u).norm()) / _WALK

@@ -1,0 +1,278 @@
+"""The small-noise limit of the mixtures, snr = infinity: dynamics and fixed points."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.fixed_points import Kind
+from torchlimits.problems.mixture_dynamics import MixtureODE
+
+#: half-width of the layer around h = 0 in which a neuron held there slides
+_LAYER = 1e-3
+#: more components than this are not listed one by one
+_MOST_COMPONENTS = 1_000_000
+
+
+class SmallNoiseDynamics(MixtureODE):
+    r"""ODE of (v, m, R) for snr -> infinity after N -> infinity, any means and any width K.
+
+    Neuron i sees the components on its positive side, h_ai = m_i . c_a > 0 (half of those at
+    h_ai = 0); with s_a = sigmoid(sum_i v_i relu(h_ai)) - y_a and averages over the components a,
+
+    .. math::
+        \dot v_i = -\langle relu(h_{ai}) s_a \rangle - \alpha v_i, \quad
+        \dot m_i = -v_i \langle c_a 1_{h_{ai} > 0} s_a \rangle - \alpha m_i, \quad
+        \dot R = -2 \alpha R.
+
+    There is no corrector: gradient flow whatever the step size. Source: Propositions 4.2 (binary)
+    and D.3 (XOR) of arXiv 2206.04030.
+
+    The right-hand side jumps where a neuron is orthogonal to a mean. Where both sides push the
+    neuron there (XOR: it serves mu and is pushed off nu and -nu) it slides along h_ai = 0, seeing
+    that component with the probability that balances both sides, as it does for any large snr; the
+    jump is spread over \|h_ai\| < 0.001, which leaves fixed points where they are.
+
+    Args:
+        coordinates, labels, width, snr, dim, settings: as in `MixtureODE`; snr is inf.
+    """
+
+    rtol = 1e-8
+    atol = 1e-10
+
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        alpha = self.settings.weight_decay
+        v, m, R = self.split(u)
+        dv, dm = (x.mean(dim=0) for x in self._moves_by_component(v, m))
+        drift = self.join(dv - alpha * v, dm - alpha * m, -2 * alpha * R)
+        return drift, torch.zeros_like(u)
+
+    def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
+        v, m, _ = self.split(u)
+        dv, dm = self._moves_by_component(v, m)
+        moves = torch.cat([dv, dm.flatten(-2)], dim=-1)
+        moves = moves - moves.mean(dim=0)
+        covariance = torch.einsum("a...k,a...l->...kl", moves, moves) / len(moves)
+        rest = len(self.names) - moves.shape[-1]
+        return torch.nn.functional.pad(covariance, (0, rest, 0, rest))
+
+    def _moves_by_component(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        """-relu(h_a) s_a and -v c_a 1{h_a > 0} s_a, the components in front."""
+        c, y = self.coordinates.to(v), self.labels.to(v)
+        h = torch.einsum("...kd,ad->a...k", m, c)
+        psi = (v * h.relu()).sum(-1)
+        s = (torch.sigmoid(psi) - y.reshape(-1, *(1,) * (psi.ndim - 1)))[..., None]
+        gradient = -(s * v * self._activity(h, v * s))
+        return -h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c)
+
+    def _activity(self, h: Tensor, pull: Tensor) -> Tensor:
+        """How much of each component a neuron sees: 1{h > 0}, balanced where it slides on h = 0."""
+        step = torch.heaviside(h.detach(), torch.full((), 0.5).to(h))
+        c = self.coordinates.to(h)
+        products = c @ c.mT
+        opposite = (products + products.diag()[:, None]).abs() < 1e-9  # c_b = -c_a
+        other = products * ~(opposite | torch.eye(len(c), dtype=torch.bool, device=c.device))
+        # the velocity of c_a . m_i, times A, in front of and behind h_ai = 0
+        beside = -torch.einsum("ab,b...->a...", other, pull * step)
+        front = beside - products.diag().reshape(-1, *(1,) * (h.ndim - 1)) * pull
+        behind = beside - torch.einsum("ab,b...->a...", products * opposite, pull)
+        slides = (front < 0) & (behind > 0) & (h.abs() < _LAYER)
+        balance = behind / (behind - front).where(slides, 1.0)
+        r = h / _LAYER
+        ramp = torch.where(r > 0, balance + (1 - balance) * r, balance * (1 + r))
+        return torch.where(slides, ramp, step)
+
+    def _nudges(self, u: Tensor) -> Tensor:
+        # f has a kink where a neuron is orthogonal to a mean: neurons at 0 are nudged towards every
+        # mean in turn; to first order they do not feel each other
+        v, m, R = self.split(u)
+        idle = m.norm(dim=-1, keepdim=True) < 1e-9
+        nudged = [self.join(v, m + 1e-9 * idle * c, R) for c in self.coordinates.to(u)]
+        return torch.stack(nudged)
+
+    def equation(self, corrector: bool = True) -> str:
+        """The equation solved, in markdown."""
+        return "\n".join(
+            [
+                "Small-noise limit (Propositions 4.2 and D.3 of arXiv 2206.04030), "
+                "h_a = m c_a, s_a = sigmoid(v . relu(h_a)) - y_a, means over the components a:",
+                "",
+                "    dv_i/dt = - <relu(h_ai) s_a> - alpha v_i",
+                "    dm_i/dt = - v_i <c_a 1{h_ai>0} s_a> - alpha m_i",
+                "    dR/dt   = - 2 alpha R",
+            ]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPointComponent:
+    r"""A component of the fixed points at snr = infinity: which neuron serves which mean.
+
+    Neuron i either is 0 or has m_i along one mean c_a and v_i = +-\|m_i\|, the sign that of the
+    label; the neurons of one mean lie on a sphere, sum v_i^2 = C_alpha, with all v_i of that sign;
+    R = 0. Source: Propositions 4.2 and D.3 of arXiv 2206.04030, for any K.
+
+    Attributes:
+        classes: for each neuron the number a of its mean, or None, length K.
+        kind: ``"stable"``: every mean has neurons and no neuron is 0 (attracting, and optimal);
+            ``"unstable"``: a neuron at 0 leaves towards a mean that has none; ``"marginal"``: the
+            linearised dynamics have no positive eigenvalue, and zero ones along the component and
+            at its rim. (The paper calls all components that are not stable unstable: noise takes
+            them to the rim, from where they leave.)
+        dimension: sum over the means that have neurons of (their number - 1).
+        radius2: C_alpha.
+    """
+
+    classes: tuple[int | None, ...]
+    kind: Kind
+    dimension: int
+    radius2: float
+    _coordinates: Float[Tensor, "A d"]
+    _labels: Float[Tensor, " A"]
+
+    @property
+    def stable(self) -> bool:
+        """Attracting; these are the components of optimal classifiers."""
+        return self.kind == "stable"
+
+    def point(self, generator: torch.Generator | None = None) -> Float[Tensor, " k"]:
+        """A point on it: uniform on the spheres, or of equal \\|v_i\\| without a generator."""
+        K = len(self.classes)
+        weights = torch.ones(K, dtype=torch.float64)
+        if generator is not None:
+            weights = torch.randn(K, generator=generator, dtype=torch.float64).abs()
+        return _assembled(self._sizes(weights), self._signs(), self._along())
+
+    def distance(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        r"""Euclidean distance of (v, m, R) from the component's closure.
+
+        The nearest point keeps the direction of the non-negative parts of
+        :math:`(\pm v_i + m_i \cdot c_a) / 2` in every class.
+        """
+        K, d = len(self.classes), self._coordinates.shape[1]
+        u = u.double().cpu()
+        v, m = u[..., :K], u[..., K : K + K * d].unflatten(-1, (K, d))
+        towards = (v * self._signs() + (m * self._along()).sum(-1)) / 2
+        nearest = _assembled(self._sizes(towards.clamp_min(1e-100)), self._signs(), self._along())
+        return (u - nearest).norm(dim=-1)
+
+    def _signs(self) -> Tensor:
+        signs = (2 * self._labels - 1).tolist()
+        return torch.tensor([0.0 if a is None else signs[a] for a in self.classes]).double()
+
+    def _along(self) -> Tensor:
+        rows = [
+            torch.zeros_like(self._coordinates[0]) if a is None else self._coordinates[a]
+            for a in self.classes
+        ]
+        return torch.stack(rows)
+
+    def _sizes(self, weights: Tensor) -> Tensor:
+        """\\|v_i\\|: the weights scaled to the sphere, class by class."""
+        sizes = torch.zeros_like(weights)
+        for a in set(self.classes) - {None}:
+            mine = torch.tensor([b == a for b in self.classes])
+            part = weights * mine
+            sizes = sizes + self.radius2**0.5 * part / part.norm(dim=-1, keepdim=True)
+        return sizes
+
+    def __repr__(self) -> str:
+        return f"FixedPointComponent({self.classes}, {self.kind}, dimension {self.dimension})"
+
+
+def components(
+    coordinates: Float[Tensor, "A d"], labels: Float[Tensor, " A"], width: int, ridge: float
+) -> list[FixedPointComponent]:
+    """All components, those that are stable first; see `FixedPointComponent`.
+
+    With alpha below 1/(2 A) there are (A + 1)^K (625 for XOR and K = 4); above only 0, stable.
+
+    Raises:
+        ValueError: if the mixture is neither binary nor XOR, for which the closed form is known,
+            if alpha = 0 (no fixed point at a finite distance), or if there are too many to list.
+    """
+    kind_of_mixture(coordinates, labels)
+    means = len(labels)
+    radius2 = squared_radius(means, ridge)
+    count = (means + 1) ** width if radius2 > 0 else 1
+    if count > _MOST_COMPONENTS:
+        raise ValueError(
+            f"expected at most {_MOST_COMPONENTS} components, got (A + 1)^K = {count} for K={width}"
+            ": all assignments of neurons to the means or to 0; take a smaller width"
+        )
+    choices = (None, *range(means)) if radius2 > 0 else (None,)
+    found = [
+        FixedPointComponent(
+            classes=classes,
+            kind=_kind(classes, means, radius2),
+            dimension=width - classes.count(None) - len(set(classes) - {None}),
+            radius2=max(radius2, 0.0),
+            _coordinates=coordinates,
+            _labels=labels,
+        )
+        for classes in itertools.product(choices, repeat=width)
+    ]
+    order = {"stable": 0, "marginal": 1, "unstable": 2}
+    return sorted(found, key=lambda c: order[c.kind])
+
+
+def squared_radius(means: int, ridge: float) -> float:
+    r"""C_alpha = -logit(A alpha), the squared radius of the spheres; negative: there are none.
+
+    Raises:
+        ValueError: if alpha = 0.
+
+    Example:
+        >>> round(squared_radius(2, 0.1), 4)  # binary: log 4
+        1.3863
+    """
+    if ridge == 0:
+        raise ValueError(
+            "expected ridge > 0, got 0: without it the weights grow for ever at snr = infinity and "
+            "there is no fixed point at a finite distance"
+        )
+    if means * ridge >= 1:
+        return -math.inf
+    return math.log((1 - means * ridge) / (means * ridge))
+
+
+def kind_of_mixture(coordinates: Tensor, labels: Tensor) -> Literal["binary", "xor"]:
+    """Which of the paper's mixtures it is, or ValueError."""
+    d = coordinates.shape[1]
+    along = (coordinates - torch.cat([torch.eye(d), -torch.eye(d)]).to(coordinates)[:, None]).norm(
+        dim=-1
+    ) < 1e-6  # (2 d, A): which mean is which direction
+    if along.sum(0).eq(1).all() and along.sum(1).eq(1).all():
+        plus, minus = (along.to(labels) @ labels).split(d)
+        if d == 1 and bool(plus != minus):
+            return "binary"
+        if d == 2 and torch.equal(plus, minus) and bool(plus[0] != plus[1]):
+            return "xor"
+    raise ValueError(
+        "expected the binary mixture (means +mu, -mu of different labels) or XOR (+-mu of one "
+        f"label, +-nu of the other), got {len(labels)} means of other places or labels: closed "
+        "forms at snr = infinity are known for these; use dynamics(...).fixed_points()"
+    )
+
+
+def _kind(classes: tuple[int | None, ...], means: int, radius2: float) -> Kind:
+    if radius2 < 0:
+        return "stable"
+    idle, empty = None in classes, len(set(classes) - {None}) < means
+    if idle and empty:
+        return "unstable"
+    return "marginal" if idle or empty else "stable"
+
+
+def _assembled(sizes: Tensor, signs: Tensor, along: Tensor) -> Tensor:
+    """u of neurons with v_i = sign_i size_i, m_i = size_i c_i, R = 0."""
+    K = sizes.shape[-1]
+    zero = sizes.new_zeros(*sizes.shape[:-1], K * (K + 1) // 2)
+    m = sizes[..., None] * along
+    return torch.cat([sizes * signs, m.flatten(-2), zero], dim=-1)

@@ -1,0 +1,387 @@
+"""`SpikedTensor`: recover a direction from noisy tensors by online SGD (order 2: matrix PCA)."""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits import checks
+from torchlimits.diffusive import LinearDiffusion
+from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
+from torchlimits.settings import SGDSettings
+from torchlimits.statistics import Parameters, SummaryStatistics
+
+
+class SpikeEstimate(nn.Module):
+    """The estimate x of the spike: one parameter ``x``, shape ``(*replicas, n)``.
+
+    Its output is x itself, whatever the input: the data of this problem are the tensors that x is
+    compared with in `SpikedTensor.loss`.
+    """
+
+    def __init__(self, x: Float[Tensor, "*replicas n"]) -> None:
+        super().__init__()
+        self.x = nn.Parameter(x)
+
+    def forward(self, features: Tensor | None = None) -> Float[Tensor, "*replicas n"]:
+        """x."""
+        return self.x
+
+
+class SpikedTensor:
+    r"""Estimate v from :math:`Y = \lambda v^{\otimes k} + W`, W of i.i.d. N(0, 1), by SGD on
+
+    .. math:: L(x; Y) = \|Y - x^{\otimes k}\|^2, \qquad x \in \mathbb{R}^n.
+
+    Summary statistics: ``m`` = <x, v> and ``r2`` = \|x\|^2 - m^2.
+
+    Source: section 3 of arXiv 2206.04030.
+
+    Two samplers, the same law of every SGD step:
+
+    * ``dense`` draws all n^k entries of Y. The ground truth; n^k numbers a step.
+    * ``implicit`` draws n normals a step and makes the gradient from them: given x,
+      grad L is Gaussian about grad Phi with covariance
+      :math:`4 (k R^{2k-2} I + k (k-1) R^{2k-4} x x^T)`, R = \|x\|.
+
+    Args:
+        dim: n.
+        order: k >= 2; 2 is matrix PCA.
+        snr: lambda > 0.
+        sampler: ``"dense"`` or ``"implicit"``.
+        direction: v: ``"axis"`` (the first), ``"random"`` (from ``generator``) or a unit vector.
+        ridge: alpha, the weight decay of the optimizer.
+        generator: of a random direction.
+        device, dtype: of the data, until a model has been made.
+
+    Raises:
+        ValueError: if order < 2, snr <= 0, a number is out of its range, or one dense tensor would
+            not fit in memory.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=50, order=3, snr=4.0, sampler="dense")
+        >>> model = problem.model()
+        >>> features, Y = problem.sample(1)
+        >>> Y.shape, problem.loss(model(features), Y).shape
+        (torch.Size([1, 50, 50, 50]), torch.Size([]))
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        order: int = 2,
+        *,
+        snr: float,
+        sampler: Literal["dense", "implicit"] = "implicit",
+        direction: Literal["axis", "random"] | Float[Tensor, " n"] = "axis",
+        ridge: float = 0.0,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.dim = checks.positive_int("dim", dim)
+        self.order = checks.positive_int("order", order)
+        if order < 2:
+            raise ValueError(f"expected order >= 2 (2 is matrix PCA), got {order}")
+        if dim < 2:
+            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
+        self.snr = checks.positive("snr", snr)
+        self.ridge = checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
+        if sampler not in ("dense", "implicit"):
+            raise ValueError(f"expected sampler 'dense' or 'implicit', got {sampler!r}")
+        self.sampler = sampler
+        self.device = checks.device(device or "cpu")
+        self.dtype = dtype or torch.get_default_dtype()
+        self.direction = _direction(direction, dim, generator)
+        self.statistics = _spike_statistics(self.direction)
+        self._x: weakref.ref[Tensor] | None = None
+        self._spikes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        if sampler == "dense":
+            self._check_memory(1, self.device, self.dtype)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the summary statistics, in the order of u."""
+        return list(NAMES)
+
+    def __repr__(self) -> str:
+        ridge = f", ridge={self.ridge:g}" * bool(self.ridge)
+        return (
+            f"SpikedTensor(order={self.order}, dim={self.dim}, snr={self.snr:g}, "
+            f"sampler={self.sampler!r}{ridge})"
+        )
+
+    def model(
+        self,
+        *,
+        at: tuple[float, float] | None = None,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> SpikeEstimate:
+        """x at a random start N(0, I/n), or at given values of (m, r2).
+
+        Args:
+            at: (m, r2) of the start; the direction orthogonal to v is uniform.
+            replicas: leading dimensions of independent estimates in one module.
+            generator: of the start; on the device of the model.
+            device, dtype: by default the problem's.
+        """
+        device, dtype = checks.device(device or self.device), dtype or self.dtype
+        checks.generator(generator, device)
+        x = torch.randn(*replicas, self.dim, generator=generator, device=device, dtype=dtype)
+        x = x / self.dim**0.5
+        if at is not None:
+            x = self._placed(x, *at)
+        model = SpikeEstimate(x)
+        self._x = weakref.ref(model.x)
+        return model
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+    ) -> tuple[Float[Tensor, "*replicas batch 0"], Float[Tensor, "*replicas batch ..."]]:
+        """Fresh data, on the device and in the dtype of the model that `model` made last.
+
+        Returns:
+            Features, of which there are none, and what x is compared with: the tensors Y,
+            ``(*replicas, batch, n, ..., n)`` (dense), or n normals each, ``(*replicas, batch, n)``
+            (implicit).
+
+        Raises:
+            ValueError: if the dense tensors would not fit in memory.
+        """
+        checks.positive_int("batch", batch)
+        device, dtype = self._place()
+        checks.generator(generator, device)
+        shape = (*replicas, batch)
+        features = torch.empty(*shape, 0, device=device, dtype=dtype)
+        normal = {"generator": generator, "device": device, "dtype": dtype}
+        if self.sampler == "implicit":
+            return features, torch.randn(*shape, self.dim, **normal)
+        self._check_memory(math.prod(shape), device, dtype)
+        return features, self._add_spike(torch.randn(*shape, *self._tensor_shape, **normal))
+
+    def loss(
+        self, output: Float[Tensor, "*replicas n"], target: Float[Tensor, "*replicas batch ..."]
+    ) -> Float[Tensor, ""]:
+        """||Y - x^k||^2: mean over the batch, *summed* over replicas.
+
+        With the implicit sampler value and gradient have the law of the dense ones jointly, less
+        the ||Y||^2 that x has no influence on.
+        """
+        batch_dims = output.ndim  # replicas and batch, in front of the tensor
+        entries = (self.dim,) if self.sampler == "implicit" else self._tensor_shape
+        expected = (*output.shape[:-1], "batch", *entries)
+        if (
+            output.shape[-1:] != (self.dim,)
+            or target.shape[: batch_dims - 1] != output.shape[:-1]
+            or target.shape[batch_dims:] != entries
+        ):
+            raise ValueError(
+                f"expected the output x, shape (*replicas, {self.dim}), and data of shape "
+                f"{expected} from this problem's sample(), got {tuple(output.shape)} and "
+                f"{tuple(target.shape)}"
+            )
+        if self.sampler == "implicit":
+            return self._implicit_loss(output, target) / target.shape[-2]
+        fit = target.flatten(batch_dims)
+        for _ in range(self.order):  # <Y, x^k>, one index after the other
+            fit = (fit.unflatten(-1, (-1, self.dim)) @ output[..., None, :, None]).squeeze(-1)
+        size = output.square().sum(-1) ** self.order
+        data = target.square().sum()
+        return (data - 2 * fit.sum()) / target.shape[batch_dims - 1] + size.sum()
+
+    def dynamics(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+    ) -> SpikedDynamics:
+        """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * n.
+
+        Args:
+            optimizer: a `torch.optim.SGD`, whose options are read.
+            step_size: c_delta, instead of an optimizer; 0 is gradient flow.
+            momentum: with ``step_size``.
+            batch_size: fresh samples averaged in one step.
+
+        Raises:
+            ValueError: if not exactly one of optimizer and step_size is given, or their values
+                are out of range.
+            TypeError: if the optimizer is not SGD.
+        """
+        settings = self._settings(optimizer, step_size, momentum, batch_size)
+        return SpikedDynamics(order=self.order, snr=self.snr, dim=self.dim, settings=settings)
+
+    def diffusive(self, at: Float[Tensor, " 2"], step_size: float = 1.0) -> LinearDiffusion:
+        """The diffusive limit of sqrt(n) (u - u*) around a fixed point, linear in u~.
+
+        See `EffectiveDynamics.diffusive`; `equator` has the non-linear one around m = 0.
+        """
+        return self.dynamics(step_size=step_size).diffusive(at)
+
+    def equator(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+        scaled_snr: float | None = None,
+    ) -> EquatorDynamics:
+        """The diffusive limit of (sqrt(n) m, r2) at the equator, where random starts are.
+
+        Args:
+            optimizer, step_size, momentum, batch_size: as in `dynamics`.
+            scaled_snr: Lambda; by default snr * n^(-(k-2)/2), that of this problem.
+        """
+        settings = self._settings(optimizer, step_size, momentum, batch_size)
+        own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
+        strength = own if scaled_snr is None else checks.non_negative("scaled_snr", scaled_snr)
+        return EquatorDynamics(
+            order=self.order, scaled_snr=strength, dim=self.dim, settings=settings
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The problem's parameters, JSON-able."""
+        return {"order": self.order, "dim": self.dim, "snr": self.snr, "ridge": self.ridge}
+
+    def _settings(
+        self, optimizer: object, step_size: float | None, momentum: float, batch_size: int
+    ) -> SGDSettings:
+        return SGDSettings.chosen(
+            optimizer,
+            dim=self.dim,
+            ridge=self.ridge,
+            step_size=step_size,
+            momentum=momentum,
+            batch_size=batch_size,
+        )
+
+    # --- the two losses ---------------------------------------------------------------------------
+
+    def _population_loss(self, x: Tensor) -> Tensor:
+        """Phi less its constant: R^{2k} - 2 lambda m^k."""
+        m = x @ self.direction.to(x)
+        return x.square().sum(-1) ** self.order - 2 * self.snr * m**self.order
+
+    def _implicit_loss(self, x: Tensor, normal: Tensor) -> Tensor:
+        """Summed over the batch: Phi(x) + <x, G>, its value corrected to Phi(x) + H(x)."""
+        with torch.no_grad():
+            noise = self._gradient_noise(x[..., None, :], normal)
+            # H is homogeneous of degree k: <x, grad H> = k H, and the loss has H, not k H
+            excess = (1 - 1 / self.order) * (noise @ x[..., None]).sum()
+        linear = (noise * x[..., None, :]).sum()
+        return normal.shape[-2] * self._population_loss(x).sum() + linear - excess
+
+    def _gradient_noise(self, x: Tensor, normal: Tensor) -> Tensor:
+        """grad H at x: 2 k R^{k-1} times a normal along x, 2 sqrt(k) R^{k-1} across."""
+        k = self.order
+        radius = x.norm(dim=-1, keepdim=True)
+        unit = x / radius.clamp_min(torch.finfo(x.dtype).tiny)
+        along = (normal * unit).sum(-1, keepdim=True) * unit
+        return 2 * k**0.5 * radius ** (k - 1) * (normal + (k**0.5 - 1) * along)
+
+    # --- places and memory ------------------------------------------------------------------------
+
+    @property
+    def _tensor_shape(self) -> tuple[int, ...]:
+        return (self.dim,) * self.order
+
+    def _place(self) -> tuple[torch.device, torch.dtype]:
+        x = None if self._x is None else self._x()
+        return (self.device, self.dtype) if x is None else (x.device, x.dtype)
+
+    def _placed(self, x: Tensor, m: float, r2: float) -> Tensor:
+        checks.non_negative("r2", r2, "at is (m, r2), and r2 a squared length")
+        if not isinstance(m, (int, float)) or not math.isfinite(m):
+            raise ValueError(f"expected at=(m, r2) with a finite m, got m={m!r}")
+        v = self.direction.to(x)
+        across = x - (x @ v)[..., None] * v
+        return m * v + r2**0.5 * across / across.norm(dim=-1, keepdim=True)
+
+    def _add_spike(self, noise: Tensor) -> Tensor:
+        """W + lambda v^k, in place."""
+        if float(self.direction[0]) == 1.0:  # an axis: one entry
+            noise[(..., *(0,) * self.order)] += self.snr
+            return noise
+        key = (noise.device, noise.dtype)
+        if key not in self._spikes:
+            v = self.direction.to(noise)
+            spike = self.snr * v
+            for _ in range(self.order - 1):
+                spike = spike[..., None] * v
+            self._spikes[key] = spike
+        return noise.add_(self._spikes[key])
+
+    def _check_memory(self, tensors: int, device: torch.device, dtype: torch.dtype) -> None:
+        """ValueError if so many dense tensors, and the spike, do not fit."""
+        entries = self.dim**self.order * (tensors + (float(self.direction[0]) != 1.0))
+        needed, free = entries * dtype.itemsize, _free_memory(device)
+        if needed > 0.9 * free:
+            raise ValueError(
+                f"expected dense tensors that fit in the {free / 2**30:.1f} GiB free on {device}, "
+                f"got dim={self.dim}, order={self.order}: {tensors} of {self.dim}^{self.order} "
+                f"entries need {needed / 2**30:.1f} GiB. Use sampler='implicit', which draws "
+                f"{self.dim} normals a step and has the same law"
+            )
+
+
+def _spike_statistics(direction: Tensor) -> SummaryStatistics:
+    def overlap(parameters: Parameters) -> Tensor:
+        x = parameters["x"]
+        return x @ direction.to(x)
+
+    def radius(parameters: Parameters) -> Tensor:
+        # project first: |x|^2 - m^2 would lose all digits where r2 is small
+        x = parameters["x"]
+        v = direction.to(x)
+        return (x - (x @ v)[..., None] * v).square().sum(-1)
+
+    return SummaryStatistics({"m": overlap, "r2": radius}, parameter_dims={"x": 1})
+
+
+def _direction(
+    direction: str | Tensor, dim: int, generator: torch.Generator | None
+) -> Float[Tensor, " n"]:
+    if isinstance(direction, str):
+        if direction == "axis":
+            return torch.eye(1, dim, dtype=torch.float64)[0]
+        if direction == "random":
+            v = torch.randn(dim, generator=generator, dtype=torch.float64)
+            return v / v.norm()
+        raise ValueError(f"expected direction 'axis', 'random' or a vector, got {direction!r}")
+    v = checks.float64("direction", direction)
+    if v.shape != (dim,) or not abs(float(v.norm()) - 1) < 1e-6:
+        raise ValueError(
+            f"expected direction as a unit vector of shape ({dim},), got shape {tuple(v.shape)} "
+            f"and length {float(v.norm()):.6g}: divide it by its norm"
+        )
+    return v
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that an allocation may take; all of the machine's where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":") for line in lines)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,146 @@
+"""How often random starts end at an optimal classifier: in theory, by the ODE, by SGD."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+import torch
+
+from torchlimits import checks
+from torchlimits.ensemble import train
+
+if TYPE_CHECKING:
+    from torchlimits.problems import GaussianMixture
+
+_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """So many successes in so many independent trials.
+
+    Example:
+        >>> print(Proportion(18, 200))
+        0.0900 (18 of 200; 95 % interval 0.0577 to 0.1378)
+    """
+
+    successes: int
+    trials: int
+
+    @property
+    def value(self) -> float:
+        """The share of successes."""
+        return self.successes / self.trials
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson's score interval for the probability of success.
+
+        Raises:
+            ValueError: if level is not in (0, 1).
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"expected level in (0, 1), got {level}")
+        z, n = NormalDist().inv_cdf((1 + level) / 2), self.trials
+        centre = (self.value + z**2 / (2 * n)) / (1 + z**2 / n)
+        spread = self.value * (1 - self.value) / n + z**2 / (4 * n**2)
+        half = z * math.sqrt(spread) / (1 + z**2 / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    def __str__(self) -> str:
+        low, high = self.interval()
+        counts = f"{self.successes} of {self.trials}"
+        return f"{self.value:.4f} ({counts}; 95 % interval {low:.4f} to {high:.4f})"
+
+
+def exact(means: int, width: int) -> float:
+    r"""P(every mean has a neuron) if each of K neurons takes one of A means at random,
+
+    .. math:: \sum_{j=0}^{A} (-1)^j \binom{A}{j} (1 - j/A)^K :
+
+    :math:`1 - 2^{1-K}` for the binary mixture (A = 2), 3/32 for XOR (A = 4) at K = 4.
+
+    Source: sections 4 and 5 of arXiv 2206.04030 for K = 2 and 4; surjections on A classes for
+    any K.
+
+    Example:
+        >>> exact(2, 2), exact(4, 4)
+        (0.5, 0.09375)
+    """
+    terms = ((-1) ** j * math.comb(means, j) * (means - j) ** width for j in range(means + 1))
+    return sum(terms) / means**width
+
+
+def by_dynamics(
+    problem: GaussianMixture,
+    *,
+    step_size: float,
+    starts: int = 200,
+    time: float = 100.0,
+    level: int = 0,
+    seed: int = 0,
+) -> Proportion:
+    """How many random starts the effective dynamics take to an optimal classifier, at any snr.
+
+    Args:
+        problem: a `GaussianMixture`; starts have the law of its ``model()``, at its dim.
+        step_size: c_delta.
+        starts: how many.
+        time: limit time; leaving the saddle at the start takes O(log N).
+        level: accuracy of the Gaussian expectations; -1 is coarse and fast.
+        seed: of the starts.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> problem = tl.GaussianMixture.binary(dim=250, snr=100.0, ridge=0.1)
+        >>> by_dynamics(problem, step_size=1.0, starts=20, time=60.0).trials
+        20
+    """
+    checks.positive_int("starts", starts)
+    checks.positive("time", time)
+    generator = torch.Generator().manual_seed(seed)
+    dynamics = problem.dynamics(step_size=step_size, level=level)
+    successes = 0
+    for done in range(0, starts, _AT_ONCE):
+        count = min(_AT_ONCE, starts - done)
+        model = problem.model(replicas=(count,), generator=generator, device="cpu")
+        with torch.no_grad():
+            u0 = problem.statistics(dict(model.named_parameters())).double()
+        # which attractor is asked for, not the way there: a coarse tolerance will do
+        final = dynamics.solve(u0, [0.0, time], rtol=1e-3, atol=1e-4).final
+        successes += int(problem.is_optimal(final).sum())
+    return Proportion(successes, starts)
+
+
+def by_sgd(
+    problem: GaussianMixture,
+    *,
+    step_size: float,
+    time: float,
+    runs: int = 200,
+    seed: int = 0,
+    progress: bool = False,
+) -> Proportion:
+    """How many runs of SGD from random starts end at an optimal classifier.
+
+    Args:
+        problem: a `GaussianMixture`.
+        step_size: c_delta.
+        time: limit time to train for.
+        runs, seed, progress: as in `torchlimits.train`.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> problem = tl.GaussianMixture.binary(dim=50, snr=100.0, ridge=0.1)
+        >>> by_sgd(problem, step_size=1.0, time=2.0, runs=10).trials
+        10
+    """
+    measured = train(
+        problem, step_size=step_size, time=time, runs=runs, seed=seed, progress=progress
+    )
+    return Proportion(int(problem.is_optimal(measured.final).sum()), runs)
