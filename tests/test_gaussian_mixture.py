@@ -95,7 +95,7 @@ def test_means_of_ones_own():
         ({"width": 0}, "width"),
         ({"snr": 0.0}, "snr"),
         ({"snr": -1.0}, "snr"),
-        ({"snr": math.inf}, "snr"),
+        ({"snr": -math.inf}, "snr"),
         ({"snr": math.nan}, "snr"),
         ({"ridge": -0.1}, "ridge"),
         ({"directions": "sideways"}, "'axis' or 'random'"),
