@@ -174,3 +174,37 @@ def test_jacobian_is_finite_where_neurons_align():
             step = 1e-4 * torch.eye(7, dtype=torch.float64)[i]
             difference = (dynamics(0.0, u + step) - dynamics(0.0, u - step)) / 2e-4
             torch.testing.assert_close(jacobian[:, i], difference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "batch"), [("binary", 1), ("xor", 1), ("binary", 3)])
+def test_diffusion_is_the_covariance_of_one_sgd_step(name, batch):
+    """n lr Cov(rise) of one real step, entry by entry; without the second order in R it fails."""
+    c, samples = 6.0, 12_000
+    problem = PROBLEMS[name](snr=2.0, dtype=torch.float64)
+    model = problem.model(generator=torch.Generator().manual_seed(3))
+    model.second.weight.data.copy_(torch.linspace(1.5, -1.0, problem.width))
+    model.first.weight.data.mul_(1.5)
+    rise = one_step_increments(problem, model, c / problem.dim, samples, batch)
+    u = problem.statistics({n: p.detach() for n, p in model.named_parameters()})
+    D = problem.dynamics(step_size=c, batch_size=batch).diffusion(u)
+    rise = (rise - rise.mean(0)) * c**0.5
+    products = rise[:, :, None] * rise[:, None, :]
+    error = products.std(0) / samples**0.5
+    # O(1/N): |X_perp|^2 has N - d coordinates and fluctuates
+    slack = 0.03 * torch.outer(D.diag(), D.diag()).sqrt() + 1e-6
+    difference = (products.mean(0) - D).abs()
+    assert bool((difference < Z * error + slack).all()), (difference / (Z * error + slack)).max()
+    assert float(torch.linalg.eigvalsh(D).min()) > -1e-6
+    first_order = problem.dynamics(step_size=1e-9).diffusion(u) * 1e9 * c / batch
+    gap = (products.mean(0) - first_order).abs()
+    assert float((gap / (Z * error + slack)).max()) > 1.5
+
+
+def test_diffusion_where_neurons_align():
+    """Singular R: finite, and the limit of nearby points."""
+    dynamics = PROBLEMS["xor"](snr=2.0).dynamics(step_size=1.0)
+    v, m = torch.tensor([1.0, -2.0, 0.5, 0.0]).double(), torch.randn(4, 2).double()
+    for R in (torch.zeros(4, 4).double(), torch.ones(4, 4).double()):
+        near = R + 1e-10 * torch.eye(4)
+        a, b = (dynamics.diffusion(dynamics.join(v, m, x)) for x in (R, near))
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)

@@ -47,7 +47,10 @@ class Proportion:
         centre = (self.value + z**2 / (2 * n)) / (1 + z**2 / n)
         spread = self.value * (1 - self.value) / n + z**2 / (4 * n**2)
         half = z * math.sqrt(spread) / (1 + z**2 / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # at no (all) successes the lower (upper) end is 0 (1), up to rounding
+        low = 0.0 if self.successes == 0 else max(0.0, centre - half)
+        high = 1.0 if self.successes == n else min(1.0, centre + half)
+        return low, high
 
     def __str__(self) -> str:
         low, high = self.interval()

@@ -49,30 +49,39 @@ class SmallNoiseDynamics(MixtureODE):
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         alpha = self.settings.weight_decay
         v, m, R = self.split(u)
-        dv, dm = (x.mean(dim=0) for x in self._moves_by_component(v, m))
-        drift = self.join(dv - alpha * v, dm - alpha * m, -2 * alpha * R)
+        dv, dm, _ = self._moves_by_component(v, m)
+        drift = self.join(dv.mean(0) - alpha * v, dm.mean(0) - alpha * m, -2 * alpha * R)
         return drift, torch.zeros_like(u)
 
     def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
         v, m, _ = self.split(u)
-        dv, dm = self._moves_by_component(v, m)
+        dv, dm, held = self._moves_by_component(v, m)
+        # a neuron that slides on h_a = 0 is thrown back at once: no diffusion along c_a
+        c = self.coordinates.to(v)
+        stiff = torch.einsum("a...k,ad,ae->...kde", held.to(v), c, c)
+        free = torch.eye(c.shape[1]).to(v) - torch.linalg.pinv(stiff, hermitian=True) @ stiff
+        dm = torch.einsum("...kde,a...ke->a...kd", free, dm)
         moves = torch.cat([dv, dm.flatten(-2)], dim=-1)
         moves = moves - moves.mean(dim=0)
         covariance = torch.einsum("a...k,a...l->...kl", moves, moves) / len(moves)
         rest = len(self.names) - moves.shape[-1]
         return torch.nn.functional.pad(covariance, (0, rest, 0, rest))
 
-    def _moves_by_component(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
-        """-relu(h_a) s_a and -v c_a 1{h_a > 0} s_a, the components in front."""
+    def _moves_by_component(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """-relu(h_a) s_a, -v c_a 1{h_a > 0} s_a, and who slides; the components in front."""
         c, y = self.coordinates.to(v), self.labels.to(v)
         h = torch.einsum("...kd,ad->a...k", m, c)
         psi = (v * h.relu()).sum(-1)
         s = (torch.sigmoid(psi) - y.reshape(-1, *(1,) * (psi.ndim - 1)))[..., None]
-        gradient = -(s * v * self._activity(h, v * s))
-        return -h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c)
+        activity, slides = self._activity(h, v * s)
+        gradient = -s * v * activity
+        return -h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c), slides
 
-    def _activity(self, h: Tensor, pull: Tensor) -> Tensor:
-        """How much of each component a neuron sees: 1{h > 0}, balanced where it slides on h = 0."""
+    def _activity(self, h: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
+        """How much of each component a neuron sees, and where it slides on h = 0.
+
+        1{h > 0}, and in the layer of a neuron that slides what balances both sides.
+        """
         step = torch.heaviside(h.detach(), torch.full((), 0.5).to(h))
         c = self.coordinates.to(h)
         products = c @ c.mT
@@ -86,7 +95,7 @@ class SmallNoiseDynamics(MixtureODE):
         balance = behind / (behind - front).where(slides, 1.0)
         r = h / _LAYER
         ramp = torch.where(r > 0, balance + (1 - balance) * r, balance * (1 + r))
-        return torch.where(slides, ramp, step)
+        return torch.where(slides, ramp, step), slides
 
     def _nudges(self, u: Tensor) -> Tensor:
         # f has a kink where a neuron is orthogonal to a mean: neurons at 0 are nudged towards every
@@ -120,11 +129,11 @@ class FixedPointComponent:
 
     Attributes:
         classes: for each neuron the number a of its mean, or None, length K.
-        kind: ``"stable"``: every mean has neurons and no neuron is 0 (attracting, and optimal);
-            ``"unstable"``: a neuron at 0 leaves towards a mean that has none; ``"marginal"``: the
-            linearised dynamics have no positive eigenvalue, and zero ones along the component and
-            at its rim. (The paper calls all components that are not stable unstable: noise takes
-            them to the rim, from where they leave.)
+        kind: ``"stable"``: no neuron is 0, and either every mean has neurons or no two neurons
+            share one (attracting, with noise too); ``"unstable"``: a neuron at 0 leaves towards a
+            mean that has none; ``"marginal"``: the linearised dynamics have no positive eigenvalue,
+            and zero ones along the component and at its rim. (The paper calls all components that
+            are not stable unstable: noise takes them to the rim, from where they leave.)
         dimension: sum over the means that have neurons of (their number - 1).
         radius2: C_alpha.
     """
@@ -138,8 +147,13 @@ class FixedPointComponent:
 
     @property
     def stable(self) -> bool:
-        """Attracting; these are the components of optimal classifiers."""
+        """Attracting. From width K = A on these are the components of optimal classifiers."""
         return self.kind == "stable"
+
+    @property
+    def optimal(self) -> bool:
+        """Whether every mean has a neuron, so that all are classified right."""
+        return set(range(len(self._labels))) <= set(self.classes)
 
     def point(self, generator: torch.Generator | None = None) -> Float[Tensor, " k"]:
         """A point on it: uniform on the spheres, or of equal \\|v_i\\| without a generator."""
@@ -264,10 +278,11 @@ def kind_of_mixture(coordinates: Tensor, labels: Tensor) -> Literal["binary", "x
 def _kind(classes: tuple[int | None, ...], means: int, radius2: float) -> Kind:
     if radius2 < 0:
         return "stable"
-    idle, empty = None in classes, len(set(classes) - {None}) < means
+    taken = set(classes) - {None}
+    idle, empty, alone = None in classes, len(taken) < means, len(taken) == len(classes)
     if idle and empty:
         return "unstable"
-    return "marginal" if idle or empty else "stable"
+    return "stable" if not idle and (alone or not empty) else "marginal"
 
 
 def _assembled(sizes: Tensor, signs: Tensor, along: Tensor) -> Tensor:
