@@ -122,7 +122,7 @@ def test_subcritical_mixtures_follow_gradient_flow():
     flow = problem.dynamics(step_size=0.0)
     for c, close in ((400**-0.5, True), (2.0, False)):
         measured = tl.train(
-            problem, step_size=c, time=2.0, runs=8, every=800, start=start, progress=False
+            problem, step_size=c, time=2.0, runs=8, every=100, start=start, progress=False
         )
         result = tl.compare(measured, flow.solve(measured.initial[0], measured.times))
         assert (float(result.sup_difference.max()) < 0.03) is close, result

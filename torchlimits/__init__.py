@@ -7,6 +7,7 @@ from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.ensemble import train
 from torchlimits.fixed_points import FixedPoint
+from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.problems import GaussianMixture, SpikedTensor
 from torchlimits.regimes import Regime, regime
 from torchlimits.statistics import SummaryStatistics
@@ -22,6 +23,7 @@ __all__ = [
     "FixedPoint",
     "GaussianMixture",
     "NonFiniteStatistic",
+    "PhaseDiagram",
     "Regime",
     "SpikedTensor",
     "SummaryStatistics",
@@ -29,6 +31,7 @@ __all__ = [
     "Trajectory",
     "compare",
     "figures",
+    "phase_diagram",
     "regime",
     "success",
     "tensorboard",

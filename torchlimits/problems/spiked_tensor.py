@@ -257,6 +257,12 @@ class SpikedTensor:
             order=self.order, scaled_snr=strength, dim=self.dim, settings=settings
         )
 
+    def accuracy(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
+        r"""How well x points along the spike: :math:`|m| / \sqrt{m^2 + r_2}`, 0 at x = 0."""
+        m, r2 = u.unbind(-1)
+        radius = (m**2 + r2).sqrt()
+        return m.abs() / radius.where(radius > 0, 1.0)
+
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, JSON-able."""
         return {"order": self.order, "dim": self.dim, "snr": self.snr, "ridge": self.ridge}

@@ -1,0 +1,211 @@
+"""Phase diagrams: which fixed points there are, and how good they are, over two parameters."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from rich.progress import track
+from torch import Tensor
+
+from torchlimits import checks
+from torchlimits.fixed_points import FixedPoint
+from torchlimits.problems import GaussianMixture, SpikedTensor, small_noise
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import QuadMesh
+
+What = Literal["accuracy", "total", "stable", "unstable", "marginal"]
+_PARAMETERS = ("snr", "ridge", "step_size")
+_LABELS = {"snr": r"snr $\lambda$", "ridge": r"ridge $\alpha$", "step_size": r"$c_\delta$"}
+
+
+@dataclass(frozen=True, eq=False)
+class PhaseDiagram:
+    """What `phase_diagram` found; rows are values of y, columns values of x.
+
+    Attributes:
+        x, y: the parameters' names and values.
+        points: the fixed points of every cell, ``points[row][column]``.
+        accuracy: the best accuracy of any attracting fixed point (stable, or marginal), shape
+            ``(Y, X)``; see ``accuracy`` of the problem.
+    """
+
+    x: tuple[str, list[float]]
+    y: tuple[str, list[float]]
+    points: list[list[list[FixedPoint]]]
+    accuracy: Float[Tensor, "Y X"]
+
+    def count(self, kind: What = "total") -> Int[Tensor, "Y X"]:
+        """How many fixed points of a kind (or all) a cell has; a component counts once."""
+        return torch.tensor(
+            [[sum(kind in ("total", p.kind) for p in cell) for cell in row] for row in self.points]
+        )
+
+    def draw(self, axes: Axes, what: What = "accuracy", **options: Any) -> QuadMesh:
+        """Colour the cells by accuracy, or by the number of fixed points of a kind.
+
+        Args:
+            axes: of matplotlib.
+            what: ``"accuracy"``, or a kind as in `count`.
+            options: for ``Axes.pcolormesh``.
+
+        Returns:
+            The mesh, for a colour bar.
+
+        Raises:
+            ValueError: if ``what`` is none of these.
+        """
+        if what not in ("accuracy", "total", "stable", "unstable", "marginal"):
+            raise ValueError(f"expected 'accuracy' or a kind of fixed points, got {what!r}")
+        values = self.accuracy if what == "accuracy" else self.count(what)
+        mesh = axes.pcolormesh(self.x[1], self.y[1], values.numpy(), shading="nearest", **options)
+        axes.set(xlabel=_LABELS[self.x[0]], ylabel=_LABELS[self.y[0]])
+        for scale, (_, range_) in ((axes.set_xscale, self.x), (axes.set_yscale, self.y)):
+            if range_[0] > 0 and range_[-1] > 20 * range_[0]:
+                scale("log")
+        return mesh
+
+    def __repr__(self) -> str:
+        most = int(self.count().max())
+        return (
+            f"PhaseDiagram({self.y[0]} x {self.x[0]}: {len(self.y[1])} x {len(self.x[1])} cells, "
+            f"up to {most} fixed points, accuracy {float(self.accuracy.min()):.3g} to "
+            f"{float(self.accuracy.max()):.3g})"
+        )
+
+
+def phase_diagram(
+    make: Callable[..., SpikedTensor | GaussianMixture],
+    x: tuple[str, Sequence[float]],
+    y: tuple[str, Sequence[float]],
+    *,
+    step_size: float = 1.0,
+    count: int = 0,
+    flow: float | None = None,
+    level: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> PhaseDiagram:
+    r"""Fixed points of the effective dynamics over a grid of two of snr, ridge and step size.
+
+    Spiked tensors without a ridge have closed forms; otherwise the points are found numerically.
+    For mixtures starts are the components of the small-noise limit, one of each class of those that
+    permutations of the neurons and symmetries of the mixture turn into each other: so points are
+    counted up to these symmetries. Compare with ``step_size=0``, gradient flow, to see what the
+    corrector does.
+
+    Args:
+        make: makes the problem from the parameters on the axes that are not the step size, for
+            instance ``functools.partial(tl.SpikedTensor, dim=100, order=3)``.
+        x, y: name (``"snr"``, ``"ridge"``, ``"step_size"``) and increasing values of each axis.
+        step_size: c_delta, if no axis has it.
+        count: random starts in every cell besides.
+        flow: how long starts flow for, besides being tried as they are; see
+            `EffectiveDynamics.fixed_points`. By default 0 for mixtures of width > 2, where it is
+            slow, and else the problem's.
+        level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
+        seed: of random starts.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: if an axis is not one of these, empty or not increasing, or both are the same;
+            and what ``make`` raises.
+
+    Example:
+        >>> from functools import partial
+        >>> import torchlimits as tl
+        >>> make = partial(tl.SpikedTensor, dim=100, order=2)
+        >>> diagram = tl.phase_diagram(make, ("snr", [0.5, 1.5]), ("step_size", [0.0, 1.0]))
+        >>> diagram.count("stable").tolist()  # gradient flow recovers the spike at any snr
+        [[2, 2], [1, 2]]
+        >>> diagram.accuracy
+        tensor([[1.0000, 1.0000],
+                [0.0000, 0.5774]], dtype=torch.float64)
+    """
+    x, y = _axis("x", x), _axis("y", y)
+    if x[0] == y[0]:
+        raise ValueError(f"expected two different parameters, got {x[0]!r} on both axes")
+    checks.non_negative("step_size", step_size)
+    cells = list(itertools.product(y[1], x[1]))
+    points, accuracy = [], []
+    for cell in track(cells, description="phase diagram", disable=not progress):
+        parameters = dict(zip((y[0], x[0]), cell, strict=True))
+        c = parameters.pop("step_size", step_size)
+        problem = make(**parameters)
+        found = _fixed_points(problem, c, count=count, flow=flow, level=level, seed=seed)
+        points.append(found)
+        accuracy.append(_best_accuracy(problem, found))
+    columns = len(x[1])
+    rows = [points[i : i + columns] for i in range(0, len(points), columns)]
+    return PhaseDiagram(x, y, rows, torch.tensor(accuracy).double().reshape(-1, columns))
+
+
+def _axis(which: str, axis: tuple[str, Sequence[float]]) -> tuple[str, list[float]]:
+    name, values = axis
+    if name not in _PARAMETERS:
+        raise ValueError(f"expected {which} to name one of {', '.join(_PARAMETERS)}, got {name!r}")
+    values = [float(value) for value in values]
+    if not values or any(not b > a for a, b in itertools.pairwise(values)):
+        raise ValueError(f"expected increasing values of {name}, got {values}")
+    return name, values
+
+
+def _fixed_points(
+    problem: SpikedTensor | GaussianMixture,
+    step_size: float,
+    *,
+    count: int,
+    flow: float | None,
+    level: int,
+    seed: int,
+) -> list[FixedPoint]:
+    if isinstance(problem, SpikedTensor):
+        dynamics = problem.dynamics(step_size=step_size)
+        return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()
+    dynamics = problem.dynamics(step_size=step_size, level=level)
+    starts = representatives(problem)
+    if count:
+        generator = torch.Generator().manual_seed(seed)
+        starts = torch.cat([starts, dynamics._random_starts(count, generator)])
+    if flow is None and problem.width > 2:
+        flow = 0.0
+    return dynamics.fixed_points(starts, flow=flow)
+
+
+def representatives(problem: GaussianMixture) -> Float[Tensor, "S k"]:
+    """A point of each class of fixed points at snr = inf, up to the symmetries; 0 among them.
+
+    Symmetries are permutations of the neurons, and those of the means that keep their inner
+    products and their labels (or turn all labels round).
+    """
+    limit = problem.small_noise()
+    means = range(len(limit.means))
+    gram, labels = limit.coordinates @ limit.coordinates.mT, limit.labels
+    symmetries = [
+        p
+        for p in map(list, itertools.permutations(means))
+        if torch.allclose(gram[p][:, p], gram)
+        and (torch.equal(labels[p], labels) or torch.equal(labels[p], 1 - labels))
+    ]
+    seen: dict[tuple[int, ...], Tensor] = {}
+    for component in small_noise.components(
+        limit.coordinates, limit.labels, limit.width, limit.ridge
+    ):
+        classes = [-1 if a is None else a for a in component.classes]
+        turned = (tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
+        seen.setdefault(min(turned), component.point())
+    return torch.stack(list(seen.values()))
+
+
+def _best_accuracy(problem: SpikedTensor | GaussianMixture, points: Sequence[FixedPoint]) -> float:
+    """Of the points that attract; 0 means x orthogonal to the spike, 1/2 a guess of the label."""
+    attracting = [p.u for p in points if p.kind != "unstable"]
+    if not attracting:
+        return float("nan")
+    return float(problem.accuracy(torch.stack(attracting)).max())
