@@ -71,8 +71,8 @@ def figure1(options: Options, console: Console) -> Figure:
     with console.status(f"{runs} implicit runs at snr 0.8"):
         problem = tl.SpikedTensor(dim=n, order=2, snr=snrs[0])
         many = tl.train(
-            problem, step_size=STEP_SIZE, time=time, runs=runs, seed=options.seed + 1,
-            every=max(1, int(time * n) // 50), progress=False,
+            problem, step_size=STEP_SIZE, time=time / 2, runs=runs, seed=options.seed + 1,
+            every=max(1, int(time * n) // 100), progress=False,
         )  # fmt: skip
     _equator_panel(grid[0, 2], console, problem, many)
     _escape_panel(grid[1, 2], measured[1], snrs[1], n)
@@ -142,10 +142,12 @@ def _mark(axes: Axes, points: Sequence[tl.FixedPoint], x: int, y: int) -> None:
 
 
 def _ballistic(problem: tl.SpikedTensor, path: tl.Trajectory) -> tl.Trajectory | None:
-    """The ODE from where the overlap has left the noise: |m| > 4 n^-1/2, if it ever does."""
-    beyond = (path["m"][0].abs() > 4 / problem.dim**0.5).nonzero().flatten()
+    """The ODE from half of the final overlap on, if there is one and the run gets there."""
     dynamics = problem.dynamics(step_size=STEP_SIZE)
-    if problem.snr < dynamics.critical_snr or not len(beyond) or int(beyond[0]) > len(path) - 3:
+    if problem.snr <= dynamics.critical_snr:
+        return None
+    beyond = (path["m"][0].abs() > dynamics.m_star() / 2).nonzero().flatten()
+    if not len(beyond) or int(beyond[0]) > len(path) - 3:
         return None
     later = path.slice(slice(int(beyond[0]), None))
     return dynamics.solve(later.initial[0], later.times)

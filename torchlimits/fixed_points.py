@@ -18,7 +18,7 @@ _ITERATIONS = 200
 #: points closer than this (relative to 1 + |u|) are one
 _SAME = 1e-6
 #: steps of a walk along a component
-_WALK = 16
+_WALK = 8
 #: points in one evaluation of derivatives, which holds all of an expectation's nodes
 _POINTS = 32
 

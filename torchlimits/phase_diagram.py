@@ -87,8 +87,9 @@ def phase_diagram(
     *,
     step_size: float = 1.0,
     count: int = 0,
-    flow: float | None = None,
+    flow: float = 0.0,
     level: int = 0,
+    idle: bool = True,
     seed: int = 0,
     progress: bool = False,
 ) -> PhaseDiagram:
@@ -107,9 +108,9 @@ def phase_diagram(
         step_size: c_delta, if no axis has it.
         count: random starts in every cell besides.
         flow: how long starts flow for, besides being tried as they are; see
-            `EffectiveDynamics.fixed_points`. By default 0 for mixtures of width > 2, where it is
-            slow, and else the problem's.
+            `EffectiveDynamics.fixed_points`.
         level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
+        idle: False leaves out starts with some neurons at 0, which lead to no attractor: faster.
         seed: of random starts.
         progress: show a progress bar.
 
@@ -138,7 +139,7 @@ def phase_diagram(
         parameters = dict(zip((y[0], x[0]), cell, strict=True))
         c = parameters.pop("step_size", step_size)
         problem = make(**parameters)
-        found = _fixed_points(problem, c, count=count, flow=flow, level=level, seed=seed)
+        found = _fixed_points(problem, c, count=count, flow=flow, level=level, idle=idle, seed=seed)
         points.append(found)
         accuracy.append(_best_accuracy(problem, found))
     columns = len(x[1])
@@ -161,28 +162,28 @@ def _fixed_points(
     step_size: float,
     *,
     count: int,
-    flow: float | None,
+    flow: float,
     level: int,
+    idle: bool,
     seed: int,
 ) -> list[FixedPoint]:
     if isinstance(problem, SpikedTensor):
         dynamics = problem.dynamics(step_size=step_size)
         return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()
     dynamics = problem.dynamics(step_size=step_size, level=level)
-    starts = representatives(problem)
+    starts = representatives(problem, idle=idle)
     if count:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.cat([starts, dynamics._random_starts(count, generator)])
-    if flow is None and problem.width > 2:
-        flow = 0.0
     return dynamics.fixed_points(starts, flow=flow)
 
 
-def representatives(problem: GaussianMixture) -> Float[Tensor, "S k"]:
+def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Tensor, "S k"]:
     """A point of each class of fixed points at snr = inf, up to the symmetries; 0 among them.
 
     Symmetries are permutations of the neurons, and those of the means that keep their inner
-    products and their labels (or turn all labels round).
+    products and their labels (or turn all labels round). Without ``idle`` either all neurons or
+    none are 0.
     """
     limit = problem.small_noise()
     means = range(len(limit.means))
@@ -197,6 +198,8 @@ def representatives(problem: GaussianMixture) -> Float[Tensor, "S k"]:
     for component in small_noise.components(
         limit.coordinates, limit.labels, limit.width, limit.ridge
     ):
+        if not idle and None in component.classes and set(component.classes) != {None}:
+            continue
         classes = [-1 if a is None else a for a in component.classes]
         turned = (tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
         seen.setdefault(min(turned), component.point())

@@ -88,6 +88,17 @@ class MixtureODE(EffectiveDynamics):
         A = torch.randn(count, K, K, **normal) * 0.3
         return self.join(v, m, A @ A.mT)
 
+    def _nudges(self, u: Tensor) -> Tensor:
+        # f is homogeneous, not linear, in the weights of a neuron at 0, and has a kink where a
+        # neuron is orthogonal to a mean: neurons at 0 are nudged towards every mean in turn; to
+        # first order they do not feel each other
+        v, m, R = self.split(u)
+        scale = max(1e-9, 10 * self.error)
+        size = m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
+        idle = (size < scale**2)[..., None]
+        nudged = [self.join(v, m + scale * idle * c, R) for c in self.coordinates.to(u)]
+        return torch.stack(nudged)
+
     def describe(self) -> dict[str, Any]:
         """Parameters of the prediction."""
         return {"width": self.width, "snr": self.snr, **super().describe()}

@@ -97,14 +97,6 @@ class SmallNoiseDynamics(MixtureODE):
         ramp = torch.where(r > 0, balance + (1 - balance) * r, balance * (1 + r))
         return torch.where(slides, ramp, step), slides
 
-    def _nudges(self, u: Tensor) -> Tensor:
-        # f has a kink where a neuron is orthogonal to a mean: neurons at 0 are nudged towards every
-        # mean in turn; to first order they do not feel each other
-        v, m, R = self.split(u)
-        idle = m.norm(dim=-1, keepdim=True) < 1e-9
-        nudged = [self.join(v, m + 1e-9 * idle * c, R) for c in self.coordinates.to(u)]
-        return torch.stack(nudged)
-
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
         return "\n".join(
