@@ -84,3 +84,50 @@ def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
 def test_benchmarks_start(script, arguments):
     done = run(script, *arguments)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "found"),
+    [("1", "equator at snr 0.8"), ("2", "rank 1 in theory"), ("3", "rank 2 in theory")],
+)
+def test_figures(number, found, tmp_path):
+    done = run("figures.py", number, "--smoke", "--logdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert found in done.stdout
+    assert (tmp_path / f"figure{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / f"figure{number}").rglob("*tfevents*"))
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "picture", "found"),
+    [
+        ("timescales.py", ["--smoke"], "timescales.png", "n log n"),
+        ("success.py", ["binary", "--smoke"], "binary.png", "0.5000"),
+        ("phase_diagram.py", ["matrix", "--points", 7], "matrix-step.png", "costs up to 1.000"),
+        ("phase_diagram.py", ["tensor", "--points", 7], "tensor-step.png", "corrector costs"),
+        ("phase_diagram.py", ["binary", "--plane", "ridge", "--points", 2], "binary-ridge.png",
+         "by gradient flow"),
+    ],
+)  # fmt: skip
+def test_pictures(script, arguments, picture, found, tmp_path):
+    done = run(script, *arguments, "--logdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert found in done.stdout
+    assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("phase_diagram.py", ["matrix", "--plane", "ridge"], "their ridge is 0"),
+        ("phase_diagram.py", ["tensor", "--order", 1], "order >= 2"),
+        ("timescales.py", ["--snr", 0.5], "above the threshold"),
+        ("success.py", ["xor", "--widths", 0], "width"),
+        ("figures.py", ["4"], "invalid choice"),
+    ],
+)
+def test_bad_options_of_the_others(script, arguments, message, tmp_path):
+    done = run(script, *arguments, "--logdir", tmp_path)
+    assert done.returncode != 0
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -72,7 +72,7 @@ def test_a_neuron_slides_where_both_sides_push_it():
     offset = 1e-9
     for side in (-1, 1):
         off = m.clone()
-        off[0, 1] = side * (offset + 0.01)
+        off[0, 1] = side * (offset + 0.02)
         _, dm, _ = dynamics.split(dynamics(0.0, dynamics.join(v, off, R)))
         assert float(dm[0, 1]) * side < -0.05
     # and the solver gets across: from 0.3 it reaches 0 and stays

@@ -15,7 +15,7 @@ from torchlimits.fixed_points import Kind
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
 #: half-width of the layer around h = 0 in which a neuron held there slides
-_LAYER = 1e-3
+_LAYER = 1e-2
 #: more components than this are not listed one by one
 _MOST_COMPONENTS = 1_000_000
 
@@ -37,7 +37,7 @@ class SmallNoiseDynamics(MixtureODE):
     The right-hand side jumps where a neuron is orthogonal to a mean. Where both sides push the
     neuron there (XOR: it serves mu and is pushed off nu and -nu) it slides along h_ai = 0, seeing
     that component with the probability that balances both sides, as it does for any large snr; the
-    jump is spread over \|h_ai\| < 0.001, which leaves fixed points where they are.
+    jump is spread over \|h_ai\| < 0.01, which leaves fixed points where they are.
 
     Args:
         coordinates, labels, width, snr, dim, settings: as in `MixtureODE`; snr is inf.
