@@ -18,8 +18,11 @@ def test_examples_run_as_written(index, tmp_path, monkeypatch, capsys):
     if index == 0:
         assert "9 statistics, 2001 times" in printed
         assert (tmp_path / "runs" / "mine" / "u.npz").exists()
-    else:
+    elif index == 1:
         assert "R[1,1]" in printed
+    else:
+        assert "625 24\n0.09375\ncritical" in printed
+        assert "tensor(2., dtype=torch.float64)" in printed or "tensor(2.0000" in printed
 
 
 def test_wrapping_ones_own_loop_takes_twenty_lines():

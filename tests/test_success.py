@@ -59,7 +59,7 @@ def test_the_dynamics_have_the_exact_probability_binary(width):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mixture", "width", "snr", "time"), [("binary", 2, 100.0, 60.0), ("xor", 4, 1000.0, 120.0)]
+    ("mixture", "width", "snr", "time"), [("binary", 2, 100.0, 20.0), ("xor", 4, 1000.0, 30.0)]
 )
 def test_sgd_has_the_exact_probability(mixture, width, snr, time):
     problem = getattr(tl.GaussianMixture, mixture)(dim=250, width=width, snr=snr, ridge=0.1)
