@@ -516,7 +516,7 @@ def _rank_panel(axes: Axes, console: Console, diffusions: Sequence[RingRuns]) ->
             f"  SGD, snr = {ring.snr:<6g} {_digits(values[:shown])}   above 5 % of the largest: "
             f"{big}",
         )
-    axes.set(xlabel="number", ylim=(1e-8, 1))
+    axes.set(xlabel="number", ylim=(1e-8, 1), xticks=place.tolist())
     axes.set_title(f"singular values of the diffusion: rank {rank}", fontsize=10)
     axes.legend(fontsize=7)
 

@@ -62,7 +62,7 @@ def chosen_axes(options: Options) -> tuple[Axis, Axis]:
         raise ValueError(f"expected at least two points an axis, got {points}")
     if spiked:
         return ("snr", linear(0.05, 3.0, points)), ("step_size", linear(0.0, 2.0, points))
-    snr = torch.logspace(-0.5, 2, points, dtype=torch.float64).tolist()
+    snr = torch.logspace(-0.7, 1.3, points, dtype=torch.float64).tolist()
     if options.plane == "step":
         return ("snr", snr), ("step_size", linear(0.5, 8.0, points))
     means = 2 if options.problem == "binary" else 4

@@ -64,11 +64,14 @@ class PhaseDiagram:
         if what not in ("accuracy", "total", "stable", "unstable", "marginal"):
             raise ValueError(f"expected 'accuracy' or a kind of fixed points, got {what!r}")
         values = self.accuracy if what == "accuracy" else self.count(what)
-        mesh = axes.pcolormesh(self.x[1], self.y[1], values.numpy(), shading="nearest", **options)
-        axes.set(xlabel=_LABELS[self.x[0]], ylabel=_LABELS[self.y[0]])
-        for scale, (_, range_) in ((axes.set_xscale, self.x), (axes.set_yscale, self.y)):
-            if range_[0] > 0 and range_[-1] > 20 * range_[0]:
-                scale("log")
+        edges = [_edges(values, _logarithmic(values)) for _, values in (self.x, self.y)]
+        mesh = axes.pcolormesh(*edges, values.numpy(), **options)
+        axes.set(
+            xlabel=_LABELS[self.x[0]],
+            ylabel=_LABELS[self.y[0]],
+            xscale="log" if _logarithmic(self.x[1]) else "linear",
+            yscale="log" if _logarithmic(self.y[1]) else "linear",
+        )
         return mesh
 
     def __repr__(self) -> str:
@@ -145,6 +148,19 @@ def phase_diagram(
     columns = len(x[1])
     rows = [points[i : i + columns] for i in range(0, len(points), columns)]
     return PhaseDiagram(x, y, rows, torch.tensor(accuracy).double().reshape(-1, columns))
+
+
+def _logarithmic(values: Sequence[float]) -> bool:
+    return values[0] > 0 and values[-1] > 20 * values[0]
+
+
+def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
+    """Borders of the cells around the values: half way between, on the axis's scale."""
+    x = torch.tensor(values).double()
+    x = x.log() if logarithmic else x
+    gaps = x.diff() if len(x) > 1 else torch.ones(1).double()
+    edges = torch.cat([x[:1] - gaps[:1] / 2, x[1:] - x.diff() / 2, x[-1:] + gaps[-1:] / 2])
+    return (edges.exp() if logarithmic else edges).tolist()
 
 
 def _axis(which: str, axis: tuple[str, Sequence[float]]) -> tuple[str, list[float]]:
