@@ -90,7 +90,7 @@ def phase_diagram(
     *,
     step_size: float = 1.0,
     count: int = 0,
-    flow: float = 0.0,
+    flow: float | None = None,
     level: int = 0,
     idle: bool = True,
     seed: int = 0,
@@ -111,7 +111,8 @@ def phase_diagram(
         step_size: c_delta, if no axis has it.
         count: random starts in every cell besides.
         flow: how long starts flow for, besides being tried as they are; see
-            `EffectiveDynamics.fixed_points`.
+            `EffectiveDynamics.fixed_points`. By default 20 for width <= 2, and 0 for wider
+            mixtures, where it takes minutes a cell.
         level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
         idle: False leaves out starts with some neurons at 0, which lead to no attractor: faster.
         seed: of random starts.
@@ -178,7 +179,7 @@ def _fixed_points(
     step_size: float,
     *,
     count: int,
-    flow: float,
+    flow: float | None,
     level: int,
     idle: bool,
     seed: int,
@@ -191,6 +192,8 @@ def _fixed_points(
     if count:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.cat([starts, dynamics._random_starts(count, generator)])
+    if flow is None:
+        flow = 20.0 if problem.width <= 2 else 0.0
     return dynamics.fixed_points(starts, flow=flow)
 
 
