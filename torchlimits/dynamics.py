@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torchdiffeq
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from torchlimits import checks, fixed_points
@@ -176,9 +176,17 @@ class EffectiveDynamics(nn.Module, ABC):
         """The nearest values that parameters can have, for instance R >= 0."""
         return u
 
-    def _nudges(self, u: Float[Tensor, " k"]) -> Float[Tensor, "P k"]:
-        """Points close to u, one for every smooth piece that meets there; u where f is smooth."""
-        return u[None]
+    def _slopes(self, u: Float[Tensor, " k"]) -> Float[Tensor, "P k k"]:
+        """Jacobians of -f + g at u, one-sided ones for every smooth piece that meets there."""
+        return fixed_points.jacobian(self, u[None])
+
+    def _cell(self, u: Float[Tensor, " k"]) -> Tensor:
+        """Labels of the part of space that u is in; components of fixed points end at its border."""
+        return torch.zeros(1)
+
+    def _lasting(self, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
+        """False at zeros of -f + g where it is not Lipschitz, and any perturbation leaves at once."""
+        return torch.ones_like(u[:, 0], dtype=torch.bool)
 
     def solve(
         self,

@@ -77,7 +77,8 @@ def find(
 
     Returns:
         The points, stable ones first. A point not found is no proof that there is none: give more
-        starts. The residual is of rounding's size for closed forms, and of that of the
+        starts. Zeros of -f + g that no solution stays at are left out (parallel neurons at
+        c_delta > 0: see `MixtureDynamics`). The residual is of rounding's size for closed forms, and of that of the
         right-hand side's own error where it is an integral (`EffectiveDynamics.error`).
 
     Raises:
@@ -104,7 +105,8 @@ def find(
             flown = _flown(dynamics, starts, flow)
             starts = torch.cat([flown, starts])
         u, speed = _levenberg(dynamics, starts)
-        kept = _distinct(u, speed)
+        lasting = dynamics._lasting(u)
+        kept = _distinct(u[lasting], speed[lasting])
         if not len(kept):
             raise RuntimeError(
                 f"no fixed point found from {len(starts)} starts: give starts nearer to one, or "
@@ -137,14 +139,13 @@ def _jacobian(dynamics: EffectiveDynamics, u: Float[Tensor, "S k"]) -> Float[Ten
 
 def classify(dynamics: EffectiveDynamics, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
     """Eigenvalues, kind and dimension of a fixed point; see `FixedPoint`."""
-    slopes = jacobian(dynamics, dynamics._nudges(u))
-    values, vectors = torch.linalg.eig(slopes)
+    values, vectors = torch.linalg.eig(dynamics._slopes(u))
     fastest = int(values.real.max(dim=-1).values.argmax())
     values, vectors = values[fastest], vectors[fastest]
     order = values.real.argsort(descending=True)
     values, vectors = values[order], vectors[:, order]
     scale = max(1.0, float(values.abs().max()))
-    tolerance = scale * max(1e-6, 10 * dynamics.error)
+    tolerance = scale * max(1e-6, dynamics.error)
     if float(values.real[0]) > tolerance:
         return values, "unstable", 0
     zero = values.real.abs() <= tolerance
@@ -176,12 +177,15 @@ def _levenberg(
     """
     u = starts.clone()
     value = dynamics(0.0, u)
+    # what rests at 0 (a neuron, the overlap at an equator) stays: rounding would grow at kinks
+    resting = (u == 0) & (value.abs() <= 1e-13)
     damping = torch.full_like(u[:, 0], 1e-2)
     active = torch.arange(len(u), device=u.device)
     done = torch.zeros(len(u), dtype=torch.bool, device=u.device)
     for _ in range(_ITERATIONS):
-        x, f, mu = u[active], value[active], damping[active]
-        trial = dynamics._project(x + _step(jacobian(dynamics, x), f, mu))
+        x, f, mu, still = u[active], value[active], damping[active], resting[active]
+        slope = torch.where(still[:, None, :], 0.0, jacobian(dynamics, x))
+        trial = torch.where(still, 0.0, dynamics._project(x + _step(slope, f, mu)))
         f_trial = dynamics(0.0, trial)
         better = f_trial.norm(dim=-1) < f.norm(dim=-1)
         moved = (trial - x).norm(dim=-1) / (1 + x.norm(dim=-1))
@@ -201,7 +205,9 @@ def _levenberg(
 
 
 def _small(dynamics: EffectiveDynamics, u: Tensor) -> Tensor:
-    return max(1e-11, dynamics.error) * (1 + u.abs().amax(-1))
+    # integrals err in proportion to u where u is small
+    size = u.abs().amax(-1)
+    return 1e-11 * (1 + size) + dynamics.error * size
 
 
 def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
@@ -266,6 +272,8 @@ def _components(dynamics: EffectiveDynamics, points: list[FixedPoint]) -> list[F
 def _joined(dynamics: EffectiveDynamics, a: FixedPoint, b: FixedPoint) -> bool:
     """Whether the chord from a to b's nearest, corrected to fixed points, is a gapless path."""
     if not (a.kind == b.kind == "marginal" and a.dimension == b.dimension > 0):
+        return False
+    if not torch.equal(dynamics._cell(a.u), dynamics._cell(b.u)):
         return False
     nearest = b.members[(b.members - a.u).norm(dim=-1).argmin()]
     weights = torch.linspace(0, 1, _WALK + 1, dtype=a.u.dtype, device=a.u.device)[1:-1, None]

@@ -15,12 +15,15 @@ from torch import Tensor
 from torchlimits import checks
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.problems import GaussianMixture, SpikedTensor, small_noise
+from torchlimits.problems.mixture_dynamics import MixtureDynamics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import QuadMesh
 
 What = Literal["accuracy", "total", "stable", "unstable", "marginal"]
+#: R_ii of starts in mixtures, over |m_i|^2
+_SPREAD = 0.3
 _PARAMETERS = ("snr", "ridge", "step_size")
 _LABELS = {"snr": r"snr $\lambda$", "ridge": r"ridge $\alpha$", "step_size": r"$c_\delta$"}
 
@@ -110,9 +113,8 @@ def phase_diagram(
         x, y: name (``"snr"``, ``"ridge"``, ``"step_size"``) and increasing values of each axis.
         step_size: c_delta, if no axis has it.
         count: random starts in every cell besides.
-        flow: how long starts flow for, besides being tried as they are; see
-            `EffectiveDynamics.fixed_points`. By default 20 for width <= 2, and 0 for wider
-            mixtures, where it takes minutes a cell.
+        flow: how long starts flow for, besides being tried as they are; by default the
+            ``settling_time`` of the dynamics: not at all for mixtures of width > 2.
         level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
         idle: False leaves out starts with some neurons at 0, which lead to no attractor: faster.
         seed: of random starts.
@@ -188,13 +190,17 @@ def _fixed_points(
         dynamics = problem.dynamics(step_size=step_size)
         return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()
     dynamics = problem.dynamics(step_size=step_size, level=level)
-    starts = representatives(problem, idle=idle)
+    starts = _spread(dynamics, representatives(problem, idle=idle))
     if count:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.cat([starts, dynamics._random_starts(count, generator)])
-    if flow is None:
-        flow = 20.0 if problem.width <= 2 else 0.0
-    return dynamics.fixed_points(starts, flow=flow)
+    return _up_to_symmetry(problem, dynamics, dynamics.fixed_points(starts, flow=flow))
+
+
+def _spread(dynamics: MixtureDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
+    """With R > 0: at R = 0 the neurons of one mean are parallel, and would remain so."""
+    v, m, R = dynamics.split(u)
+    return dynamics.join(v, m, R + _SPREAD * torch.diag_embed(m.square().sum(-1)))
 
 
 def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Tensor, "S k"]:
@@ -205,14 +211,7 @@ def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Ten
     none are 0.
     """
     limit = problem.small_noise()
-    means = range(len(limit.means))
-    gram, labels = limit.coordinates @ limit.coordinates.mT, limit.labels
-    symmetries = [
-        p
-        for p in map(list, itertools.permutations(means))
-        if torch.allclose(gram[p][:, p], gram)
-        and (torch.equal(labels[p], labels) or torch.equal(labels[p], 1 - labels))
-    ]
+    symmetries = _symmetries(limit.coordinates, limit.labels)
     seen: dict[tuple[int, ...], Tensor] = {}
     for component in small_noise.components(
         limit.coordinates, limit.labels, limit.width, limit.ridge
@@ -220,9 +219,44 @@ def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Ten
         if not idle and None in component.classes and set(component.classes) != {None}:
             continue
         classes = [-1 if a is None else a for a in component.classes]
-        turned = (tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
-        seen.setdefault(min(turned), component.point())
+        seen.setdefault(_orbit(classes, symmetries), component.point())
     return torch.stack(list(seen.values()))
+
+
+def _symmetries(coordinates: Float[Tensor, "A d"], labels: Float[Tensor, " A"]) -> list[list[int]]:
+    gram = coordinates @ coordinates.mT
+    return [
+        p
+        for p in map(list, itertools.permutations(range(len(labels))))
+        if torch.allclose(gram[p][:, p], gram)
+        and (torch.equal(labels[p], labels) or torch.equal(labels[p], 1 - labels))
+    ]
+
+
+def _orbit(classes: Sequence[int], symmetries: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """The same for all assignments of neurons to means that symmetries turn into each other."""
+    return min(tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
+
+
+def _up_to_symmetry(
+    problem: GaussianMixture, dynamics: MixtureDynamics, points: Sequence[FixedPoint]
+) -> list[FixedPoint]:
+    """One of the points that the symmetries of `representatives` turn into each other."""
+    symmetries = _symmetries(dynamics.coordinates, dynamics.labels)
+    kept: dict[tuple[Any, ...], list[tuple[Tensor, FixedPoint]]] = {}
+    for point in points:
+        orbit = _orbit(dynamics._cell(point.u).tolist(), symmetries)
+        v, m, R = dynamics.split(point.u)
+        invariants = torch.cat([
+            problem.accuracy(point.u)[None], v.abs().sort().values,
+            torch.linalg.eigvalsh(m @ m.mT), torch.linalg.eigvalsh(R),
+        ])  # fmt: skip
+        alike = kept.setdefault((orbit, point.kind, point.dimension), [])
+        # of a component there is one in each class
+        if not any(point.dimension or torch.allclose(x, invariants, 0, 1e-4) for x, _ in alike):
+            alike.append((invariants, point))
+    chosen = {id(point) for alike in kept.values() for _, point in alike}
+    return [point for point in points if id(point) in chosen]
 
 
 def _best_accuracy(problem: SpikedTensor | GaussianMixture, points: Sequence[FixedPoint]) -> float:

@@ -8,9 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import expectations
+from torchlimits import expectations, fixed_points
 from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.problems import idle_neurons
 from torchlimits.settings import SGDSettings
+
+#: `_lasting` turns parallel neurons apart by this much, relative to their squared lengths
+_APART = 1e-6
 
 
 class MixtureODE(EffectiveDynamics):
@@ -88,16 +92,33 @@ class MixtureODE(EffectiveDynamics):
         A = torch.randn(count, K, K, **normal) * 0.3
         return self.join(v, m, A @ A.mT)
 
-    def _nudges(self, u: Tensor) -> Tensor:
-        # f is homogeneous, not linear, in the weights of a neuron at 0, and has a kink where a
-        # neuron is orthogonal to a mean: neurons at 0 are nudged towards every mean in turn; to
-        # first order they do not feel each other
+    def _slopes(self, u: Tensor) -> Tensor:
+        # -f + g has a kink where neurons are idle
         v, m, R = self.split(u)
-        scale = max(1e-9, 10 * self.error)
-        size = m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
-        idle = (size < scale**2)[..., None]
-        nudged = [self.join(v, m + scale * idle * c, R) for c in self.coordinates.to(u)]
-        return torch.stack(nudged)
+        idle = self._idle(m, R)
+        if not bool(idle.any()):
+            return super()._slopes(u)
+        return self._slopes_at_kink(u, idle)
+
+    def _slopes_at_kink(self, u: Tensor, idle: Tensor) -> Tensor:
+        """Linear in the weights of an idle neuron, in each sector between the means."""
+        beside = idle_neurons.towards_means(self, u, idle, self._idle_length)
+        return fixed_points.jacobian(self, beside)
+
+    def _cell(self, u: Tensor) -> Tensor:
+        """Which mean each neuron is turned to, (K,); -1: it is idle."""
+        _, m, R = self.split(u)
+        c = self.coordinates.to(u)
+        nearest = (m @ (c / c.norm(dim=-1, keepdim=True)).mT).argmax(-1)
+        return torch.where(self._idle(m, R), -1, nearest)
+
+    @property
+    def _idle_length(self) -> float:
+        return max(1e-9, 10 * self.error)
+
+    def _idle(self, m: Tensor, R: Tensor) -> Tensor:
+        """Which neurons count as 0, (..., K)."""
+        return m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1) < self._idle_length**2
 
     def describe(self) -> dict[str, Any]:
         """Parameters of the prediction."""
@@ -161,6 +182,39 @@ class MixtureDynamics(MixtureODE):
         )
         kick = v[..., :, None] * v[..., None, :] * activity / self.snr
         return drift, self.join(torch.zeros_like(v), torch.zeros_like(m), kick)
+
+    def of_neurons(self, width: int) -> MixtureDynamics:
+        """The same for another number of neurons."""
+        return MixtureDynamics(
+            self.coordinates, self.labels, width=width, snr=self.snr, dim=self.dim,
+            settings=self.settings, level=self.level,
+        )  # fmt: skip
+
+    def _slopes(self, u: Tensor) -> Tensor:
+        # inside: derivatives do not exist at all points of the border, R singular
+        v, m, R = self.split(u)
+        square = (m @ m.mT + R).diagonal()
+        return super()._slopes(self.join(v, m, R + _APART * torch.diag(square)))
+
+    def _slopes_at_kink(self, u: Tensor, idle: Tensor) -> Tensor:
+        ray = idle_neurons.on_fastest_ray(self, u, idle, self._idle_length)
+        return idle_neurons.one_sided_jacobian(self, ray, idle)[None]
+
+    def _lasting(self, u: Tensor) -> Tensor:
+        """Turns parallel neurons apart by a little: does the angle between them go on growing?"""
+        v, m, R = self.split(u)
+        W = m @ m.mT + R
+        square = W.diagonal(dim1=-2, dim2=-1)
+        apart = _APART * torch.diag_embed(square)
+        _, dm, dR = self.split(self(0.0, self.join(v, m, R + apart)))
+        dW = dm @ m.mT + m @ dm.mT + dR
+        # 1 - cos^2 of the angle between neurons, times their squared lengths
+        sine = _minors(W, W) / 2
+        growth = _minors(W + apart, dW)
+        products = square[..., :, None] * square[..., None, :]
+        active = ~self._idle(m, R)[..., None]
+        parallel = active & active.mT & (sine < 0.1 * _APART * products)
+        return ~(parallel & (growth > 0)).flatten(-2).any(-1)
 
     def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
         v, m, R = self.split(u)
@@ -249,6 +303,11 @@ class MixtureDynamics(MixtureODE):
         return self.rtol / 10
 
     @property
+    def settling_time(self) -> float:  # type: ignore[override]
+        """None for K > 2, where solving for a batch takes minutes."""
+        return 20.0 if self.width <= 2 else 0.0
+
+    @property
     def error(self) -> float:  # type: ignore[override]
         """Of the quadrature."""
         return {1: 1e-8, 2: 1e-7}.get(self.width, 2e-4 * 4.0**-self.level)
@@ -267,6 +326,12 @@ class MixtureDynamics(MixtureODE):
                 f"- 2 alpha R_ij{term}",
             ]
         )
+
+
+def _minors(A: Float[Tensor, "*batch K K"], B: Float[Tensor, "*batch K K"]) -> Tensor:
+    """A_ii B_jj + A_jj B_ii - 2 A_ij B_ij: twice the 2 x 2 minors, if A = B; else their change."""
+    a, b = A.diagonal(dim1=-2, dim2=-1), B.diagonal(dim1=-2, dim2=-1)
+    return a[..., :, None] * b[..., None, :] + b[..., :, None] * a[..., None, :] - 2 * A * B
 
 
 def _moves(

@@ -1,0 +1,100 @@
+r"""Idle neurons, w_i = 0 and v_i = 0: which way they grow from there, and how fast.
+
+There -f + g has a kink: it is homogeneous, not linear, in :math:`(v_i, m_i, \sqrt{R_{ii}})`. A
+neuron that is nearly idle turns towards a *ray*, a shape that it keeps while it grows or shrinks
+like exp(gamma t); the largest gamma of any ray says whether idle neurons stay idle. With the
+corrector a ray has R_ii > 0 and a smaller gamma: the noise feeds a neuron that has a v_i with what
+is perpendicular to the means.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from torchlimits import fixed_points
+
+if TYPE_CHECKING:
+    from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
+
+_STEPS = 2000
+
+
+def towards_means(
+    dynamics: MixtureODE, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"], length: float
+) -> Float[Tensor, "A k"]:
+    """u with the m_i of its idle neurons moved by ``length`` towards each mean."""
+    v, m, R = dynamics.split(u)
+    return torch.stack(
+        [dynamics.join(v, m + length * idle[:, None] * a, R) for a in _directions(dynamics, u)]
+    )
+
+
+def on_fastest_ray(
+    dynamics: MixtureDynamics, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"], length: float
+) -> Float[Tensor, " k"]:
+    """u with its idle neurons moved by ``length`` along the ray with the largest gamma.
+
+    To first order idle neurons do not feel each other, so one of them is followed, for all, along
+    du/dt = F(u) - gamma D u, with F = -f + g and D the degree of homogeneity in that neuron: 1 for
+    v_i, m_i and R_ij, 2 for R_ii. Here gamma keeps v_i^2 + \\|m_i\\|^2.
+    """
+    active = (~idle).nonzero()[:, 0]
+    first = idle.nonzero()[:1, 0]
+    few = dynamics.of_neurons(len(active) + 1)
+    chosen = torch.cat([active, first])
+    v, m, R = dynamics.split(u)
+    c = _directions(dynamics, u)
+    A = 2 * len(c)
+    vs, ms = v[chosen].repeat(A, 1), m[chosen].repeat(A, 1, 1)
+    vs[:, -1] = length * torch.tensor([1.0, -1.0]).to(u).repeat_interleave(len(c))
+    ms[:, -1] = length * c.repeat(2, 1)
+    rays = few.join(vs, ms, R[chosen][:, chosen].expand(A, -1, -1))
+
+    one = torch.zeros(len(chosen)).to(u)
+    one[-1] = 1
+    across = one[:, None].expand(ms.shape[1:])
+    degrees = few.join(one, across, one[:, None] + one)
+    measured = few.join(one, across, torch.zeros_like(one[:, None] * one))
+    step = 1 / (1 + float(dynamics.coordinates.square().sum(-1).max()))
+    growth = torch.zeros(A).to(u)
+    for _ in range(_STEPS):
+        velocity = (degrees > 0) * few(0.0, rays)
+        growth = (measured * rays * velocity).sum(-1) / (measured * rays.square()).sum(-1)
+        change = velocity - growth[:, None] * degrees * rays
+        rays = rays + step * change
+        fastest = int(growth.argmax())
+        if float(change[fastest].abs().max()) < 1e-8 * length:
+            break
+    vs, ms, Rs = few.split(rays[int(growth.argmax())])
+    v, m, R = v.clone(), m.clone(), R.clone()
+    v[idle], m[idle] = vs[-1], ms[-1]
+    for i in idle.nonzero()[:, 0]:
+        R[i, active] = R[active, i] = Rs[-1, :-1]
+        R[i, i] = Rs[-1, -1]
+    return dynamics.join(v, m, R)
+
+
+def one_sided_jacobian(
+    dynamics: MixtureODE, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"]
+) -> Float[Tensor, "k k"]:
+    r"""Jacobian of -f + g close to idle neurons, with :math:`\sqrt{R_{ii}}` in R_ii's place there.
+
+    In these coordinates the dynamics are homogeneous of degree 1, so that gamma is an eigenvalue
+    where u is on a ray: :math:`d\rho/dt = F_R / 2 \rho` has the derivative
+    :math:`\partial F_R / \partial R - F_R / 2R`.
+    """
+    _, m, R = dynamics.split(u)
+    R = R.diagonal()
+    dR = dynamics.split(dynamics(0.0, u))[2].diagonal()
+    rate = torch.where(idle & (R > 0), dR / (2 * R).clamp_min(1e-300), 0.0)
+    correction = dynamics.join(torch.zeros_like(rate), torch.zeros_like(m), torch.diag(rate))
+    return fixed_points.jacobian(dynamics, u[None])[0] - torch.diag(correction)
+
+
+def _directions(dynamics: MixtureODE, u: Tensor) -> Float[Tensor, "A d"]:
+    c = dynamics.coordinates.to(u)
+    return c / c.norm(dim=-1, keepdim=True).clamp_min(1e-300)
