@@ -74,6 +74,27 @@ def test_zero_is_a_saddle_for_small_ridges_and_attracts_for_large_ones():
         assert (float(moved) > 1) is (kind == "unstable")
 
 
+def test_neighbouring_cells_have_the_same_points():
+    """Binary, K = 2: 0, one neuron idle, both on one mean, one on each, for any c and snr."""
+    axes = ("snr", [0.25, 0.6, 2.0, 5.0, 15.0]), ("step_size", [0.0, 0.5, 3.0, 8.0])
+    diagram = tl.phase_diagram(partial(BINARY, ridge=0.05), *axes)
+    assert torch.equal(diagram.count(), torch.full((4, 5), 4))
+    assert torch.equal(diagram.count("unstable"), torch.full((4, 5), 2))
+    # without the corrector both on one mean is a whole arc; with it one point, where it shows
+    assert diagram.count("marginal")[0].tolist() == [1, 1, 1, 1, 1]
+    assert diagram.count("marginal")[1:, :3].sum() == 0
+
+
+def test_points_are_counted_up_to_symmetry():
+    """Random starts find points that permutations turn into each other: they count once."""
+    problem = BINARY(snr=3.0, ridge=0.05)
+    plain = problem.dynamics(step_size=4.0).fixed_points(count=40)
+    assert len(plain) > 4
+    diagram = tl.phase_diagram(partial(BINARY, ridge=0.05), ("snr", [3.0]), ("step_size", [4.0]),
+                               count=40)  # fmt: skip
+    assert int(diagram.count()) == 4
+
+
 def test_representatives():
     """Binary, K = 2, up to symmetry: 0, one neuron idle, both on one mean, one on each."""
     assert len(representatives(BINARY(snr=10.0, ridge=0.1))) == 4

@@ -181,11 +181,11 @@ class EffectiveDynamics(nn.Module, ABC):
         return fixed_points.jacobian(self, u[None])
 
     def _cell(self, u: Float[Tensor, " k"]) -> Tensor:
-        """Labels of the part of space that u is in; components of fixed points end at its border."""
+        """Labels of the part of space that u is in; components of fixed points end at borders."""
         return torch.zeros(1)
 
     def _lasting(self, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
-        """False at zeros of -f + g where it is not Lipschitz, and any perturbation leaves at once."""
+        """False at zeros of -f + g that any perturbation leaves: it is not Lipschitz there."""
         return torch.ones_like(u[:, 0], dtype=torch.bool)
 
     def solve(

@@ -78,8 +78,9 @@ def find(
     Returns:
         The points, stable ones first. A point not found is no proof that there is none: give more
         starts. Zeros of -f + g that no solution stays at are left out (parallel neurons at
-        c_delta > 0: see `MixtureDynamics`). The residual is of rounding's size for closed forms, and of that of the
-        right-hand side's own error where it is an integral (`EffectiveDynamics.error`).
+        c_delta > 0: see `MixtureDynamics`). The residual is of rounding's size for closed forms,
+        and of that of the right-hand side's own error where it is an integral
+        (`EffectiveDynamics.error`).
 
     Raises:
         ValueError: if starts are no finite ``(S, k)``.

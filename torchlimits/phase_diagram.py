@@ -15,7 +15,7 @@ from torch import Tensor
 from torchlimits import checks
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.problems import GaussianMixture, SpikedTensor, small_noise
-from torchlimits.problems.mixture_dynamics import MixtureDynamics
+from torchlimits.problems.mixture_dynamics import MixtureODE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -194,10 +194,10 @@ def _fixed_points(
     if count:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.cat([starts, dynamics._random_starts(count, generator)])
-    return _up_to_symmetry(problem, dynamics, dynamics.fixed_points(starts, flow=flow))
+    return _up_to_symmetry(dynamics, dynamics.fixed_points(starts, flow=flow))
 
 
-def _spread(dynamics: MixtureDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
+def _spread(dynamics: MixtureODE, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
     """With R > 0: at R = 0 the neurons of one mean are parallel, and would remain so."""
     v, m, R = dynamics.split(u)
     return dynamics.join(v, m, R + _SPREAD * torch.diag_embed(m.square().sum(-1)))
@@ -238,19 +238,16 @@ def _orbit(classes: Sequence[int], symmetries: Sequence[Sequence[int]]) -> tuple
     return min(tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
 
 
-def _up_to_symmetry(
-    problem: GaussianMixture, dynamics: MixtureDynamics, points: Sequence[FixedPoint]
-) -> list[FixedPoint]:
+def _up_to_symmetry(dynamics: MixtureODE, points: Sequence[FixedPoint]) -> list[FixedPoint]:
     """One of the points that the symmetries of `representatives` turn into each other."""
     symmetries = _symmetries(dynamics.coordinates, dynamics.labels)
     kept: dict[tuple[Any, ...], list[tuple[Tensor, FixedPoint]]] = {}
     for point in points:
         orbit = _orbit(dynamics._cell(point.u).tolist(), symmetries)
         v, m, R = dynamics.split(point.u)
-        invariants = torch.cat([
-            problem.accuracy(point.u)[None], v.abs().sort().values,
-            torch.linalg.eigvalsh(m @ m.mT), torch.linalg.eigvalsh(R),
-        ])  # fmt: skip
+        invariants = torch.cat(
+            [v.abs().sort().values, torch.linalg.eigvalsh(m @ m.mT), torch.linalg.eigvalsh(R)]
+        )
         alike = kept.setdefault((orbit, point.kind, point.dimension), [])
         # of a component there is one in each class
         if not any(point.dimension or torch.allclose(x, invariants, 0, 1e-4) for x, _ in alike):

@@ -94,7 +94,7 @@ class MixtureODE(EffectiveDynamics):
 
     def _slopes(self, u: Tensor) -> Tensor:
         # -f + g has a kink where neurons are idle
-        v, m, R = self.split(u)
+        _, m, R = self.split(u)
         idle = self._idle(m, R)
         if not bool(idle.any()):
             return super()._slopes(u)
@@ -191,14 +191,17 @@ class MixtureDynamics(MixtureODE):
         )  # fmt: skip
 
     def _slopes(self, u: Tensor) -> Tensor:
-        # inside: derivatives do not exist at all points of the border, R singular
-        v, m, R = self.split(u)
-        square = (m @ m.mT + R).diagonal()
-        return super()._slopes(self.join(v, m, R + _APART * torch.diag(square)))
+        return super()._slopes(self._inside(u))
 
     def _slopes_at_kink(self, u: Tensor, idle: Tensor) -> Tensor:
         ray = idle_neurons.on_fastest_ray(self, u, idle, self._idle_length)
-        return idle_neurons.one_sided_jacobian(self, ray, idle)[None]
+        return idle_neurons.one_sided_jacobian(self, self._inside(ray), idle)[None]
+
+    def _inside(self, u: Tensor) -> Tensor:
+        """A little off the border, R singular, where derivatives need not exist."""
+        v, m, R = self.split(u)
+        square = (m @ m.mT + R).diagonal(dim1=-2, dim2=-1)
+        return self.join(v, m, R + _APART * torch.diag_embed(square))
 
     def _lasting(self, u: Tensor) -> Tensor:
         """Turns parallel neurons apart by a little: does the angle between them go on growing?"""

@@ -1,0 +1,87 @@
+"""Where -f + g has kinks: idle neurons, which grow along rays, and parallel ones, which part."""
+
+import math
+
+import pytest
+import torch
+
+import torchlimits as tl
+from torchlimits import fixed_points
+
+
+def xor(c, *, width=1, snr=2.0, ridge=0.05, level=1):
+    problem = tl.GaussianMixture.xor(dim=100, snr=snr, ridge=ridge, width=width)
+    return problem.dynamics(step_size=c, level=level)
+
+
+def growth(dynamics, length=1e-5):
+    """The rate at which a small neuron grows or shrinks by the ODE, when its shape has settled."""
+    rates = []
+    for sign in (1.0, -1.0):
+        for a in range(len(dynamics.coordinates)):
+            v, m = torch.tensor([sign * length]).double(), length * dynamics.coordinates[a : a + 1]
+            start = dynamics.join(v, m.double(), torch.zeros(1, 1).double())
+            path = dynamics.solve(start, [0.0, 150.0, 200.0], rtol=1e-8, atol=1e-16)
+            before, after = (path.values[i, :3].norm() for i in (1, 2))
+            rates.append(math.log(float(after / before)) / 50)
+    return max(rates)
+
+
+@pytest.mark.parametrize(
+    ("snr", "c", "stable"),
+    [(2.0, 0.0, False), (2.0, 4.25, False), (2.0, 8.0, True), (0.5, 0.5, True)],
+)
+def test_idle_neurons_grow_as_the_ode_says(snr, c, stable):
+    """XOR: the corrector slows the way out of 0, and closes it at c_delta = 8."""
+    dynamics = xor(c, snr=snr)
+    values, kind, _ = fixed_points.classify(dynamics, torch.zeros(4).double())
+    assert float(values[0].real) == pytest.approx(growth(dynamics), abs=2e-5)
+    assert (kind == "stable") is stable
+
+
+def test_the_ray_is_needed():
+    """Negative control: the nudge towards a mean, R = 0, knows nothing of the corrector."""
+    dynamics = xor(8.0)
+    v, m, R = dynamics.split(torch.zeros(4).double())
+    towards = dynamics.join(v, m + 1e-6 * dynamics.coordinates[:1].double(), R)
+    naive = torch.linalg.eigvals(fixed_points.jacobian(dynamics, towards[None])[0]).real.max()
+    assert float(naive) > 0 > growth(dynamics)
+
+
+def test_more_idle_neurons_grow_like_one():
+    values = fixed_points.classify(xor(8.0, width=3, level=0), torch.zeros(15).double())[0]
+    one = fixed_points.classify(xor(8.0), torch.zeros(4).double())[0]
+    torch.testing.assert_close(values.real[:3], one.real[:1].expand(3), atol=2e-4, rtol=0)
+
+
+def parallel(dynamics, angle=0.0):
+    """Binary, K = 2: the arc v = |v| (cos, sin) of both neurons on one mean, parallel."""
+    one = dynamics.of_neurons(1)
+    best = max(one.fixed_points(count=20), key=lambda p: float(p.u[0]))
+    v, m, R = one.split(best.u)
+    k = torch.tensor([0.6, 0.8]).double()
+    return dynamics.join(v * k, m * k[:, None], R * torch.outer(k, k) + angle * torch.diag(k**2))
+
+
+@pytest.mark.parametrize("c", [0.0, 3.0])
+def test_parallel_neurons_part_at_once_with_the_corrector(c):
+    """-f + g is 0 on the arc for any c; only for c = 0 does the ODE stay near it."""
+    problem = tl.GaussianMixture.binary(dim=100, snr=1.0, ridge=0.05)
+    dynamics = problem.dynamics(step_size=c)
+    point = parallel(dynamics)
+    # to the error of the integrals, one neuron's and two neurons' rules being different
+    assert float(dynamics(0.0, point).abs().max()) < dynamics.error
+    assert bool(dynamics._lasting(point[None])) is (c == 0)
+    # 0 is a fixed point at any c
+    starts = torch.stack([point, point + 1e-3, torch.zeros_like(point)])
+    found = dynamics.fixed_points(starts, flow=0)
+    assert any(float((p.members - point).abs().amax(-1).min()) < 1e-6 for p in found) is (c == 0)
+
+    starts = torch.stack([parallel(dynamics, angle) for angle in (1e-8, 1e-10)])
+    final = dynamics.solve(starts, [0.0, 10.0], rtol=1e-8, atol=1e-13).final
+    far = (final - point).abs().amax(-1)
+    if c == 0:
+        assert float(far.max()) < 1e-7
+    else:  # not Lipschitz: a perturbation a hundred times smaller has gone just as far
+        assert float(far.min()) > 1e-3
+        assert float(far[0] / far[1]) == pytest.approx(1, abs=0.05)
