@@ -3,8 +3,9 @@
     python scripts/phase_diagram.py matrix
     python scripts/phase_diagram.py binary --plane ridge
 
-Top: the best accuracy that an attracting fixed point has; bottom: the number of fixed points. Left:
-SGD; right: gradient flow, the same without the corrector. What differs is the corrector's doing.
+Top: the best accuracy that an attracting fixed point has; bottom: the number of stable fixed points
+(mixtures: up to symmetry; a table has all kinds). Left: SGD; right: gradient flow, the same without
+the corrector. What differs is the corrector's doing.
 Writes <logdir>/<problem>-<plane>.png.
 
 matrix, tensor: |m|/|x| over snr and c_delta. binary, xor: probability of the right label, over snr
@@ -110,20 +111,22 @@ def diagrams(options: Options) -> tuple[tl.PhaseDiagram, tl.PhaseDiagram]:
 
 
 def draw(options: Options, sgd: tl.PhaseDiagram, flow: tl.PhaseDiagram) -> Figure:
-    """Accuracy above, number of fixed points below; SGD left, gradient flow right."""
+    """Accuracy above, number of stable fixed points below; SGD left, gradient flow right."""
     figure = Figure(figsize=(8.6, 6.8), layout="constrained")
     grid = figure.subplots(2, 2, sharex=True, sharey=True)
     lowest = 0.0 if options.problem in ("matrix", "tensor") else 0.5
-    most = max(int(sgd.count().max()), int(flow.count().max()))
+    most = max(int(sgd.count("stable").max()), int(flow.count("stable").max()))
     step = f"$c_\\delta$ = {options.step_size:g}" if sgd.y[0] != "step_size" else ""
     for column, (diagram, title) in enumerate(((sgd, f"SGD {step}"), (flow, "gradient flow"))):
         upper, lower = grid[:, column]
         mesh = diagram.draw(upper, vmin=lowest, vmax=1, cmap="viridis")
-        counts = diagram.draw(lower, "total", vmin=0, vmax=most, cmap="cividis")
+        counts = diagram.draw(lower, "stable", vmin=0, vmax=most, cmap="cividis")
         upper.set_title(title)
         if column:
             figure.colorbar(mesh, ax=upper, label="best accuracy of an attractor")
-            figure.colorbar(counts, ax=lower, label="fixed points", ticks=MaxNLocator(integer=True))
+            figure.colorbar(
+                counts, ax=lower, label="stable fixed points", ticks=MaxNLocator(integer=True)
+            )
         if options.problem in ("matrix", "tensor") and diagram is sgd:
             order = 2 if options.problem == "matrix" else options.order
             threshold = [tl.SpikedTensor(dim=100, order=order, snr=1.0)

@@ -2,11 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torchlimits import success
+from torchlimits import statistics, success
 from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.empirical import EmpiricalDynamics
 from torchlimits.ensemble import train
+from torchlimits.estimation import Estimate, estimate
 from torchlimits.fixed_points import FixedPoint
+from torchlimits.lifting import Lift
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.problems import GaussianMixture, SpikedTensor
 from torchlimits.regimes import Regime, regime
@@ -20,8 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "EffectiveDynamics",
+    "EmpiricalDynamics",
+    "Estimate",
     "FixedPoint",
     "GaussianMixture",
+    "Lift",
     "NonFiniteStatistic",
     "PhaseDiagram",
     "Regime",
@@ -30,9 +36,11 @@ __all__ = [
     "Tracker",
     "Trajectory",
     "compare",
+    "estimate",
     "figures",
     "phase_diagram",
     "regime",
+    "statistics",
     "success",
     "tensorboard",
     "track",

@@ -130,6 +130,10 @@ class EffectiveDynamics(nn.Module, ABC):
             starts = self._random_starts(count, torch.Generator().manual_seed(seed))
         return fixed_points.find(self, starts, flow=self.settling_time if flow is None else flow)
 
+    def jacobian(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
+        """Derivatives of -f + g at each of S points."""
+        return fixed_points.jacobian(self, self._checked(u))
+
     def diffusive(self, at: Float[Tensor, " k"]) -> LinearDiffusion:
         r"""The diffusive limit around a fixed point u*: :math:`\tilde u = \sqrt n (u - u^*)`.
 
@@ -158,7 +162,7 @@ class EffectiveDynamics(nn.Module, ABC):
             )
         return LinearDiffusion(
             centre=at,
-            jacobian=fixed_points.jacobian(self, at[None])[0],
+            jacobian=self.jacobian(at[None])[0],
             covariance=self.diffusion(at),
             names=self.names,
             dim=self.dim,
@@ -178,7 +182,7 @@ class EffectiveDynamics(nn.Module, ABC):
 
     def _slopes(self, u: Float[Tensor, " k"]) -> Float[Tensor, "P k k"]:
         """Jacobians of -f + g at u, one-sided ones for every smooth piece that meets there."""
-        return fixed_points.jacobian(self, u[None])
+        return self.jacobian(u[None])
 
     def _cell(self, u: Float[Tensor, " k"]) -> Tensor:
         """Labels of the part of space that u is in; components of fixed points end at borders."""

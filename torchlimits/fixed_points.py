@@ -185,7 +185,7 @@ def _levenberg(
     done = torch.zeros(len(u), dtype=torch.bool, device=u.device)
     for _ in range(_ITERATIONS):
         x, f, mu, still = u[active], value[active], damping[active], resting[active]
-        slope = torch.where(still[:, None, :], 0.0, jacobian(dynamics, x))
+        slope = torch.where(still[:, None, :], 0.0, dynamics.jacobian(x))
         trial = torch.where(still, 0.0, dynamics._project(x + _step(slope, f, mu)))
         f_trial = dynamics(0.0, trial)
         better = f_trial.norm(dim=-1) < f.norm(dim=-1)

@@ -47,15 +47,15 @@ class TwoLayerNetwork(nn.Module):
         super().__init__()
         self.activation = activation
         normal = {"generator": generator, "device": device, "dtype": dtype}
-        self.first = _Linear(torch.randn(*replicas, width, dim, **normal) / dim**0.5)
-        self.second = _Linear(torch.randn(*replicas, 1, width, **normal))
+        self.first = MatrixProduct(torch.randn(*replicas, width, dim, **normal) / dim**0.5)
+        self.second = MatrixProduct(torch.randn(*replicas, 1, width, **normal))
 
     def forward(self, x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
         """The logit of every input; x is ``(*replicas, batch, N)`` where there are replicas."""
         return self.second(self.activation(self.first(x))).squeeze(-1)
 
 
-class _Linear(nn.Module):
+class MatrixProduct(nn.Module):
     """x -> x W^T with a weight (*replicas, out, in), which nn.Linear does not allow."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -63,7 +63,9 @@ class _Linear(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """X W^T."""
         return x @ self.weight.mT
 
     def extra_repr(self) -> str:
+        """The weight's shape."""
         return f"weight={tuple(self.weight.shape)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -130,40 +130,13 @@ class EvaluatedRing(Ring):
 
 def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: int) -> Ring:
     """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if no snapshot fits."""
-    read = {name: parameters[name] for name in _names_read(statistics, parameters)}
+    read = {name: parameters[name] for name in statistics.parameters_read(parameters)}
     size = sum(p.nbytes for p in read.values())
     if size > max_bytes:
         return EvaluatedRing(statistics, parameters)
     on_cpu = all(p.device.type == "cpu" for p in read.values())
     wanted = max(_CACHE_BYTES // size, 8) if on_cpu else 2**14
     return SnapshotRing(statistics, read, capacity=min(max_bytes // size, wanted))
-
-
-def _names_read(statistics: SummaryStatistics, parameters: Parameters) -> list[str]:
-    """The parameters that the statistics look at: only these are worth copying."""
-    recorder = _ReadRecorder(parameters)
-    with torch.no_grad():
-        statistics(recorder)
-    return [name for name in parameters if name in recorder.read]
-
-
-class _ReadRecorder(Mapping[str, Tensor]):
-    """The parameters, and a note of which ones were read."""
-
-    def __init__(self, parameters: Parameters) -> None:
-        self._parameters = parameters
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Tensor:
-        value = self._parameters[name]
-        self.read.add(name)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
-
-    def __len__(self) -> int:
-        return len(self._parameters)
 
 
 def _runs_first(rows: Tensor) -> Tensor:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-Parameters = Mapping[str, Tensor]
+from torchlimits.quadratic import (
+    Entries,
+    Gram,
+    Overlaps,
+    Parameters,
+    SecondLayer,
+    SquaredLengths,
+)
+
 StatisticFunction = Callable[[Parameters], Tensor]
 
 
@@ -75,6 +83,17 @@ class SummaryStatistics:
             self._entries(name, value, batch) for name, value in self._evaluate(parameters).items()
         ]
         return torch.cat(rows, dim=-1)
+
+    def entries(self, values: Mapping[str, Tensor]) -> Float[Tensor, "B k"]:
+        """u, or what belongs to it, from values of each function for a batch, ``(B, ...)``."""
+        return torch.cat([self._entries(name, values[name], 1) for name in self.functions], dim=-1)
+
+    def parameters_read(self, parameters: Parameters) -> list[str]:
+        """The names of the parameters that the functions look at."""
+        recorder = _ReadRecorder(parameters)
+        with torch.no_grad():
+            self(recorder)
+        return [name for name in parameters if name in recorder.read]
 
     def names_of(self, parameters: Parameters) -> list[str]:
         """The k names, in the order of u; evaluates every function once, without gradient."""
@@ -160,51 +179,32 @@ def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
     ]
 
 
+class _ReadRecorder(Mapping[str, Tensor]):
+    """The parameters, and a note of which ones were read."""
+
+    def __init__(self, parameters: Parameters) -> None:
+        self._parameters = parameters
+        self.read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._parameters[name]
+        self.read.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)
+
+
 # --- ready-made statistics: functions of the parameters, for any leading dimensions ------------
 
-
-def overlaps(parameter: str, directions: Float[Tensor, "d N"]) -> StatisticFunction:
-    r"""Overlaps :math:`m_{ij} = \langle W_i, e_j\rangle`, shape ``(..., K, d)``.
-
-    Args:
-        parameter: name of the weight W, shape ``(..., K, N)``.
-        directions: the e_j as rows.
-
-    Example:
-        >>> import torch
-        >>> overlaps("weight", torch.eye(2, 3))({"weight": torch.arange(6.0).reshape(2, 3)})
-        tensor([[0., 1.],
-                [3., 4.]])
-    """
-    return lambda parameters: _overlaps(parameters[parameter], directions)
-
-
-def gram(parameter: str, perpendicular_to: Float[Tensor, "d N"] | None = None) -> StatisticFunction:
-    r"""Gram matrix of the neurons :math:`R_{ij} = \langle W_i^\perp, W_j^\perp\rangle`.
-
-    W_perp is W less its projection on the directions; without them it is W itself. Symmetric,
-    shape ``(..., K, K)``: name it in ``SummaryStatistics(..., symmetric=...)``.
-
-    Args:
-        parameter: name of the weight W, shape ``(..., K, N)``.
-        perpendicular_to: orthonormal directions as rows.
-
-    Example:
-        >>> import torch
-        >>> gram("weight", torch.eye(1, 2))({"weight": torch.tensor([[5.0, 2.0]])})
-        tensor([[4.]])
-    """
-
-    def function(parameters: Parameters) -> Tensor:
-        weight = parameters[parameter]
-        if perpendicular_to is not None:
-            # project first: W W^T - m m^T would lose all digits once R is small beside m m^T
-            e = perpendicular_to.to(weight)
-            rows = weight.reshape(-1, weight.shape[-1])
-            weight = torch.addmm(rows, rows @ e.mT, e, alpha=-1).reshape(weight.shape)
-        return weight @ weight.mT
-
-    return function
+entries = Entries
+overlaps = Overlaps
+gram = Gram
+second_layer = SecondLayer
+squared_lengths = SquaredLengths
 
 
 def row_norms(parameter: str) -> StatisticFunction:
@@ -216,18 +216,3 @@ def row_norms(parameter: str) -> StatisticFunction:
         tensor([5.])
     """
     return lambda parameters: parameters[parameter].norm(dim=-1)
-
-
-def second_layer(parameter: str) -> StatisticFunction:
-    """The output weights v of a network with one output, shape ``(..., 1, K)`` -> ``(..., K)``.
-
-    Example:
-        >>> import torch
-        >>> second_layer("weight")({"weight": torch.tensor([[1.0, 2.0]])})
-        tensor([1., 2.])
-    """
-    return lambda parameters: parameters[parameter].squeeze(-2)
-
-
-def _overlaps(weight: Tensor, directions: Tensor) -> Tensor:
-    return weight @ directions.to(weight).mT

@@ -1,0 +1,176 @@
+"""`EmpiricalDynamics`: effective dynamics whose right-hand side is estimated from data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits import checks
+from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.estimation import Estimate, Estimator, Loss, Sampler
+from torchlimits.lifting import Lift
+from torchlimits.settings import SGDSettings
+from torchlimits.statistics import SummaryStatistics
+
+#: half the distance of central differences, over 1 + |u|
+_DIFFERENCE = 0.05
+
+
+class EmpiricalDynamics(EffectiveDynamics):
+    r"""The ballistic limit :math:`\dot u = -f(u) + g(u)` of any statistics of any model.
+
+    u is lifted to parameters that have these statistics, and f and g are estimated there
+    (`torchlimits.estimate`). That is a prediction where the statistics close (Theorem 2.2 of
+    arXiv 2206.04030): where f and g are the same at all parameters with these statistics.
+    `torchlimits.closability` says whether they are.
+
+    All evaluations share one set of samples and one remainder of the lift, drawn once from
+    ``seed``: the right-hand side is a function, smooth to its own error, of order
+    samples^(-1/2). Solve with several seeds to see what that does to the solution.
+
+    Args:
+        model, loss, sampler, statistics: as in `torchlimits.estimate`.
+        step_size: c_delta = lr * dim; 0 is gradient flow.
+        dim: the dimension n, that of ``model``.
+        lift: u -> ``{parameter name: tensor}``; by default a `Lift` made for the statistics.
+        samples: how many; they are held in memory.
+        momentum, weight_decay, batch_size: of torch.optim.SGD.
+        seed: of samples and remainder.
+
+    Raises:
+        ValueError: if a number is out of its range, or there is no ready-made lift.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
+        >>> model = problem.model()
+        >>> dynamics = tl.EmpiricalDynamics(
+        ...     model, problem.loss, problem.sample, problem.statistics, step_size=1.0, dim=100,
+        ...     samples=1000,
+        ... )
+        >>> start = problem.statistics(dict(model.named_parameters())).detach()
+        >>> dynamics.solve(start, [0.0, 0.5, 1.0])
+        Trajectory(7 statistics, 3 times, t = 0 ... 1, runs=1)
+    """
+
+    #: no finer than the steps that single samples make in the right-hand side
+    rtol = 1e-3
+    atol = 1e-4
+    settling_time = 0.0
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        sampler: Sampler,
+        statistics: SummaryStatistics | Mapping[str, Any],
+        *,
+        step_size: float,
+        dim: int,
+        lift: Callable[..., Mapping[str, Tensor]] | None = None,
+        samples: int = 4096,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        batch_size: int = 1,
+        seed: int = 0,
+    ) -> None:
+        settings = SGDSettings(
+            step_size, momentum, weight_decay=weight_decay, batch_size=batch_size
+        )
+        checks.positive_int("dim", dim)
+        if not callable(lift) and lift is not None:
+            raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
+        Estimator(model, loss, sampler, statistics)  # checks them
+        data = _Replay(sampler)
+        estimator = Estimator(model, loss, data, statistics)
+        super().__init__(estimator.names, dim, settings)
+        self.samples, self.seed = checks.positive_int("samples", samples), seed
+        self.lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
+        self._data, self._estimator = data, estimator
+
+    @property
+    def error(self) -> float:  # type: ignore[override]
+        """Of the right-hand side, where gradients along the statistics are of order 1."""
+        return 3 / math.sqrt(self.samples)
+
+    def estimate(self, u: Float[Tensor, " k"], step_size: float | None = None) -> Estimate:
+        """f, g and Sigma at u, with their standard errors, at c_delta (plain SGD, batch size 1)."""
+        estimator = self._estimator
+        self._data.restart()
+        c = (self.settings.step_size or 1.0) if step_size is None else step_size
+        parameters = self.lift(self._checked(u).detach())
+        missing = set(estimator.gradients.names) - set(parameters)
+        if missing:
+            raise ValueError(
+                f"expected the lift to return the parameters {sorted(missing)}, got "
+                f"{sorted(parameters)}"
+            )
+        own = {n: p.detach() for n, p in estimator.model.named_parameters()}
+        parameters = {**own, **{n: p.to(own[n]) for n, p in parameters.items()}}
+        return estimator(
+            parameters,
+            step_size=c / self.dim,
+            samples=self.samples,
+            weight_decay=self.settings.weight_decay,
+            generator=torch.Generator(device=_device(own)).manual_seed(self.seed),
+        )
+
+    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        if u.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "expected u without gradient, got one with: estimates have no derivative by "
+                "autograd (it would miss the samples that cross a kink); use dynamics.jacobian(u)"
+            )
+        found = [self.estimate(row, step_size=1.0) for row in u.reshape(-1, u.shape[-1])]
+        drift, corrector = (
+            torch.stack(x).reshape(u.shape).to(u)
+            for x in ([e.drift.value for e in found], [e.corrector.value for e in found])
+        )
+        return drift, corrector
+
+    def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
+        delta = step_size / self.dim
+        rows = [self.estimate(row, step_size) for row in u.reshape(-1, u.shape[-1])]
+        found = torch.stack([e.increment_covariance.value / delta for e in rows])
+        return found.reshape(*u.shape, u.shape[-1]).to(u)
+
+    def jacobian(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
+        """Central differences with the same samples, over distances that they resolve."""
+        u = self._checked(u).detach()
+        h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
+        moves = h * torch.eye(u.shape[-1]).to(u)
+        return ((self(0.0, u[:, None] + moves) - self(0.0, u[:, None] - moves)) / (2 * h)).mT
+
+    def equation(self, corrector: bool = True) -> str:
+        """The equation solved, in markdown."""
+        return f"{super().equation(corrector)}, estimated from {self.samples} samples"
+
+
+class _Replay:
+    """A sampler that draws once and then repeats itself."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._drawn: list[tuple[int, Any]] = []
+        self._position = 0
+
+    def restart(self) -> None:
+        """The next call is the first again."""
+        self._position = 0
+
+    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Any:
+        here, self._position = self._position, self._position + 1
+        if here == len(self._drawn):
+            self._drawn.append((batch, self._sampler(batch, generator=generator)))
+        size, data = self._drawn[here]
+        assert size == batch, "an estimator asks for the same pieces every time"
+        return data
+
+
+def _device(parameters: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(parameters.values())).device

@@ -1,0 +1,166 @@
+"""How a statistic changes along gradients: to first and second order, and in a whole SGD step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from torchlimits.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
+from torchlimits.statistics import StatisticFunction
+
+
+class Step(NamedTuple):
+    """A step of SGD, x -> (1 - delta alpha) x - delta g, from a point x.
+
+    Attributes:
+        parameters: x, all of it.
+        centre: about grad Phi there, for the parameters that move.
+        size: delta.
+        weight_decay: alpha.
+    """
+
+    parameters: Parameters
+    centre: Mapping[str, Tensor]
+    size: float
+    weight_decay: float
+
+    def decayed(self) -> dict[str, Tensor]:
+        """(1 - delta alpha) x."""
+        q = 1 - self.size * self.weight_decay
+        return {n: q * p if n in self.centre else p for n, p in self.parameters.items()}
+
+
+class Rows(NamedTuple):
+    """Of a batch of gradients g_s, each ``(B, *value)``."""
+
+    #: Du[g_s]
+    along: Tensor
+    #: D^2 u[h_s, h_s] / 2 with h_s = g_s - centre
+    curved: Tensor
+    #: (u(X_1) - u(x)) / delta
+    whole: Tensor
+
+
+class Increments(ABC):
+    """The increments of one function of the parameters."""
+
+    @abstractmethod
+    def first(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Du[direction], in the shape of the value."""
+
+    @abstractmethod
+    def second(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """D^2 u[direction, direction] / 2, in the shape of the value."""
+
+    @abstractmethod
+    def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
+        """Those of a batch of gradients."""
+
+
+def increments_of(function: StatisticFunction, step: Step) -> Increments:
+    """By the function's own derivatives if it has them, else by torch.func."""
+    if isinstance(function, Quadratic):
+        return QuadraticIncrements(function, step)
+    return GeneralIncrements(function, step)
+
+
+class QuadraticIncrements(Increments):
+    """Exact to second order, which is all there is."""
+
+    def __init__(self, function: Quadratic, step: Step) -> None:
+        self.function, self.step = function, step
+        self.centre = step.centre.get(function.parameter)
+        value = function(step.parameters)
+        # u is homogeneous: the ridge alone takes u(x) to q^degree u(x), Du(x) to q^(degree - 1)
+        ridge, degree = step.size * step.weight_decay, function.degree
+        self.shrunk = (1 - ridge) ** (degree - 1)
+        # ((1 - delta alpha)^degree - 1) / delta, without the cancellation
+        pull = -step.weight_decay * (degree - ridge * (degree - 1))
+        self.ridge = pull * value if self.centre is not None else torch.zeros_like(value)
+
+    def first(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Du[direction]."""
+        return self._changes(direction)[0]
+
+    def second(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """D^2 u[direction, direction] / 2."""
+        return self._changes(direction)[1]
+
+    def _changes(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        if self.centre is None:
+            return torch.zeros_like(self.ridge), torch.zeros_like(self.ridge)
+        one = direction[self.function.parameter][None]
+        along, _, bend = self.function.changes(self.step.parameters, one, self.centre)
+        return along[0], torch.zeros_like(self.ridge) if bend is None else bend[0]
+
+    def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
+        """Those of a batch of gradients."""
+        if self.centre is None:
+            zero = self.ridge.expand(_length(gradients), *self.ridge.shape)
+            return Rows(zero, zero, zero)
+        gradient = gradients[self.function.parameter]
+        along, bend, kick = self.function.changes(self.step.parameters, gradient, self.centre)
+        whole = self.ridge - self.shrunk * along
+        if bend is None or kick is None:
+            return Rows(along, torch.zeros_like(along), whole)
+        return Rows(along, bend, whole + self.step.size * kick)
+
+
+class GeneralIncrements(Increments):
+    """Any function that torch.func can differentiate: forward mode, twice."""
+
+    def __init__(self, function: StatisticFunction, step: Step) -> None:
+        self.function, self.step = function, step
+        self.moving = {n: step.parameters[n] for n in step.centre}
+        self.fixed = {n: p for n, p in step.parameters.items() if n not in self.moving}
+        self.along_centre = self.first(step.centre)
+        # in float64: differences of numbers delta apart
+        self.exact_fixed = {n: p.double() for n, p in self.fixed.items()}
+        decayed = step.decayed()
+        self.start = {n: decayed[n].double() for n in self.moving}
+        self.value = self._exact({n: p.double() for n, p in self.moving.items()})
+
+    def first(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """Du[direction]."""
+        return jvp(self._of, (self.moving,), (dict(direction),))[1]
+
+    def second(self, direction: Mapping[str, Tensor]) -> Tensor:
+        """D^2 u[direction, direction] / 2."""
+        return self._nested(dict(direction))[1] / 2
+
+    def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
+        """Those of a batch of gradients."""
+        tensors = {n: dense(gradients[n]) for n in self.moving}
+        centred = {n: g - self.step.centre[n] for n, g in tensors.items()}
+        first, second = vmap(self._nested)(centred)
+        moved = {n: x - self.step.size * tensors[n].double() for n, x in self.start.items()}
+        whole = (vmap(self._exact)(moved) - self.value) / self.step.size
+        return Rows(first + self.along_centre, second / 2, whole)
+
+    def _nested(self, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        def along(moving: dict[str, Tensor]) -> Tensor:
+            return jvp(self._of, (moving,), (direction,))[1]
+
+        found = jvp(along, (self.moving,), (direction,))
+        return found[0], found[1]
+
+    def _of(self, moving: Mapping[str, Tensor]) -> Tensor:
+        # + 0: vmap wants a value that depends on what it maps over
+        return self.function({**self.fixed, **moving}) + 0 * _any_entry(moving)
+
+    def _exact(self, moving: Mapping[str, Tensor]) -> Tensor:
+        return self.function({**self.exact_fixed, **moving}) + 0 * _any_entry(moving)
+
+
+def _any_entry(parameters: Mapping[str, Tensor]) -> Tensor:
+    return next(iter(parameters.values())).reshape(-1)[0]
+
+
+def _length(gradients: Mapping[str, Gradient]) -> int:
+    gradient = next(iter(gradients.values()))
+    return len(gradient.left if isinstance(gradient, OuterGradient) else gradient)

@@ -1,0 +1,245 @@
+"""`Lift`: parameters that have given summary statistics, and are random in all other respects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits.expectations import psd_sqrt
+from torchlimits.quadratic import (
+    Entries,
+    Gram,
+    Overlaps,
+    Quadratic,
+    SecondLayer,
+    SquaredLengths,
+)
+from torchlimits.statistics import StatisticFunction, SummaryStatistics
+
+Remainder = Literal["random", "aligned"]
+_Kind = TypeVar("_Kind", bound=Quadratic)
+
+
+class Lift:
+    r"""u -> parameters with statistics u, for the ready-made statistics.
+
+    A weight W with overlaps m = W E^T and Gram matrix R is placed as
+
+    .. math:: W = m (E E^T)^{-1} E + R^{1/2} Q
+
+    with K orthonormal rows Q orthogonal to all directions: the *remainder*, which the statistics
+    do not see. Where only squared lengths are known, the angles between neurons belong to the
+    remainder too. `Entries` and `SecondLayer` are placed as they are; parameters that no statistic
+    reads keep their values.
+
+    Args:
+        model: gives shapes, dtypes and devices.
+        statistics: made of `torchlimits.statistics.entries`, ``second_layer``, ``overlaps``,
+            ``gram`` and ``squared_lengths``, those of the package's mixtures for instance.
+        remainder: ``"random"``: Q uniform; ``"aligned"``: Q as near to coordinate axes as the
+            directions allow. Where the data are not Gaussian these may behave differently.
+        seed: of the remainder where a call brings no generator: then it is always the same one.
+
+    Raises:
+        ValueError: if a statistic is none of these, or statistics leave a weight's part along
+            the directions open.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.GaussianMixture.xor(dim=50, snr=2.0)
+        >>> lift = tl.Lift(problem.model(dtype=torch.float64), problem.statistics)
+        >>> u = problem.statistics(dict(problem.model(dtype=torch.float64).named_parameters()))
+        >>> bool(torch.allclose(problem.statistics(lift(u)), u))
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        statistics: SummaryStatistics,
+        *,
+        remainder: Remainder = "random",
+        seed: int = 0,
+    ) -> None:
+        if remainder not in ("random", "aligned"):
+            raise ValueError(f"expected remainder 'random' or 'aligned', got {remainder!r}")
+        if not isinstance(statistics, SummaryStatistics):
+            raise TypeError(
+                f"expected a SummaryStatistics, got {type(statistics).__name__}: make one of "
+                "tl.statistics.entries, overlaps, gram ..."
+            )
+        self.statistics, self.remainder, self.seed = statistics, remainder, seed
+        self.parameters = {n: p.detach().clone() for n, p in model.named_parameters()}
+        self.values = {n: f(self.parameters) for n, f in statistics.functions.items()}
+        by_parameter: dict[str, dict[str, Quadratic]] = {}
+        for name, function in statistics.functions.items():
+            by_parameter.setdefault(_parameter(name, function), {})[name] = function  # type: ignore[assignment]
+        self._places = {n: _place_of(n, f, self.parameters[n]) for n, f in by_parameter.items()}
+
+    def __call__(
+        self, u: Float[Tensor, " k"], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Parameters with statistics u, ``{name: tensor}``.
+
+        R is taken as the nearest matrix that is positive semidefinite.
+
+        Args:
+            u: shape ``(k,)``.
+            generator: of the remainder, on the CPU; None: of ``seed``.
+
+        Raises:
+            ValueError: if u is not ``(k,)``.
+        """
+        if generator is None:
+            generator = torch.Generator().manual_seed(self.seed)
+        values = self._split(u)
+        placed = {
+            name: place(values, self.remainder, generator) for name, place in self._places.items()
+        }
+        return {n: placed[n].to(p) if n in placed else p for n, p in self.parameters.items()}
+
+    def _split(self, u: Tensor) -> dict[str, Tensor]:
+        """u as the values of each function, symmetric ones in full."""
+        sizes, values, done = {}, {}, 0
+        for name, like in self.values.items():
+            K = like.shape[-1] if like.ndim else 1
+            sizes[name] = K * (K + 1) // 2 if name in self.statistics.symmetric else like.numel()
+        if u.shape != (sum(sizes.values()),):
+            raise ValueError(f"expected u of shape ({sum(sizes.values())},), got {tuple(u.shape)}")
+        for name, size in sizes.items():
+            part = u[done : done + size].double().cpu()
+            done += size
+            if name in self.statistics.symmetric:
+                K = self.values[name].shape[-1]
+                i, j = torch.triu_indices(K, K)
+                full = part.new_zeros(K, K)
+                full[i, j] = full[j, i] = part
+                part = full
+            values[name] = part.reshape(self.values[name].shape)
+        return values
+
+
+class _Copied:
+    """A parameter that a statistic shows as it is."""
+
+    def __init__(self, name: str, shape: torch.Size) -> None:
+        self.name, self.shape = name, shape
+
+    def __call__(self, values: Mapping[str, Tensor], *_: Any) -> Tensor:
+        return values[self.name].reshape(self.shape)
+
+
+class _Placed:
+    """A weight, (K, N), with given overlaps and lengths or Gram matrix."""
+
+    def __init__(self, functions: Mapping[str, Quadratic], weight: Tensor) -> None:
+        self.overlaps = _of_kind(functions, Overlaps)
+        self.gram = _of_kind(functions, Gram)
+        self.lengths = _of_kind(functions, SquaredLengths)
+        whole = self.gram or self.lengths
+        span = None if self.overlaps is None else self.overlaps[1].directions.double().cpu()
+        removed = None if whole is None else whole[1].perpendicular_to
+        removed = None if removed is None else removed.double().cpu()
+        _check_spans(span, removed)
+        self.directions = weight.new_zeros(0, weight.shape[1], dtype=torch.float64).cpu()
+        self.directions = self.directions if span is None else span
+        # whether the Gram matrix is that of the whole neurons
+        self.includes_overlaps = whole is not None and removed is None
+        perpendicular = weight.double().cpu() - self._along(weight.double().cpu())
+        self.present = perpendicular @ perpendicular.mT
+
+    def _along(self, weight: Tensor) -> Tensor:
+        return weight @ torch.linalg.pinv(self.directions) @ self.directions
+
+    def __call__(
+        self, values: Mapping[str, Tensor], remainder: Remainder, generator: torch.Generator
+    ) -> Tensor:
+        K, N = len(self.present), self.directions.shape[1]
+        along = torch.zeros(K, N, dtype=torch.float64)
+        if self.overlaps is not None:
+            along = values[self.overlaps[0]] @ torch.linalg.pinv(self.directions).mT
+        Q = _orthonormal(K, self.directions, remainder, generator)
+        return along + psd_sqrt(self._gram_matrix(values, along, generator)) @ Q
+
+    def _gram_matrix(
+        self, values: Mapping[str, Tensor], along: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        inside = along @ along.mT if self.includes_overlaps else torch.zeros_like(self.present)
+        if self.gram is not None:
+            return values[self.gram[0]] - inside
+        if self.lengths is not None:
+            square = values[self.lengths[0]] - inside.diagonal()
+        else:
+            square = self.present.diagonal()
+        # angles between neurons are open: from all parallel to nearly orthogonal
+        K = len(square)
+        rank = int(torch.randint(1, K + 1, (), generator=generator))
+        rows = torch.randn(K, rank, generator=generator, dtype=torch.float64)
+        rows = rows / rows.norm(dim=1, keepdim=True) * square.clamp_min(0).sqrt()[:, None]
+        return rows @ rows.mT
+
+
+def _place_of(parameter: str, functions: dict[str, Quadratic], like: Tensor) -> Any:
+    for name, function in functions.items():
+        if isinstance(function, (Entries, SecondLayer)):
+            return _Copied(name, like.shape)
+    if like.ndim != 2:
+        raise ValueError(
+            f"expected the weight {parameter!r} of shape (K, N), got {tuple(like.shape)}: give a "
+            "lift of your own"
+        )
+    return _Placed(functions, like)
+
+
+def _parameter(name: str, function: StatisticFunction) -> str:
+    if not isinstance(function, Quadratic):
+        raise ValueError(
+            f"expected ready-made statistics (tl.statistics.entries, second_layer, overlaps, gram, "
+            f"squared_lengths), got {name!r}, of which parameters are not known: give a lift of "
+            "your own, a function u -> {parameter name: tensor}"
+        )
+    return function.parameter
+
+
+def _of_kind(functions: Mapping[str, Quadratic], kind: type[_Kind]) -> tuple[str, _Kind] | None:
+    return next(((n, f) for n, f in functions.items() if isinstance(f, kind)), None)
+
+
+def _check_spans(span: Tensor | None, removed: Tensor | None) -> None:
+    """The part that the Gram matrix leaves out must be what the overlaps tell."""
+    if removed is None:
+        return
+    same = span is not None and torch.linalg.matrix_rank(torch.cat([span, removed])) == len(removed)
+    if not same or len(span) < len(removed):  # type: ignore[arg-type]
+        raise ValueError(
+            "expected overlaps with the directions that the Gram matrix is perpendicular to, got "
+            "others or none: the part of the weight along them is then open"
+        )
+
+
+def _orthonormal(
+    count: int, directions: Tensor, remainder: Remainder, generator: torch.Generator
+) -> Float[Tensor, "K N"]:
+    """Orthonormal rows, orthogonal to the directions."""
+    N = directions.shape[1]
+    basis = torch.linalg.qr(directions.mT).Q if len(directions) else directions.mT
+    if count + basis.shape[1] > N:
+        raise ValueError(
+            f"expected at least {count + basis.shape[1]} inputs for {count} neurons and "
+            f"{basis.shape[1]} directions, got {N}"
+        )
+    if remainder == "random":
+        rows = torch.randn(N, count, generator=generator, dtype=torch.float64)
+    else:
+        # axes that the directions use least
+        order = torch.randperm(N, generator=generator)
+        load = basis.square().sum(-1)[order]
+        axes = order[load.argsort(stable=True)[:count]]
+        rows = torch.eye(N, dtype=torch.float64)[:, axes]
+    for _ in range(2):  # twice: rounding
+        rows = torch.linalg.qr(rows - basis @ (basis.mT @ rows)).Q
+    return rows.mT

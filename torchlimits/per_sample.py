@@ -1,0 +1,274 @@
+"""Gradients of the loss of single samples, many samples at once, for any model and loss."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils import _pytree as pytree
+
+from torchlimits.networks import MatrixProduct
+from torchlimits.quadratic import Gradient, OuterGradient
+
+#: samples on which the two ways to a gradient are compared
+_COMPARED = 2
+
+
+class PerSampleGradients:
+    r"""g_s = grad L(x; Y_s) for the samples Y_s of a batch, one at a time or all at once.
+
+    Where the parameters belong to linear layers that see one row a sample, a gradient is the outer
+    product of what the layer's input and output say, and is left as one: a batch then costs about
+    as much as a forward and a backward of the ordinary kind. Otherwise (and wherever a comparison
+    on the first samples finds a difference) `torch.func` makes the gradients.
+
+    Args:
+        model: any module that `torch.func.functional_call` takes.
+        loss: ``loss(model_output, target)``, or ``loss(model, batch)``: a function whose first
+            parameter is called ``model``. Of a batch of one it returns one number.
+        names: the parameters whose gradients are wanted.
+
+    Raises:
+        ValueError: if a module computes with the statistics of the batch (BatchNorm in training).
+        TypeError: if an argument is of a wrong type.
+    """
+
+    def __init__(
+        self, model: nn.Module, loss: Callable[..., Tensor], names: list[str], structured: bool
+    ) -> None:
+        _check_model(model)
+        if not callable(loss):
+            raise TypeError(f"expected loss as a function, got {type(loss).__name__}")
+        self.model, self.loss, self.names = model, loss, names
+        self._whole = _takes_model(loss)
+        self._lossy = _Lossy(model, loss, self._whole)
+        self._layers = None if self._whole or not structured else _linear_layers(model, names)
+        self._checked = False
+        self._vectorised = True
+
+    def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Mapping[str, Gradient]:
+        """The gradients of every sample of a batch whose tensors all have the samples first.
+
+        Raises:
+            ValueError: if the loss is no number a sample, or cannot be differentiated.
+        """
+        self._check_batch(batch)
+        if self._layers is None:
+            return self._dense(parameters, batch)
+        try:
+            gradients = self._outer(parameters, batch)
+        except _NotOuterError:
+            gradients = None
+        if not self._checked:
+            self._checked = True
+            if gradients is not None and not self._alike(gradients, parameters, batch):
+                gradients = None
+        if gradients is None:
+            self._layers = None
+            return self._dense(parameters, batch)
+        return gradients
+
+    @property
+    def structured(self) -> bool:
+        """Whether gradients are left as outer products."""
+        return self._layers is not None
+
+    # --- by torch.func ------------------------------------------------------------------------
+
+    def _alone(self, parameters: Mapping[str, Tensor]) -> Callable[[Any], dict[str, Tensor]]:
+        """The gradients of one sample, as a function of it."""
+        wanted = {name: parameters[name] for name in self.names}
+        others = {n: p for n, p in parameters.items() if n not in wanted} | self._buffers()
+
+        def loss(wanted: dict[str, Tensor], sample: Any) -> Tensor:
+            one = pytree.tree_map(lambda x: x[None], sample)
+            state = {f"model.{n}": p for n, p in {**others, **wanted}.items()}
+            return _number(functional_call(self._lossy, state, (one,)))
+
+        return partial(grad(loss), wanted)
+
+    def _dense(self, parameters: Mapping[str, Tensor], batch: Any) -> Mapping[str, Gradient]:
+        alone = self._alone(parameters)
+        try:
+            if self._vectorised:
+                try:
+                    return vmap(alone, randomness="different")(batch)
+                except RuntimeError:
+                    # .item(), data-dependent control flow: one sample at a time, if that works
+                    self._vectorised = False
+                    alone(pytree.tree_map(lambda x: x[0], batch))
+                    warnings.warn(
+                        "torch.func.vmap cannot take this model or loss: gradients are computed "
+                        "sample by sample, which is slow",
+                        stacklevel=2,
+                    )
+            size = len(pytree.tree_leaves(batch)[0])
+            samples = (pytree.tree_map(lambda x, s=s: x[s], batch) for s in range(size))
+            rows = [alone(sample) for sample in samples]
+        except (RuntimeError, IndexError, TypeError, NotImplementedError) as error:
+            raise ValueError(
+                "expected a loss that torch.func can differentiate for a batch of one sample, got "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        return {name: torch.stack([row[name] for row in rows]) for name in self.names}
+
+    # --- by layers ----------------------------------------------------------------------------
+
+    def _outer(self, parameters: Mapping[str, Tensor], batch: Any) -> dict[str, Gradient]:
+        assert self._layers is not None
+        x, y = batch
+        seen: dict[str, tuple[Tensor, Tensor]] = {}
+        handles = [
+            module.register_forward_hook(_recorder(seen, name, len(pytree.tree_leaves(x)[0])))
+            for name, module in self._layers.items()
+        ]
+        detached = {n: p.detach() for n, p in parameters.items()}
+        try:
+            with torch.enable_grad():
+                output = functional_call(self.model, {**detached, **self._buffers()}, (x,))
+                total = self._total(output, y)
+                places = [seen[name][1] for name in self._layers if name in seen]
+                grads = torch.autograd.grad(total, places, materialize_grads=True)
+        except (RuntimeError, IndexError, TypeError, AttributeError) as error:
+            raise _NotOuterError from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        gradients: dict[str, Gradient] = {}
+        for name, delta in zip([n for n in self._layers if n in seen], grads, strict=True):
+            weight, bias = f"{name}.weight".lstrip("."), f"{name}.bias".lstrip(".")
+            if weight in self.names:
+                gradients[weight] = OuterGradient(delta, seen[name][0])
+            if bias in self.names:
+                gradients[bias] = delta
+        if set(gradients) != set(self.names):
+            raise _NotOuterError
+        return gradients
+
+    def _alike(
+        self, gradients: dict[str, Gradient], parameters: Mapping[str, Tensor], batch: Any
+    ) -> bool:
+        """Whether those of the first samples are what they are when alone."""
+        for s in range(min(_COMPARED, len(pytree.tree_leaves(batch)[0]))):
+            one = pytree.tree_map(lambda x, s=s: x[s], batch)
+            reference = self._alone(parameters)(one)
+            for name, expected in reference.items():
+                got = gradients[name]
+                if isinstance(got, OuterGradient):
+                    got = OuterGradient(got.left[s : s + 1], got.right[s : s + 1]).dense()[0]
+                else:
+                    got = got[s]
+                size = float(expected.abs().max())
+                tolerance = 1e3 * torch.finfo(got.dtype).eps * size
+                if not float((got - expected).abs().max()) <= tolerance:
+                    return False
+        return True
+
+    def _total(self, output: Tensor, target: Any) -> Tensor:
+        """The sum of the losses of single samples."""
+        if not isinstance(output, Tensor):
+            raise _NotOuterError
+
+        def one(output: Tensor, target: Any) -> Tensor:
+            return _number(self.loss(output[None], pytree.tree_map(lambda t: t[None], target)))
+
+        return vmap(one, randomness="different")(output, target).sum()
+
+    def _buffers(self) -> dict[str, Tensor]:
+        # copies: a module that counts its calls must not count ours
+        return {n: b.detach().clone() for n, b in self.model.named_buffers()}
+
+    def _check_batch(self, batch: Any) -> None:
+        leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
+        sizes = {x.shape[0] if x.ndim else 0 for x in leaves}
+        if len(sizes) != 1 or 0 in sizes:
+            raise ValueError(
+                "expected the sampler to return tensors with the samples in their first dimension, "
+                f"got shapes {[tuple(x.shape) for x in leaves]}"
+            )
+        if not self._whole and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise ValueError(
+                "expected the sampler to return (input, target) for loss(output, target), got "
+                f"{type(batch).__name__}: or name the loss's first parameter model and take "
+                "loss(model, batch)"
+            )
+
+
+class _NotOuterError(Exception):
+    """The gradients are no outer products after all."""
+
+
+class _Lossy(nn.Module):
+    """The loss of a batch as the output of a module, whose parameters functional_call replaces."""
+
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], whole: bool) -> None:
+        super().__init__()
+        self.model, self._loss, self._whole = model, loss, whole
+
+    def forward(self, batch: Any) -> Tensor:
+        if self._whole:
+            return self._loss(self.model, batch)
+        x, y = batch
+        return self._loss(self.model(x), y)
+
+
+def _recorder(seen: dict[str, tuple[Tensor, Tensor]], name: str, size: int) -> Callable[..., Any]:
+    """A forward hook that notes a linear layer's input and output."""
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        (x,) = inputs
+        if name in seen or x.ndim != 2 or len(x) != size:
+            raise _NotOuterError
+        if not output.requires_grad:
+            output.requires_grad_()
+        seen[name] = (x.detach(), output)
+        # a copy: what follows may change it in place
+        return output.clone()
+
+    return hook
+
+
+def _linear_layers(model: nn.Module, names: list[str]) -> dict[str, nn.Module] | None:
+    """The linear layers that own the parameters, if all of them belong to one."""
+    layers: dict[str, nn.Module] = {}
+    for name in names:
+        owner, _, kind = name.rpartition(".")
+        module = model.get_submodule(owner)
+        plain = type(module) in (nn.Linear, MatrixProduct)
+        if not plain or kind not in ("weight", "bias") or module.weight.ndim != 2:
+            return None
+        layers[owner] = module
+    return layers
+
+
+def _takes_model(loss: Callable[..., Tensor]) -> bool:
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        return False
+    return names[:1] == ["model"]
+
+
+def _number(value: Tensor) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"expected the loss of a batch of one to be one number, got {what}")
+    return value.reshape(())
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"expected a model whose output for a sample does not depend on the others, got "
+                f"{type(module).__name__} {name!r} in training mode: call model.eval(), or use "
+                "GroupNorm or LayerNorm"
+            )
