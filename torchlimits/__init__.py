@@ -11,6 +11,7 @@ from torchlimits.estimation import Estimate, estimate
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.lifting import Lift
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
+from torchlimits.probe import Explanation, Probe
 from torchlimits.problems import GaussianMixture, SpikedTensor
 from torchlimits.regimes import Regime, regime
 from torchlimits.statistics import SummaryStatistics
@@ -25,11 +26,13 @@ __all__ = [
     "EffectiveDynamics",
     "EmpiricalDynamics",
     "Estimate",
+    "Explanation",
     "FixedPoint",
     "GaussianMixture",
     "Lift",
     "NonFiniteStatistic",
     "PhaseDiagram",
+    "Probe",
     "Regime",
     "SpikedTensor",
     "SummaryStatistics",

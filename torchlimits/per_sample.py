@@ -84,11 +84,13 @@ class PerSampleGradients:
     def _alone(self, parameters: Mapping[str, Tensor]) -> Callable[[Any], dict[str, Tensor]]:
         """The gradients of one sample, as a function of it."""
         wanted = {name: parameters[name] for name in self.names}
-        others = {n: p for n, p in parameters.items() if n not in wanted} | self._buffers()
+        others = {n: p for n, p in parameters.items() if n not in wanted}
 
         def loss(wanted: dict[str, Tensor], sample: Any) -> Tensor:
             one = pytree.tree_map(lambda x: x[None], sample)
-            state = {f"model.{n}": p for n, p in {**others, **wanted}.items()}
+            # buffers anew for each: torch.func wants what it changes made inside
+            everything = {**others, **wanted, **self._buffers()}
+            state = {f"model.{n}": p for n, p in everything.items()}
             return _number(functional_call(self._lossy, state, (one,)))
 
         return partial(grad(loss), wanted)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import checks
+from torchlimits.probe import Explanation, Probe, Prober
 from torchlimits.ring import ring_for
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
 from torchlimits.trajectory import Trajectory
@@ -64,6 +65,7 @@ def track(
     writer: Any = None,
     path: str | Path | None = None,
     max_bytes: int = 64 * 2**20,
+    probe: Probe | None = None,
 ) -> Tracker:
     """Record summary statistics at every step of `optimizer`, step 0 included.
 
@@ -83,6 +85,9 @@ def track(
         path: where `Tracker.close` saves the trajectory, also when the loop ends in an exception.
         max_bytes: bound on the ring. If not even one snapshot fits, the statistics are evaluated
             in the hook itself.
+        probe: a `Probe`: estimate drift and corrector along the run, so that
+            `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
+            statistics' change they explain; needs torch.optim.SGD.
 
     Returns:
         A `Tracker`, to be closed, or used as a context manager. The limit time of a step is the
@@ -106,7 +111,14 @@ def track(
         torch.Size([6])
     """
     return Tracker(
-        model, optimizer, statistics, every=every, writer=writer, path=path, max_bytes=max_bytes
+        model,
+        optimizer,
+        statistics,
+        every=every,
+        writer=writer,
+        path=path,
+        max_bytes=max_bytes,
+        probe=probe,
     )
 
 
@@ -123,6 +135,7 @@ class Tracker:
         writer: Any = None,
         path: str | Path | None = None,
         max_bytes: int = 64 * 2**20,
+        probe: Probe | None = None,
     ) -> None:
         _check_training(model, optimizer)
         self.every = checks.positive_int("every", every)
@@ -147,8 +160,10 @@ class Tracker:
         self._recorded: list[Trajectory] = []
         self._shown, self._shown_at = 0, time.monotonic()
         self._failure: Exception | None = None
+        self._prober = _prober_of(probe, model, optimizer, statistics)
         self._record()
         self._evaluate_pending()
+        self._probe()
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     # --- recording -------------------------------------------------------------------------
@@ -158,6 +173,16 @@ class Tracker:
         self.time += float(optimizer.param_groups[0]["lr"])
         if self.step % self.every == 0 and self._failure is None:
             self._record()
+        if self._prober is not None and self.step % self._prober.probe.every == 0:
+            self._probe()
+
+    def _probe(self) -> None:
+        """Estimate drift and corrector here, if that is asked for."""
+        if self._prober is None or self._failure is not None:
+            return
+        # diverged parameters are reported by the statistics, with the step at which they did
+        if all(bool(p.isfinite().all()) for p in self._prober.parameters.values()):
+            self._prober.measure(self.step, self.time)
 
     def _record(self) -> None:
         self._ring.store()
@@ -210,6 +235,8 @@ class Tracker:
         for chunk in self._recorded[self._shown :]:
             self._sink.add(chunk)
         self._shown, self._shown_at = len(self._recorded), time.monotonic()
+        if self._prober is not None and hasattr(self._sink, "explain"):
+            self._sink.explain(self._prober.explanation())
         self._sink.flush()
 
     # --- what was recorded -----------------------------------------------------------------
@@ -236,6 +263,17 @@ class Tracker:
             metadata={"parameters": parameters},
         )
 
+    def explanation(self) -> Explanation:
+        """What drift and corrector explain of the change since step 0, up to the present step.
+
+        Raises:
+            ValueError: if the tracker was made without a probe.
+        """
+        if self._prober is None:
+            raise ValueError("expected a tracker with a probe: tl.track(..., probe=tl.Probe(...))")
+        self._probe()
+        return self._prober.explanation()
+
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded, as tensors and lists, for the user's own checkpoint."""
         recorded = self.trajectory()
@@ -246,6 +284,7 @@ class Tracker:
             "times": recorded.times,
             "steps": recorded.steps,
             "values": recorded.values,
+            **({} if self._prober is None else {"probe": self._prober.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -266,6 +305,8 @@ class Tracker:
             Trajectory(state["times"], state["steps"], state["values"], list(self.names))
         ]
         self._shown = 0
+        if self._prober is not None and "probe" in state:
+            self._prober.load_state_dict(state["probe"])
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -277,6 +318,7 @@ class Tracker:
         """Flush, detach, save to ``path`` if one was given, close the writer if it is ours."""
         self.remove()
         try:
+            self._probe()
             if self._failure is None:
                 self.flush()
         finally:
@@ -323,6 +365,19 @@ def _check_training(model: object, optimizer: object) -> None:
                 f"expected a learning rate > 0, got lr={float(group['lr'])} in parameter group "
                 f"{index}: limit time t = step * lr would stand still"
             )
+
+
+def _prober_of(
+    probe: Probe | None,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    statistics: SummaryStatistics,
+) -> Prober | None:
+    if probe is None:
+        return None
+    if not isinstance(probe, Probe):
+        raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
+    return Prober(probe, model, optimizer, statistics)
 
 
 def _checked_path(path: str | Path | None) -> Path | None:

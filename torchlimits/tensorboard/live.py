@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Float, Int
 
 from torchlimits import checks
+from torchlimits.probe import Explanation
 from torchlimits.tensorboard import events
 from torchlimits.tensorboard.events import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]
     Summary,  # pyright: ignore[reportAttributeAccessIssue]
 )
+from torchlimits.tensorboard.explained import write_explanation
 from torchlimits.tensorboard.tags import (
     check_cap,
     columns_of,
@@ -85,6 +87,10 @@ class _Live(ABC):
             self._tail = None
         self.flush()
         self._closed = True
+
+    @abstractmethod
+    def explain(self, explanation: Explanation) -> None:
+        """Show what a tracker's probe has found so far; see `write_explanation`."""
 
     @abstractmethod
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None: ...
@@ -191,6 +197,10 @@ class Writer(_Live):
         for file in self._files:
             file.flush()
 
+    def explain(self, explanation: Explanation) -> None:
+        """Into ``<logdir>/explained``."""
+        write_explanation(self._folder, explanation)
+
     def __enter__(self) -> Writer:
         return self
 
@@ -224,6 +234,10 @@ class _Borrowed(_Live):
             pairs = zip(tags, row, strict=True)
             summary = Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in pairs])
             file.add_event(Event(summary=summary), step, float(wall_time))
+
+    def explain(self, explanation: Explanation) -> None:
+        """Into ``<log_dir>/explained``."""
+        write_explanation(self._writer.log_dir, explanation)
 
     def flush(self) -> None:
         """Make what was added visible to a running TensorBoard."""

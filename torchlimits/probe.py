@@ -1,0 +1,225 @@
+"""`Probe`: along a training run, what of the statistics' change do drift and corrector explain?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits import checks
+from torchlimits.estimation import Estimator, Loss, Sampler
+from torchlimits.settings import SGDSettings
+from torchlimits.statistics import SummaryStatistics
+from torchlimits.trajectory import Trajectory
+
+#: the parts of an `Explanation`, and what they are called in TensorBoard
+PARTS = {
+    "change": "measured change",
+    "drift": "gradient flow",
+    "corrector": "corrector",
+    "residual": "residual",
+}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What `track(..., probe=)` needs to estimate drift and corrector during training.
+
+    Args:
+        loss: ``loss(model_output, target)`` or ``loss(model, batch)``, as in
+            `torchlimits.estimate`: that which is trained, for a batch of one.
+        sampler: ``sampler(batch, generator=...)`` returns fresh samples of the training data.
+        every: estimate after every so many optimizer steps.
+        samples: of an estimate; errors fall with their square root.
+        batch_size: samples averaged in one step of the training loop, which divide g.
+        seed: of the samples; the training's own random numbers are not touched.
+
+    Raises:
+        ValueError: if a number is out of its range.
+        TypeError: if loss or sampler is no function.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
+        >>> model = problem.model()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 100)
+        >>> probe = tl.Probe(problem.loss, problem.sample, every=50, samples=64)
+        >>> with tl.track(model, optimizer, problem.statistics, probe=probe) as tracker:
+        ...     for _ in range(100):
+        ...         x, y = problem.sample(1)
+        ...         optimizer.zero_grad()
+        ...         problem.loss(model(x), y).backward()
+        ...         optimizer.step()
+        >>> tracker.explanation()
+        Explanation(7 statistics, 3 probes, t = 0 ... 1)
+    """
+
+    loss: Loss
+    sampler: Sampler
+    every: int = 1000
+    samples: int = 256
+    batch_size: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("every", "samples", "batch_size"):
+            checks.positive_int(name, getattr(self, name))
+        for name in ("loss", "sampler"):
+            if not callable(getattr(self, name)):
+                raise TypeError(
+                    f"expected {name} as a function, got {type(getattr(self, name)).__name__}: a "
+                    "probe needs the loss that is trained and fresh samples of its data"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    r"""The change of the statistics since step 0, and what explains it.
+
+    .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
+
+    with f and g estimated along the run, at the parameters themselves, and integrated by the
+    trapezoidal rule; ``std`` are the standard errors. The residual is the noise of SGD (of order
+    n^(-1/2)), what happens between two probes, and, where steps are large, orders of the step size
+    beyond Theorem 2.2. Each part is a `Trajectory` of T probes and k statistics.
+
+    Attributes:
+        change: measured, u(t) - u(0).
+        drift: the part of gradient flow, -f.
+        corrector: the part of the corrector, g.
+        residual: what neither explains.
+    """
+
+    change: Trajectory
+    drift: Trajectory
+    corrector: Trajectory
+    residual: Trajectory
+
+    def parts(self) -> dict[str, Trajectory]:
+        """By name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def __repr__(self) -> str:
+        times = self.change.times
+        return (
+            f"Explanation({len(self.change.names)} statistics, {len(times)} probes, "
+            f"t = {times[0]:g} ... {times[-1]:g})"
+        )
+
+    def __str__(self) -> str:
+        error = self.residual.std
+        assert error is not None
+        rows = [["statistic", *PARTS.values()]]
+        for i, name in enumerate(self.change.names):
+            values = [f"{path.final[i]:.4f}" for path in self.parts().values()]
+            values[-1] += f" ± {error[-1, i]:.4f}"
+            rows.append([name, *values])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        )
+
+
+class Prober:
+    """The estimates of one run, made when `measure` is called; belongs to a `Tracker`."""
+
+    def __init__(
+        self,
+        probe: Probe,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        statistics: SummaryStatistics,
+    ) -> None:
+        self.probe, self._optimizer = probe, optimizer
+        self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
+        self.parameters = dict(model.named_parameters())
+        self._settings()  # refuse optimizers that the decomposition is not known for
+        device = next(iter(self.parameters.values())).device
+        self._generator = torch.Generator(device=device).manual_seed(probe.seed)
+        self._steps: list[int] = []
+        self._times: list[float] = []
+        self._rows: list[tuple[Tensor, ...]] = []
+
+    def _settings(self) -> SGDSettings:
+        return SGDSettings.of(self._optimizer, dim=1, batch_size=self.probe.batch_size)
+
+    def measure(self, step: int, time: float) -> None:
+        """Estimate f and g now; once a step."""
+        if self._steps and self._steps[-1] == step:
+            return
+        settings = self._settings()
+        if settings.step_size == 0:  # a schedule that has ended: nothing moves
+            return
+        e = self._estimator(
+            self.parameters,
+            step_size=settings.step_size,
+            samples=self.probe.samples,
+            weight_decay=settings.weight_decay,
+            generator=self._generator,
+        )
+        q, per_batch = settings.drift_factor, settings.drift_factor**2 / settings.batch_size
+        self._steps.append(step)
+        self._times.append(time)
+        self._rows.append(
+            (
+                e.u,
+                q * e.drift.value,
+                per_batch * e.corrector.value,
+                q * e.drift.standard_error,
+                per_batch * e.corrector.standard_error,
+            )
+        )
+
+    def explanation(self) -> Explanation:
+        """So far, the last probe included."""
+        times = torch.tensor(self._times, dtype=torch.float64)
+        u, f, g, f_error, g_error = (torch.stack(x).cpu() for x in zip(*self._rows, strict=True))
+        weights = _trapezoid(times)
+        drift, corrector = weights @ f, weights @ g
+        drift_error, corrector_error = (
+            (weights.square() @ e.square()).sqrt() for e in (f_error, g_error)
+        )
+        change = u - u[0]
+        values = {
+            "change": (change, torch.zeros_like(change)),
+            "drift": (drift, drift_error),
+            "corrector": (corrector, corrector_error),
+            "residual": (change - drift - corrector, drift_error.hypot(corrector_error)),
+        }
+        steps = torch.tensor(self._steps)
+        return Explanation(
+            **{
+                name: Trajectory(times, steps, value, self._estimator.names, error)
+                for name, (value, error) in values.items()
+            }
+        )
+
+    def state_dict(self) -> Mapping[str, object]:
+        """For `Tracker.state_dict`."""
+        return {
+            "steps": list(self._steps),
+            "times": list(self._times),
+            "rows": list(self._rows),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._steps, self._times = list(state["steps"]), list(state["times"])  # type: ignore[call-overload]
+        self._rows = list(state["rows"])  # type: ignore[call-overload]
+        self._generator.set_state(state["generator"])  # type: ignore[arg-type]
+
+
+def _trapezoid(times: Float[Tensor, " T"]) -> Float[Tensor, "T T"]:
+    """Row j has the weights of the integral from times[0] to times[j]."""
+    T = len(times)
+    half = times.diff() / 2
+    weights = torch.zeros(T, T, dtype=times.dtype)
+    for j in range(1, T):
+        weights[j, :j] += half[:j]
+        weights[j, 1 : j + 1] += half[:j]
+    return weights

@@ -1,0 +1,48 @@
+"""`write_explanation`: what drift and corrector explain, as four runs with the same tags."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torchlimits.probe import PARTS, Explanation
+from torchlimits.tensorboard import events
+from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags_of
+
+
+def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
+    """Write the measured change of each statistic, and its parts, into one chart.
+
+    Runs ``<logdir>/explained/<part>``, tags ``explained/<statistic>``; under *Custom Scalars* with
+    a band of 1.96 standard errors. Writing again replaces.
+
+    Args:
+        logdir: the experiment's folder; made if it is not there.
+        explanation: of `Tracker.explanation`.
+
+    Raises:
+        OSError: if ``logdir`` is a file or cannot be written to.
+        TypeError: if it is no `Explanation`.
+    """
+    if not isinstance(explanation, Explanation):
+        raise TypeError(
+            f"expected the explanation of a tracker, got {type(explanation).__name__}: give "
+            "tracker.explanation()"
+        )
+    folder, now = log_folder(logdir) / "explained", time.time()
+    places = {name: folder / title for name, title in PARTS.items()}
+    old = [file for place in places.values() for file in events.own_files(place)]
+    files = []
+    for name, path in explanation.parts().items():
+        named = replace(path, names=[f"explained/{n}" for n in path.names])
+        file = events.EventFile(places[name], partial=True)
+        # as for measured and predicted: a second of wall time is a unit of limit time
+        wall_times = now + (path.times - path.times[-1]).numpy()
+        (columns,) = columns_of(named, band=True)
+        file.add_scalars(tags_of(named.names, band=True), path.steps.numpy(), wall_times, columns)
+        file.add(layout_of(named.names, band=True), wall_time=now)
+        files.append(file)
+    for file in files:
+        file.publish()
+    events.retire(old)
