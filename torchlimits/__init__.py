@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from torchlimits import statistics, success
+from torchlimits.closability import closability
 from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.empirical import EmpiricalDynamics
@@ -10,19 +11,23 @@ from torchlimits.ensemble import train
 from torchlimits.estimation import Estimate, estimate
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.lifting import Lift
+from torchlimits.localizability import CriticalStepSize, critical_step_size, localizability
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
+from torchlimits.power_law import Report
 from torchlimits.probe import Explanation, Probe
 from torchlimits.problems import GaussianMixture, SpikedTensor
 from torchlimits.regimes import Regime, regime
 from torchlimits.statistics import SummaryStatistics
 from torchlimits.tracking import NonFiniteStatistic, Tracker, track
 from torchlimits.trajectory import Trajectory
+from torchlimits.triple import Triple
 
 if TYPE_CHECKING:
     from torchlimits import figures, tensorboard
 
 __all__ = [
     "Comparison",
+    "CriticalStepSize",
     "EffectiveDynamics",
     "EmpiricalDynamics",
     "Estimate",
@@ -34,13 +39,18 @@ __all__ = [
     "PhaseDiagram",
     "Probe",
     "Regime",
+    "Report",
     "SpikedTensor",
     "SummaryStatistics",
     "Tracker",
     "Trajectory",
+    "Triple",
+    "closability",
     "compare",
+    "critical_step_size",
     "estimate",
     "figures",
+    "localizability",
     "phase_diagram",
     "regime",
     "statistics",

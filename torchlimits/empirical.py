@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils import _pytree as pytree
 
 from torchlimits import checks
 from torchlimits.dynamics import EffectiveDynamics
-from torchlimits.estimation import Estimate, Estimator, Loss, Sampler
+from torchlimits.estimation import Estimate, Estimator, Loss, Sampler, checked_samples
 from torchlimits.lifting import Lift
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import SummaryStatistics
@@ -86,10 +88,10 @@ class EmpiricalDynamics(EffectiveDynamics):
         if not callable(lift) and lift is not None:
             raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
         Estimator(model, loss, sampler, statistics)  # checks them
-        data = _Replay(sampler)
+        data = _Replay(sampler, checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
         super().__init__(estimator.names, dim, settings)
-        self.samples, self.seed = checks.positive_int("samples", samples), seed
+        self.samples, self.seed = samples, seed
         self.lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
         self._data, self._estimator = data, estimator
 
@@ -111,6 +113,13 @@ class EmpiricalDynamics(EffectiveDynamics):
                 f"{sorted(parameters)}"
             )
         own = {n: p.detach() for n, p in estimator.model.named_parameters()}
+        wrong = {n: tuple(p.shape) for n, p in parameters.items()
+                 if n not in own or p.shape != own[n].shape}  # fmt: skip
+        if wrong:
+            raise ValueError(
+                "expected the lift to return parameters of the model in their shapes, "
+                f"{ {n: tuple(p.shape) for n, p in own.items()} }, got {wrong}"
+            )
         parameters = {**own, **{n: p.to(own[n]) for n, p in parameters.items()}}
         return estimator(
             parameters,
@@ -121,7 +130,8 @@ class EmpiricalDynamics(EffectiveDynamics):
         )
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        if u.requires_grad and torch.is_grad_enabled():
+        dual = unpack_dual(u).tangent is not None
+        if dual or (u.requires_grad and torch.is_grad_enabled()):
             raise ValueError(
                 "expected u without gradient, got one with: estimates have no derivative by "
                 "autograd (it would miss the samples that cross a kink); use dynamics.jacobian(u)"
@@ -134,6 +144,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         return drift, corrector
 
     def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
+        step_size = step_size or 1.0  # gradient flow: any, `diffusion` takes it times 0
         delta = step_size / self.dim
         rows = [self.estimate(row, step_size) for row in u.reshape(-1, u.shape[-1])]
         found = torch.stack([e.increment_covariance.value / delta for e in rows])
@@ -152,24 +163,24 @@ class EmpiricalDynamics(EffectiveDynamics):
 
 
 class _Replay:
-    """A sampler that draws once and then repeats itself."""
+    """A sampler that draws so many samples once, and serves them from the first on."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self._sampler = sampler
-        self._drawn: list[tuple[int, Any]] = []
-        self._position = 0
+    def __init__(self, sampler: Sampler, samples: int) -> None:
+        self._sampler, self._samples = sampler, samples
+        self._data: Any = None
+        self._served = 0
 
     def restart(self) -> None:
-        """The next call is the first again."""
-        self._position = 0
+        """The next sample is the first again."""
+        self._served = 0
 
     def __call__(self, batch: int, generator: torch.Generator | None = None) -> Any:
-        here, self._position = self._position, self._position + 1
-        if here == len(self._drawn):
-            self._drawn.append((batch, self._sampler(batch, generator=generator)))
-        size, data = self._drawn[here]
-        assert size == batch, "an estimator asks for the same pieces every time"
-        return data
+        if self._data is None:
+            data = self._sampler(self._samples, generator=generator)
+            self._data = checked_samples(data, self._samples)
+        rows = slice(self._served, self._served + batch)
+        self._served += batch
+        return pytree.tree_map(lambda x: x[rows], self._data)
 
 
 def _device(parameters: Mapping[str, Tensor]) -> torch.device:

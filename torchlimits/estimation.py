@@ -245,6 +245,41 @@ class Estimator:
         alpha: float,
         generator: torch.Generator | None,
     ) -> Estimate:
+        along, curved, whole, ridge, excess = self.rows(
+            parameters, delta, samples, alpha, generator
+        )
+        # the centre is not quite the mean gradient: what that adds to the spread is taken away
+        curvature = (curved.sum(0) - samples * excess) / (samples - 1)
+        diffusion, spread = _covariance(along, delta), _covariance(whole, delta)
+        return Estimate(
+            names=self.names,
+            u=self.statistics(parameters).double(),
+            drift=Estimated(
+                -along.mean(0) - alpha * ridge, _error_of_mean(diffusion, delta, samples)
+            ),
+            corrector=Estimated(delta * curvature, delta * standard_error(curved)),
+            diffusion=diffusion,
+            increment=Estimated(whole.mean(0), _error_of_mean(spread, delta, samples)),
+            increment_covariance=spread,
+            step_size=delta,
+            samples=samples,
+        )
+
+    def rows(
+        self,
+        parameters: dict[str, Tensor],
+        delta: float,
+        samples: int,
+        alpha: float,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What the estimates are made of, in float64.
+
+        Returns:
+            For each sample, ``(S, k)``: J g; (g - c)^T grad^2 u (g - c) / 2 with a centre c near
+            the mean gradient; (u(X_1) - u(x)) / delta. Then, ``(k,)``: J x, and the second of
+            these with the mean gradient for g.
+        """
         pilot, centre = self._pilot(parameters, samples, generator)
         step = Step(parameters, centre, delta, alpha)
         functions = self.statistics.functions
@@ -259,25 +294,16 @@ class Estimator:
                 total[name] += _sum(gradient)
         along, curved, whole = (torch.cat(x).double() for x in zip(*parts, strict=True))
         self._check_finite(along, curved, whole)
-        # the centre is not quite the mean gradient: what that adds to the spread is taken away
         rest = {n: t / samples - centre[n] for n, t in total.items()}
-        excess = {n: i.second(rest)[None] for n, i in increments.items()}
-        ridge = {n: i.first({m: parameters[m] for m in centre})[None]
-                 for n, i in increments.items()}  # fmt: skip
-        curvature = curved.sum(0) - samples * self.statistics.entries(excess)[0].double()
-        pull = along.mean(0) + alpha * self.statistics.entries(ridge)[0].double()
-        diffusion, spread = _covariance(along, delta), _covariance(whole, delta)
-        return Estimate(
-            names=self.names,
-            u=self.statistics(parameters).double(),
-            drift=Estimated(-pull, _error_of_mean(diffusion, delta, samples)),
-            corrector=Estimated(delta * curvature / (samples - 1), delta * _standard_error(curved)),
-            diffusion=diffusion,
-            increment=Estimated(whole.mean(0), _error_of_mean(spread, delta, samples)),
-            increment_covariance=spread,
-            step_size=delta,
-            samples=samples,
+        x = {n: parameters[n] for n in centre}
+        ridge, excess = (
+            self.statistics.entries({n: v[None] for n, v in values.items()})[0].double()
+            for values in (
+                {n: i.first(x) for n, i in increments.items()},
+                {n: i.second(rest) for n, i in increments.items()},
+            )
         )
+        return along, curved, whole, ridge, excess
 
     def _pilot(
         self, parameters: dict[str, Tensor], samples: int, generator: torch.Generator | None
@@ -316,14 +342,7 @@ class Estimator:
             done += count
 
     def _sample(self, count: int, generator: torch.Generator | None) -> Any:
-        batch = self.sampler(count, generator=generator)
-        size = next((len(x) for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)), None)
-        if size != count:
-            raise ValueError(
-                f"expected the sampler to return {count} samples, tensors with the samples in "
-                f"their first dimension, got {size}"
-            )
-        return batch
+        return checked_samples(self.sampler(count, generator=generator), count)
 
     def _check_finite(self, *rows: Tensor) -> None:
         finite = torch.stack([x.sum(0).isfinite() for x in rows]).all(0)
@@ -346,7 +365,8 @@ def _bytes(gradient: Gradient) -> int:
     return _COPIES * gradient.nbytes
 
 
-def _standard_error(rows: Float[Tensor, "S ..."]) -> Tensor:
+def standard_error(rows: Float[Tensor, "S ..."]) -> Tensor:
+    """Of the mean over the first dimension."""
     # a tenth of the time that std(0) takes
     centred = rows - rows.mean(0)
     return (centred.square().sum(0) / (len(rows) - 1) / len(rows)).sqrt()
@@ -382,6 +402,18 @@ def _checked_sampler(sampler: Sampler) -> Sampler:
             "it a parameter generator, a torch.Generator or None, to draw its samples with"
         )
     return sampler
+
+
+def checked_samples(batch: Any, count: int) -> Any:
+    """What a sampler returned, or ValueError if that is not tensors of so many samples."""
+    leaves = pytree.tree_leaves(batch)
+    shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
+    if not leaves or any(not isinstance(s, tuple) or s[:1] != (count,) for s in shapes):
+        raise ValueError(
+            f"expected the sampler to return {count} samples, tensors with the samples in their "
+            f"first dimension, got {', '.join(map(str, shapes))}"
+        )
+    return batch
 
 
 @contextmanager

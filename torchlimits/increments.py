@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -28,11 +29,6 @@ class Step(NamedTuple):
     centre: Mapping[str, Tensor]
     size: float
     weight_decay: float
-
-    def decayed(self) -> dict[str, Tensor]:
-        """(1 - delta alpha) x."""
-        q = 1 - self.size * self.weight_decay
-        return {n: q * p if n in self.centre else p for n, p in self.parameters.items()}
 
 
 class Rows(NamedTuple):
@@ -119,15 +115,21 @@ class GeneralIncrements(Increments):
         self.moving = {n: step.parameters[n] for n in step.centre}
         self.fixed = {n: p for n, p in step.parameters.items() if n not in self.moving}
         self.along_centre = self.first(step.centre)
-        # in float64: differences of numbers delta apart
-        self.exact_fixed = {n: p.double() for n, p in self.fixed.items()}
-        decayed = step.decayed()
-        self.start = {n: decayed[n].double() for n in self.moving}
-        self.value = self._exact({n: p.double() for n, p in self.moving.items()})
+        # differences of numbers delta apart: in float64, if the function does with it
+        exact = {n: p.double() for n, p in step.parameters.items()}
+        try:
+            function(exact)
+        except RuntimeError:  # it holds float32 tensors of its own
+            exact = dict(step.parameters)
+        self.exact_fixed = {n: exact[n] for n in self.fixed}
+        q = 1 - step.size * step.weight_decay
+        self.start = {n: q * exact[n] for n in self.moving}
+        self.value = self._exact({n: exact[n] for n in self.moving})
 
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Du[direction]."""
-        return jvp(self._of, (self.moving,), (dict(direction),))[1]
+        with _explained():
+            return jvp(self._of, (self.moving,), (dict(direction),))[1]
 
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
         """D^2 u[direction, direction] / 2."""
@@ -137,9 +139,10 @@ class GeneralIncrements(Increments):
         """Those of a batch of gradients."""
         tensors = {n: dense(gradients[n]) for n in self.moving}
         centred = {n: g - self.step.centre[n] for n, g in tensors.items()}
-        first, second = vmap(self._nested)(centred)
-        moved = {n: x - self.step.size * tensors[n].double() for n, x in self.start.items()}
-        whole = (vmap(self._exact)(moved) - self.value) / self.step.size
+        moved = {n: x - self.step.size * tensors[n].to(x) for n, x in self.start.items()}
+        with _explained():
+            first, second = vmap(self._nested)(centred)
+            whole = (vmap(self._exact)(moved) - self.value) / self.step.size
         return Rows(first + self.along_centre, second / 2, whole)
 
     def _nested(self, direction: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -155,6 +158,17 @@ class GeneralIncrements(Increments):
 
     def _exact(self, moving: Mapping[str, Tensor]) -> Tensor:
         return self.function({**self.exact_fixed, **moving}) + 0 * _any_entry(moving)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ValueError(
+            "expected statistics that torch.func can differentiate twice (vmap of jvp of jvp: no "
+            f".item(), no branches on values), got {type(error).__name__}: {error}"
+        ) from error
 
 
 def _any_entry(parameters: Mapping[str, Tensor]) -> Tensor:

@@ -72,8 +72,11 @@ class Lift:
                 f"expected a SummaryStatistics, got {type(statistics).__name__}: make one of "
                 "tl.statistics.entries, overlaps, gram ..."
             )
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
         self.statistics, self.remainder, self.seed = statistics, remainder, seed
         self.parameters = {n: p.detach().clone() for n, p in model.named_parameters()}
+        statistics.names_of(self.parameters)  # checks that they are of this model
         self.values = {n: f(self.parameters) for n, f in statistics.functions.items()}
         by_parameter: dict[str, dict[str, Quadratic]] = {}
         for name, function in statistics.functions.items():
@@ -92,8 +95,13 @@ class Lift:
             generator: of the remainder, on the CPU; None: of ``seed``.
 
         Raises:
-            ValueError: if u is not ``(k,)``.
+            ValueError: if u is not ``(k,)`` and finite.
+            TypeError: if u is no tensor.
         """
+        if not isinstance(u, Tensor):
+            raise TypeError(f"expected u as a tensor, got {type(u).__name__}: convert it")
+        if not bool(u.isfinite().all()):
+            raise ValueError("expected a finite u, got NaN or infinity in it")
         if generator is None:
             generator = torch.Generator().manual_seed(self.seed)
         values = self._split(u)
@@ -137,16 +145,16 @@ class _Placed:
     """A weight, (K, N), with given overlaps and lengths or Gram matrix."""
 
     def __init__(self, functions: Mapping[str, Quadratic], weight: Tensor) -> None:
-        self.overlaps = _of_kind(functions, Overlaps)
+        self.overlaps = {n: f for n, f in functions.items() if isinstance(f, Overlaps)}
         self.gram = _of_kind(functions, Gram)
         self.lengths = _of_kind(functions, SquaredLengths)
         whole = self.gram or self.lengths
-        span = None if self.overlaps is None else self.overlaps[1].directions.double().cpu()
+        none = torch.zeros(0, weight.shape[1], dtype=torch.float64)
+        spans = [f.directions.double().cpu() for f in self.overlaps.values()]
+        self.directions = torch.cat([none, *spans])
         removed = None if whole is None else whole[1].perpendicular_to
-        removed = None if removed is None else removed.double().cpu()
-        _check_spans(span, removed)
-        self.directions = weight.new_zeros(0, weight.shape[1], dtype=torch.float64).cpu()
-        self.directions = self.directions if span is None else span
+        if removed is not None:
+            _check_spans(self.directions, removed.double().cpu())
         # whether the Gram matrix is that of the whole neurons
         self.includes_overlaps = whole is not None and removed is None
         perpendicular = weight.double().cpu() - self._along(weight.double().cpu())
@@ -158,12 +166,12 @@ class _Placed:
     def __call__(
         self, values: Mapping[str, Tensor], remainder: Remainder, generator: torch.Generator
     ) -> Tensor:
-        K, N = len(self.present), self.directions.shape[1]
-        along = torch.zeros(K, N, dtype=torch.float64)
-        if self.overlaps is not None:
-            along = values[self.overlaps[0]] @ torch.linalg.pinv(self.directions).mT
-        Q = _orthonormal(K, self.directions, remainder, generator)
-        return along + psd_sqrt(self._gram_matrix(values, along, generator)) @ Q
+        K = len(self.present)
+        m = torch.cat([torch.zeros(K, 0).double(), *(values[n] for n in self.overlaps)], dim=-1)
+        along = m @ torch.linalg.pinv(self.directions).mT
+        # angles first: the same seed then gives the same ones at every N
+        root = psd_sqrt(self._gram_matrix(values, along, generator))
+        return along + root @ _orthonormal(K, self.directions, remainder, generator)
 
     def _gram_matrix(
         self, values: Mapping[str, Tensor], along: Tensor, generator: torch.Generator
@@ -209,12 +217,10 @@ def _of_kind(functions: Mapping[str, Quadratic], kind: type[_Kind]) -> tuple[str
     return next(((n, f) for n, f in functions.items() if isinstance(f, kind)), None)
 
 
-def _check_spans(span: Tensor | None, removed: Tensor | None) -> None:
+def _check_spans(span: Tensor, removed: Tensor) -> None:
     """The part that the Gram matrix leaves out must be what the overlaps tell."""
-    if removed is None:
-        return
-    same = span is not None and torch.linalg.matrix_rank(torch.cat([span, removed])) == len(removed)
-    if not same or len(span) < len(removed):  # type: ignore[arg-type]
+    ranks = {int(torch.linalg.matrix_rank(x)) for x in (span, removed, torch.cat([span, removed]))}
+    if len(ranks) > 1:
         raise ValueError(
             "expected overlaps with the directions that the Gram matrix is perpendicular to, got "
             "others or none: the part of the weight along them is then open"

@@ -46,7 +46,7 @@ class PerSampleGradients:
         if not callable(loss):
             raise TypeError(f"expected loss as a function, got {type(loss).__name__}")
         self.model, self.loss, self.names = model, loss, names
-        self._whole = _takes_model(loss)
+        self._whole = takes_model(loss)
         self._lossy = _Lossy(model, loss, self._whole)
         self._layers = None if self._whole or not structured else _linear_layers(model, names)
         self._checked = False
@@ -63,16 +63,12 @@ class PerSampleGradients:
             return self._dense(parameters, batch)
         try:
             gradients = self._outer(parameters, batch)
-        except _NotOuterError:
-            gradients = None
-        if not self._checked:
-            self._checked = True
-            if gradients is not None and not self._alike(gradients, parameters, batch):
-                gradients = None
-        if gradients is None:
+            if not self._checked:
+                self._compare(gradients, parameters, batch)
+            return gradients
+        except (_NotOuterError, RuntimeError):
             self._layers = None
             return self._dense(parameters, batch)
-        return gradients
 
     @property
     def structured(self) -> bool:
@@ -153,24 +149,27 @@ class PerSampleGradients:
             raise _NotOuterError
         return gradients
 
-    def _alike(
+    def _compare(
         self, gradients: dict[str, Gradient], parameters: Mapping[str, Tensor], batch: Any
-    ) -> bool:
-        """Whether those of the first samples are what they are when alone."""
-        for s in range(min(_COMPARED, len(pytree.tree_leaves(batch)[0]))):
-            one = pytree.tree_map(lambda x, s=s: x[s], batch)
-            reference = self._alone(parameters)(one)
+    ) -> None:
+        """_NotOuterError if the gradients of some samples are others when these are alone."""
+        parts = [g.left if isinstance(g, OuterGradient) else g for g in gradients.values()]
+        sizes = torch.stack([x.flatten(1).abs().amax(1) for x in parts]).amax(0)
+        # those that have most to say: of a gradient 0, any is a multiple
+        largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
+        for s in largest:
+            reference = self._alone(parameters)(pytree.tree_map(lambda x, s=s: x[s], batch))
             for name, expected in reference.items():
                 got = gradients[name]
                 if isinstance(got, OuterGradient):
                     got = OuterGradient(got.left[s : s + 1], got.right[s : s + 1]).dense()[0]
                 else:
                     got = got[s]
-                size = float(expected.abs().max())
-                tolerance = 1e3 * torch.finfo(got.dtype).eps * size
+                tolerance = 1e3 * torch.finfo(got.dtype).eps * float(expected.abs().max())
                 if not float((got - expected).abs().max()) <= tolerance:
-                    return False
-        return True
+                    raise _NotOuterError
+        # a sample in a batch of its own says nothing of what others do to it
+        self._checked = len(largest) == _COMPARED and bool(sizes[largest[-1]] > 0)
 
     def _total(self, output: Tensor, target: Any) -> Tensor:
         """The sum of the losses of single samples."""
@@ -187,12 +186,13 @@ class PerSampleGradients:
         return {n: b.detach().clone() for n, b in self.model.named_buffers()}
 
     def _check_batch(self, batch: Any) -> None:
-        leaves = [x for x in pytree.tree_leaves(batch) if isinstance(x, Tensor)]
-        sizes = {x.shape[0] if x.ndim else 0 for x in leaves}
+        leaves = pytree.tree_leaves(batch)
+        sizes = {x.shape[0] if isinstance(x, Tensor) and x.ndim else 0 for x in leaves}
         if len(sizes) != 1 or 0 in sizes:
+            got = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
             raise ValueError(
                 "expected the sampler to return tensors with the samples in their first dimension, "
-                f"got shapes {[tuple(x.shape) for x in leaves]}"
+                f"got shapes {got}"
             )
         if not self._whole and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise ValueError(
@@ -249,7 +249,8 @@ def _linear_layers(model: nn.Module, names: list[str]) -> dict[str, nn.Module] |
     return layers
 
 
-def _takes_model(loss: Callable[..., Tensor]) -> bool:
+def takes_model(loss: Callable[..., Tensor]) -> bool:
+    """Whether it is a loss(model, batch), and not a loss(output, target)."""
     try:
         names = list(inspect.signature(loss).parameters)
     except (TypeError, ValueError):

@@ -146,6 +146,20 @@ class SpikedTensor:
         self._x = weakref.ref(model.x)
         return model
 
+    def lift(
+        self, u: Float[Tensor, " 2"], generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """x with statistics u = (m, r2), in a uniform direction orthogonal to v.
+
+        Args:
+            u: shape ``(2,)``.
+            generator: of the direction, on the CPU; None: the same one in every call.
+        """
+        generator = torch.Generator().manual_seed(0) if generator is None else generator
+        x = torch.randn(self.dim, generator=generator, dtype=torch.float64)
+        m, r2 = u.tolist()
+        return {"x": self._placed(x, m, max(r2, 0.0)).to(*self._place())}
+
     def sample(
         self,
         batch: int,

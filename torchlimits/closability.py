@@ -1,0 +1,212 @@
+"""`closability`: do f, g and Sigma depend on the statistics alone, as the limit theorem needs?"""
+
+from __future__ import annotations
+
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import checks
+from torchlimits.estimation import Estimate, Estimator
+from torchlimits.power_law import Report, vanishes
+from torchlimits.triple import LiftFunction, Triple, triples
+
+_QUANTITIES = ("drift", "corrector", "diffusion")
+#: entries smaller than this, relative to the largest, are measured on its scale
+_FLOOR = 0.1
+
+
+def closability(
+    triple_at: Callable[[int], Triple],
+    dims: Sequence[int],
+    *,
+    time: float = 1.0,
+    points: int = 3,
+    remainders: int = 8,
+    samples: int = 4096,
+    tolerance: float = 0.1,
+    seed: int = 0,
+) -> Report:
+    r"""Whether drift, corrector and diffusion matrix are functions of u, as n grows.
+
+    Theorem 2.2 of arXiv 2206.04030 needs that f, g and Sigma are, in the limit, the same at all
+    parameters with the same statistics u. For each n a real run of SGD gives parameters X, where f,
+    g and Sigma are estimated, and at other parameters with the same statistics as X (or as those of
+    the largest n, for the lifts among themselves):
+
+    * *random*: lifted with random remainders (how much these differ among themselves);
+    * *aligned*: lifted with remainders on coordinate axes (how far they are from the random ones);
+    * *run*: X itself (how far it is from the random ones).
+
+    (With a ``lift`` of your own there is *lifted* in place of *random* and *aligned*.) The size of
+    the differences is relative to that of the quantity, entry by entry in the root mean square;
+    sampling noise does not add to it: it is the covariance of two estimates from separate samples.
+    It has to vanish as n grows.
+
+    Args:
+        triple_at: n -> `Triple`.
+        dims: at least two increasing n; a factor 8 between first and last makes sharp exponents.
+        time: limit time of the run.
+        points: parameters taken from it, evenly over time, the start included.
+        remainders: lifts of each kind at each point.
+        samples: of one estimate.
+        tolerance: relative size that counts as 0 where nothing is seen.
+        seed: of everything random.
+
+    Returns:
+        A `Report`: a table and a verdict for each condition, in words. "holds" is said of these
+        points and dimensions: it is evidence, no proof.
+
+    Raises:
+        ValueError: if a number is out of its range, or the statistics need a lift of your own.
+        TypeError: if ``triple_at`` returns no `Triple`.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> def triple_at(n):
+        ...     problem = tl.GaussianMixture.binary(dim=n, snr=2.0)
+        ...     return tl.Triple.of(problem, step_size=1.0)
+        >>> report = tl.closability(triple_at, [20, 40], samples=256, remainders=4, points=1)
+        >>> [c.name for c in report.conditions][:3]
+        ['drift, random', 'drift, aligned', 'drift, run']
+    """
+    for name, value in (("points", points), ("remainders", remainders), ("samples", samples)):
+        checks.positive_int(name, value)
+    if remainders < 3:
+        raise ValueError(f"expected at least 3 remainders to see how they differ, got {remainders}")
+    checks.positive("time", time)
+    checks.positive("tolerance", tolerance)
+    settings = _Settings(time, points, remainders, samples, seed)
+    at_n = triples(triple_at, dims)
+    runs = [settings.run(triple) for triple in at_n]
+    # the same u at every n, so that what is compared differs in n alone: those of the largest
+    common = [at_n[-1].statistics(x).detach().double().cpu() for x in runs[-1]]
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for triple, run in zip(at_n, runs, strict=True):
+        for name, value in _at_dimension(triple, run, common, settings).items():
+            found[name].append(value)
+    conditions = [
+        vanishes(name, dims, *zip(*found[name], strict=True), tolerance)  # type: ignore[arg-type]
+        for name in sorted(found, key=lambda name: _QUANTITIES.index(name.split(",")[0]))
+    ]
+    return Report(
+        "closability: relative differences between parameters with the same statistics",
+        tuple(conditions),
+    )
+
+
+@dataclass(frozen=True)
+class _Settings:
+    time: float
+    points: int
+    remainders: int
+    samples: int
+    seed: int
+
+    def run(self, triple: Triple) -> list[dict[str, Tensor]]:
+        """Parameters along a real run."""
+        times = [self.time * i / max(1, self.points - 1) for i in range(self.points)]
+        return triple.run(times, torch.Generator(device=triple.device).manual_seed(self.seed))
+
+    def lifted(self, lift: LiftFunction, u: Tensor) -> list[Mapping[str, Tensor]]:
+        """Parameters with statistics u; the r-th remainder has a seed of its own at every n."""
+        if "generator" not in inspect.signature(lift).parameters:
+            raise ValueError(
+                "expected a lift(u, generator=None) whose remainder is drawn from the generator, "
+                "got one without: closability compares parameters with the same statistics"
+            )
+        seeds = range(self.seed, self.seed + self.remainders)
+        return [lift(u, generator=torch.Generator().manual_seed(s)) for s in seeds]
+
+
+def _at_dimension(
+    triple: Triple, run: Sequence[dict[str, Tensor]], common: Sequence[Tensor], settings: _Settings
+) -> dict[str, tuple[float, float]]:
+    """Squared relative differences and their standard errors, by condition."""
+    data = torch.Generator(device=triple.device).manual_seed(settings.seed + 1)
+    estimator, lifts = triple.estimator(), triple.lifts()
+    reference = next(iter(lifts))
+    differences = _Differences(reference, settings.remainders)
+
+    def pairs(places: Sequence[Mapping[str, Tensor]]) -> list[tuple[Estimate, Estimate]]:
+        return [_pair(triple, estimator, {**run[0], **x}, settings.samples, data) for x in places]
+
+    for u in common:
+        differences.add({k: pairs(settings.lifted(lift, u)) for k, lift in lifts.items()})
+    for x in run:
+        u = triple.statistics(x).detach().double().cpu()
+        around = pairs(settings.lifted(lifts[reference], u))
+        differences.add({reference: around, "run": pairs([x])}, only="run")
+    return differences.relative()
+
+
+class _Differences:
+    """Products of the two halves' deviations from the mean over the reference lifts."""
+
+    def __init__(self, reference: str, remainders: int) -> None:
+        self.reference, self.unbiased = reference, remainders / (remainders - 1)
+        self.products: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        self.sizes: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+
+    def add(
+        self, pairs: Mapping[str, list[tuple[Estimate, Estimate]]], only: str | None = None
+    ) -> None:
+        """Those at one u."""
+        for quantity in _QUANTITIES:
+            values = {kind: _values(quantity, pair) for kind, pair in pairs.items()}
+            centre = values[self.reference].mean(1, keepdim=True)
+            for kind, v in values.items():
+                if only in (None, kind):
+                    factor = self.unbiased if kind == self.reference else 1.0
+                    self.products[quantity, kind].append(factor * (v - centre).prod(0))
+                    self.sizes[quantity, kind].append(centre.prod(0)[0])
+
+    def relative(self) -> dict[str, tuple[float, float]]:
+        """Mean squares over entries, relative to the entries' sizes, with standard errors."""
+        result = {}
+        for (quantity, kind), parts in self.products.items():
+            scale = _scale(torch.stack(self.sizes[quantity, kind]).mean(0))
+            rows = (torch.cat(parts) / scale).mean(-1)
+            lone = len(rows) == 1
+            error = float(rows.abs()) if lone else float(rows.std()) / len(rows) ** 0.5
+            result[f"{quantity}, {kind}"] = (float(rows.mean()), error)
+        return result
+
+
+def _pair(
+    triple: Triple,
+    estimator: Estimator,
+    parameters: Mapping[str, Tensor],
+    samples: int,
+    generator: torch.Generator,
+) -> tuple[Estimate, Estimate]:
+    """Two estimates from separate samples: noise has no covariance between them."""
+    first, second = (
+        estimator(
+            parameters,
+            step_size=triple.step_size,
+            samples=max(2, samples // 2),
+            weight_decay=triple.weight_decay,
+            generator=generator,
+        )
+        for _ in range(2)
+    )
+    return first, second
+
+
+def _values(
+    quantity: str, pairs: Sequence[tuple[Estimate, Estimate]]
+) -> Float[Tensor, "2 lifts entries"]:
+    rows = [[getattr(e, quantity).value.flatten().cpu() for e in pair] for pair in pairs]
+    return torch.stack([torch.stack(row) for row in rows], dim=1)
+
+
+def _scale(square: Float[Tensor, " entries"]) -> Tensor:
+    """Squared sizes of the entries, those of small ones raised; 1 where all are 0."""
+    square = square.clamp_min(0)
+    return square.clamp_min(_FLOOR**2 * float(square.max()) or 1.0)

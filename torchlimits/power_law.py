@@ -1,0 +1,221 @@
+"""Power laws in the dimension, and what they say of a condition: holds, fails, undecided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: exponents closer than this are not told apart: finite dimensions are not the limit
+RESOLUTION = 0.1
+#: half widths in standard errors
+_SIGMAS = 2.0
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """y = constant * n^exponent, and the exponent's standard error."""
+
+    exponent: float
+    standard_error: float
+    constant: float
+
+    @property
+    def half_width(self) -> float:
+        """Two standard errors of the exponent, but not less than `RESOLUTION`."""
+        return max(_SIGMAS * self.standard_error, RESOLUTION)
+
+    def __str__(self) -> str:
+        return f"n^({self.exponent:.2f} ± {self.standard_error:.2f})"
+
+
+def fit(dims: Sequence[int], values: Sequence[float], errors: Sequence[float]) -> PowerLaw:
+    """Weighted least squares of log y on log n; y > 0.
+
+    The error is that of the ``errors``, or that which the scatter about the line shows, if larger.
+
+    Example:
+        >>> fit([10, 100, 1000], [2.0, 20.0, 200.0], [0.0, 0.0, 0.0])
+        PowerLaw(exponent=1.0, standard_error=0.0, constant=0.2)
+    """
+    # exact values count as exact to a part in a million, so that none has all the weight
+    relative = [max(e / y, 1e-6) for y, e in zip(values, errors, strict=True)]
+    x, z = [math.log(n) for n in dims], [math.log(y) for y in values]
+    w = [1 / r**2 for r in relative]
+    total = math.fsum(w)
+    mean_x = math.fsum(a * b for a, b in zip(w, x, strict=True)) / total
+    mean_z = math.fsum(a * b for a, b in zip(w, z, strict=True)) / total
+    spread = math.fsum(a * (b - mean_x) ** 2 for a, b in zip(w, x, strict=True))
+    slope = math.fsum(a * (b - mean_x) * c for a, b, c in zip(w, x, z, strict=True)) / spread
+    rest = [c - mean_z - slope * (b - mean_x) for b, c in zip(x, z, strict=True)]
+    chi2 = math.fsum(a * r**2 for a, r in zip(w, rest, strict=True))
+    scatter = max(1.0, chi2 / (len(x) - 2)) if len(x) > 2 else 1.0
+    error = 0.0 if max(map(abs, rest)) < 1e-9 and max(errors) == 0 else (scatter / spread) ** 0.5
+    return PowerLaw(round(slope, 12), error, round(math.exp(mean_z - slope * mean_x), 12))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition: numbers at every dimension, and what they say.
+
+    Attributes:
+        name: what is looked at.
+        dims, values, errors: its size and standard error at each n.
+        law: the power law fitted, or None where the values are not told from 0.
+        verdict: in words, beginning with "holds", "fails" or "undecided".
+    """
+
+    name: str
+    dims: tuple[int, ...]
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    law: PowerLaw | None
+    verdict: str
+
+    @property
+    def holds(self) -> bool:
+        """The verdict is that it holds."""
+        return self.verdict.startswith("holds")
+
+    @property
+    def fails(self) -> bool:
+        """The verdict is that it fails."""
+        return self.verdict.startswith("fails")
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.verdict}"
+
+
+def at_most(
+    name: str,
+    dims: Sequence[int],
+    values: Sequence[float],
+    errors: Sequence[float],
+    needed: float,
+    *,
+    strict: bool = False,
+) -> Condition:
+    """The condition that y grows no faster than n^needed (``strict``: slower)."""
+    place = (tuple(dims), tuple(values), tuple(errors))
+    sign = "<" if strict else "<="
+    if not any(values) and not any(errors):
+        return Condition(name, *place, None, "holds: 0 at all n")
+    told = [i for i, (y, e) in enumerate(zip(values, errors, strict=True)) if y > 3 * e]
+    if len(told) < 2:
+        most = max(y + 2 * e for y, e in zip(values, errors, strict=True))
+        found = f"told from 0 at {len(told)} of {len(dims)} n, at most {most:.2g}"
+        return Condition(name, *place, None, f"undecided at these n: {found}")
+    law = _fit_told(told, *place)
+    excess = law.exponent - needed
+    found = f"exponent {law.exponent:.2f} ± {law.standard_error:.2f}, needed {sign} {needed:.3g}"
+    if law.standard_error > 2 * RESOLUTION:
+        verdict = f"undecided at these n: {found}"
+    elif excess > law.half_width:
+        verdict = f"fails: {found}"
+    elif excess < -law.half_width or (not strict and abs(excess) <= law.half_width):
+        verdict = f"holds: {found}"
+    else:
+        verdict = f"undecided at these n: {found}"
+    return Condition(name, *place, law, verdict)
+
+
+def vanishes(
+    name: str,
+    dims: Sequence[int],
+    squares: Sequence[float],
+    errors: Sequence[float],
+    tolerance: float,
+) -> Condition:
+    """The condition that a relative size tends to 0, from unbiased estimates of its square.
+
+    It holds if it is seen to shrink, or is not told from 0 and below the tolerance at the largest
+    n; it fails if it is there at the largest n and does not shrink.
+    """
+    n = dims[-1]
+    sizes = tuple(max(s, 0.0) ** 0.5 for s in squares)
+    bounds = [(max(s, 0.0) + 2 * e) ** 0.5 for s, e in zip(squares, errors, strict=True)]
+    size_errors = tuple(
+        e / (2 * y) if s > e else b - y
+        for s, e, y, b in zip(squares, errors, sizes, bounds, strict=True)
+    )
+    told = [i for i, (s, e) in enumerate(zip(squares, errors, strict=True)) if s > 3 * e and s > 0]
+    place = (tuple(dims), sizes, size_errors)
+    last = len(squares) - 1
+    if last not in told:
+        if bounds[last] <= tolerance:
+            verdict = f"holds: below {_percent(bounds[last])} at n = {n}"
+        else:
+            verdict = (
+                f"undecided at these n: at most {_percent(bounds[last])} at n = {n}, more samples "
+                "would tell"
+            )
+        return Condition(name, *place, None, verdict)
+    if len(told) < 2:
+        return Condition(
+            name, *place, None, f"undecided at these n: {_percent(sizes[last])} at n = {n}"
+        )
+    law = _fit_told(told, *place)
+    found = (
+        f"{_percent(sizes[last])} at n = {n}, exponent {law.exponent:.2f} ± "
+        f"{law.standard_error:.2f}, needed < 0"
+    )
+    if law.exponent < -law.half_width:
+        verdict = f"holds: {found}"
+    elif law.exponent - _SIGMAS * law.standard_error > -2 * RESOLUTION:
+        verdict = f"fails: {found}"
+    else:
+        verdict = f"undecided at these n: {found}"
+    return Condition(name, *place, law, verdict)
+
+
+def _fit_told(
+    told: Sequence[int], dims: Sequence[int], values: Sequence[float], errors: Sequence[float]
+) -> PowerLaw:
+    return fit([dims[i] for i in told], [values[i] for i in told], [errors[i] for i in told])
+
+
+def _percent(size: float) -> str:
+    return f"{100 * size:.2g} %"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Conditions and their verdicts.
+
+    Attributes:
+        title: what was looked at.
+        conditions: one after the other.
+    """
+
+    title: str
+    conditions: tuple[Condition, ...]
+
+    @property
+    def holds(self) -> bool:
+        """All conditions hold."""
+        return all(c.holds for c in self.conditions)
+
+    @property
+    def fails(self) -> bool:
+        """At least one condition fails."""
+        return any(c.fails for c in self.conditions)
+
+    def __getitem__(self, name: str) -> Condition:
+        """The condition of a name, or a ValueError that lists the names."""
+        for condition in self.conditions:
+            if condition.name == name:
+                return condition
+        raise ValueError(f"expected one of {[c.name for c in self.conditions]}, got {name!r}")
+
+    def __str__(self) -> str:
+        dims = self.conditions[0].dims
+        rows = [["condition", *(f"n = {n}" for n in dims), "verdict"]]
+        for c in self.conditions:
+            cells = [f"{y:.2g} ± {e:.1g}" for y, e in zip(c.values, c.errors, strict=True)]
+            rows.append([c.name, *cells, c.verdict])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
+            for row in rows
+        ]
+        return "\n".join([self.title, *lines])

@@ -1,0 +1,133 @@
+"""`Triple`: statistics, loss and data at one dimension, with a model and a step size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchlimits import checks
+from torchlimits.estimation import Estimator, Loss, Sampler
+from torchlimits.lifting import Lift
+from torchlimits.per_sample import takes_model
+from torchlimits.statistics import SummaryStatistics
+
+LiftFunction = Callable[..., Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class Triple:
+    r"""The :math:`(u_n, L_n, P_n)` of arXiv 2206.04030 at one dimension n, ready to be trained.
+
+    Args:
+        model: at a start of its own; any module.
+        loss, sampler, statistics: as in `torchlimits.estimate`.
+        step_size: delta_n, the learning rate itself.
+        dim: n.
+        weight_decay: alpha of the optimizer.
+        lift: u -> ``{parameter name: tensor}``, if possible ``lift(u, generator)`` with a remainder
+            drawn from the generator; by default a `Lift` for ready-made statistics.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
+        >>> tl.Triple.of(problem, step_size=1.0).step_size
+        0.01
+    """
+
+    model: nn.Module
+    loss: Loss
+    sampler: Sampler
+    statistics: SummaryStatistics
+    step_size: float
+    dim: int
+    weight_decay: float = 0.0
+    lift: LiftFunction | None = None
+
+    def __post_init__(self) -> None:
+        checks.positive("step_size", self.step_size, "it is delta, the learning rate")
+        checks.positive_int("dim", self.dim)
+        checks.non_negative("weight_decay", self.weight_decay)
+        if not isinstance(self.statistics, SummaryStatistics):
+            object.__setattr__(self, "statistics", SummaryStatistics(self.statistics))
+
+    @classmethod
+    def of(
+        cls, problem: Any, *, step_size: float, generator: torch.Generator | None = None
+    ) -> Triple:
+        """That of one of the package's problems, with c_delta = ``step_size``."""
+        return cls(
+            model=problem.model(generator=generator),
+            loss=problem.loss,
+            sampler=problem.sample,
+            statistics=problem.statistics,
+            step_size=step_size / problem.dim,
+            dim=problem.dim,
+            weight_decay=problem.ridge,
+            lift=getattr(problem, "lift", None),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """That of the model."""
+        return next(self.model.parameters()).device
+
+    def estimator(self) -> Estimator:
+        """For estimates at any parameters of the model."""
+        return Estimator(self.model, self.loss, self.sampler, self.statistics)
+
+    def lifts(self) -> dict[str, LiftFunction]:
+        """Ways to parameters with given statistics, by name."""
+        if self.lift is not None:
+            return {"lifted": self.lift}
+        return {
+            "random": Lift(self.model, self.statistics, remainder="random"),
+            "aligned": Lift(self.model, self.statistics, remainder="aligned"),
+        }
+
+    def run(self, times: list[float], generator: torch.Generator) -> list[dict[str, Tensor]]:
+        """The parameters of one real SGD run, batch size 1, at limit times; trains ``model``."""
+        parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.SGD(
+            parameters.values(), lr=self.step_size, weight_decay=self.weight_decay
+        )
+        whole, found, step = takes_model(self.loss), [], 0
+        for time in times:
+            while step < round(time / self.step_size):
+                batch = self.sampler(1, generator=generator)
+                if whole:
+                    loss = self.loss(self.model, batch)
+                else:
+                    loss = self.loss(self.model(batch[0]), batch[1])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+            found.append({n: p.detach().clone() for n, p in self.model.named_parameters()})
+        return found
+
+
+def triples(triple_at: Callable[[int], Triple], dims: Any) -> list[Triple]:
+    """One for each dimension, checked."""
+    dims = [checks.positive_int("dims", n) for n in dims]
+    if len(dims) < 2 or any(b <= a for a, b in itertools.pairwise(dims)):
+        raise ValueError(f"expected at least two increasing dimensions, got {dims}")
+    found = [triple_at(n) for n in dims]
+    for n, triple in zip(dims, found, strict=True):
+        if not isinstance(triple, Triple):
+            raise TypeError(
+                f"expected triple_at({n}) to return a tl.Triple, got {type(triple).__name__}"
+            )
+        if triple.dim != n:
+            raise ValueError(f"expected triple_at({n}).dim to be {n}, got {triple.dim}")
+    names = {tuple(t.statistics.names_of(dict(t.model.named_parameters()))) for t in found}
+    if len(names) > 1:
+        raise ValueError(
+            "expected the same statistics at every dimension, got other names: statistics whose "
+            "number grows with n have no limit"
+        )
+    return found
