@@ -78,6 +78,7 @@ def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
     ("script", "arguments"),
     [
         ("bench_tracking.py", ["--steps", 40, "--rounds", 2]),
+        ("bench_estimate.py", ["--samples", 64, "--looped", 2, "--rounds", 2, "--dim", 60]),
         ("bench_writing.py", ["--help"]),
     ],
 )
@@ -114,6 +115,18 @@ def test_pictures(script, arguments, picture, found, tmp_path):
     assert done.returncode == 0, done.stderr
     assert found in done.stdout
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("example", ["gelu", "digits"])
+def test_your_own(example, tmp_path):
+    done = run("your_own.py", example, "--smoke", "--logdir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "effective dynamics" in done.stdout
+    assert "drift, random" in done.stdout
+    # real data: what is not predicted is said plainly
+    assert ("no function of these statistics" in done.stdout) or example == "gelu"
+    assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "explained" / "corrector").glob("*tfevents*"))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@ def closability(
 
     Args:
         triple_at: n -> `Triple`.
-        dims: at least two increasing n; a factor 8 between first and last makes sharp exponents.
+        dims: increasing n; a factor 8 between first and last makes sharp exponents. With one n
+            only (real data) differences are told, not whether they vanish.
         time: limit time of the run.
         points: parameters taken from it, evenly over time, the start included.
         remainders: lifts of each kind at each point.
@@ -82,7 +83,7 @@ def closability(
     checks.positive("time", time)
     checks.positive("tolerance", tolerance)
     settings = _Settings(time, points, remainders, samples, seed)
-    at_n = triples(triple_at, dims)
+    at_n = triples(triple_at, dims, least=1)
     runs = [settings.run(triple) for triple in at_n]
     # the same u at every n, so that what is compared differs in n alone: those of the largest
     common = [at_n[-1].statistics(x).detach().double().cpu() for x in runs[-1]]
@@ -141,7 +142,9 @@ def _at_dimension(
     for x in run:
         u = triple.statistics(x).detach().double().cpu()
         around = pairs(settings.lifted(lifts[reference], u))
-        differences.add({reference: around, "run": pairs([x])}, only="run")
+        # as often as the lifts, each time from other samples: for the error bar
+        here = pairs([x] * settings.remainders)
+        differences.add({reference: around, "run": here}, only="run")
     return differences.relative()
 
 
@@ -172,8 +175,7 @@ class _Differences:
         for (quantity, kind), parts in self.products.items():
             scale = _scale(torch.stack(self.sizes[quantity, kind]).mean(0))
             rows = (torch.cat(parts) / scale).mean(-1)
-            lone = len(rows) == 1
-            error = float(rows.abs()) if lone else float(rows.std()) / len(rows) ** 0.5
+            error = float(rows.std()) / len(rows) ** 0.5
             result[f"{quantity}, {kind}"] = (float(rows.mean()), error)
         return result
 

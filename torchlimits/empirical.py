@@ -21,6 +21,8 @@ from torchlimits.statistics import SummaryStatistics
 
 #: half the distance of central differences, over 1 + |u|
 _DIFFERENCE = 0.05
+#: a start whose lift has other statistics by this much, over 1 + |u|, is none
+_UNLIKE = 0.05
 
 
 class EmpiricalDynamics(EffectiveDynamics):
@@ -105,7 +107,17 @@ class EmpiricalDynamics(EffectiveDynamics):
         estimator = self._estimator
         self._data.restart()
         c = (self.settings.step_size or 1.0) if step_size is None else step_size
-        parameters = self.lift(self._checked(u).detach())
+        return estimator(
+            self._lifted(self._checked(u).detach()),
+            step_size=c / self.dim,
+            samples=self.samples,
+            weight_decay=self.settings.weight_decay,
+            generator=torch.Generator(device=self._device).manual_seed(self.seed),
+        )
+
+    def _lifted(self, u: Tensor) -> dict[str, Tensor]:
+        """All parameters of the model, with those that the lift gives."""
+        estimator, parameters = self._estimator, self.lift(u)
         missing = set(estimator.gradients.names) - set(parameters)
         if missing:
             raise ValueError(
@@ -120,14 +132,11 @@ class EmpiricalDynamics(EffectiveDynamics):
                 "expected the lift to return parameters of the model in their shapes, "
                 f"{ {n: tuple(p.shape) for n, p in own.items()} }, got {wrong}"
             )
-        parameters = {**own, **{n: p.to(own[n]) for n, p in parameters.items()}}
-        return estimator(
-            parameters,
-            step_size=c / self.dim,
-            samples=self.samples,
-            weight_decay=self.settings.weight_decay,
-            generator=torch.Generator(device=_device(own)).manual_seed(self.seed),
-        )
+        return {**own, **{n: p.detach().to(own[n]) for n, p in parameters.items()}}
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._estimator.model.parameters()).device
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         dual = unpack_dual(u).tangent is not None
@@ -155,7 +164,25 @@ class EmpiricalDynamics(EffectiveDynamics):
         u = self._checked(u).detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1]).to(u)
-        return ((self(0.0, u[:, None] + moves) - self(0.0, u[:, None] - moves)) / (2 * h)).mT
+        # as far as there are parameters: beyond R >= 0 there are none
+        ahead, behind = self._project(u[:, None] + moves), self._project(u[:, None] - moves)
+        rise = self(0.0, ahead) - self(0.0, behind)
+        return torch.linalg.lstsq(ahead - behind, rise).solution.mT
+
+    def _project(self, u: Tensor) -> Tensor:
+        """The statistics of the lift."""
+        statistics = self._estimator.statistics
+        rows = [statistics(self._lifted(row)) for row in u.reshape(-1, u.shape[-1])]
+        return torch.stack(rows).reshape(u.shape).to(u)
+
+    def _check_start(self, u0: Tensor) -> None:
+        gap = (self._project(u0) - u0).abs().reshape(-1, u0.shape[-1]).amax(0)
+        worst = int(gap.argmax())
+        if float(gap[worst]) > _UNLIKE * (1 + float(u0.abs().max())):
+            raise ValueError(
+                f"expected a start that parameters can have, got one whose {self.names[worst]} is "
+                f"{float(gap[worst]):.3g} from that of its lift: start from measured statistics"
+            )
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
@@ -181,7 +208,3 @@ class _Replay:
         rows = slice(self._served, self._served + batch)
         self._served += batch
         return pytree.tree_map(lambda x: x[rows], self._data)
-
-
-def _device(parameters: Mapping[str, Tensor]) -> torch.device:
-    return next(iter(parameters.values())).device

@@ -82,9 +82,11 @@ class Explanation:
     .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
 
     with f and g estimated along the run, at the parameters themselves, and integrated by the
-    trapezoidal rule; ``std`` are the standard errors. The residual is the noise of SGD (of order
-    n^(-1/2)), what happens between two probes, and, where steps are large, orders of the step size
-    beyond Theorem 2.2. Each part is a `Trajectory` of T probes and k statistics.
+    trapezoidal rule. The residual is the noise of SGD, a martingale, what happens between two
+    probes, and, where steps are large, orders of the step size beyond Theorem 2.2. Each part is a
+    `Trajectory` of T probes and k statistics. Its ``std`` is the standard error of the integrals;
+    that of the residual has the martingale's standard deviation in it, from the estimated
+    covariance of single steps: a residual of several times that is not noise.
 
     Attributes:
         change: measured, u(t) - u(0).
@@ -171,13 +173,16 @@ class Prober:
                 per_batch * e.corrector.value,
                 q * e.drift.standard_error,
                 per_batch * e.corrector.standard_error,
+                per_batch * e.increment_covariance.value.diagonal(),
             )
         )
 
     def explanation(self) -> Explanation:
         """So far, the last probe included."""
         times = torch.tensor(self._times, dtype=torch.float64)
-        u, f, g, f_error, g_error = (torch.stack(x).cpu() for x in zip(*self._rows, strict=True))
+        u, f, g, f_error, g_error, noise = (
+            torch.stack(x).cpu() for x in zip(*self._rows, strict=True)
+        )
         weights = _trapezoid(times)
         drift, corrector = weights @ f, weights @ g
         drift_error, corrector_error = (
@@ -188,7 +193,10 @@ class Prober:
             "change": (change, torch.zeros_like(change)),
             "drift": (drift, drift_error),
             "corrector": (corrector, corrector_error),
-            "residual": (change - drift - corrector, drift_error.hypot(corrector_error)),
+            "residual": (
+                change - drift - corrector,
+                (drift_error.square() + corrector_error.square() + weights @ noise).sqrt(),
+            ),
         }
         steps = torch.tensor(self._steps)
         return Explanation(

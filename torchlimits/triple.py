@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,11 +111,13 @@ class Triple:
         return found
 
 
-def triples(triple_at: Callable[[int], Triple], dims: Any) -> list[Triple]:
-    """One for each dimension, checked."""
+def triples(
+    triple_at: Callable[[int], Triple], dims: Sequence[int], *, least: int = 2
+) -> list[Triple]:
+    """One for each dimension, checked; at least so many."""
     dims = [checks.positive_int("dims", n) for n in dims]
-    if len(dims) < 2 or any(b <= a for a, b in itertools.pairwise(dims)):
-        raise ValueError(f"expected at least two increasing dimensions, got {dims}")
+    if len(dims) < least or any(b <= a for a, b in itertools.pairwise(dims)):
+        raise ValueError(f"expected at least {least} increasing dimensions, got {dims}")
     found = [triple_at(n) for n in dims]
     for n, triple in zip(dims, found, strict=True):
         if not isinstance(triple, Triple):
