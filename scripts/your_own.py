@@ -171,7 +171,7 @@ def conclusions(report: tl.Report) -> list[str]:
                 "as good as that; along the run (2.) it is the run's own parameters that count."
             )
         else:
-            lines.append(f"-> The {quantity} is, as far as seen, a function of these statistics.")
+            lines.append(f"-> The {quantity} is not seen to depend on more than these statistics.")
     return lines
 
 

@@ -20,6 +20,10 @@ def test_examples_run_as_written(index, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "runs" / "mine" / "u.npz").exists()
     elif index == 1:
         assert "R[1,1]" in printed
+    elif index == 3:
+        assert "corrector g" in printed
+        assert "residual" in printed
+        assert "sup |difference|" in printed
     else:
         assert "625 24\n0.09375\ncritical" in printed
         assert "tensor(2., dtype=torch.float64)" in printed or "tensor(2.0000" in printed
