@@ -77,7 +77,7 @@ def loop(
     leaves: list[Tensor] = list(parameters.values())
     u = problem.statistics(parameters)
     jacobian = [torch.autograd.grad(x, leaves, retain_graph=True, create_graph=True) for x in u]
-    rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in jacobian])
+    rows = [torch.cat([g.flatten() for g in row]) for row in jacobian]
     gradients, forms = [], []
     for s in range(samples):
         loss = problem.loss(model(data.x[s : s + 1]), data.y[s : s + 1])
@@ -86,9 +86,9 @@ def loop(
         forms.append(quadratic_forms(rows, leaves, g))
     G = torch.stack(gradients).double()
     mean = G.mean(0)
-    excess = quadratic_forms(rows, leaves, mean.to(rows)).double()
+    excess = quadratic_forms(rows, leaves, mean.to(rows[0])).double()
     corrector = delta / 2 * (torch.stack(forms).double().sum(0) - samples * excess) / (samples - 1)
-    J = rows.detach().double()
+    J = torch.stack(rows).detach().double()
     x = torch.cat([p.detach().flatten() for p in leaves]).double()
     return -(J @ (mean + problem.ridge * x)), corrector, delta * torch.cov(J @ G.mT)
 
@@ -102,7 +102,7 @@ def backward_calls(
         problem.loss(model(data.x[s : s + 1]), data.y[s : s + 1]).backward()
 
 
-def quadratic_forms(rows: Tensor, leaves: list[Tensor], g: Tensor) -> Tensor:
+def quadratic_forms(rows: list[Tensor], leaves: list[Tensor], g: Tensor) -> Tensor:
     """g^T (grad^2 u_i) g for every i: derivatives of <grad u_i, g>."""
     forms = []
     for row in rows:
@@ -173,7 +173,7 @@ def main(options: Options) -> None:
                 seconds[name].append(factor * (time.perf_counter() - begin))
     first, second, *_ = seconds
     table = Table(title=f"{options.samples} samples, {len(problem.names)} statistics")
-    for column in ("", "ms", "over forward + backward", "quartiles", "over tl.estimate"):
+    for column in ("", "ms", "over fwd + bwd", "quartiles", "over estimate"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, times in seconds.items():
         over = [a / b for a, b in zip(times, seconds[first], strict=True)]

@@ -79,7 +79,7 @@ def test_a_run_from_an_aligned_start_is_seen_to_differ():
                 parameter.copy_(start[name])
         return triple
 
-    report = tl.closability(triple_at, DIMS, samples=4096, points=4, remainders=6, time=0.05)
+    report = tl.closability(triple_at, DIMS, samples=8192, points=2, remainders=6, time=0.02)
     assert report["drift, run"].fails, report
     assert report["corrector, run"].fails, report
 

@@ -307,29 +307,33 @@ class Estimator:
 
     def _pilot(
         self, parameters: dict[str, Tensor], samples: int, generator: torch.Generator | None
-    ) -> tuple[list[Any], dict[str, Tensor]]:
-        """The first samples, which count with the others, and their mean gradient."""
+    ) -> tuple[list[tuple[Any, Mapping[str, Gradient] | None]], dict[str, Tensor]]:
+        """The first samples, which count with the others, and their mean gradient.
+
+        Their gradients too, if they fit in memory all at once.
+        """
         size = sum(parameters[n].nbytes for n in self.gradients.names)
         count = min(_PILOT, samples)
         piece = max(1, min(count, self.max_bytes // (_COPIES * size)))
-        batches, total = [], {n: torch.zeros_like(parameters[n]) for n in self.gradients.names}
+        pilot, total = [], {n: torch.zeros_like(parameters[n]) for n in self.gradients.names}
         for done in range(0, count, piece):
             batch = self._sample(min(piece, count - done), generator)
-            batches.append(batch)
-            for name, gradient in self.gradients(parameters, batch).items():
+            gradients = self.gradients(parameters, batch)
+            pilot.append((batch, gradients if piece == count else None))
+            for name, gradient in gradients.items():
                 total[name] += _sum(gradient)
-        return batches, {n: t / count for n, t in total.items()}
+        return pilot, {n: t / count for n, t in total.items()}
 
     def _batches(
         self,
         parameters: dict[str, Tensor],
-        pilot: list[Any],
+        pilot: list[tuple[Any, Mapping[str, Gradient] | None]],
         samples: int,
         generator: torch.Generator | None,
     ) -> Iterator[Mapping[str, Gradient]]:
         done, piece = 0, 1
-        for batch in pilot:
-            gradients = self.gradients(parameters, batch)
+        for batch, known in pilot:
+            gradients = self.gradients(parameters, batch) if known is None else known
             leaves = pytree.tree_leaves(batch)
             count = len(leaves[0])
             size = sum(map(_bytes, gradients.values())) + 2 * sum(x.nbytes for x in leaves)

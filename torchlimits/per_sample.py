@@ -153,8 +153,7 @@ class PerSampleGradients:
         self, gradients: dict[str, Gradient], parameters: Mapping[str, Tensor], batch: Any
     ) -> None:
         """_NotOuterError if the gradients of some samples are others when these are alone."""
-        parts = [g.left if isinstance(g, OuterGradient) else g for g in gradients.values()]
-        sizes = torch.stack([x.flatten(1).abs().amax(1) for x in parts]).amax(0)
+        sizes = torch.stack([_largest_entries(g) for g in gradients.values()]).amax(0)
         # those that have most to say: of a gradient 0, any is a multiple
         largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
         for s in largest:
@@ -247,6 +246,12 @@ def _linear_layers(model: nn.Module, names: list[str]) -> dict[str, nn.Module] |
             return None
         layers[owner] = module
     return layers
+
+
+def _largest_entries(gradient: Gradient) -> Tensor:
+    if isinstance(gradient, OuterGradient):
+        return gradient.left.abs().amax(1) * gradient.right.abs().amax(1)
+    return gradient.flatten(1).abs().amax(1)
 
 
 def takes_model(loss: Callable[..., Tensor]) -> bool:

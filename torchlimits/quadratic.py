@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,13 @@ class OuterGradient:
 
     left: Float[Tensor, "B K"]
     right: Float[Tensor, "B N"]
+    _overlaps: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def overlaps(self, directions: Float[Tensor, "d N"]) -> Float[Tensor, "B d"]:
+        """<x_s, e_j>, made once for statistics that share their directions."""
+        if id(directions) not in self._overlaps:
+            self._overlaps[id(directions)] = self.right @ directions.to(self.right).mT
+        return self._overlaps[id(directions)]
 
     def dense(self) -> Float[Tensor, "B K N"]:
         """The products themselves."""
@@ -143,8 +150,7 @@ class Overlaps(Quadratic):
     def along(self, parameters: Parameters, gradient: Gradient) -> Tensor:
         """The gradient's overlaps."""
         if isinstance(gradient, OuterGradient):
-            along = gradient.right @ self.directions.to(gradient.right).mT
-            return gradient.left[:, :, None] * along[:, None, :]
+            return gradient.left[:, :, None] * gradient.overlaps(self.directions)[:, None, :]
         return gradient @ self.directions.to(gradient).mT
 
 
@@ -192,8 +198,9 @@ class Gram(Quadratic):
             return self.along(parameters, gradient), h @ h.mT, g @ g.mT
         a, x = gradient.left, gradient.right
         W, c = (self._perpendicular(p) for p in (parameters[self.parameter], centre))
-        e = W[:0] if self.perpendicular_to is None else self.perpendicular_to.to(W)
-        square = torch.linalg.vector_norm(x, dim=-1).square() - (x @ e.mT).square().sum(-1)
+        square = torch.linalg.vector_norm(x, dim=-1).square()
+        if self.perpendicular_to is not None:
+            square = square - gradient.overlaps(self.perpendicular_to).square().sum(-1)
         kick = (square[:, None] * a)[:, :, None] * a[:, None, :]
         return _symmetrised(a, x @ W.mT), kick - _symmetrised(a, x @ c.mT) + c @ c.mT, kick
 
