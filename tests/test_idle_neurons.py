@@ -54,6 +54,17 @@ def test_more_idle_neurons_grow_like_one():
     torch.testing.assert_close(values.real[:3], one.real[:1].expand(3), atol=2e-4, rtol=0)
 
 
+def test_what_is_on_its_slow_way_to_0_counts_as_0():
+    """XOR, K = 4, coarse: where 0 attracts slowly, residuals are small long before it is there."""
+    dynamics = xor(8.0, width=4, level=-1)
+    v = 0.002 * torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    m = 0.003 * dynamics.coordinates.double()
+    near = dynamics.join(v, m, torch.zeros(4, 4).double())
+    (zero,) = dynamics.fixed_points(torch.stack([near, 1.1 * near, 0 * near]), flow=0)
+    assert bool((zero.u == 0).all())
+    assert zero.stable
+
+
 def parallel(dynamics, angle=0.0):
     """Binary, K = 2: the arc v = |v| (cos, sin) of both neurons on one mean, parallel."""
     one = dynamics.of_neurons(1)

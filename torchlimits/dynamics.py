@@ -184,6 +184,10 @@ class EffectiveDynamics(nn.Module, ABC):
         """Jacobians of -f + g at u, one-sided ones for every smooth piece that meets there."""
         return self.jacobian(u[None])
 
+    def _settled(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
+        """Zeros of -f + g with what cannot be told from 0 made 0."""
+        return u
+
     def _cell(self, u: Float[Tensor, " k"]) -> Tensor:
         """Labels of the part of space that u is in; components of fixed points end at borders."""
         return torch.zeros(1)

@@ -105,7 +105,9 @@ def find(
         if flow > 0:
             flown = _flown(dynamics, starts, flow)
             starts = torch.cat([flown, starts])
-        u, speed = _levenberg(dynamics, starts)
+        u, _ = _levenberg(dynamics, starts)
+        u = dynamics._settled(u)
+        speed = dynamics(0.0, u).abs().amax(-1)
         lasting = dynamics._lasting(u)
         kept = _distinct(u[lasting], speed[lasting])
         if not len(kept):

@@ -105,6 +105,13 @@ class MixtureODE(EffectiveDynamics):
         beside = idle_neurons.towards_means(self, u, idle, self._idle_length)
         return fixed_points.jacobian(self, beside)
 
+    def _settled(self, u: Tensor) -> Tensor:
+        """Neurons that count as 0 are 0: on the slow way there they would count once each."""
+        v, m, R = self.split(u)
+        active = ~self._idle(m, R)
+        pairs = active[..., :, None] & active[..., None, :]
+        return self.join(v * active, m * active[..., None], R * pairs)
+
     def _cell(self, u: Tensor) -> Tensor:
         """Which mean each neuron is turned to, (K,); -1: it is idle."""
         _, m, R = self.split(u)
