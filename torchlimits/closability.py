@@ -80,13 +80,12 @@ def closability(
         checks.positive_int(name, value)
     if remainders < 3:
         raise ValueError(f"expected at least 3 remainders to see how they differ, got {remainders}")
-    checks.positive("time", time)
     checks.positive("tolerance", tolerance)
-    settings = _Settings(time, points, remainders, samples, seed)
+    settings = _Settings(remainders, samples, seed)
     at_n = triples(triple_at, dims, least=1)
-    runs = [settings.run(triple) for triple in at_n]
+    runs = [triple.run(time, points, seed) for triple in at_n]
     # the same u at every n, so that what is compared differs in n alone: those of the largest
-    common = [at_n[-1].statistics(x).detach().double().cpu() for x in runs[-1]]
+    common = [at_n[-1].u(x) for x in runs[-1]]
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for triple, run in zip(at_n, runs, strict=True):
         for name, value in _at_dimension(triple, run, common, settings).items():
@@ -103,16 +102,9 @@ def closability(
 
 @dataclass(frozen=True)
 class _Settings:
-    time: float
-    points: int
     remainders: int
     samples: int
     seed: int
-
-    def run(self, triple: Triple) -> list[dict[str, Tensor]]:
-        """Parameters along a real run."""
-        times = [self.time * i / max(1, self.points - 1) for i in range(self.points)]
-        return triple.run(times, torch.Generator(device=triple.device).manual_seed(self.seed))
 
     def lifted(self, lift: LiftFunction, u: Tensor) -> list[Mapping[str, Tensor]]:
         """Parameters with statistics u; the r-th remainder has a seed of its own at every n."""
@@ -140,8 +132,7 @@ def _at_dimension(
     for u in common:
         differences.add({k: pairs(settings.lifted(lift, u)) for k, lift in lifts.items()})
     for x in run:
-        u = triple.statistics(x).detach().double().cpu()
-        around = pairs(settings.lifted(lifts[reference], u))
+        around = pairs(settings.lifted(lifts[reference], triple.u(x)))
         # as often as the lifts, each time from other samples: for the error bar
         here = pairs([x] * settings.remainders)
         differences.add({reference: around, "run": here}, only="run")

@@ -14,7 +14,14 @@ from torch.utils import _pytree as pytree
 
 from torchlimits import checks
 from torchlimits.dynamics import EffectiveDynamics
-from torchlimits.estimation import Estimate, Estimator, Loss, Sampler, checked_samples
+from torchlimits.estimation import (
+    Estimate,
+    Estimator,
+    Loss,
+    Sampler,
+    checked_sampler,
+    checked_samples,
+)
 from torchlimits.lifting import Lift
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import SummaryStatistics
@@ -89,8 +96,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         checks.positive_int("dim", dim)
         if not callable(lift) and lift is not None:
             raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
-        Estimator(model, loss, sampler, statistics)  # checks them
-        data = _Replay(sampler, checks.positive_int("samples", samples))
+        data = _Replay(checked_sampler(sampler), checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
         super().__init__(estimator.names, dim, settings)
         self.samples, self.seed = samples, seed

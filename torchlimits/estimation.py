@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from torchlimits import checks
 from torchlimits.increments import Step, increments_of
 from torchlimits.per_sample import PerSampleGradients
-from torchlimits.quadratic import Gradient, OuterGradient, Quadratic
+from torchlimits.quadratic import Gradient, OuterGradient, Quadratic, total
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
 
 Loss = Callable[..., Tensor]
@@ -191,15 +191,9 @@ class Estimator:
         *,
         max_bytes: int = 64 * 2**20,
     ) -> None:
-        if not isinstance(statistics, SummaryStatistics):
-            if not isinstance(statistics, Mapping):
-                raise TypeError(
-                    "expected statistics to be a SummaryStatistics or a dict {name: function}, "
-                    f"got {type(statistics).__name__}"
-                )
-            statistics = SummaryStatistics(statistics)
+        statistics = SummaryStatistics.of(statistics)
         self.statistics, self.model = statistics, model
-        self.sampler = _checked_sampler(sampler)
+        self.sampler = checked_sampler(sampler)
         self.max_bytes = checks.positive_int("max_bytes", max_bytes)
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -284,17 +278,17 @@ class Estimator:
         step = Step(parameters, centre, delta, alpha)
         functions = self.statistics.functions
         increments = {n: increments_of(f, step) for n, f in functions.items()}
-        total = {n: torch.zeros_like(c) for n, c in centre.items()}
+        sums = {n: torch.zeros_like(c) for n, c in centre.items()}
         parts = []
         for gradients in self._batches(parameters, pilot, samples, generator):
             rows = {n: i.rows(gradients) for n, i in increments.items()}
             values = zip(*rows.values(), strict=True)
             parts.append([self.statistics.entries(dict(zip(rows, x, strict=True))) for x in values])
             for name, gradient in gradients.items():
-                total[name] += _sum(gradient)
+                sums[name] += total(gradient)
         along, curved, whole = (torch.cat(x).double() for x in zip(*parts, strict=True))
         self._check_finite(along, curved, whole)
-        rest = {n: t / samples - centre[n] for n, t in total.items()}
+        rest = {n: t / samples - centre[n] for n, t in sums.items()}
         x = {n: parameters[n] for n in centre}
         ridge, excess = (
             self.statistics.entries({n: v[None] for n, v in values.items()})[0].double()
@@ -315,14 +309,14 @@ class Estimator:
         size = sum(parameters[n].nbytes for n in self.gradients.names)
         count = min(_PILOT, samples)
         piece = max(1, min(count, self.max_bytes // (_COPIES * size)))
-        pilot, total = [], {n: torch.zeros_like(parameters[n]) for n in self.gradients.names}
+        pilot, sums = [], {n: torch.zeros_like(parameters[n]) for n in self.gradients.names}
         for done in range(0, count, piece):
             batch = self._sample(min(piece, count - done), generator)
             gradients = self.gradients(parameters, batch)
             pilot.append((batch, gradients if piece == count else None))
             for name, gradient in gradients.items():
-                total[name] += _sum(gradient)
-        return pilot, {n: t / count for n, t in total.items()}
+                sums[name] += total(gradient)
+        return pilot, {n: t / count for n, t in sums.items()}
 
     def _batches(
         self,
@@ -358,10 +352,6 @@ class Estimator:
             )
 
 
-def _sum(gradient: Gradient) -> Tensor:
-    return gradient.sum() if isinstance(gradient, OuterGradient) else gradient.sum(0)
-
-
 def _bytes(gradient: Gradient) -> int:
     """Of what is alive at once."""
     if isinstance(gradient, OuterGradient):
@@ -392,7 +382,8 @@ def _covariance(rows: Float[Tensor, "S k"], delta: float) -> Estimated:
     return Estimated(delta * unbiased * mean, delta * unbiased * (variance / count).sqrt())
 
 
-def _checked_sampler(sampler: Sampler) -> Sampler:
+def checked_sampler(sampler: Sampler) -> Sampler:
+    """A function that takes a generator, or TypeError."""
     if not callable(sampler):
         raise TypeError(f"expected sampler as a function, got {type(sampler).__name__}")
     try:

@@ -105,8 +105,7 @@ def find(
         if flow > 0:
             flown = _flown(dynamics, starts, flow)
             starts = torch.cat([flown, starts])
-        u, _ = _levenberg(dynamics, starts)
-        u = dynamics._settled(u)
+        u = dynamics._settled(_levenberg(dynamics, starts))
         speed = dynamics(0.0, u).abs().amax(-1)
         lasting = dynamics._lasting(u)
         kept = _distinct(u[lasting], speed[lasting])
@@ -171,10 +170,8 @@ def _flown(dynamics: EffectiveDynamics, starts: Tensor, time: float) -> Tensor:
     return dynamics._project(torch.where(final.isfinite(), final, starts))
 
 
-def _levenberg(
-    dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = True
-) -> tuple[Tensor, Tensor]:
-    """The starts that converged, (C, k), and the largest entry of -f + g at each.
+def _levenberg(dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = True) -> Tensor:
+    """The starts that converged, (C, k).
 
     With ``polish`` until nothing moves any more, without until -f + g is small.
     """
@@ -204,7 +201,7 @@ def _levenberg(
             break
     # slow ends, at degenerate points or at the error of the integrals, count where they are small
     done[active] = value[active].abs().amax(-1) <= _small(dynamics, u[active])
-    return u[done], value[done].abs().amax(-1)
+    return u[done]
 
 
 def _small(dynamics: EffectiveDynamics, u: Tensor) -> Tensor:
@@ -281,7 +278,7 @@ def _joined(dynamics: EffectiveDynamics, a: FixedPoint, b: FixedPoint) -> bool:
     nearest = b.members[(b.members - a.u).norm(dim=-1).argmin()]
     weights = torch.linspace(0, 1, _WALK + 1, dtype=a.u.dtype, device=a.u.device)[1:-1, None]
     chord = dynamics._project(a.u + weights * (nearest - a.u))
-    path, _ = _levenberg(dynamics, chord, polish=False)
+    path = _levenberg(dynamics, chord, polish=False)
     if len(path) < len(chord):
         return False
     path = torch.cat([a.u[None], path, nearest[None]])

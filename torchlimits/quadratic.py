@@ -51,6 +51,11 @@ class OuterGradient:
 Gradient = Tensor | OuterGradient
 
 
+def total(gradient: Gradient) -> Tensor:
+    """Over the samples, in the parameter's shape."""
+    return gradient.sum() if isinstance(gradient, OuterGradient) else gradient.sum(0)
+
+
 def dense(gradient: Gradient) -> Tensor:
     """A gradient as one tensor, ``(B, *shape)``."""
     return gradient.dense() if isinstance(gradient, OuterGradient) else gradient

@@ -76,6 +76,24 @@ class SummaryStatistics:
         self.symmetric = frozenset(symmetric)
         self.parameter_dims = None if parameter_dims is None else dict(parameter_dims)
 
+    @classmethod
+    def of(
+        cls, statistics: SummaryStatistics | Mapping[str, StatisticFunction]
+    ) -> SummaryStatistics:
+        """The statistics themselves, or made of a dict ``{name: function}``.
+
+        Raises:
+            TypeError: if they are neither.
+        """
+        if isinstance(statistics, cls):
+            return statistics
+        if not isinstance(statistics, Mapping):
+            raise TypeError(
+                "expected statistics to be a SummaryStatistics or a dict {name: function}, "
+                f"got {type(statistics).__name__}"
+            )
+        return cls(statistics)
+
     def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch k"]:
         """The vector u, shape ``(k,)``, or ``(..., k)`` where ``parameter_dims`` are known."""
         batch = self.batch_dims(parameters)

@@ -140,13 +140,7 @@ class Tracker:
         _check_training(model, optimizer)
         self.every = checks.positive_int("every", every)
         self.path = _checked_path(path)
-        if not isinstance(statistics, SummaryStatistics):
-            if not isinstance(statistics, Mapping):
-                raise TypeError(
-                    "expected statistics to be a SummaryStatistics or a dict {name: function}, "
-                    f"got {type(statistics).__name__}"
-                )
-            statistics = SummaryStatistics(statistics)
+        statistics = SummaryStatistics.of(statistics)
         self._optimizer = optimizer
         self._sink, self._owns_sink = _sink_of(writer)
         checks.positive_int("max_bytes", max_bytes)

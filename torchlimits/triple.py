@@ -52,8 +52,7 @@ class Triple:
         checks.positive("step_size", self.step_size, "it is delta, the learning rate")
         checks.positive_int("dim", self.dim)
         checks.non_negative("weight_decay", self.weight_decay)
-        if not isinstance(self.statistics, SummaryStatistics):
-            object.__setattr__(self, "statistics", SummaryStatistics(self.statistics))
+        object.__setattr__(self, "statistics", SummaryStatistics.of(self.statistics))
 
     @classmethod
     def of(
@@ -89,15 +88,25 @@ class Triple:
             "aligned": Lift(self.model, self.statistics, remainder="aligned"),
         }
 
-    def run(self, times: list[float], generator: torch.Generator) -> list[dict[str, Tensor]]:
-        """The parameters of one real SGD run, batch size 1, at limit times; trains ``model``."""
+    def u(self, parameters: Mapping[str, Tensor]) -> Tensor:
+        """Their statistics, for a lift: float64, on the CPU."""
+        return self.statistics(parameters).detach().double().cpu()
+
+    def run(self, time: float, points: int, seed: int) -> list[dict[str, Tensor]]:
+        """Parameters of one real SGD run, batch size 1; trains ``model``.
+
+        At so many limit times, evenly from 0 to ``time``.
+        """
+        checks.positive("time", time)
+        checks.positive_int("points", points)
+        generator = torch.Generator(device=self.device).manual_seed(seed)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.SGD(
             parameters.values(), lr=self.step_size, weight_decay=self.weight_decay
         )
         whole, found, step = takes_model(self.loss), [], 0
-        for time in times:
-            while step < round(time / self.step_size):
+        for i in range(points):
+            while step < round(time * i / max(1, points - 1) / self.step_size):
                 batch = self.sampler(1, generator=generator)
                 if whole:
                     loss = self.loss(self.model, batch)
