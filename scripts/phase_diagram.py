@@ -3,8 +3,8 @@
     python scripts/phase_diagram.py matrix
     python scripts/phase_diagram.py binary --plane ridge
 
-Top: the best accuracy that an attracting fixed point has; bottom: the number of stable fixed points
-(mixtures: up to symmetry; a table has all kinds). Left: SGD; right: gradient flow, the same without
+Top: the best accuracy that an attracting fixed point has; below: the numbers of stable and of all
+fixed points (mixtures: up to symmetry; a table has all kinds). Left: SGD; right: gradient flow, the same without
 the corrector. What differs is the corrector's doing.
 Writes <logdir>/<problem>-<plane>.png.
 
@@ -111,32 +111,33 @@ def diagrams(options: Options) -> tuple[tl.PhaseDiagram, tl.PhaseDiagram]:
 
 
 def draw(options: Options, sgd: tl.PhaseDiagram, flow: tl.PhaseDiagram) -> Figure:
-    """Accuracy above, number of stable fixed points below; SGD left, gradient flow right."""
-    figure = Figure(figsize=(8.6, 6.8), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True, sharey=True)
+    """Accuracy, numbers of stable and of all fixed points; SGD left, gradient flow right."""
+    figure = Figure(figsize=(8.6, 9.2), layout="constrained")
+    grid = figure.subplots(3, 2, sharex=True, sharey=True)
     lowest = 0.0 if options.problem in ("matrix", "tensor") else 0.5
-    most = max(int(sgd.count("stable").max()), int(flow.count("stable").max()))
+    counted = {"stable": "stable fixed points", "total": "all fixed points"}
+    most = {kind: max(int(d.count(kind).max()) for d in (sgd, flow)) for kind in counted}
     step = f"$c_\\delta$ = {options.step_size:g}" if sgd.y[0] != "step_size" else ""
     for column, (diagram, title) in enumerate(((sgd, f"SGD {step}"), (flow, "gradient flow"))):
-        upper, lower = grid[:, column]
+        upper, *lower = grid[:, column]
         mesh = diagram.draw(upper, vmin=lowest, vmax=1, cmap="viridis")
-        counts = diagram.draw(lower, "stable", vmin=0, vmax=most, cmap="cividis")
         upper.set_title(title)
         if column:
             figure.colorbar(mesh, ax=upper, label="best accuracy of an attractor")
-            figure.colorbar(
-                counts, ax=lower, label="stable fixed points", ticks=MaxNLocator(integer=True)
-            )
+        for axes, (kind, label) in zip(lower, counted.items(), strict=True):
+            counts = diagram.draw(axes, kind, vmin=0, vmax=most[kind], cmap="cividis")
+            if column:
+                figure.colorbar(counts, ax=axes, label=label, ticks=MaxNLocator(integer=True))
         if options.problem in ("matrix", "tensor") and diagram is sgd:
             order = 2 if options.problem == "matrix" else options.order
             threshold = [tl.SpikedTensor(dim=100, order=order, snr=1.0)
                          .dynamics(step_size=c).critical_snr for c in sgd.y[1]]  # fmt: skip
-            for axes in (upper, lower):
+            for axes in (upper, *lower):
                 axes.plot(threshold, sgd.y[1], color="white", ls="--", lw=1.3)
                 axes.set_xlim(sgd.x[1][0], sgd.x[1][-1])
             upper.text(0.04, 0.93, r"dashed: $\lambda_c$", color="white", va="top",
                        transform=upper.transAxes)  # fmt: skip
-        for axes in (upper, lower):
+        for axes in (upper, *lower):
             axes.label_outer()
     figure.suptitle({"matrix": "matrix PCA", "tensor": f"tensor PCA, $k$ = {options.order}"}.get(
         options.problem, f"{options.problem} mixture, K = {hidden_units(options)}"

@@ -65,6 +65,20 @@ def test_what_is_on_its_slow_way_to_0_counts_as_0():
     assert zero.stable
 
 
+def test_zeros_of_v_and_m_alone_are_no_fixed_points():
+    """At v, m of size x the drift of R is of size x^2: small beside x, and yet not 0."""
+    problem = tl.GaussianMixture.xor(dim=100, width=4, snr=10**0.3, ridge=0.05)
+    dynamics = problem.dynamics(step_size=8.0, level=-1)
+    sign = torch.tensor([1.0, 1.0, -1.0, -1.0]).double()
+    R = 0.64e-4 * torch.outer(sign, sign)
+    start = dynamics.join(0.0046 * sign, 0.0058 * dynamics.coordinates.double(), R)
+    speed = dynamics(0.0, start).abs()
+    assert float(speed.max()) < dynamics.error * float(start.abs().max())
+    assert not bool((speed <= dynamics._error_at(start)).all())
+    (zero,) = dynamics.fixed_points(start[None], flow=0)
+    assert bool((zero.u == 0).all())
+
+
 def parallel(dynamics, angle=0.0):
     """Binary, K = 2: the arc v = |v| (cos, sin) of both neurons on one mean, parallel."""
     one = dynamics.of_neurons(1)

@@ -184,6 +184,10 @@ class EffectiveDynamics(nn.Module, ABC):
         """Jacobians of -f + g at u, one-sided ones for every smooth piece that meets there."""
         return self.jacobian(u[None])
 
+    def _error_at(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """What `error` is in each entry: integrals err in proportion to u where u is small."""
+        return (self.error * u.abs().amax(-1, keepdim=True)).expand_as(u)
+
     def _settled(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
         """Zeros of -f + g with what cannot be told from 0 made 0."""
         return u

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Kind = Literal["stable", "unstable", "marginal"]
 
 _ITERATIONS = 200
-#: points closer than this (relative to 1 + |u|) are one
+#: points closer than this or than the error of the integrals (relative to 1 + |u|) are one
 _SAME = 1e-6
 #: steps of a walk along a component
 _WALK = 8
@@ -108,7 +108,7 @@ def find(
         u = dynamics._settled(_levenberg(dynamics, starts))
         speed = dynamics(0.0, u).abs().amax(-1)
         lasting = dynamics._lasting(u)
-        kept = _distinct(u[lasting], speed[lasting])
+        kept = _distinct(u[lasting], speed[lasting], max(_SAME, dynamics.error))
         if not len(kept):
             raise RuntimeError(
                 f"no fixed point found from {len(starts)} starts: give starts nearer to one, or "
@@ -185,14 +185,16 @@ def _levenberg(dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = Tr
     for _ in range(_ITERATIONS):
         x, f, mu, still = u[active], value[active], damping[active], resting[active]
         slope = torch.where(still[:, None, :], 0.0, dynamics.jacobian(x))
-        trial = torch.where(still, 0.0, dynamics._project(x + _step(slope, f, mu)))
+        stepped = dynamics._settled(dynamics._project(x + _step(slope, f, mu)))
+        trial = torch.where(still, 0.0, stepped)
         f_trial = dynamics(0.0, trial)
         better = f_trial.norm(dim=-1) < f.norm(dim=-1)
         moved = (trial - x).norm(dim=-1) / (1 + x.norm(dim=-1))
         u[active] = torch.where(better[:, None], trial, x)
         value[active] = torch.where(better[:, None], f_trial, f)
         damping[active] = torch.where(better, mu / 10, mu * 10).clamp_min(1e-20)
-        small = value[active].abs().amax(-1) <= _small(dynamics, u[active])
+        resting[active] |= (u[active] == 0) & (value[active].abs() <= 1e-13)
+        small = _small(dynamics, u[active], value[active])
         finished = small & ((moved < 1e-12) | ~better | (not polish))
         stuck = ~small & (damping[active] > 1e8)
         done[active[finished]] = True
@@ -200,14 +202,13 @@ def _levenberg(dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = Tr
         if not len(active):
             break
     # slow ends, at degenerate points or at the error of the integrals, count where they are small
-    done[active] = value[active].abs().amax(-1) <= _small(dynamics, u[active])
+    done[active] = _small(dynamics, u[active], value[active])
     return u[done]
 
 
-def _small(dynamics: EffectiveDynamics, u: Tensor) -> Tensor:
-    # integrals err in proportion to u where u is small
-    size = u.abs().amax(-1)
-    return 1e-11 * (1 + size) + dynamics.error * size
+def _small(dynamics: EffectiveDynamics, u: Tensor, value: Tensor) -> Tensor:
+    rounding = 1e-11 * (1 + u.abs().amax(-1, keepdim=True))
+    return (value.abs() <= rounding + dynamics._error_at(u)).all(-1)
 
 
 def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
@@ -219,13 +220,13 @@ def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
     return -(right.mT @ (gain * (left.mT @ value[..., None])[..., 0])[..., None])[..., 0]
 
 
-def _distinct(u: Tensor, speed: Tensor) -> Tensor:
+def _distinct(u: Tensor, speed: Tensor, same: float) -> Tensor:
     """One point of each cluster: the one with the smallest residual."""
     u = u[speed.argsort(stable=True)]
     kept = u[:0]
     while len(u):
         kept = torch.cat([kept, u[:1]])
-        u = u[(u - u[0]).norm(dim=-1) > _SAME * (1 + u[0].norm())]
+        u = u[(u - u[0]).norm(dim=-1) > same * (1 + u[0].norm())]
     return kept
 
 

@@ -157,7 +157,7 @@ class PerSampleGradients:
         # those that have most to say: of a gradient 0, any is a multiple
         largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
         for s in largest:
-            reference = self._alone(parameters)(pytree.tree_map(lambda x, s=s: x[s], batch))
+            reference = self._one(parameters, pytree.tree_map(lambda x, s=s: x[s : s + 1], batch))
             for name, expected in reference.items():
                 got = gradients[name]
                 if isinstance(got, OuterGradient):
@@ -169,6 +169,16 @@ class PerSampleGradients:
                     raise _NotOuterError
         # a sample in a batch of its own says nothing of what others do to it
         self._checked = len(largest) == _COMPARED and bool(sizes[largest[-1]] > 0)
+
+    def _one(self, parameters: Mapping[str, Tensor], sample: Any) -> dict[str, Tensor]:
+        """The gradients of a batch of one by plain autograd: a fifth of the time of torch.func."""
+        leaves = {n: parameters[n].detach().requires_grad_() for n in self.names}
+        everything = {**parameters, **leaves, **self._buffers()}
+        state = {f"model.{n}": p for n, p in everything.items()}
+        with torch.enable_grad():
+            loss = _number(functional_call(self._lossy, state, (sample,)))
+            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, grads, strict=True))
 
     def _total(self, output: Tensor, target: Any) -> Tensor:
         """The sum of the losses of single samples."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 What = Literal["accuracy", "total", "stable", "unstable", "marginal"]
 #: R_ii of starts in mixtures, over |m_i|^2
 _SPREAD = 0.3
+#: lengths of the neurons at starts, over those at snr = inf: near a transition points are small
+_SIZES = (1.0, 0.4)
 _PARAMETERS = ("snr", "ridge", "step_size")
 _LABELS = {"snr": r"snr $\lambda$", "ridge": r"ridge $\alpha$", "step_size": r"$c_\delta$"}
 
@@ -163,7 +165,9 @@ def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
     x = x.log() if logarithmic else x
     gaps = x.diff() if len(x) > 1 else torch.ones(1).double()
     edges = torch.cat([x[:1] - gaps[:1] / 2, x[1:] - x.diff() / 2, x[-1:] + gaps[-1:] / 2])
-    return (edges.exp() if logarithmic else edges).tolist()
+    # positive parameters have positive cells
+    edges = edges.exp() if logarithmic else edges.clamp_min(0) if values[0] > 0 else edges
+    return edges.tolist()
 
 
 def _axis(which: str, axis: tuple[str, Sequence[float]]) -> tuple[str, list[float]]:
@@ -198,9 +202,10 @@ def _fixed_points(
 
 
 def _spread(dynamics: MixtureODE, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
-    """With R > 0: at R = 0 the neurons of one mean are parallel, and would remain so."""
+    """In several sizes, with R > 0: at R = 0 neurons of one mean would stay parallel."""
     v, m, R = dynamics.split(u)
-    return dynamics.join(v, m, R + _SPREAD * torch.diag_embed(m.square().sum(-1)))
+    R = R + _SPREAD * torch.diag_embed(m.square().sum(-1))
+    return torch.cat([dynamics.join(s * v, s * m, s**2 * R) for s in _SIZES])
 
 
 def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Tensor, "S k"]:
@@ -241,6 +246,7 @@ def _orbit(classes: Sequence[int], symmetries: Sequence[Sequence[int]]) -> tuple
 def _up_to_symmetry(dynamics: MixtureODE, points: Sequence[FixedPoint]) -> list[FixedPoint]:
     """One of the points that the symmetries of `representatives` turn into each other."""
     symmetries = _symmetries(dynamics.coordinates, dynamics.labels)
+    same = max(1e-4, dynamics.error)
     kept: dict[tuple[Any, ...], list[tuple[Tensor, FixedPoint]]] = {}
     for point in points:
         orbit = _orbit(dynamics._cell(point.u).tolist(), symmetries)
@@ -250,7 +256,7 @@ def _up_to_symmetry(dynamics: MixtureODE, points: Sequence[FixedPoint]) -> list[
         )
         alike = kept.setdefault((orbit, point.kind, point.dimension), [])
         # of a component there is one in each class
-        if not any(point.dimension or torch.allclose(x, invariants, 0, 1e-4) for x, _ in alike):
+        if not any(point.dimension or torch.allclose(x, invariants, 0, same) for x, _ in alike):
             alike.append((invariants, point))
     chosen = {id(point) for alike in kept.values() for _, point in alike}
     return [point for point in points if id(point) in chosen]

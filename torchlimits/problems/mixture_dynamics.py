@@ -112,6 +112,13 @@ class MixtureODE(EffectiveDynamics):
         pairs = active[..., :, None] & active[..., None, :]
         return self.join(v * active, m * active[..., None], R * pairs)
 
+    def _error_at(self, u: Tensor) -> Tensor:
+        """-f + g is of degree 1 in a neuron's length for its v and m, and of degree 2 for R."""
+        v, m, R = self.split(u)
+        length = (v.square() + m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
+        products = length[..., :, None] * length[..., None, :]
+        return self.error * self.join(length, length[..., None].expand_as(m), products)
+
     def _cell(self, u: Tensor) -> Tensor:
         """Which mean each neuron is turned to, (K,); -1: it is idle."""
         _, m, R = self.split(u)
