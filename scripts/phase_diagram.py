@@ -4,8 +4,8 @@
     python scripts/phase_diagram.py binary --plane ridge
 
 Top: the best accuracy that an attracting fixed point has; below: the numbers of stable and of all
-fixed points (mixtures: up to symmetry; a table has all kinds). Left: SGD; right: gradient flow, the same without
-the corrector. What differs is the corrector's doing.
+fixed points (mixtures: up to symmetry; a table has all kinds). Left: SGD; right: gradient flow, the
+same without the corrector. What differs is the corrector's doing.
 Writes <logdir>/<problem>-<plane>.png.
 
 matrix, tensor: |m|/|x| over snr and c_delta. binary, xor: probability of the right label, over snr
