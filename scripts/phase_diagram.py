@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import torchlimits as tl
+from torchlimits.phase_diagram import What
 
 
 @dataclass
@@ -115,7 +116,7 @@ def draw(options: Options, sgd: tl.PhaseDiagram, flow: tl.PhaseDiagram) -> Figur
     figure = Figure(figsize=(8.6, 9.2), layout="constrained")
     grid = figure.subplots(3, 2, sharex=True, sharey=True)
     lowest = 0.0 if options.problem in ("matrix", "tensor") else 0.5
-    counted = {"stable": "stable fixed points", "total": "all fixed points"}
+    counted: dict[What, str] = {"stable": "stable fixed points", "total": "all fixed points"}
     most = {kind: max(int(d.count(kind).max()) for d in (sgd, flow)) for kind in counted}
     step = f"$c_\\delta$ = {options.step_size:g}" if sgd.y[0] != "step_size" else ""
     for column, (diagram, title) in enumerate(((sgd, f"SGD {step}"), (flow, "gradient flow"))):
