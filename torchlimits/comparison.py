@@ -12,6 +12,9 @@ from torch import Tensor
 
 from torchlimits.trajectory import Trajectory
 
+#: half the width of the 95 % band, in predicted standard deviations
+_BAND = 1.96
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -27,6 +30,8 @@ class Comparison:
         sup_standard_error: standard error of the difference there; NaN for one run.
         sup_in_std: the largest |difference| in predicted standard deviations, or None without a
             band.
+        inside: the share of time (and runs) that the measured values are inside the predicted 95 %
+            band, after the start; None without a band.
         runs: how many runs.
     """
 
@@ -38,6 +43,7 @@ class Comparison:
     sup_time: Float[Tensor, " k"]
     sup_standard_error: Float[Tensor, " k"]
     sup_in_std: Float[Tensor, " k"] | None
+    inside: Float[Tensor, " k"] | None
     runs: int
 
     @property
@@ -85,6 +91,10 @@ class Comparison:
             header.append("in predicted sd")
             for row, value in zip(rows, self.sup_in_std, strict=True):
                 row.append(f"{value:.2f}")
+        if self.inside is not None:
+            header.append("inside 95 %")
+            for row, value in zip(rows, self.inside, strict=True):
+                row.append(f"{100 * value:.0f} %")
         return [header, *rows]
 
 
@@ -118,10 +128,13 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
     mean = difference.mean(dim=0)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
     sup, at = mean.abs().max(dim=0)
-    in_std = None
+    in_std = inside = None
     if predicted.std is not None:
         scaled = (measured.values - predicted.values).abs() / predicted.std.clamp_min(1e-300)
-        in_std = scaled.nan_to_num(0.0).reshape(-1, k).max(dim=0).values
+        scaled = scaled.nan_to_num(0.0).reshape(-1, len(measured), k)
+        in_std = scaled.amax((0, 1))
+        # a measured start is on its prediction
+        inside = (scaled[:, 1:] <= _BAND).double().mean((0, 1)) if len(measured) > 1 else None
     return Comparison(
         names=list(measured.names),
         measured=measured.final.reshape(-1, k).mean(dim=0),
@@ -131,6 +144,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         sup_time=measured.times[at],
         sup_standard_error=error.gather(0, at[None])[0],
         sup_in_std=in_std,
+        inside=inside,
         runs=runs,
     )
 

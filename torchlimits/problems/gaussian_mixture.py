@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 from torchlimits import checks, expectations, success
 from torchlimits.diffusive import LinearDiffusion
+from torchlimits.finite import Recursion, read_nesterov
 from torchlimits.networks import TwoLayerNetwork
 from torchlimits.problems import small_noise
+from torchlimits.problems.mixture_chain import MixtureChain
 from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
 from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
 from torchlimits.settings import SGDSettings
@@ -264,6 +266,25 @@ class GaussianMixture:
             return SmallNoiseDynamics(self.coordinates, self.labels, **place)
         return MixtureDynamics(self.coordinates, self.labels, level=level, **place)
 
+    def reduced_chain(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+    ) -> MixtureChain:
+        """The exact law of SGD's statistics at this N, drawn without N-vectors.
+
+        See `ReducedChain.run`. Arguments and errors are those of `dynamics`; Nesterov's momentum
+        and dampening are read from the optimizer.
+        """
+        dynamics = self.dynamics(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size
+        )
+        nesterov = read_nesterov(optimizer)
+        return MixtureChain(dynamics, Recursion.of(dynamics.settings, self.dim, nesterov=nesterov))
+
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.
 
@@ -272,6 +293,34 @@ class GaussianMixture:
         `EffectiveDynamics.diffusive`, also for what it raises.
         """
         return self.dynamics(step_size=step_size).diffusive(at)
+
+    def random_start(
+        self, v: Float[Tensor, " K"]
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
+        """Mean and covariance of u at the start of `model`, W ~ N(0, I/N), for a given v.
+
+        For ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``; v itself, of
+        order 1, is no fluctuation. m ~ N(0, 1/N); R is Wishart with mean (N - d)/N.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> u, P = tl.GaussianMixture.binary(dim=100, snr=2.0).random_start(torch.ones(2))
+            >>> u.tolist()
+            [1.0, 1.0, 0.0, 0.0, 0.99, 0.0, 0.99]
+            >>> P.diagonal()[2:5]
+            tensor([0.0100, 0.0100, 0.0002], dtype=torch.float64)
+        """
+        K, d = self.width, len(self.directions)
+        v = checks.float64("v", v)
+        if v.shape != (K,):
+            raise ValueError(f"expected v of shape ({K},), got {tuple(v.shape)}")
+        share = (self.dim - d) / self.dim
+        eye = torch.eye(K, dtype=torch.float64)
+        i, j = torch.triu_indices(K, K)
+        variances = [0 * v, torch.full((K * d,), 1 / self.dim).double()]
+        variances.append(share / self.dim * (1 + eye[i, j]))
+        mean = torch.cat([v, torch.zeros(K * d).double(), share * eye[i, j]])
+        return mean, torch.diag(torch.cat(variances))
 
     def small_noise(self) -> GaussianMixture:
         """The same problem at snr = infinity, whose dynamics and fixed points are closed forms."""

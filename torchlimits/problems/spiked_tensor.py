@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from torchlimits import checks
 from torchlimits.diffusive import LinearDiffusion
+from torchlimits.finite import Recursion, read_nesterov
+from torchlimits.problems.spiked_chain import SpikedChain
 from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import Parameters, SummaryStatistics
@@ -241,6 +243,37 @@ class SpikedTensor:
         """
         settings = self._settings(optimizer, step_size, momentum, batch_size)
         return SpikedDynamics(order=self.order, snr=self.snr, dim=self.dim, settings=settings)
+
+    def reduced_chain(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+    ) -> SpikedChain:
+        """The exact law of SGD's statistics at this n, drawn without n-vectors.
+
+        See `ReducedChain.run`. Arguments and errors are those of `dynamics`; Nesterov's momentum
+        and dampening are read from the optimizer.
+        """
+        settings = self._settings(optimizer, step_size, momentum, batch_size)
+        recursion = Recursion.of(settings, self.dim, nesterov=read_nesterov(optimizer))
+        return SpikedChain(order=self.order, snr=self.snr, dim=self.dim, recursion=recursion)
+
+    def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
+        """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.
+
+        For ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``.
+
+        Example:
+            >>> import torchlimits as tl
+            >>> tl.SpikedTensor(dim=100, order=2, snr=0.5).random_start()[0]
+            tensor([0.0000, 0.9900], dtype=torch.float64)
+        """
+        share = (self.dim - 1) / self.dim
+        mean = torch.tensor([0.0, share], dtype=torch.float64)
+        return mean, torch.diag(torch.tensor([1.0, 2 * share], dtype=torch.float64) / self.dim)
 
     def diffusive(self, at: Float[Tensor, " 2"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(n) (u - u*) around a fixed point, linear in u~.

@@ -1,0 +1,260 @@
+"""The exact reduced chain against real SGD in the full space: two samples of one law?"""
+
+from functools import partial
+
+import pytest
+import torch
+from scipy import stats
+
+import torchlimits as tl
+from torchlimits.finite import Frame, Recursion
+from torchlimits.problems.mixture_chain import MixtureChain
+from torchlimits.problems.spiked_chain import SpikedChain
+from torchlimits.problems.spiked_dynamics import SpikedDynamics
+from torchlimits.settings import SGDSettings
+
+RUNS = 4000
+#: steps at which the laws are compared
+AT = [1, 2, 7, 40]
+
+
+def sgd(problem, start, options, batch, *, runs=RUNS, at=AT, seed=0):
+    """u at those steps of runs of torch.optim.SGD from one start, (T, runs, k)."""
+    generator = torch.Generator().manual_seed(seed)
+    model = problem.model(replicas=(runs,), generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(start[name])
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    recorded = []
+    for step in range(1, at[-1] + 1):
+        x, y = problem.sample(batch, replicas=(runs,), generator=generator)
+        optimizer.zero_grad()
+        problem.loss(model(x), y).backward()
+        optimizer.step()
+        if step in at:
+            recorded.append(problem.statistics(dict(model.named_parameters())).detach())
+    return torch.stack(recorded)
+
+
+def chain(problem, start, options, batch, *, runs=RUNS, at=AT, seed=1):
+    model = problem.model()
+    optimizer = torch.optim.SGD(model.parameters(), **options)
+    path = problem.reduced_chain(optimizer, batch_size=batch).run(
+        problem.statistics(start),
+        steps=at[-1],
+        runs=runs,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return path.values.movedim(1, 0)[at]
+
+
+def largest_z(a, b):
+    """Of means and of variances, over times and statistics, and how many there are."""
+    z = []
+    for power in (1, 2):
+        x, y = (t if power == 1 else (t - t.mean(1, keepdim=True)).square() for t in (a, b))
+        error = (x.var(1) / x.shape[1] + y.var(1) / y.shape[1]).sqrt()
+        moved = error > 1e-12
+        z.append(((x.mean(1) - y.mean(1)) / error)[moved])
+    z = torch.cat(z).abs()
+    return float(z.max()), len(z)
+
+
+def smallest_p(a, b):
+    """Of Kolmogorov-Smirnov tests of every statistic at every time, times their number."""
+    # an idle neuron's values are one, to rounding
+    a, b = (x.mul(1e10).round() for x in (a, b))
+    p = [
+        stats.ks_2samp(a[t, :, i].numpy(), b[t, :, i].numpy()).pvalue
+        for t in range(a.shape[0])
+        for i in range(a.shape[2])
+        if float(a[t, :, i].std()) > 0
+    ]
+    return min(p) * len(p)
+
+
+def bound(tests):
+    """Exceeded by chance once in a thousand times, by any of so many tests."""
+    return stats.norm.isf(0.5e-3 / tests)
+
+
+def alike(a, b):
+    z, tests = largest_z(a, b)
+    return z < bound(tests) and smallest_p(a, b) > 1e-3
+
+
+xor = partial(tl.GaussianMixture.xor, snr=4.0, ridge=0.1, dtype=torch.float64)
+binary = partial(tl.GaussianMixture.binary, snr=1.0, ridge=0.1, dtype=torch.float64)
+spiked = partial(tl.SpikedTensor, snr=1.5, ridge=0.1, dtype=torch.float64)
+
+PLAIN = {}
+MOMENTUM = {"momentum": 0.6}
+NESTEROV = {"momentum": 0.6, "nesterov": True}
+DAMPED = {"momentum": 0.6, "dampening": 0.3}
+
+CASES = {
+    "xor": (xor(dim=30, width=4), PLAIN, 1),
+    "xor, no room": (xor(dim=6, width=2), PLAIN, 1),
+    "binary, three samples": (binary(dim=12, width=3), PLAIN, 3),
+    "binary, more samples than room": (binary(dim=5, width=2), PLAIN, 6),
+    "binary, momentum": (binary(dim=20, width=2), MOMENTUM, 1),
+    "xor, Nesterov, two samples": (xor(dim=16, width=3), NESTEROV, 2),
+    "binary, dampening": (binary(dim=20, width=2), DAMPED, 1),
+    "matrix": (spiked(dim=20, order=2, sampler="dense"), PLAIN, 1),
+    "tensor, momentum": (spiked(dim=20, order=3), MOMENTUM, 1),
+    "order 4, Nesterov, two samples": (spiked(dim=20, order=4), NESTEROV, 2),
+    "matrix, dampening": (spiked(dim=20, order=2), DAMPED, 1),
+}
+
+
+def start_of(problem, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    model = problem.model(generator=generator, dtype=torch.float64)
+    return {n: p.detach() for n, p in model.named_parameters()}
+
+
+def options_of(problem, options):
+    spiked = isinstance(problem, tl.SpikedTensor)
+    lr = (0.2 if spiked else 1.0) / problem.dim / (1 + options.get("momentum", 0))
+    return {"lr": lr, "weight_decay": problem.ridge, **options}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_law_as_sgd_in_the_full_space(case):
+    problem, options, batch = CASES[case]
+    start, options = start_of(problem), options_of(problem, options)
+    assert alike(sgd(problem, start, options, batch), chain(problem, start, options, batch))
+
+
+def test_the_comparison_notices_momentum_batches_and_dampening():
+    """Negative controls: each option left out of the chain is another law."""
+    problem = binary(dim=20, width=2)
+    start = start_of(problem)
+    for options, batch, wrong, wrong_batch in (
+        (MOMENTUM, 1, PLAIN, 1),
+        (NESTEROV, 1, MOMENTUM, 1),
+        (DAMPED, 1, MOMENTUM, 1),
+        (PLAIN, 3, PLAIN, 1),
+    ):
+        # the same step for both: momentum's is not the other's fault
+        lr = {"lr": 0.6 / problem.dim}
+        right = options_of(problem, options) | lr
+        measured = sgd(problem, start, right, batch)
+        assert not alike(
+            measured, chain(problem, start, options_of(problem, wrong) | lr, wrong_batch)
+        )
+
+
+def test_without_what_is_outside_the_frame_the_law_is_another(monkeypatch):
+    problem, options, batch = CASES["xor"]
+    start, options = start_of(problem), options_of(problem, options)
+    measured = sgd(problem, start, options, batch)
+    monkeypatch.setattr(Frame, "_chi", lambda self, freedom, count, generator: 0.0)
+    assert not alike(measured, chain(problem, start, options, batch))
+
+
+@pytest.mark.parametrize("kind", ["parallel", "idle"])
+def test_singular_R(kind):
+    """Neurons that are parallel outside the means, or have nothing there."""
+    problem = xor(dim=20, width=3)
+    start = start_of(problem)
+    W = start["first.weight"]
+    if kind == "parallel":
+        W[1, 2:] = 2 * W[0, 2:]
+        W[2, 2:] = -W[0, 2:]
+    else:
+        W[:, 2:] = 0
+    options = options_of(problem, PLAIN)
+    assert alike(sgd(problem, start, options, 1), chain(problem, start, options, 1))
+
+
+def of_mixture(dim):
+    """Dynamics and chain as they are at any N: means and directions of N numbers play no part."""
+    small = tl.GaussianMixture.xor(dim=100, width=4, snr=4.0, ridge=0.1)
+    dynamics = small.dynamics(step_size=1.0)
+    dynamics.dim = dim
+    u0, _ = small.random_start(torch.tensor([0.5, 1.0, -0.5, -1.0]))
+    u0[4:12] = 0.3 * torch.randn(8, generator=torch.Generator().manual_seed(0))
+    return dynamics, MixtureChain(dynamics, Recursion.of(dynamics.settings, dim)), u0
+
+
+def of_tensor(dim):
+    settings = SGDSettings(1.0, weight_decay=0.1)
+    dynamics = SpikedDynamics(order=3, snr=1.5, dim=dim, settings=settings)
+    recursion = Recursion.of(settings, dim)
+    chain = SpikedChain(order=3, snr=1.5, dim=dim, recursion=recursion)
+    return dynamics, chain, torch.tensor([0.6, 0.8], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dim", [10**6, 10**12])
+@pytest.mark.parametrize("make", [of_mixture, of_tensor], ids=["xor", "tensor"])
+def test_drift_and_diffusion_at_huge_dimensions(make, dim):
+    """In a hundred steps u moves by 10^-10 at n = 10^12: all digits are needed."""
+    dynamics, chain, u0 = make(dim)
+    steps, runs = 100, 20_000
+    generator = torch.Generator().manual_seed(5)
+    path = chain.run(u0, steps, runs=runs, every=steps, generator=generator)
+    t = float(path.times[-1])
+    change = (path.final - u0) / t
+    error = change.std(0) / runs**0.5
+    # the drift's own change over t, and its error
+    allowed = 4.5 * error + 20 * t + dynamics.error
+    assert bool(((change.mean(0) - dynamics(0.0, u0)).abs() < allowed).all())
+    D = dynamics.diffusion(u0)
+    scale = D.diagonal().sqrt()
+    measured = torch.cov(change.mT) * t * dim
+    assert float(((measured - D).abs() / (scale[:, None] * scale)).max()) < 0.06
+    # negative control: the statistics in float32 would not have moved
+    assert float(change.abs().max()) * t < 1e-7 or dim == 10**6
+
+
+def test_compression_keeps_the_geometry():
+    generator = torch.Generator().manual_seed(0)
+    signal, across = torch.randn(3, 1, 5).double(), torch.randn(3, 3, 5).double()
+    across[:, :, 0] = 0  # no rows
+    across[1, :, 1] = across[0, :, 1]  # parallel ones
+    frame = Frame(50, signal, across, fresh=2)
+    for vector in frame.vectors(2, generator):
+        rows = frame.take_up(vector)
+        rows[:] += 0.1 * torch.randn(3, 1, 5).double() * vector[0]
+    before = frame.rows[:, 1:].clone()
+    frame._compress()
+    after = frame.rows[:, 1:]
+    gram = [torch.einsum("ics,jcs->ijs", x, x) for x in (before, after)]
+    torch.testing.assert_close(gram[1], gram[0], rtol=1e-13, atol=1e-13)
+    assert frame.used == 4
+    assert not bool(after[:, 3:].any())
+
+
+def test_runs_starts_and_seeds():
+    chain = tl.SpikedTensor(dim=10**6, order=2, snr=2.0).reduced_chain(step_size=1.0)
+    u0 = torch.tensor([[0.5, 1.0], [0.1, 0.9], [0.0, 0.0]])
+    one = chain.run(u0, 10, generator=torch.Generator().manual_seed(0))
+    assert one.values.shape == (3, 11, 2)
+    assert bool((one.values[2] == 0).all())  # x = 0 stays
+    many = chain.run(u0, 10, runs=4, every=4, generator=torch.Generator().manual_seed(0))
+    assert many.values.shape == (4, 3, 4, 2)
+    assert many.steps.tolist() == [0, 4, 8, 10]
+    again = chain.run(u0, 10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(one.values, again.values)
+    torch.testing.assert_close(one.times, torch.arange(11).double() / 10**6)
+
+
+def test_bad_input():
+    problem = tl.GaussianMixture.binary(dim=100, snr=1.0)
+    with pytest.raises(ValueError, match="takes no steps"):
+        problem.reduced_chain(step_size=0.0)
+    with pytest.raises(TypeError, match=r"torch\.optim\.SGD"):
+        problem.reduced_chain(torch.optim.Adam(problem.model().parameters()))
+    chain = problem.reduced_chain(step_size=1.0)
+    with pytest.raises(ValueError, match=r"shape \(\.\.\., 7\)"):
+        chain.run(torch.zeros(6), 10)
+    with pytest.raises(ValueError, match="positive semidefinite"):
+        chain.run(-torch.ones(7), 10)
+    with pytest.raises(ValueError, match="steps"):
+        chain.run(torch.zeros(7), 0)
+    with pytest.raises(RuntimeError, match="step size is too large"):
+        tl.SpikedTensor(dim=10, order=3, snr=1.0).reduced_chain(step_size=100.0).run(
+            torch.tensor([1.0, 1.0]), 100
+        )

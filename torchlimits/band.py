@@ -1,0 +1,122 @@
+"""The fluctuation band: how far runs at dimension n stray from the effective dynamics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchlimits.dynamics import EffectiveDynamics
+
+#: times at which derivatives and diffusion matrices are evaluated; between them they are linear
+_NODES = 41
+#: steps of the covariance besides the times asked for
+_STEPS = 256
+#: diffusion matrices in one evaluation, which holds all of an expectation's nodes
+_POINTS = 32
+
+Solve = Callable[[Float[Tensor, " T"]], Float[Tensor, "*batch T k"]]
+
+
+def fluctuations(
+    dynamics: EffectiveDynamics,
+    solve: Solve,
+    times: Float[Tensor, " T"],
+    initial: Float[Tensor, "*#batch k k"],
+) -> tuple[Float[Tensor, "*batch T k"], Float[Tensor, "*batch T k k"]]:
+    r"""The solution u(t) of the ballistic limit and Cov u(t) around it at dimension n,
+
+    .. math:: \dot P = A P + P A^T + D/n, \quad A = \nabla(-f + g)(u(t)), D = D(u(t)),
+
+    the linear-noise approximation, with D the full one-step increment's (`diffusion`).
+
+    A and D are evaluated at 41 times that are dense where u moves, and are linear in between. The
+    covariance is carried by the exponentials of short steps, which keep it positive semidefinite.
+
+    Args:
+        dynamics: gives A, D and n.
+        solve: u at increasing times, the first of them ``times[0]``.
+        times: shape ``(T,)``.
+        initial: P at ``times[0]``.
+    """
+    if len(times) == 1:
+        u = solve(times)
+        return u, initial.to(u).expand(*u.shape, u.shape[-1])
+    grid = _grid(times)
+    u = solve(grid)
+    rows = _nodes(grid, u)
+    A, D = _coefficients(dynamics, grid[rows], u[..., rows, :])
+    flow, gained = _steps(grid, grid[rows], A, D / dynamics.dim)
+    P = initial.to(u).expand(*u.shape[:-2], *initial.shape[-2:])
+    covariances = [P]
+    for step in range(len(grid) - 1):
+        F = flow[..., step, :, :]
+        P = F @ P @ F.mT + gained[..., step, :, :]
+        P = (P + P.mT) / 2
+        covariances.append(P)
+    asked = torch.searchsorted(grid, times)
+    return u[..., asked, :], torch.stack(covariances, dim=-3)[..., asked, :, :]
+
+
+def _grid(times: Float[Tensor, " T"]) -> Float[Tensor, " G"]:
+    """The times, and others in between so that no step is long."""
+    fine = torch.linspace(float(times[0]), float(times[-1]), _STEPS + 1, dtype=times.dtype)
+    # not beside a time: solvers underflow in steps of rounding's size
+    right = times[torch.searchsorted(times, fine).clamp_max(len(times) - 1)]
+    left = times[(torch.searchsorted(times, fine) - 1).clamp_min(0)]
+    gap = torch.minimum((right - fine).abs(), (fine - left).abs())
+    fine = fine[gap > 1e-6 * (times[-1] - times[0])]
+    return torch.cat([times, fine]).sort().values
+
+
+def _nodes(grid: Float[Tensor, " G"], u: Float[Tensor, "*batch G k"]) -> Tensor:
+    """Rows of the grid that are evenly spread in time and along the solutions, half each."""
+    length = u.diff(dim=-2).norm(dim=-1).reshape(-1, len(grid) - 1).amax(0).cpu()
+    travelled = torch.cat([torch.zeros(1).to(length), length.cumsum(0)])
+    elapsed = (grid - grid[0]) / (grid[-1] - grid[0])
+    progress = elapsed + travelled / travelled[-1].clamp_min(1e-300)
+    marks = torch.linspace(0, float(progress[-1]), _NODES, dtype=grid.dtype)
+    rows = torch.searchsorted(progress, marks).clamp_max(len(grid) - 1)
+    return torch.cat([torch.tensor([0]), rows, torch.tensor([len(grid) - 1])]).unique()
+
+
+def _coefficients(
+    dynamics: EffectiveDynamics, times: Float[Tensor, " M"], u: Float[Tensor, "*batch M k"]
+) -> tuple[Float[Tensor, "*batch M k k"], Float[Tensor, "*batch M k k"]]:
+    coarse = dynamics._for_band()
+    flat = u.reshape(-1, u.shape[-1])
+    A = coarse.jacobian(flat)
+    D = torch.cat([coarse.diffusion(piece) for piece in flat.split(_POINTS)])
+    shape = (*u.shape, u.shape[-1])
+    return A.reshape(shape), D.reshape(shape)
+
+
+def _steps(
+    grid: Float[Tensor, " G"],
+    nodes: Float[Tensor, " M"],
+    A: Float[Tensor, "*batch M k k"],
+    D: Float[Tensor, "*batch M k k"],
+) -> tuple[Float[Tensor, "*batch S k k"], Float[Tensor, "*batch S k k"]]:
+    """exp(A h) and the covariance gained, for the steps of the grid; van Loan's exponential."""
+    k = A.shape[-1]
+    middle, h = (grid[1:] + grid[:-1]) / 2, grid.diff().to(A)[:, None, None]
+    block = torch.zeros(*A.shape[:-3], len(h), 2 * k, 2 * k).to(A)
+    a, d = _linear(middle, nodes, A), _linear(middle, nodes, D)
+    block[..., :k, :k], block[..., :k, k:], block[..., k:, k:] = -a, d, a.mT
+    exponential = torch.linalg.matrix_exp(block * h)
+    flow = exponential[..., k:, k:].mT
+    return flow, flow @ exponential[..., :k, k:]
+
+
+def _linear(
+    t: Float[Tensor, " S"], nodes: Float[Tensor, " M"], values: Float[Tensor, "*batch M k k"]
+) -> Float[Tensor, "*batch S k k"]:
+    right = torch.searchsorted(nodes, t).clamp(1, len(nodes) - 1)
+    left = right - 1
+    weight = ((t - nodes[left]) / (nodes[right] - nodes[left])).to(values)[:, None, None]
+    # positive semidefinite matrices stay so
+    return values[..., left, :, :] * (1 - weight) + values[..., right, :, :] * weight

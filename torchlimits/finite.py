@@ -1,0 +1,255 @@
+"""Exact reduced chains: SGD's statistics at finite dimension n, without vectors of size n."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import checks
+from torchlimits.settings import SGDSettings
+from torchlimits.trajectory import Trajectory
+
+#: new directions that the frame takes up before it is turned and cut
+_FRESH = 4
+
+
+@dataclass(frozen=True)
+class Recursion:
+    """The constants of torch.optim.SGD's step, as they are at dimension n.
+
+    Attributes:
+        lr: delta.
+        momentum, dampening, weight_decay: beta, tau, alpha.
+        nesterov: the gradient looks ahead.
+        batch_size: B.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    batch_size: int = 1
+
+    @classmethod
+    def of(cls, settings: SGDSettings, dim: int, *, nesterov: bool = False) -> Recursion:
+        """Those of settings whose step is c_delta / n.
+
+        Raises:
+            ValueError: if c_delta is 0: there are no steps then.
+        """
+        if settings.step_size == 0:
+            raise ValueError(
+                "expected step_size > 0, got 0: gradient flow is a limit and takes no steps"
+            )
+        return cls(
+            lr=settings.step_size / dim,
+            momentum=settings.momentum,
+            dampening=settings.dampening,
+            weight_decay=settings.weight_decay,
+            nesterov=nesterov,
+            batch_size=settings.batch_size,
+        )
+
+    def update(self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, first: bool) -> None:
+        """One step of torch.optim.SGD on a parameter and its momentum buffer, in place."""
+        if self.weight_decay:
+            gradient = gradient.add_(parameter, alpha=self.weight_decay)
+        if not self.momentum:
+            parameter.sub_(gradient, alpha=self.lr)
+            return
+        if first:  # torch starts with the gradient, undamped
+            buffer.copy_(gradient)
+        else:
+            buffer.mul_(self.momentum).add_(gradient, alpha=1 - self.dampening)
+        if self.nesterov:
+            parameter.sub_(gradient, alpha=self.lr).sub_(buffer, alpha=self.lr * self.momentum)
+        else:
+            parameter.sub_(buffer, alpha=self.lr)
+
+
+def read_nesterov(optimizer: torch.optim.Optimizer | None) -> bool:
+    """Whether the optimizer looks ahead; its effective dynamics do not depend on it, its law does.
+
+    Example:
+        >>> read_nesterov(None)
+        False
+    """
+    return optimizer is not None and bool(optimizer.param_groups[0].get("nesterov"))
+
+
+class ReducedChain(ABC):
+    r"""The law of (u(X_0), u(X_1), ...) under SGD at dimension n, drawn without vectors of size n.
+
+    Data are isotropic outside d signal directions. So all that matters of them there are their
+    coordinates in a *frame*, orthonormal directions that span what rows (neurons, and their
+    momentum) have outside the signal, and the part outside the frame: a chi with as many degrees
+    of freedom as there are dimensions left, along one new direction of the frame. SGD is run in
+    these coordinates, as it is in the full space; whenever the frame is full it is turned until
+    the rows need no more directions than there are rows, and the others are dropped. Every step is
+    exact in law at every n, whatever the rank of R: nothing is inverted.
+
+    In float64 the chi-square of n degrees of freedom, a Gamma variable, has full relative
+    precision; the rows outside the signal are carried by their coordinates, not by R, so that
+    the growth of R by delta^2 n comes in by columns of size delta sqrt(n), far above rounding:
+    n may be 10^12 and more.
+
+    Args:
+        names: of the k statistics.
+        dim: n.
+        recursion: what the optimizer does.
+    """
+
+    def __init__(self, names: Sequence[str], dim: int, recursion: Recursion) -> None:
+        self.names, self.dim, self.recursion = list(names), dim, recursion
+
+    def run(
+        self,
+        u0: Float[Tensor, "*batch k"],
+        steps: int,
+        *,
+        runs: int = 1,
+        every: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> Trajectory:
+        """Sample paths of the statistics.
+
+        Args:
+            u0: the start, shape ``(..., k)``; momentum starts at rest.
+            steps: of SGD.
+            runs: independent paths from every start.
+            every: record every so many steps, besides the first and the last.
+            generator: of the randomness, on u0's device; the same seed gives the same paths.
+
+        Returns:
+            `Trajectory` with values ``(runs, ..., T, k)``; without the first dimension for one run
+            from each of several starts.
+
+        Raises:
+            ValueError: if u0 is not ``(..., k)`` and finite, no parameters have these statistics,
+                or a number is out of range.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> chain = tl.SpikedTensor(dim=10**9, order=2, snr=2.0).reduced_chain(step_size=1.0)
+            >>> chain.run(torch.tensor([0.5, 1.0]), steps=100, runs=50, every=10)
+            Trajectory(2 statistics, 11 times, t = 0 ... 1e-07, runs=50)
+        """
+        for name, value in (("steps", steps), ("runs", runs), ("every", every)):
+            checks.positive_int(name, value)
+        u0 = self._checked(u0)
+        checks.generator(generator, u0.device)
+        batch = u0.shape[:-1] if runs == 1 and u0.ndim > 1 else (runs, *u0.shape[:-1])
+        starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
+        at = sorted({*range(0, steps + 1, every), steps})
+        values = torch.stack(self._walk(starts, at, generator), dim=1)
+        if not bool(values.isfinite().all()):
+            raise RuntimeError(
+                "the statistics have become infinite: the step size is too large for this start"
+            )
+        recorded = torch.tensor(at)
+        return Trajectory(
+            recorded.double() * self.recursion.lr,
+            recorded,
+            values.reshape(*batch, len(at), len(self.names)),
+            self.names,
+            metadata={"parameters": {"dim": self.dim, **vars(self.recursion)}},
+        )
+
+    def _checked(self, u0: Tensor) -> Tensor:
+        k = len(self.names)
+        if not isinstance(u0, Tensor) or u0.ndim == 0 or u0.shape[-1] != k:
+            what = tuple(u0.shape) if isinstance(u0, Tensor) else type(u0).__name__
+            raise ValueError(f"expected u0 of shape (..., {k}), got {what}")
+        if not bool(u0.isfinite().all()):
+            raise ValueError("expected a finite start u0, got NaN or infinity in it")
+        return u0.detach().double()
+
+    @abstractmethod
+    def _walk(
+        self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
+    ) -> list[Float[Tensor, "S k"]]:
+        """The statistics after each of the steps ``at``, the first of which is 0."""
+
+
+class Frame:
+    """Coordinates of rows, shape (rows, columns, S): d signal directions, then the frame's.
+
+    Args:
+        dim: n.
+        signal: the rows' overlaps with the signal directions, ``(rows, d, S)``.
+        across: their coordinates in a frame orthogonal to it, ``(rows, columns, S)``.
+        fresh: directions that one step adds.
+    """
+
+    def __init__(self, dim: int, signal: Tensor, across: Tensor, fresh: int) -> None:
+        self.d = signal.shape[1]
+        self.space = dim - self.d  # dimensions orthogonal to the signal
+        self.fresh = fresh
+        columns = self.d + len(signal) + max(_FRESH, fresh)
+        self.rows = signal.new_zeros(len(signal), columns, signal.shape[2])
+        self.rows[:, : self.d] = signal
+        self.rows[:, self.d : self.d + across.shape[1]] = across
+        #: columns in use
+        self.used = self.d + across.shape[1]
+
+    def vectors(
+        self, samples: int, generator: torch.Generator | None
+    ) -> list[Float[Tensor, "samples columns S"]]:
+        """Isotropic standard normal vectors of n dimensions for the steps until the frame is full.
+
+        In the frame's coordinates, and for what is outside of it in those of new directions: the
+        b-th sample of a step has its last part along the b-th new one, and chances on those before.
+        """
+        if self.used + self.fresh > self.rows.shape[1]:
+            self._compress()
+        S = self.rows.shape[2]
+        widths = range(self.used + self.fresh, self.rows.shape[1] + 1, self.fresh)
+        normal = {"generator": generator, "dtype": self.rows.dtype, "device": self.rows.device}
+        # all at once: short draws take longer
+        flat = torch.randn(samples * sum(widths), S, **normal)
+        vectors = [
+            piece.unflatten(0, (samples, -1)) for piece in flat.split([samples * w for w in widths])
+        ]
+        for x in vectors:
+            for b in range(samples):
+                last = x.shape[1] - self.fresh + b
+                x[b, last + 1 :] = 0
+                left = self.space - (last - self.d)
+                if left > 0:
+                    x[b, last] = self._chi(left, S, generator)
+            x[:, self.d + self.space :] = 0  # there are no more directions
+        return vectors
+
+    def take_up(
+        self, vectors: Float[Tensor, "samples columns S"]
+    ) -> Float[Tensor, "rows columns S"]:
+        """The rows in the directions of a step's vectors, which now belong to the frame."""
+        self.used = vectors.shape[1]
+        return self.rows[:, : self.used]
+
+    def _chi(self, freedom: int, count: int, generator: torch.Generator | None) -> Tensor:
+        half = self.rows.new_full((count,), freedom / 2)
+        # torch.distributions takes no generator
+        gamma = torch._standard_gamma(half, generator=generator)  # pyright: ignore
+        return (2 * gamma).sqrt()
+
+    def _compress(self) -> None:
+        """Turn the frame until each row has one column more than the one before (Householder)."""
+        across = self.rows[:, self.d :]
+        for j in range(len(across)):
+            tail = across[j, j:]
+            length = torch.linalg.vector_norm(tail, dim=0)
+            mirror = tail.clone()
+            mirror[0] += torch.where(tail[0] < 0, -length, length)
+            square = mirror.square().sum(0)
+            scale = torch.where(square > 0, 2 / square.where(square > 0, 1.0), 0.0)
+            along = (across[j:, j:] * mirror).sum(1) * scale
+            across[j:, j:] -= along[:, None] * mirror
+            across[j, j + 1 :] = 0
+        self.used = self.d + len(across)

@@ -1,0 +1,88 @@
+"""The exact reduced chain of a two-layer network on a Gaussian mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.expectations import psd_sqrt
+from torchlimits.finite import Frame, Recursion, ReducedChain
+from torchlimits.problems.mixture_dynamics import MixtureODE
+
+
+class MixtureChain(ReducedChain):
+    r"""SGD's statistics (v, m, R) on a Gaussian mixture at dimension N, exact in law.
+
+    One step needs of a sample X only its component a, its d coordinates along the means, those of
+    P = W_perp X, and \|X_perp\|^2; with s = sigmoid(v . relu(h)) - y, h = m X_par + P and
+    c_i = -delta s v_i 1{h_i >= 0},
+
+    .. math::
+        v \leftarrow v - \delta (s\, relu(h) + \alpha v), \quad
+        W \leftarrow (1 - \delta\alpha) W + c X^T,
+
+    of which m and R are overlaps and Gram matrix. With momentum the buffer's rows are carried
+    beside those of W, and batches by the Gram matrix of their samples (Bartlett).
+
+    Args:
+        dynamics: of the same problem; gives the mixture's constants.
+        recursion: what the optimizer does.
+    """
+
+    def __init__(self, dynamics: MixtureODE, recursion: Recursion) -> None:
+        super().__init__(dynamics.names, dynamics.dim, recursion)
+        self.dynamics = dynamics
+
+    def _walk(
+        self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
+    ) -> list[Float[Tensor, "S k"]]:
+        self.dynamics._check_start(starts)
+        K, recursion = self.dynamics.width, self.recursion
+        v, m, R = self.dynamics.split(starts)
+        # the chains are in the last dimension, the fastest
+        v, signal, across = v.mT.contiguous(), m.permute(1, 2, 0), psd_sqrt(R).permute(1, 2, 0)
+        if recursion.momentum:  # rows of the buffer below those of W
+            signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
+        frame = Frame(self.dim, signal, across, fresh=recursion.batch_size)
+        samples = self._samples(frame, generator)
+        buffer, recorded = torch.zeros_like(v), [starts]
+        for step in range(at[-1]):
+            x, y = next(samples)
+            rows = frame.take_up(x)
+            W, velocity = rows[:K], rows[K:]
+            h = (W * x[:, None]).sum(2)  # (B, K, S)
+            active = h.relu()
+            s = (torch.sigmoid((v * active).sum(1)) - y)[:, None]
+            pull = torch.where(h >= 0, s * v, 0.0)
+            first = step == 0
+            recursion.update(v, buffer, (s * active).mean(0), first=first)
+            gradient = (pull[:, :, None] * x[:, None]).mean(0)
+            recursion.update(W, velocity, gradient, first=first)
+            if step + 1 == at[len(recorded)]:
+                recorded.append(self._statistics(v, W))
+        return recorded
+
+    def _samples(
+        self, frame: Frame, generator: torch.Generator | None
+    ) -> Iterator[tuple[Float[Tensor, "B columns S"], Float[Tensor, "B S"]]]:
+        """Fresh batches (x, y), x in the coordinates of the frame."""
+        c, labels = (t.to(frame.rows) for t in (self.dynamics.coordinates, self.dynamics.labels))
+        shape = (self.recursion.batch_size, frame.rows.shape[2])
+        while True:
+            vectors = frame.vectors(shape[0], generator)
+            size = (len(vectors), *shape)
+            component = torch.randint(len(c), size, generator=generator, device=c.device)
+            means, targets = c[component].movedim(-1, 2), labels[component]
+            for x, mean, y in zip(vectors, means, targets, strict=True):
+                x.mul_(self.dynamics.snr**-0.5)[:, : frame.d].add_(mean)
+                yield x, y
+
+    def _statistics(
+        self, v: Float[Tensor, "K S"], W: Float[Tensor, "K columns S"]
+    ) -> Float[Tensor, "S k"]:
+        d = self.dynamics.coordinates.shape[1]
+        across = W[:, d:].movedim(-1, 0)
+        return self.dynamics.join(v.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
