@@ -308,7 +308,7 @@ class GaussianMixture:
             >>> u.tolist()
             [1.0, 1.0, 0.0, 0.0, 0.99, 0.0, 0.99]
             >>> P.diagonal()[2:5]
-            tensor([0.0100, 0.0100, 0.0002], dtype=torch.float64)
+            tensor([0.0100, 0.0100, 0.0198], dtype=torch.float64)
         """
         K, d = self.width, len(self.directions)
         v = checks.float64("v", v)
