@@ -21,8 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 import torchlimits as tl
-from torchlimits.finite import Recursion
-from torchlimits.problems.mixture_chain import MixtureChain
 
 
 @dataclass
@@ -58,9 +56,7 @@ def sgd(problem: tl.GaussianMixture, options: Options) -> Callable[[], None]:
 
 def chain(problem: tl.GaussianMixture, dim: int, options: Options) -> Callable[[], None]:
     """Steps of the reduced chain at another dimension than the problem's."""
-    dynamics = problem.dynamics(step_size=1.0)
-    reduced = MixtureChain(dynamics, Recursion.of(dynamics.settings, dim))
-    reduced.dim = dim
+    reduced = problem.reduced_chain(step_size=1.0, dim=dim)
     u0, _ = problem.random_start(torch.tensor([1.0, -1.0] * (options.width // 2)))
     generator = torch.Generator().manual_seed(0)
 

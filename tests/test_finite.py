@@ -7,11 +7,7 @@ import torch
 from scipy import stats
 
 import torchlimits as tl
-from torchlimits.finite import Frame, Recursion
-from torchlimits.problems.mixture_chain import MixtureChain
-from torchlimits.problems.spiked_chain import SpikedChain
-from torchlimits.problems.spiked_dynamics import SpikedDynamics
-from torchlimits.settings import SGDSettings
+from torchlimits.finite import Frame
 
 RUNS = 4000
 #: steps at which the laws are compared
@@ -169,29 +165,24 @@ def test_singular_R(kind):
     assert alike(sgd(problem, start, options, 1), chain(problem, start, options, 1))
 
 
-def of_mixture(dim):
-    """Dynamics and chain as they are at any N: means and directions of N numbers play no part."""
-    small = tl.GaussianMixture.xor(dim=100, width=4, snr=4.0, ridge=0.1)
-    dynamics = small.dynamics(step_size=1.0)
-    dynamics.dim = dim
-    u0, _ = small.random_start(torch.tensor([0.5, 1.0, -0.5, -1.0]))
+def of_mixture():
+    problem = tl.GaussianMixture.xor(dim=100, width=4, snr=4.0, ridge=0.1)
+    u0, _ = problem.random_start(torch.tensor([0.5, 1.0, -0.5, -1.0]))
     u0[4:12] = 0.3 * torch.randn(8, generator=torch.Generator().manual_seed(0))
-    return dynamics, MixtureChain(dynamics, Recursion.of(dynamics.settings, dim)), u0
+    return problem, u0
 
 
-def of_tensor(dim):
-    settings = SGDSettings(1.0, weight_decay=0.1)
-    dynamics = SpikedDynamics(order=3, snr=1.5, dim=dim, settings=settings)
-    recursion = Recursion.of(settings, dim)
-    chain = SpikedChain(order=3, snr=1.5, dim=dim, recursion=recursion)
-    return dynamics, chain, torch.tensor([0.6, 0.8], dtype=torch.float64)
+def of_tensor():
+    return spiked(dim=100, order=3), torch.tensor([0.6, 0.8], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("dim", [10**6, 10**12])
 @pytest.mark.parametrize("make", [of_mixture, of_tensor], ids=["xor", "tensor"])
 def test_drift_and_diffusion_at_huge_dimensions(make, dim):
     """In a hundred steps u moves by 10^-10 at n = 10^12: all digits are needed."""
-    dynamics, chain, u0 = make(dim)
+    problem, u0 = make()
+    dynamics = problem.dynamics(step_size=1.0, dim=dim)
+    chain = problem.reduced_chain(step_size=1.0, dim=dim)
     steps, runs = 100, 20_000
     generator = torch.Generator().manual_seed(5)
     path = chain.run(u0, steps, runs=runs, every=steps, generator=generator)
@@ -258,3 +249,31 @@ def test_bad_input():
         tl.SpikedTensor(dim=10, order=3, snr=1.0).reduced_chain(step_size=100.0).run(
             torch.tensor([1.0, 1.0]), 100
         )
+
+
+def escape_times(path, level):
+    """When |m| first passes a level, (runs,); linear between the recorded times."""
+    m = path["m"].abs()
+    after = (m >= level).double().argmax(-1)
+    assert bool((after > 0).all())
+    rows = torch.arange(len(m))
+    below, above = m[rows, after - 1], m[rows, after]
+    weight = (level - below) / (above - below)
+    return path.times[after - 1] + weight * (path.times[after] - path.times[after - 1])
+
+
+@pytest.mark.slow
+def test_langevin_dynamics_escape_a_saddle_like_the_exact_chain():
+    """Matrix PCA from the equator: the law of the times at which runs leave it."""
+    problem = spiked(dim=2000, order=2, snr=2.0, ridge=0.0)
+    u0, generator = torch.tensor([0.0, 1.0]), torch.Generator().manual_seed(2)
+    chain = problem.reduced_chain(step_size=1.0)
+    exact = chain.run(u0, 8000, runs=2000, every=40, generator=generator)
+    langevin = problem.dynamics(step_size=1.0).langevin()
+    paths = langevin.solve(u0, exact.times, paths=2000, generator=generator)
+    times = [escape_times(path, 0.5).numpy() for path in (exact, paths)]
+    assert stats.ks_2samp(*times).pvalue > 1e-3
+    # negative control: another dimension's noise
+    large = spiked(dim=4000, order=2, snr=2.0, ridge=0.0).dynamics(step_size=1.0).langevin()
+    later = large.solve(u0, exact.times, paths=2000, generator=generator)
+    assert stats.ks_2samp(times[0], escape_times(later, 0.5).numpy()).pvalue < 1e-3

@@ -15,6 +15,7 @@ from torchlimits import checks, fixed_points
 from torchlimits.band import fluctuations
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.fixed_points import FixedPoint
+from torchlimits.langevin import LangevinDynamics
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
 
@@ -313,6 +314,18 @@ class EffectiveDynamics(nn.Module, ABC):
             return _integrate(self, u0, times, self.rtol, self.atol)
 
         return fluctuations(self, solution, instants, start)[1]
+
+    def langevin(self) -> LangevinDynamics:
+        r"""The same dynamics with their noise at dimension n, an SDE: see `LangevinDynamics`.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.SpikedTensor(dim=10**6, order=2, snr=2.0).dynamics(step_size=1.0)
+            >>> paths = dynamics.langevin().solve(torch.tensor([0.0, 1.0]), [0.0, 2.0], paths=1000)
+            >>> bool(paths["m"][:, -1].min() < 0 < paths["m"][:, -1].max())  # both ways
+            True
+        """
+        return LangevinDynamics(self)
 
     def _for_band(self) -> EffectiveDynamics:
         """Dynamics whose derivatives and diffusion matrices are as right as a band needs them."""

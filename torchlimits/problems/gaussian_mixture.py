@@ -233,6 +233,7 @@ class GaussianMixture:
         step_size: float | None = None,
         momentum: float = 0.0,
         batch_size: int = 1,
+        dim: int | None = None,
         level: int = 0,
     ) -> MixtureODE:
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
@@ -243,6 +244,7 @@ class GaussianMixture:
             step_size: c_delta, instead of an optimizer; the ridge is then the problem's.
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
+            dim: N, if not the problem's; 10^9 takes no more memory.
             level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
 
         Returns:
@@ -253,15 +255,16 @@ class GaussianMixture:
                 are out of range.
             TypeError: if the optimizer is not SGD.
         """
+        dim = self.dim if dim is None else checks.positive_int("dim", dim)
         settings = SGDSettings.chosen(
             optimizer,
-            dim=self.dim,
+            dim=dim,
             ridge=self.ridge,
             step_size=step_size,
             momentum=momentum,
             batch_size=batch_size,
         )
-        place = {"width": self.width, "snr": self.snr, "dim": self.dim, "settings": settings}
+        place = {"width": self.width, "snr": self.snr, "dim": dim, "settings": settings}
         if self.snr == math.inf:
             return SmallNoiseDynamics(self.coordinates, self.labels, **place)
         return MixtureDynamics(self.coordinates, self.labels, level=level, **place)
@@ -273,17 +276,22 @@ class GaussianMixture:
         step_size: float | None = None,
         momentum: float = 0.0,
         batch_size: int = 1,
+        dim: int | None = None,
     ) -> MixtureChain:
-        """The exact law of SGD's statistics at this N, drawn without N-vectors.
+        """The exact law of SGD's statistics at dimension N, drawn without N-vectors.
 
         See `ReducedChain.run`. Arguments and errors are those of `dynamics`; Nesterov's momentum
         and dampening are read from the optimizer.
         """
         dynamics = self.dynamics(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
-        nesterov = read_nesterov(optimizer)
-        return MixtureChain(dynamics, Recursion.of(dynamics.settings, self.dim, nesterov=nesterov))
+        recursion = Recursion.of(dynamics.settings, dynamics.dim, nesterov=read_nesterov(optimizer))
+        if dynamics.dim < len(self.directions) + 1:
+            raise ValueError(
+                f"expected dim > {len(self.directions)}, the number of directions, got {dim}"
+            )
+        return MixtureChain(dynamics, recursion)
 
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.

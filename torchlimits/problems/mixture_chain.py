@@ -58,8 +58,8 @@ class MixtureChain(ReducedChain):
             s = (torch.sigmoid((v * active).sum(1)) - y)[:, None]
             pull = torch.where(h >= 0, s * v, 0.0)
             first = step == 0
-            recursion.update(v, buffer, (s * active).mean(0), first=first)
-            gradient = (pull[:, :, None] * x[:, None]).mean(0)
+            recursion.update(v, buffer, _mean(s * active), first=first)
+            gradient = _mean(pull[:, :, None] * x[:, None])
             recursion.update(W, velocity, gradient, first=first)
             if step + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(v, W))
@@ -86,3 +86,8 @@ class MixtureChain(ReducedChain):
         d = self.dynamics.coordinates.shape[1]
         across = W[:, d:].movedim(-1, 0)
         return self.dynamics.join(v.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
+
+
+def _mean(x: Float[Tensor, "B ..."]) -> Tensor:
+    """Over the batch; of a batch of one nothing is computed."""
+    return x[0] if len(x) == 1 else x.mean(0)

@@ -227,6 +227,7 @@ class SpikedTensor:
         step_size: float | None = None,
         momentum: float = 0.0,
         batch_size: int = 1,
+        dim: int | None = None,
     ) -> SpikedDynamics:
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * n.
 
@@ -235,14 +236,16 @@ class SpikedTensor:
             step_size: c_delta, instead of an optimizer; 0 is gradient flow.
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
+            dim: n, if not the problem's; 10^9 takes no more memory.
 
         Raises:
             ValueError: if not exactly one of optimizer and step_size is given, or their values
                 are out of range.
             TypeError: if the optimizer is not SGD.
         """
-        settings = self._settings(optimizer, step_size, momentum, batch_size)
-        return SpikedDynamics(order=self.order, snr=self.snr, dim=self.dim, settings=settings)
+        dim = self.dim if dim is None else checks.positive_int("dim", dim)
+        settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
+        return SpikedDynamics(order=self.order, snr=self.snr, dim=dim, settings=settings)
 
     def reduced_chain(
         self,
@@ -251,15 +254,19 @@ class SpikedTensor:
         step_size: float | None = None,
         momentum: float = 0.0,
         batch_size: int = 1,
+        dim: int | None = None,
     ) -> SpikedChain:
-        """The exact law of SGD's statistics at this n, drawn without n-vectors.
+        """The exact law of SGD's statistics at dimension n, drawn without n-vectors.
 
         See `ReducedChain.run`. Arguments and errors are those of `dynamics`; Nesterov's momentum
         and dampening are read from the optimizer.
         """
-        settings = self._settings(optimizer, step_size, momentum, batch_size)
-        recursion = Recursion.of(settings, self.dim, nesterov=read_nesterov(optimizer))
-        return SpikedChain(order=self.order, snr=self.snr, dim=self.dim, recursion=recursion)
+        dim = self.dim if dim is None else checks.positive_int("dim", dim)
+        if dim < 2:
+            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
+        settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
+        recursion = Recursion.of(settings, dim, nesterov=read_nesterov(optimizer))
+        return SpikedChain(order=self.order, snr=self.snr, dim=dim, recursion=recursion)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
         """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.
@@ -297,7 +304,7 @@ class SpikedTensor:
             optimizer, step_size, momentum, batch_size: as in `dynamics`.
             scaled_snr: Lambda; by default snr * n^(-(k-2)/2), that of this problem.
         """
-        settings = self._settings(optimizer, step_size, momentum, batch_size)
+        settings = self._settings(optimizer, step_size, momentum, batch_size, self.dim)
         own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
         strength = own if scaled_snr is None else checks.non_negative("scaled_snr", scaled_snr)
         return EquatorDynamics(
@@ -315,11 +322,16 @@ class SpikedTensor:
         return {"order": self.order, "dim": self.dim, "snr": self.snr, "ridge": self.ridge}
 
     def _settings(
-        self, optimizer: object, step_size: float | None, momentum: float, batch_size: int
+        self,
+        optimizer: object,
+        step_size: float | None,
+        momentum: float,
+        batch_size: int,
+        dim: int,
     ) -> SGDSettings:
         return SGDSettings.chosen(
             optimizer,
-            dim=self.dim,
+            dim=dim,
             ridge=self.ridge,
             step_size=step_size,
             momentum=momentum,
