@@ -185,7 +185,7 @@ def test_compare_counts_what_is_inside_the_band():
     dynamics = problem.dynamics(**settings)
     comparison = tl.compare(measured, dynamics.solve(u0, measured.times, band=True))
     assert float((comparison.inside - 0.95).abs().max()) < 0.02
-    assert "inside 95 %" in str(comparison)
+    assert "in 95 %" in str(comparison)
     narrow = dynamics.solve(u0, measured.times, band=True)
     half = tl.compare(measured, tl.Trajectory(
         narrow.times, narrow.steps, narrow.values, narrow.names, narrow.std / 2

@@ -45,7 +45,7 @@ def test_a_band_gives_the_difference_in_its_units():
     )  # fmt: skip
     result = tl.compare(measured, with_band)
     torch.testing.assert_close(result.sup_in_std, torch.full((2,), 3.0, dtype=torch.float64))
-    assert "predicted sd" in str(result)
+    assert "in sd" in str(result)
 
 
 def test_the_printed_table():

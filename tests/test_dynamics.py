@@ -122,8 +122,6 @@ def test_optimizers_without_a_limit_here():
     p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
     with pytest.raises(TypeError, match="recording works with any optimizer"):
         SGDSettings.of(torch.optim.Adam([p]), 10)
-    with pytest.raises(ValueError, match="maximize"):
-        SGDSettings.of(torch.optim.SGD([p], lr=0.1, maximize=True), 10)
     groups = [{"params": [p], "lr": 0.1}, {"params": [q], "lr": 0.2}]
     with pytest.raises(ValueError, match="one lr for all parameter groups"):
         SGDSettings.of(torch.optim.SGD(groups, lr=0.1), 10)

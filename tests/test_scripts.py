@@ -80,6 +80,7 @@ def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
         ("bench_tracking.py", ["--steps", 40, "--rounds", 2]),
         ("bench_estimate.py", ["--samples", 64, "--looped", 2, "--rounds", 2, "--dim", 60]),
         ("bench_writing.py", ["--help"]),
+        ("bench_reduced.py", ["--runs", 10, "--dim", 20, "--steps", 8, "--rounds", 2]),
     ],
 )
 def test_benchmarks_start(script, arguments):
@@ -104,6 +105,8 @@ def test_figures(number, found, tmp_path):
     [
         ("timescales.py", ["--smoke"], "timescales.png", "n log n"),
         ("success.py", ["binary", "--smoke"], "binary.png", "0.5000"),
+        ("finite_size.py", ["matrix", "--smoke"], "matrix.png", "n log n"),
+        ("finite_size.py", ["binary", "--smoke"], "binary.png", "theory -1/2"),
         ("phase_diagram.py", ["matrix", "--points", 7], "matrix-step.png", "costs up to 1.000"),
         ("phase_diagram.py", ["tensor", "--points", 7], "tensor-step.png", "corrector costs"),
         ("phase_diagram.py", ["binary", "--plane", "ridge", "--points", 2], "binary-ridge.png",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
@@ -55,9 +56,13 @@ class Comparison:
         """A rich table."""
         title = "measured against predicted" + (f", mean of {self.runs} runs" * (self.runs > 1))
         header, *rows = self._cells()
-        table = Table(title=title, title_justify="left")
+        # 80 characters hold it, with a band too
+        table = Table(
+            title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
+        )
         for i, column in enumerate(header):
-            table.add_column(column, justify="right" if i else "left")
+            width = max(len(row[i]) for row in rows)
+            table.add_column(column, justify="right" if i else "left", min_width=width)
         for row in rows:
             table.add_row(*map(escape, row))
         return table
@@ -88,11 +93,11 @@ class Comparison:
             for i, name in enumerate(self.names)
         ]
         if self.sup_in_std is not None:
-            header.append("in predicted sd")
+            header.append("in sd")
             for row, value in zip(rows, self.sup_in_std, strict=True):
                 row.append(f"{value:.2f}")
         if self.inside is not None:
-            header.append("inside 95 %")
+            header.append("in 95 %")
             for row, value in zip(rows, self.inside, strict=True):
                 row.append(f"{100 * value:.0f} %")
         return [header, *rows]
