@@ -206,7 +206,7 @@ def test_compression_keeps_the_geometry():
     across[:, :, 0] = 0  # no rows
     across[1, :, 1] = across[0, :, 1]  # parallel ones
     frame = Frame(50, signal, across, fresh=2)
-    for vector in frame.vectors(2, generator):
+    for vector in next(frame.vectors(2, generator)):
         rows = frame.take_up(vector)
         rows[:] += 0.1 * torch.randn(3, 1, 5).double() * vector[0]
     before = frame.rows[:, 1:].clone()

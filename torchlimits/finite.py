@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,8 +17,12 @@ from torchlimits import checks
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
 
+Block = TypeVar("Block")
+
 #: new directions that the frame takes up before it is turned and cut
-_FRESH = 4
+_FRESH = 6
+#: chains up to which one thread is faster than several
+_SHARED = 5000
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,25 @@ class Recursion:
             parameter.sub_(gradient, alpha=self.lr).sub_(buffer, alpha=self.lr * self.momentum)
         else:
             parameter.sub_(buffer, alpha=self.lr)
+
+    def update_rows(
+        self,
+        rows: Float[Tensor, "K columns S"],
+        buffer: Float[Tensor, "K columns S"],
+        pull: Float[Tensor, "B K S"],
+        x: Float[Tensor, "B columns S"],
+        *,
+        first: bool,
+    ) -> None:
+        """`update` along the mean of the outer products pull x^T."""
+        if self.momentum or self.batch_size > 1:
+            gradient = (pull[:, :, None] * x[:, None]).mean(0)
+            self.update(rows, buffer, gradient, first=first)
+            return
+        # the same without an array for the gradient
+        if self.weight_decay:
+            rows.mul_(1 - self.lr * self.weight_decay)
+        rows.addcmul_(pull[0][:, None], x[0], value=-self.lr)
 
 
 def read_nesterov(optimizer: torch.optim.Optimizer | None) -> bool:
@@ -148,7 +174,8 @@ class ReducedChain(ABC):
         batch = u0.shape[:-1] if runs == 1 and u0.ndim > 1 else (runs, *u0.shape[:-1])
         starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
         at = sorted({*range(0, steps + 1, every), steps})
-        values = torch.stack(self._walk(starts, at, generator), dim=1)
+        with _threads_for(len(starts)):
+            values = torch.stack(self._walk(starts, at, generator), dim=1)
         if not bool(values.isfinite().all()):
             raise RuntimeError(
                 "the statistics have become infinite: the step size is too large for this start"
@@ -201,16 +228,22 @@ class Frame:
 
     def vectors(
         self, samples: int, generator: torch.Generator | None
-    ) -> list[Float[Tensor, "samples columns S"]]:
-        """Isotropic standard normal vectors of n dimensions for the steps until the frame is full.
+    ) -> Iterator[list[Float[Tensor, "samples columns S"]]]:
+        """Isotropic standard normal vectors of n dimensions, for the steps until the frame is full.
 
         In the frame's coordinates, and for what is outside of it in those of new directions: the
         b-th sample of a step has its last part along the b-th new one, and chances on those before.
         """
-        if self.used + self.fresh > self.rows.shape[1]:
-            self._compress()
+        used = self.used
+        while True:
+            yield self._until_full(used, samples, generator)
+            used = self.d + len(self.rows)  # after `_compress`
+
+    def _until_full(
+        self, used: int, samples: int, generator: torch.Generator | None
+    ) -> list[Float[Tensor, "samples columns S"]]:
         S = self.rows.shape[2]
-        widths = range(self.used + self.fresh, self.rows.shape[1] + 1, self.fresh)
+        widths = range(used + self.fresh, self.rows.shape[1] + 1, self.fresh)
         normal = {"generator": generator, "dtype": self.rows.dtype, "device": self.rows.device}
         # all at once: short draws take longer
         flat = torch.randn(samples * sum(widths), S, **normal)
@@ -233,6 +266,8 @@ class Frame:
         self, vectors: Float[Tensor, "samples columns S"]
     ) -> Float[Tensor, "rows columns S"]:
         """The rows in the directions of a step's vectors, which now belong to the frame."""
+        if vectors.shape[1] < self.used + self.fresh:
+            self._compress()
         self.used = vectors.shape[1]
         return self.rows[:, : self.used]
 
@@ -255,3 +290,28 @@ class Frame:
             across[j:, j:].addcmul_(along[:, None], mirror, value=-1)
             across[j, j + 1 :] = 0
         self.used = self.d + len(across)
+
+
+@contextmanager
+def _threads_for(chains: int) -> Iterator[None]:
+    """One thread for small arrays: torch would share them out, which takes longer than the sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if chains <= _SHARED else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def ahead(blocks: Iterator[Block]) -> Iterator[Block]:
+    """The same, each made while the one before is used: random numbers take a thread of their own.
+
+    Example:
+        >>> list(ahead(iter([1, 2, 3])))
+        [1, 2, 3]
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.expectations import psd_sqrt
-from torchlimits.finite import Frame, Recursion, ReducedChain
+from torchlimits.finite import Frame, Recursion, ReducedChain, ahead
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
 
@@ -47,7 +47,7 @@ class MixtureChain(ReducedChain):
         if recursion.momentum:  # rows of the buffer below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal, across, fresh=recursion.batch_size)
-        samples = self._samples(frame, generator)
+        samples = (sample for block in ahead(self._samples(frame, generator)) for sample in block)
         buffer, recorded = torch.zeros_like(v), [starts]
         for step in range(at[-1]):
             x, y = next(samples)
@@ -58,27 +58,25 @@ class MixtureChain(ReducedChain):
             s = (torch.sigmoid((v * active).sum(1)) - y)[:, None]
             pull = torch.where(h >= 0, s * v, 0.0)
             first = step == 0
-            recursion.update(v, buffer, _mean(s * active), first=first)
-            gradient = _mean(pull[:, :, None] * x[:, None])
-            recursion.update(W, velocity, gradient, first=first)
+            recursion.update(v, buffer, (s * active).mean(0), first=first)
+            recursion.update_rows(W, velocity, pull, x, first=first)
             if step + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(v, W))
         return recorded
 
     def _samples(
         self, frame: Frame, generator: torch.Generator | None
-    ) -> Iterator[tuple[Float[Tensor, "B columns S"], Float[Tensor, "B S"]]]:
-        """Fresh batches (x, y), x in the coordinates of the frame."""
+    ) -> Iterator[list[tuple[Float[Tensor, "B columns S"], Float[Tensor, "B S"]]]]:
+        """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
         c, labels = (t.to(frame.rows) for t in (self.dynamics.coordinates, self.dynamics.labels))
         shape = (self.recursion.batch_size, frame.rows.shape[2])
-        while True:
-            vectors = frame.vectors(shape[0], generator)
+        for vectors in frame.vectors(shape[0], generator):
             size = (len(vectors), *shape)
             component = torch.randint(len(c), size, generator=generator, device=c.device)
             means, targets = c[component].movedim(-1, 2), labels[component]
-            for x, mean, y in zip(vectors, means, targets, strict=True):
+            for x, mean in zip(vectors, means, strict=True):
                 x.mul_(self.dynamics.snr**-0.5)[:, : frame.d].add_(mean)
-                yield x, y
+            yield list(zip(vectors, targets, strict=True))
 
     def _statistics(
         self, v: Float[Tensor, "K S"], W: Float[Tensor, "K columns S"]
@@ -86,8 +84,3 @@ class MixtureChain(ReducedChain):
         d = self.dynamics.coordinates.shape[1]
         across = W[:, d:].movedim(-1, 0)
         return self.dynamics.join(v.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
-
-
-def _mean(x: Float[Tensor, "B ..."]) -> Tensor:
-    """Over the batch; of a batch of one nothing is computed."""
-    return x[0] if len(x) == 1 else x.mean(0)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.finite import Frame, Recursion, ReducedChain
+from torchlimits.finite import Frame, Recursion, ReducedChain, ahead
 from torchlimits.problems.spiked_dynamics import NAMES
 
 
@@ -43,12 +43,10 @@ class SpikedChain(ReducedChain):
         if self.recursion.momentum:
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal.clone(), across.clone(), fresh=1)
-        vectors, recorded = iter(()), [starts]
+        vectors = (z for block in ahead(frame.vectors(1, generator)) for z in block)
+        recorded = [starts]
         for step in range(at[-1]):
-            z = next(vectors, None)
-            if z is None:
-                vectors = iter(frame.vectors(1, generator))
-                z = next(vectors)
+            z = next(vectors)
             rows = frame.take_up(z)
             x, velocity = rows[:1], rows[1:]
             self.recursion.update(x, velocity, self._gradient(x, z), first=step == 0)
