@@ -107,6 +107,8 @@ def test_figures(number, found, tmp_path):
         ("success.py", ["binary", "--smoke"], "binary.png", "0.5000"),
         ("finite_size.py", ["matrix", "--smoke"], "matrix.png", "n log n"),
         ("finite_size.py", ["binary", "--smoke"], "binary.png", "theory -1/2"),
+        ("normalized.py", ["--smoke"], "normalized.png", "threshold of SGD-U: 0.5000"),
+        ("momentum.py", ["--smoke"], "momentum.png", "Cov r2 r2"),
         ("phase_diagram.py", ["matrix", "--points", 7], "matrix-step.png", "costs up to 1.000"),
         ("phase_diagram.py", ["tensor", "--points", 7], "tensor-step.png", "corrector costs"),
         ("phase_diagram.py", ["binary", "--plane", "ridge", "--points", 2], "binary-ridge.png",

@@ -12,6 +12,7 @@ from torchlimits.estimation import Estimate, estimate
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.lifting import Lift
 from torchlimits.localizability import CriticalStepSize, critical_step_size, localizability
+from torchlimits.normalized import NormalizedSGD
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.power_law import Report
 from torchlimits.probe import Explanation, Probe
@@ -36,6 +37,7 @@ __all__ = [
     "GaussianMixture",
     "Lift",
     "NonFiniteStatistic",
+    "NormalizedSGD",
     "PhaseDiagram",
     "Probe",
     "Regime",

@@ -87,10 +87,21 @@ def _nodes(grid: Float[Tensor, " G"], u: Float[Tensor, "*batch G k"]) -> Tensor:
 def _coefficients(
     dynamics: EffectiveDynamics, times: Float[Tensor, " M"], u: Float[Tensor, "*batch M k"]
 ) -> tuple[Float[Tensor, "*batch M k k"], Float[Tensor, "*batch M k k"]]:
+    if dynamics.schedule is not None:
+        moments = zip(times.tolist(), u.unbind(-2), strict=True)
+        pairs = [_coefficients_at(dynamics, at, t) for t, at in moments]
+        A, D = (torch.stack(matrices, dim=-3) for matrices in zip(*pairs, strict=True))
+        return A, D
+    return _coefficients_at(dynamics, u, 0.0)
+
+
+def _coefficients_at(
+    dynamics: EffectiveDynamics, u: Float[Tensor, "*batch k"], t: float
+) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch k k"]]:
     coarse = dynamics._for_band()
     flat = u.reshape(-1, u.shape[-1])
-    A = coarse.jacobian(flat)
-    D = torch.cat([coarse.diffusion(piece) for piece in flat.split(_POINTS)])
+    A = coarse.jacobian(flat, t)
+    D = torch.cat([coarse.diffusion(piece, t) for piece in flat.split(_POINTS)])
     shape = (*u.shape, u.shape[-1])
     return A.reshape(shape), D.reshape(shape)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torchdiffeq
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from torchlimits import checks, fixed_points
@@ -16,17 +16,19 @@ from torchlimits.band import fluctuations
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.langevin import LangevinDynamics
+from torchlimits.schedule import Schedule
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
 
 
 class EffectiveDynamics(nn.Module, ABC):
-    r"""The ballistic limit of SGD's summary statistics, an autonomous ODE
+    r"""The ballistic limit of SGD's summary statistics, an ODE
 
     .. math:: \dot u = -f(u) + g(u)
 
     with the population drift -f and the population corrector g, for steps of size
-    :math:`\delta = c_\delta / n`; t = (number of steps) * delta.
+    :math:`\delta = c_\delta / n`; t = (number of steps) * delta. With a schedule c_delta(t), t is
+    the sum of the steps' sizes, and the corrector is that of c_delta(t).
 
     Source: Theorem 2.2 of Ben Arous, Gheissari and Jagannath (arXiv 2206.04030).
 
@@ -38,6 +40,7 @@ class EffectiveDynamics(nn.Module, ABC):
         names: of the k statistics.
         dim: the dimension n that turns limit time into steps.
         settings: what the optimizer does.
+        schedule: c_delta(t), in place of the settings' c_delta.
     """
 
     #: what `solve` asks of torchdiffeq unless told otherwise: no finer than the error of `forward`
@@ -48,11 +51,18 @@ class EffectiveDynamics(nn.Module, ABC):
     #: `fixed_points` lets its starts flow for so long
     settling_time: float = 100.0
 
-    def __init__(self, names: Sequence[str], dim: int, settings: SGDSettings) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        dim: int,
+        settings: SGDSettings,
+        schedule: Schedule | None = None,
+    ) -> None:
         super().__init__()
         self.names = list(names)
         self.dim = dim
         self.settings = settings
+        self.schedule = schedule
 
     @abstractmethod
     def _terms(
@@ -62,11 +72,35 @@ class EffectiveDynamics(nn.Module, ABC):
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """The population drift -f(u), with the optimizer's factor; errors as in `forward`."""
-        return self.settings.drift_factor * self._evaluated(u)[0]
+        return self._speed(u) * self._evaluated(u)[0]
 
-    def corrector(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The population corrector g(u), with c_delta and the optimizer's factors in."""
-        return self.settings.corrector_factor * self._evaluated(u)[1]
+    def corrector(
+        self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0
+    ) -> Float[Tensor, "*batch k"]:
+        """The population corrector g(u), with c_delta (at t) and the optimizer's factors in."""
+        return self._corrector_factor(u, t) * self._evaluated(u)[1]
+
+    def step_size_at(self, t: Float[Tensor, ""] | float = 0.0) -> float:
+        """c_delta at limit time t.
+
+        Raises:
+            ValueError: if there is a schedule that has ended by then.
+        """
+        return self.settings.step_size if self.schedule is None else self.schedule(float(t))
+
+    def _speed(self, u: Tensor) -> Tensor | float:
+        """q: how much faster than plain SGD the parameters behind each statistic move."""
+        return self.settings.drift_factor
+
+    def _second_order_speed(self) -> float:
+        """q of the parameters whose second order counts, in `_increment_covariance`."""
+        return self.settings.drift_factor
+
+    def _corrector_factor(self, u: Tensor, t: Tensor | float) -> Tensor | float:
+        speed = self._speed(u)
+        if self.schedule is None and isinstance(speed, float):
+            return self.settings.corrector_factor
+        return self.step_size_at(t) / self.settings.batch_size * speed**2
 
     def forward(
         self, t: Float[Tensor, ""] | float, u: Float[Tensor, "*batch k"]
@@ -78,9 +112,11 @@ class EffectiveDynamics(nn.Module, ABC):
             ValueError: if its last dimension is not k, or it is not finite.
         """
         drift, corrector = self._evaluated(u)
-        return self.settings.drift_factor * drift + self.settings.corrector_factor * corrector
+        return self._speed(u) * drift + self._corrector_factor(u, t) * corrector
 
-    def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
+    def diffusion(
+        self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0
+    ) -> Float[Tensor, "*batch k k"]:
         r"""The diffusion matrix of the unrescaled statistics times n,
 
         .. math:: D(u) = \lim_n n\,\delta\, Cov((u(X_{l+1}) - u(X_l)) / \delta \mid u(X_l) = u),
@@ -89,12 +125,20 @@ class EffectiveDynamics(nn.Module, ABC):
         n delta J V J^T of Theorem 2.2, with the increment's second-order part where that is of the
         same order (in R, for the mixtures). Shape ``(..., k, k)``.
 
+        Args:
+            u: shape ``(..., k)``.
+            t: limit time, of which c_delta is taken where there is a schedule.
+
         Raises:
             NotImplementedError: if it is not known for this problem.
             ValueError, TypeError: as in `forward`.
         """
-        covariance = self._increment_covariance(self._checked(u), self.settings.effective_step_size)
-        return self.settings.corrector_factor * covariance
+        c = self.step_size_at(t) / self.settings.batch_size
+        exact = self._checked(u).double()
+        covariance = self._increment_covariance(exact, c * self._second_order_speed())
+        speed = torch.as_tensor(self._speed(u), dtype=covariance.dtype, device=covariance.device)
+        speed = speed.expand(len(self.names))
+        return (c * torch.outer(speed, speed) * covariance).to(u.dtype)
 
     def _increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
@@ -127,14 +171,17 @@ class EffectiveDynamics(nn.Module, ABC):
             ValueError: if starts are no finite ``(S, k)``, or none are given and none are known.
             RuntimeError: if no start leads to a fixed point.
         """
+        self._check_autonomous("fixed points")
         if starts is None:
             checks.positive_int("count", count)
             starts = self._random_starts(count, torch.Generator().manual_seed(seed))
         return fixed_points.find(self, starts, flow=self.settling_time if flow is None else flow)
 
-    def jacobian(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
-        """Derivatives of -f + g at each of S points."""
-        return fixed_points.jacobian(self, self._checked(u))
+    def jacobian(
+        self, u: Float[Tensor, "S k"], t: Float[Tensor, ""] | float = 0.0
+    ) -> Float[Tensor, "S k k"]:
+        """Derivatives of -f + g at each of S points, at limit time t."""
+        return fixed_points.jacobian(self, self._checked(u), float(t))
 
     def diffusive(self, at: Float[Tensor, " k"]) -> LinearDiffusion:
         r"""The diffusive limit around a fixed point u*: :math:`\tilde u = \sqrt n (u - u^*)`.
@@ -150,6 +197,7 @@ class EffectiveDynamics(nn.Module, ABC):
             ValueError: if u* is not a fixed point.
             NotImplementedError: if the diffusion matrix is not known.
         """
+        self._check_autonomous("diffusive limits around fixed points")
         at = self._checked(at).detach().double()
         if at.ndim != 1 or not bool(at.isfinite().all()):
             raise ValueError(f"expected one finite point at, shape (k,), got {tuple(at.shape)}")
@@ -170,6 +218,14 @@ class EffectiveDynamics(nn.Module, ABC):
             dim=self.dim,
             settings=self.settings,
         )
+
+    def _check_autonomous(self, what: str) -> None:
+        if self.schedule is not None:
+            raise ValueError(
+                f"expected a constant step size for {what}, got the schedule "
+                f"{self.schedule.describe()}: the dynamics change in time; make dynamics with the "
+                "step size of one moment"
+            )
 
     def _random_starts(self, count: int, generator: torch.Generator) -> Float[Tensor, "S k"]:
         """Starts for `fixed_points`; subclasses know where to look."""
@@ -239,6 +295,7 @@ class EffectiveDynamics(nn.Module, ABC):
             NotImplementedError: if a band is asked and the diffusion matrix is not known.
         """
         instants = checks.increasing_times(times)
+        steps = self._steps(instants)
         u0 = self._checked(u0)
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
@@ -261,9 +318,6 @@ class EffectiveDynamics(nn.Module, ABC):
             raise ValueError("expected initial_covariance together with band=True, got it alone")
         else:
             values = solution(instants)
-        # gradient flow has no steps of its own: count those of c_delta = 1
-        learning_rate = (self.settings.step_size or 1.0) / self.dim
-        steps = (instants / learning_rate).round().long()
         return Trajectory(
             instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
         )
@@ -315,6 +369,14 @@ class EffectiveDynamics(nn.Module, ABC):
 
         return fluctuations(self, solution, instants, start)[1]
 
+    def _steps(self, instants: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
+        """Steps of SGD up to limit times; ValueError if the schedule does not get there."""
+        if self.schedule is not None:
+            return self.schedule.steps(instants, self.dim)
+        # gradient flow has no steps of its own: count those of c_delta = 1
+        learning_rate = (self.settings.step_size or 1.0) / self.dim
+        return (instants / learning_rate).round().long()
+
     def langevin(self) -> LangevinDynamics:
         r"""The same dynamics with their noise at dimension n, an SDE: see `LangevinDynamics`.
 
@@ -325,6 +387,7 @@ class EffectiveDynamics(nn.Module, ABC):
             >>> bool(paths["m"][:, -1].min() < 0 < paths["m"][:, -1].max())  # both ways
             True
         """
+        self._check_autonomous("Langevin dynamics")
         return LangevinDynamics(self)
 
     def _for_band(self) -> EffectiveDynamics:
@@ -383,7 +446,8 @@ class EffectiveDynamics(nn.Module, ABC):
 
     def describe(self) -> dict[str, Any]:
         """Parameters that a reader of the prediction wants to see, JSON-able."""
-        return {"dim": self.dim, **self.settings.describe()}
+        schedule = {} if self.schedule is None else {"schedule": self.schedule.describe()}
+        return {"dim": self.dim, **self.settings.describe(), **schedule}
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
@@ -414,10 +478,16 @@ def _integrate(
     state = u0.to(torch.float64)
     if len(times) == 1:
         return state[..., None, :]
+    end = times[-1].to(state.device)
+
+    def until_end(t: Tensor, u: Tensor) -> Tensor:
+        # the solver looks beyond the end, where a schedule need not be defined
+        return right_hand_side(torch.minimum(t, end.to(t)), u)
+
     try:
         with torch.no_grad():
             solution = torchdiffeq.odeint(
-                right_hand_side,
+                until_end,
                 state,
                 times.to(state.device),
                 rtol=rtol,

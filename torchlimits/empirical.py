@@ -165,14 +165,16 @@ class EmpiricalDynamics(EffectiveDynamics):
         found = torch.stack([e.increment_covariance.value / delta for e in rows])
         return found.reshape(*u.shape, u.shape[-1]).to(u)
 
-    def jacobian(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
+    def jacobian(
+        self, u: Float[Tensor, "S k"], t: Float[Tensor, ""] | float = 0.0
+    ) -> Float[Tensor, "S k k"]:
         """Central differences with the same samples, over distances that they resolve."""
         u = self._checked(u).detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1]).to(u)
         # as far as there are parameters: beyond R >= 0 there are none
         ahead, behind = self._project(u[:, None] + moves), self._project(u[:, None] - moves)
-        rise = self(0.0, ahead) - self(0.0, behind)
+        rise = self(t, ahead) - self(t, behind)
         return torch.linalg.lstsq(ahead - behind, rise).solution.mT
 
     def _project(self, u: Tensor) -> Tensor:

@@ -139,7 +139,8 @@ class Prober:
         self.probe, self._optimizer = probe, optimizer
         self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
         self.parameters = dict(model.named_parameters())
-        self._settings()  # refuse optimizers that the decomposition is not known for
+        # refuse optimizers that the decomposition is not known for
+        self._settings().check_plain("a probe")
         device = next(iter(self.parameters.values())).device
         self._generator = torch.Generator(device=device).manual_seed(probe.seed)
         self._steps: list[int] = []

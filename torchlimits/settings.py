@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from torchlimits import checks
+from torchlimits.normalized import NormalizedSGD
+
+#: options that parameter groups may differ in
+_OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "maximize")
 
 
 @dataclass(frozen=True)
@@ -16,11 +21,14 @@ class SGDSettings:
     r"""The constants of one SGD run, in the limit n -> infinity.
 
     With momentum beta, dampening tau and batches of B fresh samples, put q = (1 - tau)/(1 - beta):
-    the drift becomes :math:`-q f` and the corrector :math:`c_\delta q^2 g / B`.
+    the drift becomes :math:`-q f` and the corrector :math:`c_\delta q^2 g / B`. ``maximize`` turns
+    the loss's part of the drift round, not the ridge's, and not the corrector, which is quadratic
+    in the gradient.
 
     Source: sections 1 to 5 of arXiv 2206.04030 for plain SGD; for momentum, after its buffer has
     settled (in O(1) steps) the parameters move by q times the gradients' sum, so one effective
-    step has size q delta: q steps of drift and q^2 of quadratic variation a step.
+    step has size q delta: q steps of drift and q^2 of quadratic variation a step. Nesterov's
+    momentum moves them by the same sum, so it has the same limit.
 
     Args:
         step_size: c_delta = lr * n; 0 is the subcritical limit, gradient flow.
@@ -28,6 +36,8 @@ class SGDSettings:
         dampening: tau in [0, 1).
         weight_decay: alpha, the ridge.
         batch_size: B, samples averaged in one step.
+        maximize: ascend the loss.
+        normalized: gradients are scaled to the length sqrt(n), `NormalizedSGD`.
 
     Raises:
         ValueError: if one is out of range.
@@ -42,6 +52,8 @@ class SGDSettings:
     dampening: float = 0.0
     weight_decay: float = 0.0
     batch_size: int = 1
+    maximize: bool = False
+    normalized: bool = False
 
     def __post_init__(self) -> None:
         checks.non_negative("step_size", self.step_size, "it is c_delta = lr * dim")
@@ -53,35 +65,41 @@ class SGDSettings:
 
     @classmethod
     def of(cls, optimizer: object, dim: int, batch_size: int = 1) -> SGDSettings:
-        """Read them from a `torch.optim.SGD`.
+        """Read them from a `torch.optim.SGD` or a `NormalizedSGD`.
 
         Raises:
             TypeError: if it is another optimizer.
-            ValueError: if its options have no limit in this package.
+            ValueError: if its parameter groups differ, or an option has no limit.
         """
-        if not isinstance(optimizer, torch.optim.SGD):
-            raise TypeError(
-                f"expected a torch.optim.SGD, got {type(optimizer).__name__}: its effective "
-                "dynamics are not known to this package (recording works with any optimizer)"
-            )
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        options = ("lr", "momentum", "dampening", "weight_decay", "maximize")
-        for option in options:
+        groups = parameter_groups(optimizer)
+        for option in _OPTIONS:
             values = {float(group[option]) for group in groups}
             if len(values) > 1:
                 raise ValueError(
                     f"expected one {option} for all parameter groups, got {sorted(values)}: "
-                    "the dynamics of layers with their own settings are not in this package yet"
+                    "layers with their own settings are known for GaussianMixture.dynamics"
                 )
-        group = groups[0]
-        if group["maximize"]:
-            raise ValueError("expected SGD that minimises, got maximize=True: negate the loss")
+        return cls.of_group(
+            groups[0], dim, batch_size, normalized=isinstance(optimizer, NormalizedSGD)
+        )
+
+    @classmethod
+    def of_group(
+        cls, group: Mapping[str, Any], dim: int, batch_size: int = 1, *, normalized: bool = False
+    ) -> SGDSettings:
+        """Those of one parameter group of a `torch.optim.SGD`.
+
+        Raises:
+            ValueError: if an option has no limit.
+        """
         return cls(
             step_size=float(group["lr"]) * dim,
             momentum=float(group["momentum"]),
             dampening=float(group["dampening"]) if group["momentum"] else 0.0,
             weight_decay=float(group["weight_decay"]),
             batch_size=batch_size,
+            maximize=bool(group["maximize"]),
+            normalized=normalized,
         )
 
     @classmethod
@@ -110,18 +128,44 @@ class SGDSettings:
             assert step_size is not None
             return cls(step_size, momentum, weight_decay=ridge, batch_size=batch_size)
         settings = cls.of(optimizer, dim, batch_size)
-        if abs(settings.weight_decay - ridge) > 1e-12 + 1e-6 * ridge:
+        settings.check_beside(ridge=ridge, momentum=momentum)
+        return settings
+
+    def check_beside(
+        self, *, ridge: float, momentum: float, layer: str = "", stacklevel: int = 4
+    ) -> None:
+        """Compare what was read from an optimizer with the problem's ridge and a momentum given.
+
+        Warns if the ridge is another one, on behalf of the caller ``stacklevel`` frames up.
+
+        Raises:
+            ValueError: if the momentum is another one.
+        """
+        if abs(self.weight_decay - ridge) > 1e-12 + 1e-6 * ridge:
             warnings.warn(
-                f"the optimizer's weight_decay={settings.weight_decay:g} is not the problem's "
+                f"the optimizer's weight_decay={self.weight_decay:g}{layer} is not the problem's "
                 f"ridge={ridge:g}: the prediction takes the optimizer's, which is what trains",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
-        if momentum not in (0.0, settings.momentum):
+        if momentum not in (0.0, self.momentum):
             raise ValueError(
-                f"expected momentum from the optimizer ({settings.momentum}), got {momentum} "
+                f"expected momentum from the optimizer ({self.momentum}{layer}), got {momentum} "
                 "beside it: leave it out"
             )
-        return settings
+
+    def check_plain(self, what: str) -> None:
+        """ValueError if the gradient is not the loss's own: maximised, or normalised."""
+        for option in ("maximize", "normalized"):
+            if getattr(self, option):
+                raise ValueError(
+                    f"expected plain SGD for {what}, got {option}=True: "
+                    + ("negate the loss" if option == "maximize" else "use problem.dynamics(...)")
+                )
+
+    @property
+    def sign(self) -> float:
+        """1 where the loss is minimised, -1 where it is maximised."""
+        return -1.0 if self.maximize else 1.0
 
     @property
     def drift_factor(self) -> float:
@@ -141,3 +185,18 @@ class SGDSettings:
     def describe(self) -> dict[str, Any]:
         """The settings as a dict."""
         return asdict(self)
+
+
+def parameter_groups(optimizer: object) -> list[dict[str, Any]]:
+    """The parameter groups of an SGD.
+
+    Raises:
+        TypeError: if it is another optimizer.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise TypeError(
+            "expected torch.optim.SGD (with any of its options and a schedule) or "
+            f"tl.NormalizedSGD, got {type(optimizer).__name__}: its effective dynamics are not "
+            "known to this package (recording works with any optimizer: tl.track)"
+        )
+    return optimizer.param_groups

@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from torchlimits import checks, expectations, success
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion, read_nesterov
+from torchlimits.layers import Layers
 from torchlimits.networks import TwoLayerNetwork
 from torchlimits.problems import small_noise
 from torchlimits.problems.mixture_chain import MixtureChain
 from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
 from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
+from torchlimits.schedule import Schedule, ScheduleLike
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import SummaryStatistics, gram, overlaps, second_layer
 
@@ -233,17 +235,22 @@ class GaussianMixture:
         step_size: float | None = None,
         momentum: float = 0.0,
         batch_size: int = 1,
+        schedule: ScheduleLike | None = None,
         dim: int | None = None,
         level: int = 0,
     ) -> MixtureODE:
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
         Args:
-            optimizer: a `torch.optim.SGD`, whose lr, momentum, dampening and weight decay are read
-                (its weight decay is the ridge of the prediction; a warning if not the problem's).
+            optimizer: a `torch.optim.SGD`, whose options are read, for each layer those of its
+                parameter group; limit time is the sum of the first group's learning rates. (Its
+                weight decay is the ridge of the prediction; a warning if not the problem's.) A
+                layer that it does not hold does not move.
             step_size: c_delta, instead of an optimizer; the ridge is then the problem's.
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
+            schedule: c_delta(t), a function of limit time that replaces c_delta, or the
+                optimizer's LR scheduler, stepped after every step; see `torchlimits.schedule`.
             dim: N, if not the problem's; 10^9 takes no more memory.
             level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
 
@@ -256,15 +263,34 @@ class GaussianMixture:
             TypeError: if the optimizer is not SGD.
         """
         dim = self.dim if dim is None else checks.positive_int("dim", dim)
-        settings = SGDSettings.chosen(
-            optimizer,
-            dim=dim,
-            ridge=self.ridge,
-            step_size=step_size,
-            momentum=momentum,
-            batch_size=batch_size,
-        )
-        place = {"width": self.width, "snr": self.snr, "dim": dim, "settings": settings}
+        layers = None
+        if optimizer is None or step_size is not None:
+            settings = SGDSettings.chosen(
+                optimizer,
+                dim=dim,
+                ridge=self.ridge,
+                step_size=step_size,
+                momentum=momentum,
+                batch_size=batch_size,
+            )
+        else:
+            found = Layers.of(
+                optimizer, width=self.width, dims={self.dim, dim}, dim=dim, batch_size=batch_size
+            )
+            if isinstance(found, Layers):
+                found.check_beside(ridge=self.ridge, momentum=momentum)
+                settings, layers = found.reference, found
+            else:
+                found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
+                settings = found
+        place = {
+            "width": self.width,
+            "snr": self.snr,
+            "dim": dim,
+            "settings": settings,
+            "layers": layers,
+            "schedule": Schedule.of(schedule, optimizer, dim),
+        }
         if self.snr == math.inf:
             return SmallNoiseDynamics(self.coordinates, self.labels, **place)
         return MixtureDynamics(self.coordinates, self.labels, level=level, **place)
@@ -286,6 +312,7 @@ class GaussianMixture:
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
+        dynamics.check_plain("the reduced chain")
         recursion = Recursion.of(dynamics.settings, dynamics.dim, nesterov=read_nesterov(optimizer))
         if dynamics.dim < len(self.directions) + 1:
             raise ValueError(

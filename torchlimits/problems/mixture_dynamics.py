@@ -11,7 +11,9 @@ from torch import Tensor
 
 from torchlimits import expectations, fixed_points
 from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.layers import Layers
 from torchlimits.problems import idle_neurons
+from torchlimits.schedule import Schedule
 from torchlimits.settings import SGDSettings
 
 #: `_lasting` turns parallel neurons apart by this much, relative to their squared lengths
@@ -28,6 +30,8 @@ class MixtureODE(EffectiveDynamics):
         labels: y_a in {0, 1}, shape ``(A,)``.
         width, snr, dim: K, lambda, N.
         settings: what the optimizer does; its weight decay is alpha.
+        layers: what it does to each layer, where they differ; ``settings`` is their reference.
+        schedule: c_delta(t), of the reference.
     """
 
     def __init__(
@@ -39,11 +43,13 @@ class MixtureODE(EffectiveDynamics):
         snr: float,
         dim: int,
         settings: SGDSettings,
+        layers: Layers | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         from torchlimits.problems.gaussian_mixture import mixture_names
 
-        super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings)
-        self.width, self.snr = width, snr
+        super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings, schedule)
+        self.width, self.snr, self.layers = width, snr, layers
         self.register_buffer("coordinates", coordinates)
         self.register_buffer("labels", labels)
         self.coordinates: Tensor
@@ -69,6 +75,40 @@ class MixtureODE(EffectiveDynamics):
         """The inverse of `split`."""
         i, j = torch.triu_indices(self.width, self.width, device=v.device)
         return torch.cat([v, m.flatten(-2), R[..., i, j]], dim=-1)
+
+    def _speed(self, u: Tensor) -> Tensor | float:
+        if self.layers is None:
+            return self.settings.drift_factor
+        first, second = self.layers.speeds
+        K = self.width
+        speed = torch.full((len(self.names),), first, dtype=u.dtype, device=u.device)
+        speed[:K] = second
+        return speed
+
+    def _second_order_speed(self) -> float:
+        return self.settings.drift_factor if self.layers is None else self.layers.speeds[0]
+
+    def _decay(self, u: Tensor) -> Tensor:
+        """The ridge's part of the drift less its sign: alpha v, alpha m, 2 alpha R."""
+        v, m, R = self.split(u)
+        alpha = self.settings.weight_decay
+        first, second = (alpha, alpha) if self.layers is None else self.layers.ridges
+        return self.join(second * v, first * m, 2 * first * R)
+
+    def check_plain(self, what: str) -> None:
+        """ValueError unless both layers are minimised with the same settings."""
+        self.settings.check_plain(what)
+        if self.layers is not None:
+            raise ValueError(
+                f"expected one group of settings for both layers for {what}, got layers that "
+                "differ: their limit is in problem.dynamics(optimizer)"
+            )
+
+    @property
+    def _signs(self) -> tuple[float, float]:
+        """Of the loss's part, for the layers W and v."""
+        sign = self.settings.sign
+        return (sign, sign) if self.layers is None else self.layers.signs
 
     def _check_start(self, u0: Tensor) -> None:
         R = self.split(u0)[2].double()
@@ -137,7 +177,8 @@ class MixtureODE(EffectiveDynamics):
 
     def describe(self) -> dict[str, Any]:
         """Parameters of the prediction."""
-        return {"width": self.width, "snr": self.snr, **super().describe()}
+        layers = {} if self.layers is None else self.layers.describe()
+        return {"width": self.width, "snr": self.snr, **super().describe(), **layers}
 
 
 class MixtureDynamics(MixtureODE):
@@ -159,6 +200,7 @@ class MixtureDynamics(MixtureODE):
         labels: y_a in {0, 1}, shape ``(A,)``.
         width, snr, dim: K, lambda, N.
         settings: what the optimizer does; its weight decay is alpha.
+        layers, schedule: as in `MixtureODE`.
         level: accuracy of the Gaussian expectations, -1 (coarse), 0, 1, 2 ...
 
     Errors of drift and corrector at random points with entries of order 1, snr from 0.1 to 1e6
@@ -177,24 +219,26 @@ class MixtureDynamics(MixtureODE):
         snr: float,
         dim: int,
         settings: SGDSettings,
+        layers: Layers | None = None,
+        schedule: Schedule | None = None,
         level: int = 0,
     ) -> None:
-        super().__init__(coordinates, labels, width=width, snr=snr, dim=dim, settings=settings)
+        super().__init__(
+            coordinates, labels, width=width, snr=snr, dim=dim, settings=settings, layers=layers,
+            schedule=schedule,
+        )  # fmt: skip
         if isinstance(level, bool) or not isinstance(level, int) or level < -1:
             raise ValueError(f"expected level to be an int >= -1, got {level!r}: 0 is the default")
         self.level = level + (width > 4 and snr < 4)
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         v, m, R = self.split(u)
-        alpha = self.settings.weight_decay
+        first, second = self._signs
         L, Q = expectations.factor_gaussian(m, R, self.snr)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
-        pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
-        drift = self.join(
-            -residual - alpha * v,
-            -v[..., None] * overlap - alpha * m,
-            -pull - pull.mT - 2 * alpha * R,
-        )
+        pull = first * v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
+        descent = self.join(-second * residual, -first * v[..., None] * overlap, -pull - pull.mT)
+        drift = descent - self._decay(u)
         kick = v[..., :, None] * v[..., None, :] * activity / self.snr
         return drift, self.join(torch.zeros_like(v), torch.zeros_like(m), kick)
 
@@ -202,7 +246,7 @@ class MixtureDynamics(MixtureODE):
         """The same for another number of neurons."""
         return MixtureDynamics(
             self.coordinates, self.labels, width=width, snr=self.snr, dim=self.dim,
-            settings=self.settings, level=self.level,
+            settings=self.settings, layers=self.layers, schedule=self.schedule, level=self.level,
         )  # fmt: skip
 
     def _for_band(self) -> MixtureDynamics:
@@ -246,6 +290,7 @@ class MixtureDynamics(MixtureODE):
         v, m, R = self.split(u)
         K, d = self.width, self.coordinates.shape[1]
         e = d + K
+        first, second = self._signs
         L, Q = expectations.factor_gaussian(m, R, self.snr)
         # w = (X_par, P) = (c_a, 0) + M zeta / sqrt(snr), zeta standard normal. Given xi = Q zeta,
         # what is left of zeta is independent of xi and of everything that depends on it.
@@ -262,10 +307,10 @@ class MixtureDynamics(MixtureODE):
         ) -> Tensor:
             """E[du | xi] / delta of one step, less the ridge, (points, nodes, 1, k)."""
             s = (torch.sigmoid(psi) - y[:, None])[..., None]
-            G = -s * v[:, None] * (h >= 0)
+            G = -first * s * v[:, None] * (h >= 0)
             w = xi @ response.mT
             w = torch.cat([w[..., :d] + c[:, None], w[..., d:]], dim=-1)
-            dv = -s * h.relu()
+            dv = -second * s * h.relu()
             dR = step_size / self.snr * (G[..., i] * G[..., j])
             moves = _moves(G, w, d)
             return torch.cat([dv, moves[..., K : K + K * d], moves[..., K + K * d :] + dR], dim=-1)[
@@ -292,13 +337,8 @@ class MixtureDynamics(MixtureODE):
         per_column = _moves(torch.eye(K).to(v), rest.mT[..., :, None, :], d).mT  # (..., e, k, K)
         others = (per_column @ GG[..., None, :, :] @ per_column.mT).sum(-3)
         drift, corrector = self._terms(u)
-        average = drift + self.settings.weight_decay * self._decay(u) + step_size * corrector
+        average = drift + self._decay(u) + step_size * corrector
         return square.to(u.dtype) + others - average[..., :, None] * average[..., None, :]
-
-    def _decay(self, u: Tensor) -> Tensor:
-        """What the ridge's part of the drift is proportional to: v, m, 2 R."""
-        v, m, R = self.split(u)
-        return self.join(v, m, 2 * R)
 
     def _averages(
         self, v: Tensor, m: Tensor, L: Tensor, Q: Tensor

@@ -40,18 +40,18 @@ class SmallNoiseDynamics(MixtureODE):
     jump is spread over \|h_ai\| < 0.01, which leaves fixed points where they are.
 
     Args:
-        coordinates, labels, width, snr, dim, settings: as in `MixtureODE`; snr is inf.
+        coordinates, labels, width, snr, dim, settings, layers, schedule: as in `MixtureODE`; snr is
+            inf.
     """
 
     rtol = 1e-8
     atol = 1e-10
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = self.settings.weight_decay
         v, m, R = self.split(u)
         dv, dm, _ = self._moves_by_component(v, m)
-        drift = self.join(dv.mean(0) - alpha * v, dm.mean(0) - alpha * m, -2 * alpha * R)
-        return drift, torch.zeros_like(u)
+        descent = self.join(dv.mean(0), dm.mean(0), torch.zeros_like(R))
+        return descent - self._decay(u), torch.zeros_like(u)
 
     def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
         v, m, _ = self.split(u)
@@ -73,9 +73,10 @@ class SmallNoiseDynamics(MixtureODE):
         h = torch.einsum("...kd,ad->a...k", m, c)
         psi = (v * h.relu()).sum(-1)
         s = (torch.sigmoid(psi) - y.reshape(-1, *(1,) * (psi.ndim - 1)))[..., None]
-        activity, slides = self._activity(h, v * s)
-        gradient = -s * v * activity
-        return -h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c), slides
+        first, second = self._signs
+        activity, slides = self._activity(h, first * v * s)
+        gradient = -first * s * v * activity
+        return -second * h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c), slides
 
     def _activity(self, h: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each component a neuron sees, and where it slides on h = 0.

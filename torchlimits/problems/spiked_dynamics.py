@@ -13,6 +13,7 @@ from torch import Tensor
 from torchlimits.diffusive import DiffusiveDynamics
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.fixed_points import FixedPoint, classify
+from torchlimits.schedule import Schedule
 from torchlimits.settings import SGDSettings
 
 NAMES = ["m", "r2"]
@@ -36,28 +37,51 @@ class SpikedDynamics(EffectiveDynamics):
 
     u is ``(..., 2)``: m, r2. The diffusion matrix is that of the gradient noise, Gaussian with
     covariance :math:`4 (k R^{2k-2} I + k (k-1) R^{2k-4} x x^T)`.
+
+    **Normalised gradients** (`torchlimits.NormalizedSGD`): by that covariance
+    :math:`\|\nabla L\| / \sqrt n \to 2 \sqrt{k/B} R^{k-1}`, B the batch size, so that the loss's
+    part of the drift gets a factor :math:`\eta = \sqrt B / (2 \sqrt k R^{k-1})`, corrector and
+    diffusion matrix one of :math:`\eta^2`; the ridge, which comes after the scaling, none. The
+    corrector of r2 is then the constant c_delta, and fixed points have :math:`r_2 = c_\delta \eta`
+    (B = 1). For k = 2 those with m != 0 have :math:`m^2 = \lambda - c / (2 \sqrt{2 \lambda})` and
+    exist for :math:`\lambda > c^{2/3} / 2`: normalising lowers the threshold c if c > 1/8.
     """
 
     rtol = 1e-8
     atol = 1e-10
     settling_time = 0.0  # stiff, and in two dimensions the starts themselves find everything
 
-    def __init__(self, *, order: int, snr: float, dim: int, settings: SGDSettings) -> None:
-        super().__init__(NAMES, dim, settings)
+    def __init__(
+        self,
+        *,
+        order: int,
+        snr: float,
+        dim: int,
+        settings: SGDSettings,
+        schedule: Schedule | None = None,
+    ) -> None:
+        super().__init__(NAMES, dim, settings, schedule)
         self.order, self.snr = order, snr
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        k, alpha = self.order, self.settings.weight_decay
+        k, alpha, sign = self.order, self.settings.weight_decay, self.settings.sign
         m, r2 = u.unbind(-1)
-        power = (m**2 + r2) ** (k - 1)
-        drift = torch.stack(
-            [
-                2 * k * (self.snr * m ** (k - 1) - m * power) - alpha * m,
-                -4 * k * power * r2 - 2 * alpha * r2,
-            ],
-            dim=-1,
-        )
-        return drift, torch.stack([torch.zeros_like(m), 4 * k * power], dim=-1)
+        square = m**2 + r2
+        power = square ** (k - 1)
+        pull, shrink = 2 * k * (self.snr * m ** (k - 1) - m * power), -4 * k * power * r2
+        kick = 4 * k * power
+        if self.settings.normalized:
+            eta = self._eta(square)
+            pull, shrink = eta * pull, eta * shrink
+            kick = torch.full_like(kick, self.settings.batch_size)  # eta^2 times it, at R = 0 too
+        drift = torch.stack([sign * pull - alpha * m, sign * shrink - 2 * alpha * r2], dim=-1)
+        return drift, torch.stack([torch.zeros_like(m), kick], dim=-1)
+
+    def _eta(self, square: Tensor) -> Tensor:
+        """sqrt(n) over the length of the gradient, at R^2 = square."""
+        k, B = self.order, self.settings.batch_size
+        safe = square.clamp_min(torch.finfo(square.dtype).tiny ** (1 / k))
+        return (B / (4 * k)) ** 0.5 * safe ** (-(k - 1) / 2)
 
     def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
         # the increment's second order, delta |grad H|^2 in r2, fluctuates by n^(-1/2) only
@@ -69,7 +93,10 @@ class SpikedDynamics(EffectiveDynamics):
             torch.stack([isotropic + radial * m**2, 2 * radial * m * r2], -1),
             torch.stack([2 * radial * m * r2, 4 * r2 * (isotropic + radial * r2)], -1),
         ]
-        return torch.stack(rows, -2)
+        covariance = torch.stack(rows, -2)
+        if self.settings.normalized:
+            covariance = self._eta(square)[..., None, None] ** 2 * covariance
+        return covariance
 
     # --- fixed points in closed form --------------------------------------------------------------
 
@@ -81,8 +108,14 @@ class SpikedDynamics(EffectiveDynamics):
             \Big(\frac{k}{k-2}\Big)^{(k-2)/2}, \quad \lambda_c(2) = c,
 
         with c = c_delta, and the optimizer's factors in it (`SGDSettings.effective_step_size`).
+        With normalised gradients and k = 2 it is :math:`c^{2/3} / 2`.
+
+        Raises:
+            ValueError: where no closed form is known, see `exact_fixed_points`.
         """
         k, c = self.order, self._c()
+        if self.settings.normalized:
+            return c ** (2 / 3) / 2
         if k == 2:
             return c
         return c ** (k / 2) * (2 * (k - 1) / k) ** (k - 1) * (k / (k - 2)) ** ((k - 2) / 2)
@@ -92,7 +125,8 @@ class SpikedDynamics(EffectiveDynamics):
 
         .. math:: \lambda m^{k-2} = (m^2 + c)^{k-1};
 
-        for k = 2 it is :math:`\sqrt{\lambda - c}`, and stable above threshold like all of them.
+        for k = 2 it is :math:`\sqrt{\lambda - c}`, and stable above threshold like all of them
+        (with normalised gradients :math:`\sqrt{\lambda - c / (2 \sqrt{2 \lambda})}`).
 
         Args:
             sign: -1 for its mirror image, which exists for even k only.
@@ -121,16 +155,27 @@ class SpikedDynamics(EffectiveDynamics):
         Source: Proposition 3.2 of arXiv 2206.04030, for any c_delta; the pairs with a minus sign
         for even k only. Same order as `fixed_points`.
 
+        With normalised gradients and k = 2: (0, c^(2/3)/2) and (+-m, c / (2 sqrt(2 lambda))).
+
         Raises:
-            ValueError: with a weight decay, for which the closed form does not hold.
+            ValueError: where the closed form does not hold: with a weight decay, ``maximize``, a
+                schedule, or normalised gradients and k >= 3.
         """
         c = self._c()
+        if self.settings.normalized:
+            points = {(0.0, self.critical_snr)}
+            if self.snr > self.critical_snr:
+                m = self.m_star()
+                points |= {(sign * m, c / (8 * self.snr) ** 0.5) for sign in (1, -1)}
+            return self._in_order(points)
         overlaps = [0.0]
         if self.snr > self.critical_snr or (self.order > 2 and self.snr == self.critical_snr):
             roots = {self.m_star()} | ({self.m_dagger()} if self.order > 2 else set())
             signs = (1, -1) if self.order % 2 == 0 else (1,)
             overlaps += [sign * m for m in sorted(roots) if m > 0 for sign in signs]
-        points = {(0.0, 0.0), *((m, c) for m in overlaps)}
+        return self._in_order({(0.0, 0.0), *((m, c) for m in overlaps)})
+
+    def _in_order(self, points: set[tuple[float, float]]) -> list[FixedPoint]:
         found = [self._fixed_point(*point) for point in points]
         order = {"stable": 0, "marginal": 1, "unstable": 2}
         return sorted(found, key=lambda p: (order[p.kind], *(round(x, 6) for x in p.u.tolist())))
@@ -146,7 +191,17 @@ class SpikedDynamics(EffectiveDynamics):
                 f"expected weight_decay 0 for the closed form, got {self.settings.weight_decay}: "
                 "use fixed_points(), which finds them numerically"
             )
-        return self.settings.effective_step_size
+        self._check_autonomous("fixed points")
+        settings = self.settings
+        if settings.maximize or (settings.normalized and self.order > 2):
+            what = "maximize=True" if settings.maximize else f"order {self.order}, normalized"
+            raise ValueError(
+                f"expected SGD that minimises (normalised: at order 2) for the closed form, got "
+                f"{what}: use fixed_points(), which finds them numerically"
+            )
+        if settings.normalized:  # batches: sqrt(B) in the drift, B/B in the corrector
+            return settings.step_size * settings.drift_factor / settings.batch_size**0.5
+        return settings.effective_step_size
 
     def _root(self, sign: int, *, smaller: bool) -> float:
         k, c = self.order, self._c()
@@ -163,7 +218,8 @@ class SpikedDynamics(EffectiveDynamics):
                 f"at order {k} and c_delta={c:g}, got snr={self.snr:g}: there is none below"
             )
         if k == 2:
-            return sign * math.sqrt(self.snr - c)
+            r2 = c / (8 * self.snr) ** 0.5 if self.settings.normalized else c
+            return sign * math.sqrt(self.snr - r2)
         if c == 0:
             return 0.0 if smaller else sign * self.snr ** (1 / k)
 
@@ -186,8 +242,14 @@ class SpikedDynamics(EffectiveDynamics):
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
         uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
         reach = 1.2 * self.snr ** (1 / self.order)
-        radius = 2 * self.settings.effective_step_size
+        k, settings = self.order, self.settings
+        radius = 2 * settings.effective_step_size
+        if settings.normalized:
+            c = settings.step_size * settings.drift_factor / settings.batch_size**0.5
+            radius = 2 * (c / (4 * k) ** 0.5) ** (2 / (k + 1))
         starts = torch.stack([reach * (2 * uniform[:, 0] - 1), radius * uniform[:, 1]], dim=-1)
+        if settings.normalized:  # the origin is no fixed point
+            return starts
         # the degenerate origin is where everything that is in doubt slowly converges to
         return torch.cat([torch.zeros(1, 2, dtype=torch.float64), starts])
 
@@ -207,6 +269,17 @@ class SpikedDynamics(EffectiveDynamics):
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
         radius = "(r2 - c)" if corrector else "r2"
+        if self.settings.normalized:
+            noise = " + c" if corrector else ""
+            return "\n".join(
+                [
+                    "Effective dynamics (Proposition 3.1 of arXiv 2206.04030) for normalised "
+                    "gradients, R^2 = m^2 + r2, eta = 1/(2 k^(1/2) R^(k-1)):",
+                    "",
+                    "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) eta - alpha m",
+                    f"    dr2/dt = -4 k R^(2k-2) r2 eta{noise} - 2 alpha r2",
+                ]
+            )
         return "\n".join(
             [
                 "Effective dynamics (Proposition 3.1 of arXiv 2206.04030), R^2 = m^2 + r2:",
@@ -236,9 +309,17 @@ class EquatorDynamics(DiffusiveDynamics):
         order: k.
         scaled_snr: Lambda.
         dim, settings: n and what the optimizer does; without weight decay.
+
+    Raises:
+        ValueError: for `NormalizedSGD`.
     """
 
     def __init__(self, *, order: int, scaled_snr: float, dim: int, settings: SGDSettings) -> None:
+        if settings.normalized:
+            raise ValueError(
+                "expected torch.optim.SGD for the equator, got normalised gradients: use dynamics("
+                "optimizer), from a measured start"
+            )
         centre = torch.zeros(2, dtype=torch.float64)
         scale = torch.tensor([dim**0.5, 1.0], dtype=torch.float64)
         super().__init__(NAMES, dim, settings, centre, scale)
@@ -249,11 +330,11 @@ class EquatorDynamics(DiffusiveDynamics):
         k, alpha = self.order, self.settings.weight_decay
         u1, r2 = u.unbind(-1)
         power = r2 ** (k - 1)
-        c = self.settings.effective_step_size
+        c, sign = self.settings.effective_step_size, self.settings.sign
         pull = torch.stack(
             [
-                2 * k * (self.scaled_snr * u1 ** (k - 1) - u1 * power) - alpha * u1,
-                -4 * k * power * (r2 - c) - 2 * alpha * r2,
+                sign * 2 * k * (self.scaled_snr * u1 ** (k - 1) - u1 * power) - alpha * u1,
+                -4 * k * power * (sign * r2 - c) - 2 * alpha * r2,
             ],
             dim=-1,
         )

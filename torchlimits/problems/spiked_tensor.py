@@ -17,6 +17,7 @@ from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion, read_nesterov
 from torchlimits.problems.spiked_chain import SpikedChain
 from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
+from torchlimits.schedule import Schedule, ScheduleLike
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import Parameters, SummaryStatistics
 
@@ -227,15 +228,19 @@ class SpikedTensor:
         step_size: float | None = None,
         momentum: float = 0.0,
         batch_size: int = 1,
+        schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> SpikedDynamics:
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * n.
 
         Args:
-            optimizer: a `torch.optim.SGD`, whose options are read.
+            optimizer: a `torch.optim.SGD` or `NormalizedSGD` with one parameter group, whose
+                options are read.
             step_size: c_delta, instead of an optimizer; 0 is gradient flow.
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
+            schedule: c_delta(t), a function of limit time that replaces c_delta, or the
+                optimizer's LR scheduler, stepped after every step; see `torchlimits.schedule`.
             dim: n, if not the problem's; 10^9 takes no more memory.
 
         Raises:
@@ -245,7 +250,13 @@ class SpikedTensor:
         """
         dim = self.dim if dim is None else checks.positive_int("dim", dim)
         settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
-        return SpikedDynamics(order=self.order, snr=self.snr, dim=dim, settings=settings)
+        return SpikedDynamics(
+            order=self.order,
+            snr=self.snr,
+            dim=dim,
+            settings=settings,
+            schedule=Schedule.of(schedule, optimizer, dim),
+        )
 
     def reduced_chain(
         self,
@@ -265,6 +276,7 @@ class SpikedTensor:
         if dim < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
         settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
+        settings.check_plain("the reduced chain")
         recursion = Recursion.of(settings, dim, nesterov=read_nesterov(optimizer))
         return SpikedChain(order=self.order, snr=self.snr, dim=dim, recursion=recursion)
 
@@ -329,6 +341,11 @@ class SpikedTensor:
         batch_size: int,
         dim: int,
     ) -> SGDSettings:
+        if isinstance(optimizer, torch.optim.SGD) and len(optimizer.param_groups) > 1:
+            raise ValueError(
+                "expected one parameter group, got "
+                f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
+            )
         return SGDSettings.chosen(
             optimizer,
             dim=dim,

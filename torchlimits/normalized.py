@@ -1,0 +1,95 @@
+"""`NormalizedSGD`: SGD on gradients of a fixed length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NormalizedSGD(torch.optim.SGD):
+    r"""SGD on gradients scaled to the length :math:`\sqrt n`,
+
+    .. math:: x \leftarrow x - \delta \frac{\sqrt n}{\|\nabla L\|} \nabla L,
+
+    n the size of a parameter's last dimension. The step is adaptive: small where gradients are
+    large. The critical scaling is that of SGD, lr = c_delta / n, and
+    ``SpikedTensor.dynamics(optimizer)`` knows the limit, see
+    `torchlimits.problems.spiked_dynamics.SpikedDynamics`.
+
+    Source: "SGD-U" of *Momentum and adaptive step-sizes* (ICLR 2026).
+
+    A parameter is a vector, or, where there are leading dimensions, independent replicas of one:
+    every row along the last dimension is scaled by its own length. (The rows of a weight matrix
+    are therefore scaled one by one.) A gradient of exactly 0 stays 0. Weight decay and momentum
+    come after the scaling, as torch does them: the ridge is not scaled, and a momentum buffer
+    holds scaled gradients. ``p.grad`` is left as ``backward`` made it.
+
+    Args:
+        params, lr, momentum, ...: as in `torch.optim.SGD`, ``differentiable`` excepted.
+
+    Raises:
+        ValueError: as torch.optim.SGD, and if ``differentiable``, or a parameter is a scalar or
+            has a sparse gradient.
+
+    Example:
+        >>> import torch
+        >>> x = torch.nn.Parameter(torch.zeros(4))
+        >>> optimizer = NormalizedSGD([x], lr=0.5)
+        >>> (3 * x[0]).backward()
+        >>> optimizer.step()
+        >>> x.data
+        tensor([-1.,  0.,  0.,  0.])
+    """
+
+    def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any) -> None:
+        super().__init__(params, lr, **options)
+        for group in self.param_groups:
+            if group["differentiable"]:
+                raise ValueError("expected differentiable=False, got True: the norm is not")
+            if any(p.ndim == 0 for p in group["params"]):
+                raise ValueError(
+                    "expected parameters with at least one dimension, got a scalar: its gradient "
+                    "has no direction"
+                )
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], Any] | None = None
+    ) -> Any:
+        """Scale the gradients and take SGD's step with them.
+
+        Args:
+            closure: evaluates the loss, and its gradients, and returns it.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in held]
+        try:
+            for p, gradient in zip(held, gradients, strict=True):
+                p.grad = _scaled(gradient)
+            _sgd_step()(self)
+        finally:
+            for p, gradient in zip(held, gradients, strict=True):
+                p.grad = gradient
+        return loss
+
+
+def _scaled(gradient: Tensor) -> Tensor:
+    if gradient.is_sparse:
+        raise ValueError("expected dense gradients, got sparse ones: torch has no norm of rows")
+    length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
+    # not where(length > 0): NaN has to stay visible
+    scale = torch.where(length == 0, 0.0, gradient.shape[-1] ** 0.5 / length)
+    return gradient * scale
+
+
+def _sgd_step() -> Callable[..., Any]:
+    """torch.optim.SGD.step without the hooks, which torch has put around `NormalizedSGD.step`."""
+    step = torch.optim.SGD.step
+    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]
