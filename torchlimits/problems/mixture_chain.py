@@ -56,7 +56,7 @@ class MixtureChain(ReducedChain):
             h = (W * x[:, None]).sum(2)  # (B, K, S)
             active = h.relu()
             s = (torch.sigmoid((v * active).sum(1)) - y)[:, None]
-            pull = torch.where(h >= 0, s * v, 0.0)
+            pull = torch.where(h > 0, s * v, 0.0)  # as torch: no slope at 0
             first = step == 0
             recursion.update(v, buffer, (s * active).mean(0), first=first)
             recursion.update_rows(W, velocity, pull, x, first=first)
