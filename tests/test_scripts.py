@@ -20,15 +20,17 @@ def run(script, *arguments):
     )
 
 
-@pytest.mark.parametrize("name", ["xor", "binary"])
-def test_run(name, tmp_path):
-    done = run("run.py", name, "--dim", 60, "--time", 1, "--runs", 2, "--logdir", tmp_path)
+# the band of a wide network takes seconds a run
+@pytest.mark.parametrize(("name", "band"), [("xor", "--no-band"), ("binary", "--band")])
+def test_run(name, band, tmp_path):
+    done = run("run.py", name, "--dim", 60, "--time", 1, "--runs", 2, band, "--logdir", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "v[0]" in done.stdout
     assert done.stdout.strip().splitlines()[-1].endswith(f"tensorboard --logdir {tmp_path}")
     measured = tl.Trajectory.load(tmp_path / "measured.npz")
     predicted = tl.Trajectory.load(tmp_path / "predicted.npz")
     assert measured.values.shape == predicted.values.shape
+    assert (predicted.std is not None) is (band == "--band")
     assert measured.steps[-1] == 30
     assert (tmp_path / "overlay.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "measured" / "1").glob("*tfevents*"))
