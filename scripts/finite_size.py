@@ -28,6 +28,7 @@ from rich.table import Table
 from torch import Tensor
 
 import torchlimits as tl
+from torchlimits import power_law
 from torchlimits.finite import ReducedChain
 
 
@@ -133,20 +134,6 @@ def escape(options: Options, dim: int, *, exact: bool) -> Escape:
     return Escape(dim, exact, float(times.mean()), float(times.std() / len(times) ** 0.5))
 
 
-def exponent(dims: list[int], values: list[float], errors: list[float]) -> tuple[float, float]:
-    """Slope of log(value) in log(n) by weighted least squares, and its standard error."""
-    x, y = torch.tensor(dims).double().log(), torch.tensor(values).double().log()
-    weight = (torch.tensor(values) / torch.tensor(errors)).double() ** 2
-    return slope(x, y, weight)
-
-
-def slope(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, float]:
-    """Of a weighted straight line, and its standard error."""
-    x = x - (weight * x).sum() / weight.sum()
-    square = (weight * x**2).sum()
-    return float((weight * x * y).sum() / square), float(square**-0.5)
-
-
 def report(options: Options, names: list[str], rows: list[Row], console: Console) -> None:
     """A line for each dimension, and the exponents."""
     table = Table(title=f"{options.problem}: SGD's exact law against the ODE and its band")
@@ -162,20 +149,21 @@ def report(options: Options, names: list[str], rows: list[Row], console: Console
     console.print(table)
     full = [row for row in rows if row.full]
     for i, name in enumerate(names):
-        fit = exponent(
+        law = power_law.fit(
             [r.dim for r in full], [float(r.spread[i]) for r in full],
             [float(r.error[i]) / 2**0.5 for r in full],
         )  # fmt: skip
         seen = [r for r in full if r.bias[i].abs() > 3 * r.error[i]]
         text = "bias too small to see"
         if len(seen) > 1:
-            fitted = exponent(
+            fitted = power_law.fit(
                 [r.dim for r in seen], [float(r.bias[i].abs()) for r in seen],
                 [float(r.error[i]) for r in seen],
             )  # fmt: skip
-            text = f"bias ~ n^({fitted[0]:.2f} ± {fitted[1]:.2f}), theory -1"
+            text = f"bias ~ {fitted}, theory -1"
         console.print(
-            f"  {name}: spread ~ n^({fit[0]:.3f} ± {fit[1]:.3f}), theory -1/2; {text}",
+            f"  {name}: spread ~ n^({law.exponent:.3f} ± {law.standard_error:.3f}), theory -1/2; "
+            + text,
             highlight=False,
         )
 
@@ -192,12 +180,12 @@ def report_escapes(found: list[Escape], console: Console) -> None:
     rate = 4 * (_SNR["matrix"] - 1)
     for exact, label in ((True, "exact chain"), (False, "diffusion")):
         chosen = [e for e in found if e.exact is exact]
-        x = torch.tensor([e.dim for e in chosen]).double().log()
-        y = torch.tensor([e.time for e in chosen]).double()
-        weight = torch.tensor([e.error for e in chosen]).double() ** -2
-        value, error = slope(x, y, weight)
+        # a straight line in log n: e^time is a power of n
+        values = [math.exp(e.time) for e in chosen]
+        errors = [y * e.error for y, e in zip(values, chosen, strict=True)]
+        law = power_law.fit([e.dim for e in chosen], values, errors)
         console.print(
-            f"  {label}: time = {value:.4f} ± {error:.4f} log n + const, "
+            f"  {label}: time = {law.exponent:.4f} ± {law.standard_error:.4f} log n + const, "
             f"theory 1/(2 rate) = {1 / (2 * rate):.4f}: steps grow like n log n",
             highlight=False,
         )

@@ -41,7 +41,7 @@ class Options:
     corrector: bool = True
     """predict with the population corrector; --no-corrector predicts gradient flow instead"""
     band: bool = True
-    """shade 95 % of runs at this dimension; seconds a run for xor"""
+    """shade 95 % of runs at this dimension, if with the corrector; seconds a run for xor"""
     device: str = "auto"
     """auto takes CUDA where there is one"""
     logdir: Path | None = None

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 import torchdiffeq
+from real_sgd import copies, train
 
 import torchlimits as tl
 
@@ -179,21 +180,14 @@ def test_std_falls_with_the_root_of_n():
 def test_with_a_schedule():
     """Real SGD whose steps shrink; a band at the first step size is too wide."""
     problem = tl.SpikedTensor(dim=1000, order=2, snr=2.0)
-    generator, runs, steps = torch.Generator().manual_seed(4), 2000, 500
-    model = problem.model(at=(0.4, 1.0), replicas=(runs,), generator=generator)
+    steps, start = 500, problem.model(at=(0.4, 1.0))
+    model = copies(problem, start, 2000)
     optimizer = torch.optim.SGD(model.parameters(), lr=1 / 1000)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step / 100))
     dynamics = problem.dynamics(optimizer, schedule=scheduler)
     constant = problem.dynamics(optimizer)
-    time = 0.0
-    for _ in range(steps):
-        _, y = problem.sample(1, replicas=(runs,), generator=generator)
-        optimizer.zero_grad()
-        problem.loss(model(y), y).backward()
-        time += optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
-    u = problem.statistics(dict(model.named_parameters())).detach()
+    measured = train(problem, model, optimizer, steps, scheduler=scheduler, every=steps, seed=4)
+    u, time = measured.final, float(measured.times[-1])
     u0 = torch.tensor([0.4, 1.0])
     path = dynamics.solve(u0, [0.0, time], band=True)
     assert path.steps[-1] == steps

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from real_sgd import copies, train
 from scipy import stats
 
 import torchlimits as tl
@@ -14,35 +15,23 @@ RUNS = 4000
 AT = [1, 2, 7, 40]
 
 
-def sgd(problem, start, options, batch, *, runs=RUNS, at=AT, seed=0):
+def sgd(problem, start, options, batch):
     """u at those steps of runs of torch.optim.SGD from one start, (T, runs, k)."""
-    generator = torch.Generator().manual_seed(seed)
-    model = problem.model(replicas=(runs,), generator=generator, dtype=torch.float64)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(start[name])
+    model = copies(problem, start, RUNS)
     optimizer = torch.optim.SGD(model.parameters(), **options)
-    recorded = []
-    for step in range(1, at[-1] + 1):
-        x, y = problem.sample(batch, replicas=(runs,), generator=generator)
-        optimizer.zero_grad()
-        problem.loss(model(x), y).backward()
-        optimizer.step()
-        if step in at:
-            recorded.append(problem.statistics(dict(model.named_parameters())).detach())
-    return torch.stack(recorded)
+    path = train(problem, model, optimizer, AT[-1], every=1, batch=batch)
+    return path.values.movedim(1, 0)[AT]
 
 
-def chain(problem, start, options, batch, *, runs=RUNS, at=AT, seed=1):
-    model = problem.model()
-    optimizer = torch.optim.SGD(model.parameters(), **options)
+def chain(problem, start, options, batch):
+    optimizer = torch.optim.SGD(start.parameters(), **options)
     path = problem.reduced_chain(optimizer, batch_size=batch).run(
-        problem.statistics(start),
-        steps=at[-1],
-        runs=runs,
-        generator=torch.Generator().manual_seed(seed),
+        problem.statistics({n: p.detach() for n, p in start.named_parameters()}),
+        steps=AT[-1],
+        runs=RUNS,
+        generator=torch.Generator().manual_seed(2),
     )
-    return path.values.movedim(1, 0)[at]
+    return path.values.movedim(1, 0)[AT]
 
 
 def largest_z(a, b):
@@ -104,10 +93,8 @@ CASES = {
 }
 
 
-def start_of(problem, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    model = problem.model(generator=generator, dtype=torch.float64)
-    return {n: p.detach() for n, p in model.named_parameters()}
+def start_of(problem):
+    return problem.model(generator=torch.Generator().manual_seed(3))
 
 
 def options_of(problem, options):
@@ -155,7 +142,7 @@ def test_singular_R(kind):
     """Neurons that are parallel outside the means, or have nothing there."""
     problem = xor(dim=20, width=3)
     start = start_of(problem)
-    W = start["first.weight"]
+    W = start.first.weight.data
     if kind == "parallel":
         W[1, 2:] = 2 * W[0, 2:]
         W[2, 2:] = -W[0, 2:]
@@ -205,8 +192,8 @@ def test_compression_keeps_the_geometry():
     signal, across = torch.randn(3, 1, 5).double(), torch.randn(3, 3, 5).double()
     across[:, :, 0] = 0  # no rows
     across[1, :, 1] = across[0, :, 1]  # parallel ones
-    frame = Frame(50, signal, across, fresh=2)
-    for vector in next(frame.vectors(2, generator)):
+    frame = Frame(50, signal, across, samples=2)
+    for vector in next(frame.vectors(generator)):
         rows = frame.take_up(vector)
         rows[:] += 0.1 * torch.randn(3, 1, 5).double() * vector[0]
     before = frame.rows[:, 1:].clone()

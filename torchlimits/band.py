@@ -9,6 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits.diffusive import van_loan
+from torchlimits.fixed_points import POINTS
+
 if TYPE_CHECKING:
     from torchlimits.dynamics import EffectiveDynamics
 
@@ -16,8 +19,6 @@ if TYPE_CHECKING:
 _NODES = 41
 #: steps of the covariance besides the times asked for
 _STEPS = 256
-#: diffusion matrices in one evaluation, which holds all of an expectation's nodes
-_POINTS = 32
 
 Solve = Callable[[Float[Tensor, " T"]], Float[Tensor, "*batch T k"]]
 
@@ -87,21 +88,21 @@ def _nodes(grid: Float[Tensor, " G"], u: Float[Tensor, "*batch G k"]) -> Tensor:
 def _coefficients(
     dynamics: EffectiveDynamics, times: Float[Tensor, " M"], u: Float[Tensor, "*batch M k"]
 ) -> tuple[Float[Tensor, "*batch M k k"], Float[Tensor, "*batch M k k"]]:
-    if dynamics.schedule is not None:
-        moments = zip(times.tolist(), u.unbind(-2), strict=True)
-        pairs = [_coefficients_at(dynamics, at, t) for t, at in moments]
-        A, D = (torch.stack(matrices, dim=-3) for matrices in zip(*pairs, strict=True))
-        return A, D
-    return _coefficients_at(dynamics, u, 0.0)
+    coarse = dynamics._for_band()
+    if dynamics.schedule is None:
+        return _coefficients_at(coarse, u, 0.0)
+    moments = zip(times.tolist(), u.unbind(-2), strict=True)
+    pairs = [_coefficients_at(coarse, at, t) for t, at in moments]
+    A, D = (torch.stack(matrices, dim=-3) for matrices in zip(*pairs, strict=True))
+    return A, D
 
 
 def _coefficients_at(
     dynamics: EffectiveDynamics, u: Float[Tensor, "*batch k"], t: float
 ) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch k k"]]:
-    coarse = dynamics._for_band()
     flat = u.reshape(-1, u.shape[-1])
-    A = coarse.jacobian(flat, t)
-    D = torch.cat([coarse.diffusion(piece, t) for piece in flat.split(_POINTS)])
+    A = dynamics.jacobian(flat, t)
+    D = torch.cat([dynamics.diffusion(piece, t) for piece in flat.split(POINTS)])
     shape = (*u.shape, u.shape[-1])
     return A.reshape(shape), D.reshape(shape)
 
@@ -112,15 +113,9 @@ def _steps(
     A: Float[Tensor, "*batch M k k"],
     D: Float[Tensor, "*batch M k k"],
 ) -> tuple[Float[Tensor, "*batch S k k"], Float[Tensor, "*batch S k k"]]:
-    """exp(A h) and the covariance gained, for the steps of the grid; van Loan's exponential."""
-    k = A.shape[-1]
+    """exp(A h) and the covariance gained, for the steps of the grid."""
     middle, h = (grid[1:] + grid[:-1]) / 2, grid.diff().to(A)[:, None, None]
-    block = torch.zeros(*A.shape[:-3], len(h), 2 * k, 2 * k).to(A)
-    a, d = _linear(middle, nodes, A), _linear(middle, nodes, D)
-    block[..., :k, :k], block[..., :k, k:], block[..., k:, k:] = -a, d, a.mT
-    exponential = torch.linalg.matrix_exp(block * h)
-    flow = exponential[..., k:, k:].mT
-    return flow, flow @ exponential[..., :k, k:]
+    return van_loan(_linear(middle, nodes, A), _linear(middle, nodes, D), h)
 
 
 def _linear(

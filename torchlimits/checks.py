@@ -80,6 +80,16 @@ def increasing_times(times: object) -> Tensor:
     return result
 
 
+def statistics(u: object, k: int) -> Tensor:
+    """Finite statistics ``(..., k)`` in float64, on their device, or ValueError."""
+    if not isinstance(u, Tensor) or u.ndim == 0 or u.shape[-1] != k:
+        what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+        raise ValueError(f"expected a tensor of statistics of shape (..., {k}), got {what}")
+    if not bool(u.isfinite().all()):
+        raise ValueError("expected finite statistics, got NaN or infinity in them")
+    return u.detach().double()
+
+
 def _number(name: str, value: object, hint: str) -> float:
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise TypeError(f"expected {name} to be a number, got {value!r}{hint and ': ' + hint}")

@@ -11,10 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from torchlimits.trajectory import Trajectory
-
-#: half the width of the 95 % band, in predicted standard deviations
-_BAND = 1.96
+from torchlimits.trajectory import BAND, Trajectory
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +136,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         scaled = scaled.nan_to_num(0.0).reshape(-1, len(measured), k)
         in_std = scaled.amax((0, 1))
         # a measured start is on its prediction
-        inside = (scaled[:, 1:] <= _BAND).double().mean((0, 1)) if len(measured) > 1 else None
+        inside = (scaled[:, 1:] <= BAND).double().mean((0, 1)) if len(measured) > 1 else None
     return Comparison(
         names=list(measured.names),
         measured=measured.final.reshape(-1, k).mean(dim=0),

@@ -112,7 +112,7 @@ class DiffusiveDynamics(ABC):
             Trajectory(2 statistics, 2 times, t = 0 ... 1, runs=1000)
         """
         instants = checks.increasing_times(times)
-        u0 = self._checked(u0)
+        u0 = checks.statistics(u0, len(self.names))
         checks.generator(generator, u0.device)
         if paths is not None:
             u0 = u0.expand(checks.positive_int("paths", paths), *u0.shape)
@@ -146,15 +146,6 @@ class DiffusiveDynamics(ABC):
     def _noise_factor(self, u: Tensor) -> Tensor:
         """A matrix S with S S^T = diffusion(u)."""
         return _symmetric_root(self.diffusion(u))
-
-    def _checked(self, u: Tensor) -> Tensor:
-        k = len(self.names)
-        if not isinstance(u, Tensor) or u.ndim == 0 or u.shape[-1] != k:
-            what = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
-            raise ValueError(f"expected a tensor of shape (..., {k}), got {what}")
-        if not bool(u.isfinite().all()):
-            raise ValueError("expected finite rescaled statistics, got NaN or infinity")
-        return u.detach().double()
 
     def _check_names(self, trajectory: Trajectory) -> None:
         if list(trajectory.names) != self.names:
@@ -236,18 +227,13 @@ class LinearDiffusion(DiffusiveDynamics):
         if float(instants[0]) < 0:
             raise ValueError(f"expected times >= 0, got {float(instants[0]):g}")
         A, D = self.jacobian, self.matrix
-        k = len(A)
         # in pieces of a few relaxation times: the exponential of -A t grows with t
         unit = min(float(instants[-1]), 2 / self.rate) or 1.0
         rows, now, P = [], 0.0, torch.zeros_like(D)
         for instant in instants.tolist():
             pieces = max(1, int(-(-(instant - now) // unit)))
             span = (instant - now) / pieces
-            block = torch.zeros(2 * k, 2 * k, dtype=D.dtype, device=D.device)
-            block[:k, :k], block[:k, k:], block[k:, k:] = -A, D, A.mT
-            exponential = torch.linalg.matrix_exp(block * span)
-            flow = exponential[k:, k:].mT
-            gained = flow @ exponential[:k, k:]
+            flow, gained = van_loan(A, D, span)
             for _ in range(pieces):
                 P = flow @ P @ flow.mT + gained
             now = instant
@@ -280,6 +266,26 @@ class LinearDiffusion(DiffusiveDynamics):
     def equation(self) -> str:
         """The equation solved, in markdown."""
         return "du~ = A u~ dt + D^(1/2) dB, u~ = sqrt(n) (u - u*)"
+
+
+def van_loan(
+    A: Float[Tensor, "*batch k k"], D: Float[Tensor, "*batch k k"], h: float | Tensor
+) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch k k"]]:
+    r"""exp(A h), and :math:`\int_0^h e^{sA} D e^{sA^T} ds`, the covariance gained in a time h.
+
+    Source: C. F. van Loan, Computing integrals involving the matrix exponential, 1978.
+
+    Example:
+        >>> flow, gained = van_loan(-torch.eye(1), 2 * torch.eye(1), 50.0 / 10)
+        >>> gained  # 1 - exp(-2 h)
+        tensor([[1.0000]])
+    """
+    k = A.shape[-1]
+    block = torch.zeros(*A.shape[:-2], 2 * k, 2 * k, dtype=A.dtype, device=A.device)
+    block[..., :k, :k], block[..., :k, k:], block[..., k:, k:] = -A, D, A.mT
+    exponential = torch.linalg.matrix_exp(block * h)
+    flow = exponential[..., k:, k:].mT
+    return flow, flow @ exponential[..., :k, k:]
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:

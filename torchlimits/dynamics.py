@@ -296,28 +296,23 @@ class EffectiveDynamics(nn.Module, ABC):
         """
         instants = checks.increasing_times(times)
         steps = self._steps(instants)
-        u0 = self._checked(u0)
-        if not bool(u0.isfinite().all()):
-            raise ValueError("expected a finite start u0, got NaN or infinity in it")
-        self._check_start(u0)
+        u0 = self._started(u0)
         rtol = self.rtol if rtol is None else checks.positive("rtol", rtol)
         atol = self.atol if atol is None else checks.positive("atol", atol)
-        right_hand_side = self if corrector else _GradientFlow(self)
-
-        def solution(times: Tensor) -> Tensor:
-            return _integrate(right_hand_side, u0, times, rtol, atol)
-
+        if initial_covariance is not None and not band:
+            raise ValueError("expected initial_covariance together with band=True, got it alone")
+        if band and not corrector:
+            raise ValueError(
+                "expected corrector=True with a band, got False: gradient flow is the limit of "
+                "vanishing steps, which do not fluctuate"
+            )
         std = None
         if band:
-            self._check_band(corrector)
-            values, covariances = fluctuations(
-                self, solution, instants, self._covariance_at_start(initial_covariance, u0)
-            )
-            std = covariances.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-        elif initial_covariance is not None:
-            raise ValueError("expected initial_covariance together with band=True, got it alone")
+            values, P = self._fluctuating(u0, instants, rtol, atol, initial_covariance)
+            std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
-            values = solution(instants)
+            right_hand_side = self if corrector else _GradientFlow(self)
+            values = _integrate(right_hand_side, u0, instants, rtol, atol)
         return Trajectory(
             instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
         )
@@ -359,15 +354,18 @@ class EffectiveDynamics(nn.Module, ABC):
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
         instants = checks.increasing_times(times)
-        u0 = self._checked(u0)
-        self._check_start(u0)
-        self._check_band(corrector=True)
-        start = self._covariance_at_start(initial_covariance, u0)
+        u0 = self._started(u0)
+        return self._fluctuating(u0, instants, self.rtol, self.atol, initial_covariance)[1]
+
+    def _fluctuating(
+        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The solution and the covariances around it."""
 
         def solution(times: Tensor) -> Tensor:
-            return _integrate(self, u0, times, self.rtol, self.atol)
+            return _integrate(self, u0, times, rtol, atol)
 
-        return fluctuations(self, solution, instants, start)[1]
+        return fluctuations(self, solution, instants, self._covariance_at_start(initial))
 
     def _steps(self, instants: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
         """Steps of SGD up to limit times; ValueError if the schedule does not get there."""
@@ -394,14 +392,7 @@ class EffectiveDynamics(nn.Module, ABC):
         """Dynamics whose derivatives and diffusion matrices are as right as a band needs them."""
         return self
 
-    def _check_band(self, corrector: bool) -> None:
-        if not corrector:
-            raise ValueError(
-                "expected corrector=True with a band, got False: gradient flow is the limit of "
-                "vanishing steps, which do not fluctuate"
-            )
-
-    def _covariance_at_start(self, given: Tensor | None, u0: Tensor) -> Tensor:
+    def _covariance_at_start(self, given: Tensor | None) -> Tensor:
         k = len(self.names)
         if given is None:
             return torch.zeros(k, k, dtype=torch.float64)
@@ -428,6 +419,14 @@ class EffectiveDynamics(nn.Module, ABC):
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
             # decompositions are the first to notice
             raise ValueError("expected a finite u, got NaN or infinity in it") from error
+
+    def _started(self, u0: Tensor) -> Tensor:
+        """A start that parameters can have, or an error."""
+        u0 = self._checked(u0)
+        if not bool(u0.isfinite().all()):
+            raise ValueError("expected a finite start u0, got NaN or infinity in it")
+        self._check_start(u0)
+        return u0
 
     def _check_start(self, u0: Tensor) -> None:
         """ValueError if no parameters have these statistics; subclasses know which."""

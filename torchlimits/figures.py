@@ -18,10 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from torchlimits.panels import Panel, panels_of
-from torchlimits.trajectory import Trajectory
+from torchlimits.trajectory import BAND, Trajectory
 
-#: half the width of the band, in predicted standard deviations
-_BAND = 1.96
 _MOST_ROWS, _LINE_POINTS = 4, 300
 _TITLE_KEYS = ("problem", "dim", "width", "order", "snr", "ridge", "step_size", "momentum")
 
@@ -198,7 +196,7 @@ def _line(axes: Axes, curves: _Curves, name: str, colour: str) -> None:
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(times, values, color=colour, linewidth=1.4, zorder=3)
     if curves.spread is not None:
-        half = _BAND * curves.spread[rows, column].numpy()
+        half = BAND * curves.spread[rows, column].numpy()
         axes.fill_between(
             times, values - half, values + half, color=colour, alpha=0.16, linewidth=0, zorder=2
         )
@@ -319,7 +317,7 @@ def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[_Row]) -> 
     if line is not None:
         handles.append(Line2D([], [], color=_GREY, linewidth=1.6, label="predicted"))
         if line.spread is not None:
-            handles.append(Patch(color=_GREY, alpha=0.2, label=f"± {_BAND} predicted sd"))
+            handles.append(Patch(color=_GREY, alpha=0.2, label=f"± {BAND} predicted sd"))
     below = (0.35 if title else 0.1) / height
     figure.legend(
         handles=handles,

@@ -44,8 +44,10 @@ class Recursion:
     batch_size: int = 1
 
     @classmethod
-    def of(cls, settings: SGDSettings, dim: int, *, nesterov: bool = False) -> Recursion:
-        """Those of settings whose step is c_delta / n.
+    def of(
+        cls, settings: SGDSettings, dim: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Recursion:
+        """Those of settings whose step is c_delta / n, and were read from an optimizer, if any.
 
         Raises:
             ValueError: if c_delta is 0: there are no steps then.
@@ -59,7 +61,8 @@ class Recursion:
             momentum=settings.momentum,
             dampening=settings.dampening,
             weight_decay=settings.weight_decay,
-            nesterov=nesterov,
+            # the effective dynamics, and so the settings, do not depend on it
+            nesterov=optimizer is not None and bool(optimizer.param_groups[0]["nesterov"]),
             batch_size=settings.batch_size,
         )
 
@@ -97,16 +100,6 @@ class Recursion:
         if self.weight_decay:
             rows.mul_(1 - self.lr * self.weight_decay)
         rows.addcmul_(pull[0][:, None], x[0], value=-self.lr)
-
-
-def read_nesterov(optimizer: torch.optim.Optimizer | None) -> bool:
-    """Whether the optimizer looks ahead; its effective dynamics do not depend on it, its law does.
-
-    Example:
-        >>> read_nesterov(None)
-        False
-    """
-    return optimizer is not None and bool(optimizer.param_groups[0].get("nesterov"))
 
 
 class ReducedChain(ABC):
@@ -169,7 +162,7 @@ class ReducedChain(ABC):
         """
         for name, value in (("steps", steps), ("runs", runs), ("every", every)):
             checks.positive_int(name, value)
-        u0 = self._checked(u0)
+        u0 = checks.statistics(u0, len(self.names))
         checks.generator(generator, u0.device)
         batch = u0.shape[:-1] if runs == 1 and u0.ndim > 1 else (runs, *u0.shape[:-1])
         starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
@@ -189,15 +182,6 @@ class ReducedChain(ABC):
             metadata={"parameters": {"dim": self.dim, **vars(self.recursion)}},
         )
 
-    def _checked(self, u0: Tensor) -> Tensor:
-        k = len(self.names)
-        if not isinstance(u0, Tensor) or u0.ndim == 0 or u0.shape[-1] != k:
-            what = tuple(u0.shape) if isinstance(u0, Tensor) else type(u0).__name__
-            raise ValueError(f"expected u0 of shape (..., {k}), got {what}")
-        if not bool(u0.isfinite().all()):
-            raise ValueError("expected a finite start u0, got NaN or infinity in it")
-        return u0.detach().double()
-
     @abstractmethod
     def _walk(
         self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
@@ -212,14 +196,14 @@ class Frame:
         dim: n.
         signal: the rows' overlaps with the signal directions, ``(rows, d, S)``.
         across: their coordinates in a frame orthogonal to it, ``(rows, columns, S)``.
-        fresh: directions that one step adds.
+        samples: B, of one step; each adds a direction.
     """
 
-    def __init__(self, dim: int, signal: Tensor, across: Tensor, fresh: int) -> None:
+    def __init__(self, dim: int, signal: Tensor, across: Tensor, samples: int) -> None:
         self.d = signal.shape[1]
         self.space = dim - self.d  # dimensions orthogonal to the signal
-        self.fresh = fresh
-        columns = self.d + len(signal) + max(_FRESH, fresh)
+        self.samples = samples
+        columns = self.d + len(signal) + max(_FRESH, samples)
         self.rows = signal.new_zeros(len(signal), columns, signal.shape[2])
         self.rows[:, : self.d] = signal
         self.rows[:, self.d : self.d + across.shape[1]] = across
@@ -227,7 +211,7 @@ class Frame:
         self.used = self.d + across.shape[1]
 
     def vectors(
-        self, samples: int, generator: torch.Generator | None
+        self, generator: torch.Generator | None
     ) -> Iterator[list[Float[Tensor, "samples columns S"]]]:
         """Isotropic standard normal vectors of n dimensions, for the steps until the frame is full.
 
@@ -236,14 +220,14 @@ class Frame:
         """
         used = self.used
         while True:
-            yield self._until_full(used, samples, generator)
+            yield self._until_full(used, generator)
             used = self.d + len(self.rows)  # after `_compress`
 
     def _until_full(
-        self, used: int, samples: int, generator: torch.Generator | None
+        self, used: int, generator: torch.Generator | None
     ) -> list[Float[Tensor, "samples columns S"]]:
-        S = self.rows.shape[2]
-        widths = range(used + self.fresh, self.rows.shape[1] + 1, self.fresh)
+        samples, S = self.samples, self.rows.shape[2]
+        widths = range(used + samples, self.rows.shape[1] + 1, samples)
         normal = {"generator": generator, "dtype": self.rows.dtype, "device": self.rows.device}
         # all at once: short draws take longer
         flat = torch.randn(samples * sum(widths), S, **normal)
@@ -252,7 +236,7 @@ class Frame:
         ]
         for x in vectors:
             for b in range(samples):
-                last = x.shape[1] - self.fresh + b
+                last = x.shape[1] - samples + b
                 if b + 1 < samples:
                     x[b, last + 1 :] = 0
                 left = self.space - (last - self.d)
@@ -266,7 +250,7 @@ class Frame:
         self, vectors: Float[Tensor, "samples columns S"]
     ) -> Float[Tensor, "rows columns S"]:
         """The rows in the directions of a step's vectors, which now belong to the frame."""
-        if vectors.shape[1] < self.used + self.fresh:
+        if vectors.shape[1] < self.used + self.samples:
             self._compress()
         self.used = vectors.shape[1]
         return self.rows[:, : self.used]

@@ -20,7 +20,7 @@ _SAME = 1e-6
 #: steps of a walk along a component
 _WALK = 8
 #: points in one evaluation of derivatives, which holds all of an expectation's nodes
-_POINTS = 32
+POINTS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ def jacobian(
     dynamics: EffectiveDynamics, u: Float[Tensor, "S k"], t: float = 0.0
 ) -> Float[Tensor, "S k k"]:
     """Derivatives of -f + g, in reverse mode: forward mode took three times as long."""
-    return torch.cat([_jacobian(dynamics, piece, t) for piece in u.split(_POINTS)])
+    return torch.cat([_jacobian(dynamics, piece, t) for piece in u.split(POINTS)])
 
 
 def _jacobian(

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from torchlimits import checks
 
+#: half the width of a 95 % band, in standard deviations
+BAND = 1.96
+
 _FORMAT = "torchlimits.Trajectory/1"
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from torchlimits import checks, expectations, success
 from torchlimits.diffusive import LinearDiffusion
-from torchlimits.finite import Recursion, read_nesterov
+from torchlimits.finite import Recursion
 from torchlimits.layers import Layers
 from torchlimits.networks import TwoLayerNetwork
 from torchlimits.problems import small_noise
@@ -313,7 +313,7 @@ class GaussianMixture:
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
         dynamics.check_plain("the reduced chain")
-        recursion = Recursion.of(dynamics.settings, dynamics.dim, nesterov=read_nesterov(optimizer))
+        recursion = Recursion.of(dynamics.settings, dynamics.dim, optimizer)
         if dynamics.dim < len(self.directions) + 1:
             raise ValueError(
                 f"expected dim > {len(self.directions)}, the number of directions, got {dim}"

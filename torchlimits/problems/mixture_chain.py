@@ -46,7 +46,7 @@ class MixtureChain(ReducedChain):
         v, signal, across = v.mT.contiguous(), m.permute(1, 2, 0), psd_sqrt(R).permute(1, 2, 0)
         if recursion.momentum:  # rows of the buffer below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
-        frame = Frame(self.dim, signal, across, fresh=recursion.batch_size)
+        frame = Frame(self.dim, signal, across, samples=recursion.batch_size)
         samples = (sample for block in ahead(self._samples(frame, generator)) for sample in block)
         buffer, recorded = torch.zeros_like(v), [starts]
         for step in range(at[-1]):
@@ -70,7 +70,7 @@ class MixtureChain(ReducedChain):
         """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
         c, labels = (t.to(frame.rows) for t in (self.dynamics.coordinates, self.dynamics.labels))
         shape = (self.recursion.batch_size, frame.rows.shape[2])
-        for vectors in frame.vectors(shape[0], generator):
+        for vectors in frame.vectors(generator):
             size = (len(vectors), *shape)
             component = torch.randint(len(c), size, generator=generator, device=c.device)
             means, targets = c[component].movedim(-1, 2), labels[component]

@@ -42,8 +42,8 @@ class SpikedChain(ReducedChain):
         signal, across = m[None, None], r2.sqrt()[None, None]
         if self.recursion.momentum:
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
-        frame = Frame(self.dim, signal.clone(), across.clone(), fresh=1)
-        vectors = (z for block in ahead(frame.vectors(1, generator)) for z in block)
+        frame = Frame(self.dim, signal.clone(), across.clone(), samples=1)
+        vectors = (z for block in ahead(frame.vectors(generator)) for z in block)
         recorded = [starts]
         for step in range(at[-1]):
             z = next(vectors)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchlimits import checks
 from torchlimits.diffusive import LinearDiffusion
-from torchlimits.finite import Recursion, read_nesterov
+from torchlimits.finite import Recursion
 from torchlimits.problems.spiked_chain import SpikedChain
 from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
 from torchlimits.schedule import Schedule, ScheduleLike
@@ -277,7 +277,7 @@ class SpikedTensor:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
         settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
         settings.check_plain("the reduced chain")
-        recursion = Recursion.of(settings, dim, nesterov=read_nesterov(optimizer))
+        recursion = Recursion.of(settings, dim, optimizer)
         return SpikedChain(order=self.order, snr=self.snr, dim=dim, recursion=recursion)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:

@@ -14,10 +14,7 @@ from jaxtyping import Float
 from torchlimits import checks
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from torchlimits.trajectory import Trajectory
-
-#: half the width of the band, in predicted standard deviations: 95 % of a normal distribution
-_BAND = 1.96
+from torchlimits.trajectory import BAND, Trajectory
 
 
 def tag(name: str) -> str:
@@ -71,7 +68,7 @@ def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T column
     """What belongs to `tags_of`."""
     columns = path.values
     if band:
-        half = torch.zeros_like(path.values) if path.std is None else _BAND * path.std
+        half = torch.zeros_like(path.values) if path.std is None else BAND * path.std
         columns = torch.cat([columns, columns - half, columns + half], dim=-1)
     return columns.reshape(-1, *columns.shape[-2:]).numpy()
 
