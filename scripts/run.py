@@ -2,6 +2,7 @@
 
     python scripts/run.py xor
     python scripts/run.py binary --snr 2 --runs 8 --no-corrector
+    torchrun --nproc-per-node=2 scripts/run.py xor --runs 200     (the runs shared by two processes)
 
 Writes into --logdir: measured.npz and predicted.npz (`torchlimits.Trajectory.load`), overlay.png,
 and the event files for TensorBoard.
@@ -12,13 +13,15 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from rich.console import Console
+from torch import distributed
 
 import torchlimits as tl
+from torchlimits.sharding import process_group
 
 
 @dataclass
@@ -87,13 +90,18 @@ def make_problem(options: Xor | Binary, device: str) -> tl.GaussianMixture:
     )
 
 
-def main(options: Xor | Binary, console: Console) -> None:
-    """Train, predict, compare, write."""
+def device_of(options: Options) -> str:
+    """Where to train."""
+    if options.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return options.device
+
+
+def main(options: Xor | Binary, console: Console, group: Any = None) -> None:
+    """Train, predict, compare, write; with a process group, rank 0 does all but the training."""
     name = type(options).__name__.lower()
     logdir = options.logdir or Path("runs") / name
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = device_of(options)
     problem = make_problem(options, device)
     console.print(f"{problem}, c_delta={options.step_size:g}, {options.runs} runs on {device}")
     try:
@@ -105,13 +113,16 @@ def main(options: Xor | Binary, console: Console) -> None:
             seed=options.seed,
             device=device,
             logdir=logdir,
+            path=logdir / "measured.npz",
+            group=group,
         )
     except tl.NonFiniteStatistic as error:
         if error.trajectory is not None:
             error.trajectory.save(logdir / "measured.npz")
             tl.tensorboard.write(logdir, measured=error.trajectory)
         raise SystemExit(f"{error}\nSaved up to there: {logdir / 'measured.npz'}") from None
-    measured.save(logdir / "measured.npz")
+    if console.quiet:  # another rank goes on
+        return
 
     with console.status("integrating the effective dynamics"):
         dynamics = problem.dynamics(step_size=options.step_size)
@@ -132,6 +143,8 @@ def main(options: Xor | Binary, console: Console) -> None:
 if __name__ == "__main__":
     chosen = tyro.cli(Command, description=__doc__)
     try:
-        main(chosen, Console())
+        with process_group(device_of(chosen)) as group:
+            first = group is None or distributed.get_rank(group) == 0
+            main(chosen, Console(quiet=not first), group)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None

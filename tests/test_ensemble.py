@@ -1,7 +1,12 @@
+import itertools
+from functools import partial
+
 import pytest
 import torch
 
 import torchlimits as tl
+from torchlimits import streams
+from torchlimits.ensemble import _Ensemble
 
 
 @pytest.fixture
@@ -19,20 +24,92 @@ def test_the_same_seed_gives_the_same_trajectory(problem):
     assert first.metadata["parameters"]["lr"] == pytest.approx(1 / 30)
 
 
-def test_train_is_the_plain_loop(problem):
-    """Against a loop written out, with the same random numbers."""
-    path = tl.train(problem, step_size=2.0, time=2.0, runs=1, seed=3, every=1, progress=False)
-    generator = torch.Generator().manual_seed(3)
-    model = problem.model(replicas=(1,), generator=generator)
-    optimizer = torch.optim.SGD(model.parameters(), lr=2.0 / 30, weight_decay=0.05)
-    rows = [problem.statistics(dict(model.named_parameters()))]
-    for _ in range(30):
-        x, y = problem.sample(1, replicas=(1,), generator=generator)
-        optimizer.zero_grad()
-        problem.loss(model(x), y).backward()
-        optimizer.step()
-        rows.append(problem.statistics(dict(model.named_parameters())))
-    torch.testing.assert_close(path.values, torch.stack(rows, 1).detach().double())
+def test_one_step_of_all_runs_is_a_step_of_each(problem):
+    """Against loops written out, one run at a time, on the same data, in float64."""
+    options = {"step_size": 2.0, "time": 3.0, "seed": 3, "every": 1, "progress": False}
+    path = tl.train(problem, runs=40, momentum=0.5, batch_size=2, dtype=torch.float64, **options)
+    ensemble = _Ensemble(problem, 2, 3, torch.device("cpu"), torch.float64)
+    groups = range(2)
+    starts = ensemble.model(groups)
+    data = streams.stream(
+        partial(problem.sample, 2),
+        streams.generators(3, groups, purpose=1),
+        lanes=ensemble.lanes,
+        length=ensemble.length,
+    )
+    steps = [(x.clone(), y.clone()) for x, y in itertools.islice(data, 45)]
+    for run in (0, 17, 39):
+        model = problem.model(dtype=torch.float64)
+        with torch.no_grad():
+            for one, all_runs in zip(model.parameters(), starts.parameters(), strict=True):
+                one.copy_(all_runs[run])
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=2.0 / 30, momentum=0.5, weight_decay=0.05
+        )
+        rows = [problem.statistics(dict(model.named_parameters()))]
+        for x, y in steps:
+            optimizer.zero_grad()
+            problem.loss(model(x[run]), y[run]).backward()
+            optimizer.step()
+            rows.append(problem.statistics(dict(model.named_parameters())))
+        expected = torch.stack(rows).detach()
+        torch.testing.assert_close(path.values[run], expected, rtol=1e-10, atol=1e-12)
+    assert not torch.equal(path.values[0], path.values[39])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_run_does_not_depend_on_how_many_there_are(dtype):
+    """Bit for bit, with more runs, more threads, and another time to the end."""
+    problem = tl.GaussianMixture.xor(dim=101, width=3, snr=4.0, directions="random")
+    options = {"step_size": 1.0, "seed": 5, "every": 7, "dtype": dtype, "progress": False}
+    one = tl.train(problem, runs=1, time=1.0, **options)
+    some = tl.train(problem, runs=37, time=1.0, **options)
+    with streams.threads(5):
+        many = tl.train(problem, runs=300, time=1.3, **options)
+    rows = len(one)
+    assert torch.equal(one.values[0], some.values[0])
+    assert torch.equal(some.values[:, : rows - 1], many.values[:37, : rows - 1])
+    assert not torch.equal(many.values[0], many.values[32])  # the same lane of another group
+
+
+def test_large_problems_are_computed_one_by_one():
+    """Their random numbers are still their own; the arithmetic agrees to rounding."""
+    problem = tl.SpikedTensor(dim=150, order=2, snr=2.0, sampler="dense")
+    options = {"step_size": 1.0, "time": 0.2, "progress": False, "dtype": torch.float64}
+    few, more = (tl.train(problem, runs=runs, **options) for runs in (2, 3))
+    torch.testing.assert_close(few.values, more.values[:2], rtol=1e-10, atol=1e-12)
+    assert _Ensemble(problem, 1, 0, torch.device("cpu"), None).lanes == 1
+
+
+def test_seeds_of_one_run_are_all_different():
+    numbers = range(100_000)
+    seeds = {
+        generator.initial_seed()
+        for purpose in (0, 1)
+        for generator in streams.generators(7, numbers, purpose)
+    }
+    assert len(seeds) == 200_000
+
+
+def test_data_have_the_law_of_the_mixture():
+    """Component frequencies and the noise's moments of drawn-ahead data; z < 4.5, 12 numbers."""
+    problem = tl.GaussianMixture.xor(dim=20, width=4, snr=4.0, directions="random")
+    data = streams.stream(
+        partial(problem.sample, 1), streams.generators(0, range(4), 1), lanes=32, length=10
+    )
+    # clones: the tensors are overwritten
+    steps = [(x.clone(), y.clone()) for x, y in itertools.islice(data, 10)]
+    x, y = (torch.cat(part).double().squeeze(1) for part in zip(*steps, strict=True))
+    along = x @ problem.directions.mT
+    assert float((y.mean() - 0.5).abs()) < 4.5 * 0.5 / 1280**0.5
+    # each label has its mean along one direction, +-1, and the noise of variance 1/4 besides
+    signal = torch.stack([y, 1 - y], -1)
+    assert ((along.mean(0)).abs() < 4.5 * (0.75 / 1280) ** 0.5).all()
+    spread = (along.square() - signal - 0.25).mean(0)
+    assert (spread.abs() < 4.5 * (1.5 / 1280) ** 0.5).all()
+    across = x - along @ problem.directions
+    variance = across.square().sum(-1) / 18
+    assert abs(float(variance.mean()) - 0.25) < 4.5 * 0.25 * (2 / 18 / 1280) ** 0.5
 
 
 def test_runs_from_one_start(problem):
@@ -65,6 +142,7 @@ def test_the_last_step_is_recorded_live_too(problem, tmp_path):
         ({"runs": 0}, "runs"),
         ({"batch_size": 0}, "batch"),
         ({"every": 0}, "every"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_input(problem, options, message):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,10 +14,20 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from torch import Tensor, nn
 
-from torchlimits import checks
+from torchlimits import checks, streams
+from torchlimits.captured import replayed
+from torchlimits.sharding import Shard
 from torchlimits.statistics import SummaryStatistics
-from torchlimits.tracking import track
+from torchlimits.tracking import Tracker, track
 from torchlimits.trajectory import Trajectory
+
+#: replicas are drawn and computed in groups: torch's kernels take this many numbers at once and a
+#: rest one by one, with other rounding, so that a replica would otherwise depend on their number
+_LANES = 32
+#: unless a group's numbers in one step are more than these; then every replica is a group
+_GROUP_NUMBERS = 2**19
+#: data that a replica draws at once, for as many steps as they last
+_BLOCK_NUMBERS = 2**13
 
 
 @runtime_checkable
@@ -79,12 +90,24 @@ def train(
     every: int | None = None,
     progress: bool = True,
     logdir: str | Path | None = None,
+    path: str | Path | None = None,
     start: nn.Module | None = None,
+    group: Any = None,
 ) -> Trajectory:
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
 
     The runs are replicas in one module with the loss summed over them, so that one step of
     torch.optim.SGD is one step of each.
+
+    On the CPU run r depends on the seed and r only, bit for bit: not on how many others there are,
+    nor on threads or processes. (Runs are computed in groups of 32 for that. Where 32 runs have
+    more than half a million numbers a step, parameters and data together, each run is computed by
+    itself; its random numbers are then still its own, the arithmetic is the same to rounding.)
+    Data are drawn ahead by other threads.
+
+    On CUDA the whole step is captured as a graph after a few steps, and replayed: the host neither
+    waits for the device nor draws. The same device, torch version, seed and number of runs give
+    the same trajectory; run r does depend on the number of runs there, and differs from the CPU's.
 
     Args:
         problem: `GaussianMixture`, or anything with its methods.
@@ -92,12 +115,15 @@ def train(
         time: limit time to train for; ``time * dim / step_size`` steps, rounded.
         runs: number of independent runs R, each from its own random start.
         momentum, batch_size: of SGD.
-        seed: of starts and data; the same seed, runs, device and dtype give the same trajectory.
+        seed: of starts and data, an int >= 0.
         device, dtype: of the training, float32 by default.
         every: record every so many steps; by default about 1000 times in all.
         progress: show a progress bar with steps/s and the time left.
         logdir: show the run live in TensorBoard, in ``<logdir>/measured``.
+        path: save the trajectory there, also where the training ends in an exception.
         start: a module whose parameters all runs start from; by default each has its own start.
+        group: a torch.distributed process group whose ranks share the runs: all call `train` alike,
+            rank 0 gets all runs, the others their own. See `torchlimits.sharding`.
 
     Returns:
         The measured `Trajectory`, values ``(runs, T, k)``.
@@ -105,6 +131,7 @@ def train(
     Raises:
         ValueError: if an argument is out of range.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
+        RuntimeError: if another rank of the group is gone; what this one has is saved.
 
     Example:
         >>> import torchlimits as tl
@@ -114,39 +141,136 @@ def train(
     """
     steps = _steps(problem, step_size, time)
     checks.positive_int("runs", runs)
-    device = checks.device(device)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    model = problem.model(replicas=(runs,), generator=generator, device=device, dtype=dtype)
-    if start is not None:
-        _copy_start(model, start)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=step_size / problem.dim,
-        momentum=momentum,
-        weight_decay=problem.ridge,
-    )
     every = max(1, steps // 1000) if every is None else every
-    with (
-        _live_writer(logdir, steps) as writer,
-        track(model, optimizer, problem.statistics, every=every, writer=writer) as tracker,
-        _step_counter(steps, progress) as ticks,
-    ):
-        for _ in ticks:
-            x, y = problem.sample(batch_size, replicas=(runs,), generator=generator)
-            loss = problem.loss(model(x), y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    measured = tracker.trajectory()
-    parameters = {
-        **measured.metadata["parameters"],
+    ensemble = _Ensemble(problem, batch_size, seed, checks.device(device), dtype)
+    shard = Shard.of(group, runs, ensemble.lanes)
+    facts = {
         **problem.describe(),
         "step_size": step_size,
         "batch_size": batch_size,
         "runs": runs,
         "seed": seed,
     }
-    return dataclasses.replace(measured, metadata={"parameters": parameters})
+
+    def trained() -> Trajectory:
+        model = ensemble.model(shard.groups)
+        if start is not None:
+            _copy_start(model, start)
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=step_size / problem.dim,
+            momentum=momentum,
+            weight_decay=problem.ridge,
+            fused=ensemble.can_fuse,
+        )
+        statistics = problem.statistics.of_runs(len(shard.runs))
+        with (
+            _live_writer(logdir if shard.first else None, steps) as writer,
+            track(
+                model, optimizer, statistics, every=every, writer=writer, path=shard.part(path)
+            ) as tracker,
+            _step_counter(steps, progress and shard.first) as ticks,
+            closing(ensemble.training(model, optimizer, tracker, shard.groups)) as training,
+        ):
+            for _ in zip(ticks, training, strict=False):
+                pass
+        measured = tracker.trajectory()
+        parameters = {**measured.metadata["parameters"], **facts}
+        return dataclasses.replace(measured, metadata={"parameters": parameters})
+
+    return shard.gathered(trained, path)
+
+
+class _Ensemble:
+    """Starts, data and steps of groups of replicas, all of which depend on the seed and number."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.problem, self.batch_size, self.seed = problem, batch_size, seed
+        self.device, self.dtype = device, dtype
+        self.on_cpu = device.type == "cpu"
+        parameters, data = self._numbers_of_a_step()
+        small = _LANES * (parameters + data) <= _GROUP_NUMBERS
+        self.lanes = _LANES if self.on_cpu and small else 1
+        self.length = max(1, _BLOCK_NUMBERS // data)
+
+    @property
+    def can_fuse(self) -> bool:
+        """Whether torch.optim.SGD has a fused kernel for the device."""
+        return self.device.type in ("cpu", "cuda")
+
+    def _numbers_of_a_step(self) -> tuple[int, int]:
+        """How many parameters one replica has, and how many numbers its data."""
+        generator = torch.Generator(self.device)
+        place = {"device": self.device, "dtype": self.dtype}
+        model = self.problem.model(replicas=(1,), generator=generator, **place)
+        data = self.problem.sample(self.batch_size, replicas=(1,), generator=generator)
+        return sum(p.numel() for p in model.parameters()), sum(d.numel() for d in data)
+
+    def model(self, groups: range) -> nn.Module:
+        """All replicas of some groups at their starts, in one module."""
+        place = {"device": self.device, "dtype": self.dtype}
+        replicas = (len(groups) * self.lanes,)
+        if not self.on_cpu:
+            self._generator = torch.Generator(self.device).manual_seed(self.seed)
+            return self.problem.model(replicas=replicas, generator=self._generator, **place)
+        sources = streams.generators(self.seed, groups)
+        parts = [
+            self.problem.model(replicas=(self.lanes,), generator=source, **place)
+            for source in sources
+        ]
+        model = self.problem.model(replicas=replicas, generator=torch.Generator(), **place)
+        with torch.no_grad():
+            for whole, *pieces in zip(
+                model.parameters(), *(part.parameters() for part in parts), strict=True
+            ):
+                torch.cat(pieces, out=whole)
+        return model
+
+    def training(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker, groups: range
+    ) -> Generator[None]:
+        """Step after step, without end."""
+        if not self.on_cpu:
+            return replayed(partial(self._fresh_step, model, optimizer), self._generator, tracker)
+        return self._stepping(model, optimizer, groups)
+
+    def _fresh_step(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        replicas = (next(model.parameters()).shape[0],)
+        x, y = self.problem.sample(self.batch_size, replicas=replicas, generator=self._generator)
+        self._step(model, optimizer, x, y)
+
+    def _stepping(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, groups: range
+    ) -> Generator[None]:
+        workers = max(1, torch.get_num_threads() // 2)
+        data = streams.stream(
+            partial(self.problem.sample, self.batch_size),
+            streams.generators(self.seed, groups, purpose=1),
+            lanes=self.lanes,
+            length=self.length,
+            workers=workers,
+        )
+        with closing(data), streams.threads(max(1, torch.get_num_threads() - workers)):
+            for x, y in data:
+                self._step(model, optimizer, x, y)
+                yield
+
+    def _step(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+    ) -> None:
+        loss = self.problem.loss(model(x), y)
+        # zero_grad and Tensor.backward would take a twentieth of the step
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = None
+        torch.autograd.backward(loss)
+        optimizer.step()
 
 
 def _steps(problem: Problem, step_size: float, time: float) -> int:

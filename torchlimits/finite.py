@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import checks
+from torchlimits import checks, streams
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
-
-Block = TypeVar("Block")
 
 #: new directions that the frame takes up before it is turned and cut
 _FRESH = 6
@@ -167,7 +162,8 @@ class ReducedChain(ABC):
         batch = u0.shape[:-1] if runs == 1 and u0.ndim > 1 else (runs, *u0.shape[:-1])
         starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
         at = sorted({*range(0, steps + 1, every), steps})
-        with _threads_for(len(starts)):
+        # torch would share small arrays out among threads, which takes longer than the sums
+        with streams.threads(1 if len(starts) <= _SHARED else torch.get_num_threads()):
             values = torch.stack(self._walk(starts, at, generator), dim=1)
         if not bool(values.isfinite().all()):
             raise RuntimeError(
@@ -274,28 +270,3 @@ class Frame:
             across[j:, j:].addcmul_(along[:, None], mirror, value=-1)
             across[j, j + 1 :] = 0
         self.used = self.d + len(across)
-
-
-@contextmanager
-def _threads_for(chains: int) -> Iterator[None]:
-    """One thread for small arrays: torch would share them out, which takes longer than the sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1 if chains <= _SHARED else before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def ahead(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same, each made while the one before is used: random numbers take a thread of their own.
-
-    Example:
-        >>> list(ahead(iter([1, 2, 3])))
-        [1, 2, 3]
-    """
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block

@@ -135,7 +135,7 @@ def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: i
     if size > max_bytes:
         return EvaluatedRing(statistics, parameters)
     on_cpu = all(p.device.type == "cpu" for p in read.values())
-    wanted = max(_CACHE_BYTES // size, 8) if on_cpu else 2**14
+    wanted = max(_CACHE_BYTES // size, 1) if on_cpu else 2**14
     return SnapshotRing(statistics, read, capacity=min(max_bytes // size, wanted))
 
 

@@ -141,6 +141,10 @@ class SummaryStatistics:
             parameter_dims=self.parameter_dims,
         )
 
+    def of_runs(self, runs: int) -> SummaryStatistics:
+        """Those of the first ``runs`` replicas only, where parameters have replica dimensions."""
+        return self if self.parameter_dims is None else _FirstRuns(self, runs)
+
     def batch_dims(self, parameters: Parameters) -> int:
         """How many leading dimensions the parameters have beyond those of one model."""
         if self.parameter_dims is None:
@@ -184,6 +188,22 @@ class SummaryStatistics:
             return value[..., i, j]
         flat = value.reshape(*value.shape[:batch], -1)
         return flat if flat.is_floating_point() else flat.to(torch.get_default_dtype())
+
+
+class _FirstRuns(SummaryStatistics):
+    """The statistics of the first replicas; the others fill up what is computed at once."""
+
+    def __init__(self, statistics: SummaryStatistics, runs: int) -> None:
+        super().__init__(
+            statistics.functions,
+            symmetric=statistics.symmetric,
+            parameter_dims=statistics.parameter_dims,
+        )
+        self.runs = runs
+
+    def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch k"]:
+        """The vectors u, shape ``(..., runs, k)``."""
+        return super().__call__(parameters)[..., : self.runs, :]
 
 
 def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchlimits import checks
 from torchlimits.probe import Explanation, Probe, Prober
-from torchlimits.ring import ring_for
+from torchlimits.recording import Recording, warn
+from torchlimits.ring import Ring, SnapshotRing, ring_for
+from torchlimits.row_file import Header
+from torchlimits.sink import Display
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.tracker_state import TrackerState
 from torchlimits.trajectory import Trajectory
 
 _log = logging.getLogger(__name__)
 
-#: how often a writer is given the new rows during training
-_SHOW_EVERY_SECONDS = 5.0
-
-
-class Sink(Protocol):
-    """Where recorded pieces of a trajectory go during training, `tl.tensorboard.Writer` for one."""
-
-    def add(self, chunk: Trajectory) -> None:
-        """Take the next rows of the trajectory."""
-
-    def flush(self) -> None:
-        """Make what was added visible to readers."""
+#: how often, at least, recorded rows are written to disk and shown
+_FLUSH_EVERY_SECONDS = 5.0
+#: bound on the evaluated rows in memory
+_ROWS_BYTES = 64 * 2**20
+#: no more snapshots are evaluated at once: that would cost time at a flush, and gain none
+_LARGEST_RING = 4096
+#: the trajectory's file in a log directory
+_RECORDED = "recorded.rows"
 
 
 class NonFiniteStatistic(ValueError):
@@ -71,9 +73,18 @@ def track(
 
     A hook on the optimizer copies the parameters that the statistics read into a preallocated
     ring on their device; the statistics are evaluated for the whole ring at once when it is full
-    (or at `Tracker.flush`); a writer is shown them every five seconds. Training is bit-identical
-    with and without: no random number is drawn, nothing enters autograd, and the device is not
-    synchronised before the ring is full.
+    or five seconds have passed (or at `Tracker.flush`). Then they are written to disk and shown.
+    Training is bit-identical with and without: no random number is drawn, nothing enters autograd,
+    and the device is not synchronised in between.
+
+    Nothing recorded is lost: with a ``path`` (or a log directory) rows are appended to
+    ``<path>.unfinished`` at every flush. A program that is killed leaves that file, which
+    `Trajectory.load` opens; `Tracker.close` turns it into ``path``. Without, rows beyond 64 MiB go
+    to a temporary file. What a full disk or a broken writer refuses is kept in memory up to 64 MiB
+    and tried again, while training goes on: see `Recording` for what happens beyond.
+
+    To resume, put `Tracker.state_dict` into your checkpoint, make the tracker with the same
+    arguments in the new program, and call `Tracker.load_state_dict` before the first step.
 
     Args:
         model: any module.
@@ -81,8 +92,12 @@ def track(
         statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes.
         every: record every so many steps.
         writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
-            ``torch.utils.tensorboard.SummaryWriter``, or any `Sink`.
-        path: where `Tracker.close` saves the trajectory, also when the loop ends in an exception.
+            ``torch.utils.tensorboard.SummaryWriter`` (to resume, made with ``purge_step=`` the
+            checkpoint's step + 1), or any `Sink`.
+        path: where the trajectory is after `Tracker.close`, also when the loop ends in an
+            exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
+            recorded, which takes no time and can be memory-mapped. Without one, and with a log
+            directory or a `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
         max_bytes: bound on the ring. If not even one snapshot fits, the statistics are evaluated
             in the hook itself.
         probe: a `Probe`: estimate drift and corrector along the run, so that
@@ -97,6 +112,7 @@ def track(
         ValueError: if the optimizer holds none of the model's parameters, its lr is 0, every < 1,
             or a statistic is not finite at the start. During training, at a flush:
             `NonFiniteStatistic`, or a ValueError if a statistic changes its shape.
+        OSError: if the folder of ``path`` or the log directory cannot be written to.
         TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
 
     Example:
@@ -139,36 +155,65 @@ class Tracker:
     ) -> None:
         _check_training(model, optimizer)
         self.every = checks.positive_int("every", every)
-        self.path = _checked_path(path)
         statistics = SummaryStatistics.of(statistics)
         self._optimizer = optimizer
-        self._sink, self._owns_sink = _sink_of(writer)
+        self._display = Display(writer)
+        self.path = _checked_path(path, self._display.sink)
         checks.positive_int("max_bytes", max_bytes)
         self._ring = ring_for(statistics, dict(model.named_parameters()), max_bytes)
+        self._ring.capacity = min(self._ring.capacity, _LARGEST_RING)
         self.names = self._ring.names
         if not self.names:
             raise ValueError("expected statistics with at least one entry, got empty tensors only")
         self.step, self.time = 0, 0.0
-        # rows in the ring, not yet evaluated; rows evaluated
+        # records made; those of them in the ring, not yet evaluated
+        self._records = 0
         self._pending: list[tuple[int, float]] = []
-        self._recorded: list[Trajectory] = []
-        self._shown, self._shown_at = 0, time.monotonic()
+        self._flushed_at = time.monotonic()
         self._failure: Exception | None = None
+        self._stands_still, self._closed = False, False
+        self._recording: Recording | None = None
         self._prober = _prober_of(probe, model, optimizer, statistics)
         self._record()
         self._evaluate_pending()
+        self._display.check(next(self._rows.after(-1)))
+        self._prepare_ring()
         self._probe()
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
     # --- recording -------------------------------------------------------------------------
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        self.stepped()
+
+    def stepped(self) -> None:
+        """Take note of an optimizer step; for steps that the hook does not see.
+
+        A replayed CUDA graph calls no hooks: `remove` the tracker and call this after each replay.
+        """
         self.step += 1
-        self.time += float(optimizer.param_groups[0]["lr"])
-        if self.step % self.every == 0 and self._failure is None:
-            self._record()
+        lr = float(self._optimizer.param_groups[0]["lr"])
+        self.time += lr
+        if self._failure is None:
+            if self.step % self.every == 0 and self._moves(lr):
+                self._record()
+            if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS:
+                self.flush()
+            elif self._ring.full:
+                self._evaluate_pending()
+                self._rows.write()
         if self._prober is not None and self.step % self._prober.probe.every == 0:
             self._probe()
+
+    def _moves(self, lr: float) -> bool:
+        """Whether limit time does: rows are functions of it."""
+        if lr <= 0 and not self._stands_still:
+            self._stands_still = True
+            warn(
+                f"the learning rate is {lr} at step {self.step}: limit time stands still, and "
+                "steps at which it does are not recorded"
+            )
+        return lr > 0
 
     def _probe(self) -> None:
         """Estimate drift and corrector here, if that is asked for."""
@@ -181,81 +226,98 @@ class Tracker:
     def _record(self) -> None:
         self._ring.store()
         self._pending.append((self.step, self.time))
-        if self._ring.full:
-            self._evaluate_pending()
-            if time.monotonic() - self._shown_at > _SHOW_EVERY_SECONDS:
-                self._show()
+        self._records += 1
 
     def flush(self) -> None:
-        """Evaluate what is in the ring and hand it to the writer.
+        """Evaluate what is in the ring, write it to disk and hand it to the writer.
 
         Raises:
             NonFiniteStatistic: if a statistic is NaN or infinite; the rows before it are kept.
             ValueError: if a statistic changed its shape.
         """
+        self._flushed_at = time.monotonic()
         try:
             self._evaluate_pending()
         finally:
-            self._show()
+            self._rows.write()
+            self._display.show(self._rows, self._prober)
 
     def _evaluate_pending(self) -> None:
         if not self._pending:
             return
         pending, self._pending = self._pending, []
         try:
-            values, error = self._ring.take()
+            values, error = self._take(len(pending))
             rows = _finite_rows(values)
             if rows:
-                self._recorded.append(self._chunk(pending[:rows], values[..., :rows, :]))
+                self._keep(pending[:rows], values[..., :rows, :])
             if rows < values.shape[-2]:
                 raise _non_finite(self.names, pending[rows][0], values[..., rows, :])
             if error is not None:
                 raise error
         except Exception as error:
             self._failure = error
-            if isinstance(error, NonFiniteStatistic) and self._recorded:
+            if isinstance(error, NonFiniteStatistic) and self._recording is not None:
                 error.trajectory = self.trajectory()
             raise
 
-    def _chunk(self, rows: list[tuple[int, float]], values: Tensor) -> Trajectory:
+    def _keep(self, rows: list[tuple[int, float]], values: Tensor) -> None:
+        if self._recording is None:
+            header = Header(self.names, tuple(values.shape[:-2]), self._facts())
+            self._recording = Recording(header, self.path, _ROWS_BYTES)
         steps, times = zip(*rows, strict=True)
-        return Trajectory(
-            torch.tensor(times, dtype=torch.float64), torch.tensor(steps), values, self.names
-        )
+        self._recording.append(steps, times, values)
 
-    def _show(self) -> None:
-        if self._sink is None:
-            return
-        for chunk in self._recorded[self._shown :]:
-            self._sink.add(chunk)
-        self._shown, self._shown_at = len(self._recorded), time.monotonic()
-        if self._prober is not None and hasattr(self._sink, "explain"):
-            self._sink.explain(self._prober.explanation())
-        self._sink.flush()
+    @property
+    def _rows(self) -> Recording:
+        # step 0 was recorded when the tracker was made
+        assert self._recording is not None
+        return self._recording
+
+    # Matrix products of a batch depend, in the last bits, on the batch's size and on the place in
+    # it. So snapshots are always evaluated a whole ring at a time, each in the slot that its number
+    # gives it: whenever a flush or a checkpoint comes, the rows are the same bit for bit.
+
+    def _prepare_ring(self) -> None:
+        """Fill the slots, which are going to be evaluated before they all hold records."""
+        if _in_batches(self._ring):
+            while not self._ring.full:
+                self._ring.store()
+        self._begin_ring()
+
+    def _begin_ring(self) -> None:
+        if _in_batches(self._ring):
+            self._ring.filled = self._records % self._ring.capacity
+
+    def _take(self, count: int) -> tuple[Tensor, ValueError | None]:
+        """The statistics of the last ``count`` records, and empty the ring."""
+        end = self._ring.filled
+        # step 0 comes when the other slots hold nothing yet
+        if _in_batches(self._ring) and self._recording is not None:
+            self._ring.filled = self._ring.capacity
+        values, error = self._ring.take()
+        self._begin_ring()
+        return values[..., end - count : end, :], error
 
     # --- what was recorded -----------------------------------------------------------------
 
     def trajectory(self) -> Trajectory:
-        """All that was recorded so far, step 0 included, values ``(T, k)`` or ``(runs, T, k)``."""
+        """All that was recorded so far, step 0 included, values ``(T, k)`` or ``(runs, T, k)``.
+
+        Rows that are on disk are memory-mapped.
+        """
         if self._failure is None:
             self.flush()
-        joined = _join(self._recorded)
-        # one long piece from here on: asking often does not copy the pieces again and again
-        self._recorded, self._shown = [joined], 1 if self._shown else 0
+        return dataclasses.replace(self._rows.trajectory(), metadata=self._facts())
+
+    def _facts(self) -> dict[str, Any]:
         group = self._optimizer.param_groups[0]
         settings = {
             key: value
             for key, value in group.items()
             if isinstance(value, (bool, int, float, str)) and key != "params"
         }
-        parameters = {"optimizer": type(self._optimizer).__name__, **settings}
-        return Trajectory(
-            joined.times,
-            joined.steps,
-            joined.values,
-            joined.names,
-            metadata={"parameters": parameters},
-        )
+        return {"parameters": {"optimizer": type(self._optimizer).__name__, **settings}}
 
     def explanation(self) -> Explanation:
         """What drift and corrector explain of the change since step 0, up to the present step.
@@ -269,38 +331,50 @@ class Tracker:
         return self._prober.explanation()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything recorded, as tensors and lists, for the user's own checkpoint."""
+        """Everything recorded, as tensors and lists, for the user's own checkpoint.
+
+        It is enough to resume anywhere, and grows with the number of rows: 8 (k + 2) bytes each,
+        times the runs.
+        """
         recorded = self.trajectory()
         return {
             "step": self.step,
             "time": self.time,
+            "records": self._records,
             "names": list(self.names),
-            "times": recorded.times,
-            "steps": recorded.steps,
-            "values": recorded.values,
+            # copies: tensors on a memory-mapped file would be saved with all of that file
+            "times": recorded.times.clone(memory_format=torch.contiguous_format),
+            "steps": recorded.steps.clone(memory_format=torch.contiguous_format),
+            "values": recorded.values.clone(memory_format=torch.contiguous_format),
+            "sink": self._display.state_dict(),
             **({} if self._prober is None else {"probe": self._prober.state_dict()}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken; what this tracker recorded before is dropped.
+        """Continue where `state_dict` was taken; what was recorded otherwise is dropped.
+
+        Call it before the first step, after loading the model and the optimizer. ``path`` and a log
+        directory may be those of the run that ended: what they hold beyond the state is replaced.
+        With the same model, data and random numbers, trajectory and events come out as those of a
+        run that was never interrupted, bit for bit.
 
         Raises:
-            ValueError: if the state holds other statistics.
+            ValueError: if the state holds other statistics or runs, or is damaged; then nothing
+                has changed.
         """
-        if list(state["names"]) != list(self.names):
-            raise ValueError(
-                f"expected a state of the statistics {list(self.names)}, got {state['names']}"
-            )
+        if self._closed:
+            raise ValueError("expected a tracker that records, this one was closed: make another")
+        device = next(iter(self._ring.parameters.values())).device
+        checked = TrackerState.of(state, self.names, self._rows.header.runs, device)
+        self._display.load_state_dict(checked.sink, int(checked.rows.steps[-1]))
+        if self._prober is not None and checked.probe is not None:
+            self._prober.load_state_dict(checked.probe)
         if self._pending:
             self._ring.take()
-        self._pending = []
-        self.step, self.time = int(state["step"]), float(state["time"])
-        self._recorded = [
-            Trajectory(state["times"], state["steps"], state["values"], list(self.names))
-        ]
-        self._shown = 0
-        if self._prober is not None and "probe" in state:
-            self._prober.load_state_dict(state["probe"])
+        self._pending, self._failure = [], None
+        self.step, self.time, self._records = checked.step, checked.time, checked.records
+        self._begin_ring()
+        self._rows.restore(checked.rows)
 
     # --- the end ---------------------------------------------------------------------------
 
@@ -309,18 +383,24 @@ class Tracker:
         self._hook.remove()
 
     def close(self) -> None:
-        """Flush, detach, save to ``path`` if one was given, close the writer if it is ours."""
+        """Flush, detach, save to ``path`` if there is one, close the writer if it is ours.
+
+        Warnings say what could not be saved or shown.
+
+        Raises:
+            OSError: if there is a ``path`` and nothing could be saved, there or beside it.
+        """
         self.remove()
+        if self._closed:
+            return
+        self._closed = True
         try:
             self._probe()
             if self._failure is None:
                 self.flush()
         finally:
-            if self.path is not None:
-                self.trajectory().save(self.path)
-            if self._owns_sink:
-                self._sink.close()  # type: ignore[union-attr]
-                self._sink = None
+            self._display.close()
+            self._rows.finish(self.trajectory())
 
     def __enter__(self) -> Tracker:
         return self
@@ -374,29 +454,28 @@ def _prober_of(
     return Prober(probe, model, optimizer, statistics)
 
 
-def _checked_path(path: str | Path | None) -> Path | None:
-    """The path, after making sure, before hours of training, that it can be written."""
+def _checked_path(path: str | Path | None, sink: Any) -> Path | None:
+    """Where the trajectory goes, after making sure, before hours of training, that it can."""
     if path is None:
-        return None
-    path = Path(path)
+        logdir = getattr(sink, "logdir", None)
+        return None if logdir is None else Path(logdir) / _RECORDED
+    # the file behind a symbolic link, not a file in the place of the link
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise ValueError(
             f"expected path as a file to save to, got the directory {path}: name a file"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"expected path in a folder that can be made, got {path}: {error}; give another"
+        ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"expected path in a folder that can be written to, got {path}: give another"
+        )
     return path
-
-
-def _sink_of(writer: Any) -> tuple[Any, bool]:
-    """The sink behind ``writer``, and whether closing it is ours to do."""
-    if writer is None:
-        return None, False
-    if hasattr(writer, "add") and hasattr(writer, "flush"):
-        return writer, False
-    # imported here: a loop that does not use TensorBoard does not load it
-    from torchlimits import tensorboard
-
-    return tensorboard.live(writer), True
 
 
 def _finite_rows(values: Tensor) -> int:
@@ -412,12 +491,6 @@ def _non_finite(names: list[str], step: int, row: Tensor) -> NonFiniteStatistic:
     return NonFiniteStatistic(label, step, float(flat[run, column]))
 
 
-def _join(chunks: list[Trajectory]) -> Trajectory:
-    if len(chunks) == 1:
-        return chunks[0]
-    return Trajectory(
-        torch.cat([chunk.times for chunk in chunks]),
-        torch.cat([chunk.steps for chunk in chunks]),
-        torch.cat([chunk.values for chunk in chunks], dim=-2),
-        chunks[0].names,
-    )
+def _in_batches(ring: Ring) -> bool:
+    """Whether snapshots are evaluated together, so that their number and places matter."""
+    return isinstance(ring, SnapshotRing) and ring._vectorised

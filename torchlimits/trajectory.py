@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,12 +16,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import checks
+from torchlimits import archive, checks, row_file
 
 #: half the width of a 95 % band, in standard deviations
 BAND = 1.96
 
 _FORMAT = "torchlimits.Trajectory/1"
+#: what the file holds, and of what kind
+_ARRAYS = {
+    "format": "U",
+    "times": "<f8",
+    "steps": "<i8",
+    "names": "U",
+    "values": "<f8",
+    "std": "<f8",
+    "metadata": "U",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +152,11 @@ class Trajectory:
         return self.slice(torch.linspace(0, len(self) - 1, points).round().long())
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.npz`` that numpy alone can read, one array a field, metadata as JSON."""
+        """Write a ``.npz`` that numpy alone can read, one array a field, metadata as JSON.
+
+        Raises:
+            OSError: if it cannot be written; then what was at ``path`` is still there.
+        """
         arrays: dict[str, np.ndarray] = {
             "format": np.array(_FORMAT),
             "times": self.times.numpy(),
@@ -154,37 +171,76 @@ class Trajectory:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
-        """Read what `save` wrote, exactly; never unpickles.
+        """Read what `save` or a recording (``.rows``, ``.unfinished``) wrote, exactly.
+
+        Nothing is unpickled. A recording is memory-mapped: its values are read when they are used,
+        and a torn row at its end, of a program that was killed, is left out. Its layout is that of
+        `torchlimits.row_file`.
 
         Raises:
-            ValueError: if the file is not a trajectory.
-            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not a trajectory, or damaged.
+            OSError: if it cannot be opened: FileNotFoundError, PermissionError.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(
-                f"expected a trajectory file, {path} cannot be read: {error}"
-            ) from error
-        if str(arrays.get("format")) != _FORMAT:
-            raise ValueError(
-                f"expected a file of format {_FORMAT!r}, {path} has {arrays.get('format')}: "
-                "give a file written by Trajectory.save"
-            )
+        path = Path(path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError(f"expected a trajectory file, got {path}, which is no regular file")
+        with path.open("rb") as file:
+            try:
+                if file.read(len(row_file.MAGIC)) == row_file.MAGIC:
+                    return cls.of_rows(*row_file.read(path))
+                found = archive.arrays(file, _ARRAYS)
+                if str(found.get("format")) == _FORMAT:
+                    return cls._of_arrays(found)
+            # whatever a damaged file makes of the libraries that read it
+            except Exception as error:
+                raise ValueError(
+                    f"expected a trajectory file, {path} cannot be read: "
+                    f"{error or type(error).__name__}"
+                ) from error
+        raise ValueError(
+            f"expected a file of format {_FORMAT!r}, {path} has {found.get('format')}: "
+            "give a file written by Trajectory.save"
+        )
+
+    @classmethod
+    def _of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Trajectory:
+        missing = sorted(set(_ARRAYS) - {"std"} - set(arrays))
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        metadata = json.loads(str(arrays["metadata"]))
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are not a dict")
+        if arrays["names"].ndim != 1 or arrays["times"].ndim != 1:
+            raise ValueError("its names or times are not a list")
         return cls(
             times=torch.from_numpy(arrays["times"]),
             steps=torch.from_numpy(arrays["steps"]),
             values=torch.from_numpy(arrays["values"]),
             names=arrays["names"].tolist(),
             std=torch.from_numpy(arrays["std"]) if "std" in arrays else None,
-            metadata=json.loads(str(arrays["metadata"])),
+            metadata=metadata,
+        )
+
+    @classmethod
+    def of_rows(cls, header: row_file.Header, rows: np.ndarray) -> Trajectory:
+        """The trajectory that recorded rows make, without a copy of them."""
+        return cls(
+            times=torch.from_numpy(rows["time"]),
+            steps=torch.from_numpy(rows["step"]),
+            values=torch.from_numpy(rows["values"]).movedim(0, -2),
+            names=header.names,
+            metadata=header.metadata,
         )

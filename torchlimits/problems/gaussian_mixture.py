@@ -209,8 +209,11 @@ class GaussianMixture:
         means, labels = self._on(device, dtype)
         shape = (*replicas, batch)
         component = torch.randint(len(means), shape, generator=generator, device=device)
-        noise = torch.randn(*shape, self.dim, generator=generator, device=device, dtype=dtype)
-        return noise.mul_(self.snr**-0.5).add_(means[component]), labels[component]
+        x = torch.randn(*shape, self.dim, generator=generator, device=device, dtype=dtype)
+        # a product with indicators, in place: means[component] has as many numbers as the noise
+        chosen = F.one_hot(component.flatten(), len(means)).to(dtype)
+        x.view(-1, self.dim).addmm_(chosen, means, beta=self.snr**-0.5)
+        return x, labels[component]
 
     def loss(
         self, output: Float[Tensor, "*replicas batch"], target: Float[Tensor, "*replicas batch"]
@@ -226,7 +229,8 @@ class GaussianMixture:
                 f"{tuple(target.shape)}: the model returns one logit an input"
             )
         total = F.binary_cross_entropy_with_logits(output, target, reduction="sum")
-        return total / target.shape[-1]
+        batch = target.shape[-1]
+        return total / batch if batch > 1 else total
 
     def dynamics(
         self,

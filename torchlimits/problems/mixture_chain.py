@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.expectations import psd_sqrt
-from torchlimits.finite import Frame, Recursion, ReducedChain, ahead
+from torchlimits.finite import Frame, Recursion, ReducedChain
 from torchlimits.problems.mixture_dynamics import MixtureODE
+from torchlimits.streams import ahead
 
 
 class MixtureChain(ReducedChain):

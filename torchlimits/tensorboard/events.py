@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import socket
@@ -18,6 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+
+from torchlimits.row_file import append_whole
 
 #: how the files that this package wrote, and may replace, are told from everybody else's
 SUFFIX = ".torchlimits"
@@ -128,6 +131,7 @@ class EventFile:
     Args:
         folder: the run directory; made if it is not there.
         partial: under a name that TensorBoard does not read, until `publish`.
+        purge_step: readers forget what earlier files of the folder hold from this step on.
 
     Example:
         >>> import tempfile
@@ -139,8 +143,8 @@ class EventFile:
         1
     """
 
-    def __init__(self, folder: Path, *, partial: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, partial: bool = False, purge_step: int = 0) -> None:
+        self.folder, self._purge_step = folder, purge_step
         self._suffix = _PARTIAL if partial else SUFFIX
         self._path: Path | None = None
         self._pending: list[bytes] = []
@@ -162,15 +166,21 @@ class EventFile:
         for block in scalar_records(tags, steps, wall_times, values):
             self._pending.append(block)
             if len(self._pending) > 4:
-                self.flush()
+                # what cannot be written now is kept for the next flush, which will say so
+                with contextlib.suppress(OSError):
+                    self.flush()
 
     def flush(self) -> None:
-        """Hand everything added so far to the operating system."""
+        """Hand everything added so far to the operating system.
+
+        Raises:
+            OSError: if it cannot be written; it is kept for the next flush, and the file is whole.
+        """
         if self._path is None or not self._path.exists() or not self._path.stat().st_size:
             # the first flush, or a later writer replaced the file: go on in a new one
             self._path = self._fresh()
-        with self._path.open("ab") as file:
-            file.writelines(self._pending)
+        with self._path.open("ab", buffering=0) as file:
+            append_whole(file, b"".join(self._pending))
         self._pending = []
 
     def publish(self) -> None:
@@ -184,10 +194,16 @@ class EventFile:
         stem = "events.out.tfevents" if self._suffix == SUFFIX else "unfinished"
         path = _free_name(self.folder, stem, self._suffix)
         version = Event(wall_time=time.time(), file_version="brain.Event:2")
-        # START at step 0 makes a running TensorBoard forget what a replaced file held
-        start = Event(wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        # START makes a running TensorBoard forget what earlier or replaced files held
+        session = SessionLog(status=SessionLog.START)
+        start = Event(wall_time=time.time(), step=self._purge_step, session_log=session)
         first = [version] if self._path is not None else [version, start]
-        path.write_bytes(b"".join(record(event.SerializeToString()) for event in first))
+        with path.open("xb", buffering=0) as file:
+            try:
+                append_whole(file, b"".join(record(event.SerializeToString()) for event in first))
+            except OSError:
+                path.unlink()
+                raise
         return path
 
 

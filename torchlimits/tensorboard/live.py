@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,7 +45,8 @@ class _Live(ABC):
         if total_steps is not None:
             checks.positive_int("total_steps", total_steps)
         self._max_points, self._total_steps = max_points, total_steps
-        self._bucket, self._newest = -1, -1
+        #: the last step taken, and the last that was written; -1: none
+        self.newest, self._written = -1, -1
         self._tail: tuple[Trajectory, np.ndarray] | None = None
         self._clock = time.time()
         self._like: Trajectory | None = None
@@ -56,27 +59,51 @@ class _Live(ABC):
             ValueError: if the statistics or runs are not those of the first chunk, or after
                 `close`.
         """
-        self._check(chunk)
+        self.check(chunk)
         if not len(chunk):
             return
         steps = chunk.steps.numpy()
-        buckets = self._buckets(steps)
-        before = np.maximum.accumulate(np.concatenate([[self._bucket], buckets]))[:-1]
-        keep = (buckets > before) & (steps > self._newest)
+        buckets = self._buckets(np.concatenate([[self.newest], steps]))
+        before = np.maximum.accumulate(buckets)[:-1]
+        keep = (buckets[1:] > before) & (steps > self.newest)
         # nobody noted when each row was made: evenly, since the last piece
         wall_times = np.linspace(self._clock, time.time(), len(steps) + 1)[1:]
         if keep.any():
             self._write(chunk.slice(torch.from_numpy(keep)), wall_times[keep])
-        if steps[-1] > self._newest:
+            self._written = int(steps[keep][-1])
+        if steps[-1] > self.newest:
             last = (chunk.slice(slice(len(steps) - 1, None)), wall_times[-1:])
             self._tail = None if keep[-1] else last
-        self._bucket = max(self._bucket, int(buckets[-1]))
-        self._newest = max(self._newest, int(steps[-1]))
+        self.newest = max(self.newest, int(steps[-1]))
         self._clock = float(wall_times[-1])
 
     @abstractmethod
     def flush(self) -> None:
         """Make what was added visible to a running TensorBoard."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far the rows came, for `Tracker.state_dict`."""
+        tail = None
+        if self._tail is not None:
+            row, wall_times = self._tail
+            tail = {
+                "times": row.times.clone(),
+                "steps": row.steps.clone(),
+                "values": row.values.contiguous().clone(),
+                "names": list(row.names),
+                "wall_times": wall_times.tolist(),
+            }
+        return {"newest": self.newest, "written": self._written, "tail": tail}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ValueError: if it is no such state.
+        """
+        newest, written, tail = _checked_state(state)
+        self.newest, self._written, self._tail = newest, written, tail
+        self._clock = time.time()
 
     def close(self) -> None:
         """Write the last row, whatever the spacing, and flush."""
@@ -107,19 +134,44 @@ class _Live(ABC):
         late = knee + density * np.log2(np.maximum(steps, knee) / knee)
         return np.where(steps < knee, steps, late).astype(np.int64)
 
-    def _check(self, chunk: Trajectory) -> None:
+    def check(self, chunk: Trajectory) -> None:
+        """Raise ValueError if `add` would refuse the chunk."""
         if self._closed:
             raise ValueError("expected an open writer, got one that was closed: make another")
-        first = self._like = self._like or chunk
+        if self._like is None:
+            tags_of(chunk.names, band=False)  # they may clash
+            self._like = chunk.slice(slice(0, 0))
+        first = self._like
         if (
             list(chunk.names) != list(first.names)
             or chunk.values.ndim != first.values.ndim
             or (chunk.values.shape[:-2] != first.values.shape[:-2])
         ):
             raise ValueError(
-                f"expected pieces of one trajectory, {first!r} of {list(first.names)}, got "
-                f"{chunk!r} of {list(chunk.names)}: give each trajectory a writer of its own"
+                f"expected pieces of one trajectory, of {list(first.names)} and runs "
+                f"{tuple(first.values.shape[:-2])}, got {chunk!r} of {list(chunk.names)}: "
+                "give each trajectory a writer of its own"
             )
+
+
+def _checked_state(
+    state: Mapping[str, Any],
+) -> tuple[int, int, tuple[Trajectory, np.ndarray] | None]:
+    try:
+        newest, written, tail = state["newest"], state["written"], state["tail"]
+        if tail is not None:
+            fields = {key: tail[key] for key in ("times", "steps", "values", "names")}
+            tail = (Trajectory(**fields), np.array(tail["wall_times"], dtype=np.float64))
+        good = -1 <= int(written) <= int(newest) and (tail is None or len(tail[1]) == len(tail[0]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected a writer's state, got one that is damaged: {error!r}"
+        ) from error
+    if not good:
+        raise ValueError(
+            f"expected a writer's state with -1 <= written <= newest, got {written} and {newest}"
+        )
+    return int(newest), int(written), tail
 
 
 def _points_per_doubling(points: int) -> float:
@@ -138,9 +190,10 @@ class Writer(_Live):
     step (for 1000 points), which lasts for 10^9 steps. Steps past ``total_steps`` keep the spacing
     and go over the cap.
 
-    Event files that this package wrote into the folder before are replaced at the first `add`. One
-    folder takes one writer at a time. After the run, `write` replaces the live file by an evenly
-    spread one. Wall times are real ones.
+    Event files that this package wrote into the folder before are replaced at the first `add`,
+    unless a tracker's state is loaded first: then they are continued, and what they hold beyond
+    that state is purged. One folder takes one writer at a time. After the run, `write` replaces the
+    live file by an evenly spread one. Wall times are real ones.
 
     Args:
         logdir: the run directory itself, ``<logdir>/measured`` for a later
@@ -173,7 +226,8 @@ class Writer(_Live):
     ) -> None:
         super().__init__(max_points, total_steps)
         self._max_runs = checks.positive_int("max_runs", max_runs)
-        self._folder = log_folder(logdir)
+        # the folder behind a symbolic link, which is made if the link leads nowhere yet
+        self._folder = log_folder(os.path.realpath(logdir))
         self._files: list[events.EventFile] = []
 
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
@@ -184,13 +238,32 @@ class Writer(_Live):
             file.add_scalars(tags, rows.steps.numpy(), wall_times, values)
 
     def _start(self, rows: Trajectory) -> None:
-        """Files with a layout; they are there before those that they replace go."""
-        old = events.own_files(self._folder, numbered=True)
+        """Files with a layout; they are there before those that they replace go.
+
+        After `load_state_dict` they continue those that are there.
+        """
+        purge_step = self._written + 1
+        old = [] if purge_step else events.own_files(self._folder, numbered=True)
         places = run_folders(self._folder, rows, self._max_runs)
-        self._files = [events.EventFile(place) for place in places]
-        self._files[0].add(layout_of(rows.names, band=False))
-        self.flush()
+        files = [events.EventFile(place, purge_step=purge_step) for place in places]
+        if not purge_step:
+            files[0].add(layout_of(rows.names, band=False))
+        for file in files:
+            file.flush()
+        self._files = files
         events.retire(old)
+
+    @property
+    def logdir(self) -> Path:
+        """The folder that is written to."""
+        return self._folder
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; in a folder without event files, begin anew."""
+        super().load_state_dict(state)
+        self._files = []
+        if not events.own_files(self._folder, numbered=True):
+            self.newest, self._written, self._tail = -1, -1, None
 
     def flush(self) -> None:
         """Make what was added visible to a running TensorBoard."""
@@ -214,7 +287,10 @@ class Writer(_Live):
 
 
 class _Borrowed(_Live):
-    """Writes into a SummaryWriter of the user's, which stays open; run r has tags ``.../run r``."""
+    """Writes into a SummaryWriter of the user's, which stays open; run r has tags ``.../run r``.
+
+    To resume, the user makes it with ``purge_step=`` the checkpoint's step + 1.
+    """
 
     def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 16) -> None:
         super().__init__(max_points, None)

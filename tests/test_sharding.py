@@ -1,0 +1,92 @@
+"""Two real processes, started by torchrun, with gloo."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchlimits as tl
+from torchlimits.sharding import Shard, process_group
+
+TRAINING = """
+import os, sys
+from pathlib import Path
+import torchlimits as tl
+from torchlimits.sharding import process_group
+
+problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
+folder, time = Path(sys.argv[1]), float(sys.argv[2])
+with process_group() as group:
+    (folder / os.environ["RANK"]).write_text(str(os.getpid()))
+    tl.train(
+        problem, step_size=1.0, time=time, runs=70, every=5, progress=False,
+        path=folder / "measured.npz", group=group,
+    )
+"""
+
+
+def torchrun(folder: Path, limit_time: float) -> subprocess.Popen:
+    script = folder / "training.py"
+    script.write_text(TRAINING)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(script)]
+    return subprocess.Popen(
+        [*command, str(folder), str(limit_time)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # the processes find the package where this one does
+        env={**os.environ, "PYTHONPATH": str(Path(tl.__file__).parents[1])},
+    )
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    """Bit for bit; nothing but the whole is left."""
+    running = torchrun(tmp_path, 1.0)
+    output, _ = running.communicate(timeout=120)
+    assert running.returncode == 0, output
+    problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
+    alone = tl.train(problem, step_size=1.0, time=1.0, runs=70, every=5, progress=False)
+    together = tl.Trajectory.load(tmp_path / "measured.npz")
+    assert torch.equal(together.values, alone.values)
+    assert together.metadata == alone.metadata
+    assert not list(tmp_path.glob("measured.rank*"))
+
+
+def test_a_dead_process_ends_the_run_and_the_other_saves_what_it_has(tmp_path):
+    running = torchrun(tmp_path, 1e6)
+    waited = time.monotonic() + 60
+    while not (tmp_path / "1").exists() or not list(tmp_path.glob("measured.rank0*")):
+        assert time.monotonic() < waited
+        assert running.poll() is None
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(int((tmp_path / "1").read_text()), signal.SIGKILL)
+    output, _ = running.communicate(timeout=60)
+    assert running.returncode != 0
+    assert "rank 0: stopped" in output
+    assert f"runs 0 ... 31: {tmp_path / 'measured.rank0.npz'}" in output
+    saved = tl.Trajectory.load(tmp_path / "measured.rank0.npz")
+    assert saved.runs == 32
+    assert len(saved) > 1
+
+
+def test_shares_are_whole_groups():
+    assert Shard.of(None, runs=70, lanes=32).runs == range(70)
+    assert Shard.of(None, runs=70, lanes=1).groups == range(70)
+
+
+def test_more_processes_than_groups(monkeypatch):
+    monkeypatch.setattr("torchlimits.sharding.distributed.get_rank", lambda group: 3)
+    monkeypatch.setattr("torchlimits.sharding.distributed.get_world_size", lambda group: 4)
+    with pytest.raises(ValueError, match="at most one process for every 32 runs"):
+        Shard.of(object(), runs=70, lanes=32)
+
+
+def test_without_torchrun_there_is_no_group():
+    with process_group() as group:
+        assert group is None

@@ -1,0 +1,196 @@
+"""`Recording`: the rows of a run, on disk as it goes on, in memory no more than a bound."""
+
+from __future__ import annotations
+
+import bisect
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from torchlimits import row_file
+from torchlimits.row_file import Header, RowFile
+from torchlimits.trajectory import Trajectory
+
+#: the suffix of a `Trajectory` that is kept as it was recorded, row by row
+SUFFIX = ".rows"
+#: what a recording is called until its run ends
+UNFINISHED = ".unfinished"
+
+
+class Recording:
+    """Rows that were evaluated; belongs to a `Tracker`.
+
+    With a path, rows go to ``<path>.unfinished`` (a `RowFile`) whenever `write` is called; `finish`
+    turns that file into ``path``. Without, they stay in memory up to ``max_bytes`` and go to a
+    temporary file beyond.
+
+    What cannot be written stays in memory and is tried again with the rows that follow. If that
+    comes to more than ``max_bytes``, every other row of it is given up, so that the rest still
+    shows the whole run; a warning says so at once, and `finish` says how many there were.
+
+    Args:
+        header: what all rows share.
+        path: where the trajectory is in the end, or None.
+        max_bytes: bound on the rows in memory.
+    """
+
+    def __init__(self, header: Header, path: Path | None, max_bytes: int) -> None:
+        self.header, self.path, self.max_bytes = header, path, max_bytes
+        #: rows given up, because they could neither be written nor kept
+        self.lost = 0
+        self._file: RowFile | None = None
+        self._held: list[np.ndarray] = []  # in memory, later than those in the file
+        self._held_bytes = 0
+        self._resumed = False
+        self._warned = False
+
+    @property
+    def unfinished(self) -> Path | None:
+        """The file that is there during the run."""
+        return None if self.path is None else self.path.with_name(self.path.name + UNFINISHED)
+
+    @property
+    def unwritten(self) -> int:
+        """How many rows are in memory only."""
+        return sum(map(len, self._held))
+
+    def __len__(self) -> int:
+        return self.unwritten + (0 if self._file is None else self._file.count)
+
+    def append(self, steps: ArrayLike, times: ArrayLike, values: Tensor) -> None:
+        """Take rows, values ``(..., T, k)``."""
+        rows = np.empty(values.shape[-2], self.header.row)
+        rows["step"], rows["time"] = steps, times
+        rows["values"] = values.movedim(-2, 0).numpy()
+        self._hold(rows)
+
+    def restore(self, rows: Trajectory) -> None:
+        """Have these rows and no others, here and on disk."""
+        self._file, self._held, self._held_bytes, self._resumed = None, [], 0, True
+        self.append(rows.steps.numpy(), rows.times.numpy(), rows.values)
+        self.write()
+
+    def _hold(self, rows: np.ndarray) -> None:
+        self._held.append(rows)
+        self._held_bytes += rows.nbytes
+        if self._held_bytes > self.max_bytes:
+            self._write_held()
+
+    def write(self) -> None:
+        """Hand all rows to the operating system, if they have a path."""
+        if self._held and (self.path is not None or self._file is not None):
+            self._write_held()
+
+    def _write_held(self) -> None:
+        rows = self._joined()
+        try:
+            if self._file is None:
+                self._file = RowFile(self.header, self.unfinished, rows, replace=self._resumed)
+            else:
+                self._file.append(rows)
+        except OSError as error:
+            self._warn_once(error)
+            self._thin(rows)
+        else:
+            self._held, self._held_bytes = [], 0
+
+    def _warn_once(self, error: OSError) -> None:
+        if not self._warned:
+            where = self.unfinished or "a temporary file"
+            warn(
+                f"recorded rows cannot be written to {where}: {error}; training goes on, up to "
+                f"{self.max_bytes / 2**20:.3g} MiB of them stay in memory, and writing is tried "
+                "again: make room, or save tracker.trajectory() elsewhere"
+            )
+        self._warned = True
+
+    def _thin(self, rows: np.ndarray) -> None:
+        while rows.nbytes > self.max_bytes and len(rows) > 1:
+            if not self.lost:
+                warn(
+                    "more rows than may stay in memory cannot be written: every other one of "
+                    f"those since step {rows['step'][0]} is given up"
+                )
+            # the newest row stays
+            kept = rows[(len(rows) - 1) % 2 :: 2].copy()
+            self.lost += len(rows) - len(kept)
+            rows = kept
+        self._held, self._held_bytes = [rows], rows.nbytes
+
+    def _joined(self) -> np.ndarray:
+        """The rows in memory as one piece from here on: asking often does not copy often."""
+        if len(self._held) != 1:
+            self._held = [np.concatenate([np.empty(0, self.header.row), *self._held])]
+        return self._held[0]
+
+    # --- reading ---------------------------------------------------------------------------
+
+    def trajectory(self) -> Trajectory:
+        """All rows; those in a file are memory-mapped."""
+        self.write()
+        parts = [] if self._file is None else [self._file.rows()]
+        if self._held or not parts:
+            parts.append(self._joined())
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return Trajectory.of_rows(self.header, rows)
+
+    def after(self, step: int) -> Iterator[Trajectory]:
+        """The rows later than a step, in pieces of some MB."""
+        parts = [] if self._file is None else [self._file.rows()]
+        for rows in [*parts, *self._held]:
+            # not numpy's: it would copy the whole column
+            later = rows[bisect.bisect_right(rows["step"], step) :]
+            for piece in row_file.pieces(later):
+                yield Trajectory.of_rows(self.header, piece)
+
+    # --- the end ---------------------------------------------------------------------------
+
+    def finish(self, trajectory: Trajectory) -> None:
+        """Leave the trajectory at the path, in the form that its suffix asks for.
+
+        Raises:
+            OSError: if nothing of it could be written anywhere.
+        """
+        self.write()
+        if self.lost:
+            warn(
+                f"{self.lost} recorded rows are lost: they could not be written and were too many "
+                f"for {self.max_bytes / 2**20:.3g} MiB of memory"
+            )
+        if self.path is not None:
+            try:
+                self._publish(trajectory)
+            except OSError as error:
+                self._say_what_is_where(error)
+
+    def _publish(self, trajectory: Trajectory) -> None:
+        assert self.path is not None
+        if self.path.suffix != SUFFIX:
+            trajectory.save(self.path)
+            if self._file is not None:
+                self._file.remove()
+        elif self._file is not None and not self._held:
+            self._file.publish(self.path)
+        else:
+            raise OSError(f"{self.unwritten} rows could not be written")
+
+    def _say_what_is_where(self, error: OSError) -> None:
+        written = 0 if self._file is None else self._file.count
+        kept = f"{written} of its {len(self)} rows are in {self.unfinished}, all"
+        message = (
+            f"expected to save the trajectory as {self.path}, got: {error}; "
+            f"{kept if written else 'its rows'} are in tracker.trajectory(): "
+            "call its .save(path) with a path that can be written"
+        )
+        if not written:
+            raise type(error)(message) from error
+        warn(message)
+
+
+def warn(message: str) -> None:
+    """A RuntimeWarning, without a place in the code: none of the user's lines is to blame."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

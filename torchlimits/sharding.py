@@ -1,0 +1,186 @@
+"""`Shard`: the runs that one process of several trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+
+from torchlimits.tracking import NonFiniteStatistic
+from torchlimits.trajectory import Trajectory
+
+
+@contextmanager
+def process_group(device: torch.device | str = "cpu") -> Iterator[Any]:
+    """The process group that ``torchrun`` asks for, closed at the end; None without torchrun.
+
+    Gloo on the CPU, NCCL on CUDA, where every process takes the device of its local rank.
+
+    Example:
+        >>> with process_group() as group:  # not started by torchrun
+        ...     print(group)
+        None
+    """
+    if not distributed.is_available() or not distributed.is_torchelastic_launched():
+        yield None
+        return
+    on_cuda = torch.device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        yield distributed.group.WORLD
+    finally:
+        distributed.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The groups of replicas that this process trains.
+
+    Attributes:
+        rank, ranks: which process of how many.
+        groups: numbers of its groups of replicas.
+        runs: numbers of its runs, the last group cut to those asked for.
+        group: the torch.distributed process group, or None.
+    """
+
+    rank: int
+    ranks: int
+    groups: range
+    runs: range
+    group: Any = None
+
+    @classmethod
+    def of(cls, group: Any, runs: int, lanes: int) -> Shard:
+        """This process's share of the runs, in whole groups of ``lanes``.
+
+        Raises:
+            ValueError: if there are more ranks than groups.
+
+        Example:
+            >>> Shard.of(None, runs=40, lanes=32).groups
+            range(0, 2)
+        """
+        rank = 0 if group is None else distributed.get_rank(group)
+        ranks = 1 if group is None else distributed.get_world_size(group)
+        groups = -(-runs // lanes)
+        if ranks > groups:
+            raise ValueError(
+                f"expected at most one process for every {lanes} runs, which are computed "
+                f"together, got {ranks} processes for {runs} runs: start fewer, or ask for more"
+            )
+        mine = range(rank * groups // ranks, (rank + 1) * groups // ranks)
+        kept = range(mine.start * lanes, min(mine.stop * lanes, runs))
+        return cls(rank, ranks, mine, kept, group)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process shows progress and gets all the runs."""
+        return self.rank == 0
+
+    def part(self, path: str | Path | None) -> Path | None:
+        """Where this process keeps its runs: ``name.rank1.npz`` for ``name.npz``."""
+        if path is None or self.group is None:
+            return None if path is None else Path(path)
+        path = Path(path)
+        return path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")
+
+    def gathered(self, trained: Callable[[], Trajectory], path: str | Path | None) -> Trajectory:
+        """All runs on rank 0, which saves them to ``path``; this process's own on the others.
+
+        Args:
+            trained: trains the runs of this process, and leaves them in ``part(path)`` whatever
+                happens.
+            path: of the whole, or None.
+
+        Raises:
+            NonFiniteStatistic: if a run of any rank diverged, with the rows that all have.
+            RuntimeError: if another process is gone.
+        """
+        if self.group is None:
+            return self._finished([_Outcome(trained())], path)
+        with _signal_ends(
+            f"rank {self.rank}: stopped, as when another process dies; {self._kept(path)}"
+        ):
+            mine = _attempted(trained)
+            try:
+                parts = self._exchange(mine)
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"rank {self.rank}: another of the {self.ranks} processes is gone ({error}); "
+                    f"{self._kept(path)}"
+                ) from error
+        return self._finished(parts, path)
+
+    def _kept(self, path: str | Path | None) -> str:
+        runs = f"runs {self.runs.start} ... {self.runs.stop - 1}"
+        part = self.part(path)
+        return f"its {runs} are lost: no path was given" if part is None else f"its {runs}: {part}"
+
+    def _exchange(self, mine: _Outcome) -> list[_Outcome]:
+        parts: list[Any] | None = [None] * self.ranks if self.first else None
+        distributed.gather_object(mine, parts, group=self.group)
+        return [mine] if parts is None else parts
+
+    def _finished(self, parts: list[_Outcome], path: str | Path | None) -> Trajectory:
+        """The runs side by side, as far as all of them go."""
+        rows = min(len(part.trajectory) for part in parts)
+        cut = [part.trajectory.slice(slice(0, rows)) for part in parts]
+        joined = replace(cut[0], values=torch.cat([part.values for part in cut]))
+        if path is not None:
+            if self.first:
+                joined.save(path)
+            if self.group is not None:
+                # the barrier: nobody's part goes before the whole is there
+                distributed.barrier(self.group)
+                Path(self.part(path) or path).unlink(missing_ok=True)
+        failures = [part.failure for part in parts if part.failure is not None]
+        if failures:
+            first = min(failures, key=lambda failure: failure.step)
+            first.trajectory = joined
+            raise first
+        return joined
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What one process sends to rank 0."""
+
+    trajectory: Trajectory
+    failure: NonFiniteStatistic | None = None
+
+
+def _attempted(trained: Callable[[], Trajectory]) -> _Outcome:
+    try:
+        return _Outcome(trained())
+    except NonFiniteStatistic as error:
+        if error.trajectory is None:
+            raise
+        return _Outcome(error.trajectory, error)
+
+
+@contextmanager
+def _signal_ends(message: str) -> Iterator[None]:
+    """SIGTERM, which torchrun sends when a process has died, as SystemExit: what runs is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(message)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

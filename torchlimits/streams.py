@@ -1,0 +1,122 @@
+"""Streams of random numbers: each depends on its own number, not on what is drawn beside it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Block = TypeVar("Block")
+
+
+def generators(seed: int, numbers: Iterable[int], purpose: int = 0) -> list[torch.Generator]:
+    """Generators on the CPU, each of which depends on seed, its number and purpose only.
+
+    torch takes 32 bits of a seed: the seeds run through them in odd strides, so that no two
+    generators of one run are the same, which hashing would allow once in 10^5.
+
+    Args:
+        seed: of the whole run, an int >= 0.
+        numbers: 0 ... 2^31 - 1.
+        purpose: 0 or 1, for two streams a number.
+
+    Raises:
+        ValueError: if the seed is no int >= 0.
+
+    Example:
+        >>> (third,) = generators(0, [3])
+        >>> third.initial_seed() == generators(0, range(10))[3].initial_seed()
+        True
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"expected seed as an int >= 0, got {seed!r}")
+    offset, stride = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    return [
+        torch.Generator().manual_seed((offset + (2 * number + purpose) * (stride | 1)) % 2**32)
+        for number in numbers
+    ]
+
+
+def stream(
+    sample: Callable[..., tuple[Tensor, Tensor]],
+    sources: Sequence[torch.Generator],
+    *,
+    lanes: int,
+    length: int,
+    workers: int = 1,
+) -> Generator[tuple[Tensor, Tensor]]:
+    """Data (x, y) of step after step for groups of replicas, drawn ahead, without end.
+
+    A group's data depend on its generator only, for given lanes and length. The tensors of a step
+    are overwritten when ``length`` further steps have been asked for.
+
+    Args:
+        sample: ``sample(replicas=, generator=)`` -> x, y with these leading dimensions.
+        sources: one generator a group.
+        lanes: replicas in a group.
+        length: steps that are drawn at once.
+        workers: threads that share the groups.
+
+    Example:
+        >>> def sample(replicas, generator):
+        ...     return torch.randn(*replicas, 5, generator=generator), torch.zeros(*replicas)
+        >>> x, y = next(stream(sample, generators(0, range(3)), lanes=4, length=10))
+        >>> x.shape, y.shape
+        (torch.Size([12, 5]), torch.Size([12]))
+    """
+
+    groups = range(0, lanes * len(sources), lanes)
+
+    def room() -> list[Tensor]:
+        """By steps, then by replicas: what one step reads lies together."""
+        like = sample(replicas=(1, 1), generator=torch.Generator())
+        return [part.new_empty(length, lanes * len(sources), *part.shape[2:]) for part in like]
+
+    def drawn(into: list[Tensor], source: torch.Generator, first: int) -> None:
+        parts = sample(replicas=(length, lanes), generator=source)
+        for whole, part in zip(into, parts, strict=True):
+            whole[:, first : first + lanes] = part
+
+    def block(into: list[Tensor]) -> list[Tensor]:
+        list(pool.map(partial(drawn, into), sources, groups))
+        return into
+
+    # the blocks are closed before the pool, which draws them
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        closing(ahead(map(block, itertools.cycle([room(), room()])))) as blocks,
+    ):
+        for xs, ys in blocks:
+            yield from zip(xs.unbind(), ys.unbind(), strict=True)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """So many threads for torch's operations, until the end of the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def ahead(blocks: Iterator[Block]) -> Generator[Block]:
+    """The same, each made while the one before is used: random numbers take a thread of their own.
+
+    Example:
+        >>> list(ahead(iter([1, 2, 3])))
+        [1, 2, 3]
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = pool.submit(next, blocks, None)
+            yield block
