@@ -82,6 +82,7 @@ def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
         ("bench_tracking.py", ["--steps", 40, "--rounds", 2]),
         ("bench_estimate.py", ["--samples", 64, "--looped", 2, "--rounds", 2, "--dim", 60]),
         ("bench_writing.py", ["--help"]),
+        ("bench_ensemble.py", ["--runs", 3, "--dims", 20, "--steps", 20, "--rounds", 2]),
         ("bench_reduced.py", ["--runs", 10, "--dim", 20, "--steps", 8, "--rounds", 2]),
     ],
 )

@@ -18,6 +18,7 @@ from torchlimits.power_law import Report
 from torchlimits.probe import Explanation, Probe
 from torchlimits.problems import GaussianMixture, SpikedTensor
 from torchlimits.regimes import Regime, regime
+from torchlimits.replicas import replicate
 from torchlimits.statistics import SummaryStatistics
 from torchlimits.tracking import NonFiniteStatistic, Tracker, track
 from torchlimits.trajectory import Trajectory
@@ -55,6 +56,7 @@ __all__ = [
     "localizability",
     "phase_diagram",
     "regime",
+    "replicate",
     "statistics",
     "success",
     "tensorboard",

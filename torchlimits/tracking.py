@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchlimits import checks
 from torchlimits.probe import Explanation, Probe, Prober
 from torchlimits.recording import Recording, warn
+from torchlimits.replicas import Replicated
 from torchlimits.ring import Ring, SnapshotRing, ring_for
 from torchlimits.row_file import Header
 from torchlimits.sink import Display
@@ -156,6 +157,8 @@ class Tracker:
         _check_training(model, optimizer)
         self.every = checks.positive_int("every", every)
         statistics = SummaryStatistics.of(statistics)
+        if isinstance(model, Replicated):
+            statistics = model.statistics(statistics)
         self._optimizer = optimizer
         self._display = Display(writer)
         self.path = _checked_path(path, self._display.sink)

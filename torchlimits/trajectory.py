@@ -70,10 +70,11 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         float64 = {"device": "cpu", "dtype": torch.float64}
-        object.__setattr__(self, "times", torch.as_tensor(self.times).detach().to(**float64))
-        object.__setattr__(
-            self, "steps", torch.as_tensor(self.steps).detach().to("cpu", torch.int64)
-        )
+        # contiguous: columns of a file of rows are not, and torch.searchsorted warns of that
+        times = torch.as_tensor(self.times).detach().to(**float64).contiguous()
+        steps = torch.as_tensor(self.steps).detach().to("cpu", torch.int64).contiguous()
+        object.__setattr__(self, "times", times)
+        object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "values", torch.as_tensor(self.values).detach().to(**float64))
         object.__setattr__(self, "names", list(self.names))
         if self.std is not None:

@@ -1,0 +1,123 @@
+"""`replicate`: many independent copies of any module, in one module."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from torchlimits import checks
+from torchlimits.statistics import SummaryStatistics
+
+
+class Replicated(nn.Module):
+    """R copies of a module: parameters and buffers under the same names, each ``(R, *shape)``.
+
+    Made by `replicate`, which has an example. The forward takes inputs ``(R, ...)``, one for each
+    copy, and returns outputs ``(R, ...)``, by `torch.func.vmap`.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        # without tensors of its own; not registered, so that names stay those of one module
+        object.__setattr__(self, "_template", copy.deepcopy(modules[0]).to("meta"))
+        stacked = copy.deepcopy(modules[0])
+        for name, parameter in stacked.named_parameters():
+            pieces = torch.stack([dict(m.named_parameters())[name].detach() for m in modules])
+            owner, _, leaf = name.rpartition(".")
+            trained = nn.Parameter(pieces, requires_grad=parameter.requires_grad)
+            setattr(stacked.get_submodule(owner), leaf, trained)
+        for name, _ in list(stacked.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            pieces = torch.stack([dict(m.named_buffers())[name] for m in modules])
+            setattr(stacked.get_submodule(owner), leaf, pieces)
+        self._modules.update(stacked._modules)
+        self._parameters.update(stacked._parameters)
+        self._buffers.update(stacked._buffers)
+        self.replicas = len(modules)
+
+    @property
+    def _one(self) -> nn.Module:
+        return self.__dict__["_template"]
+
+    def forward(self, *inputs: Tensor, **options: Tensor) -> Any:
+        """The outputs of all copies, ``(R, ...)``, of inputs ``(R, ...)``; dropout differs."""
+        for value in (*inputs, *options.values()):
+            if not isinstance(value, Tensor) or value.shape[:1] != (self.replicas,):
+                what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"expected inputs of shape ({self.replicas}, ...), one for each replica, got "
+                    f"{what}: expand an input that all share"
+                )
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+
+        def one(tensors: dict[str, Tensor], inputs: Any, options: Any) -> Any:
+            return functional_call(self._one, tensors, inputs, options)
+
+        return torch.func.vmap(one, randomness="different")(tensors, inputs, options)
+
+    def statistics(self, statistics: SummaryStatistics) -> SummaryStatistics:
+        """Statistics of one module as those of all copies; `tl.track` calls it."""
+        if statistics.parameter_dims is not None:
+            return statistics  # they take leading dimensions already
+        names = dict(self._one.named_parameters())
+        return SummaryStatistics(
+            {name: _over_copies(f, names) for name, f in statistics.functions.items()},
+            symmetric=statistics.symmetric,
+            parameter_dims={name: p.ndim for name, p in names.items()},
+        )
+
+
+def replicate(model: nn.Module | Sequence[nn.Module], replicas: int | None = None) -> Replicated:
+    """One module that holds R independent copies of a module, with a leading dimension R.
+
+    With the loss *summed* over copies, one step of an optimizer that acts entry by entry (SGD with
+    all its options, Adam) is one step of each. `tl.track` records ``(runs, T, k)``.
+
+    Args:
+        model: a module, whose values all copies start from; or R modules of one architecture,
+            each copy's start.
+        replicas: R, with a single module.
+
+    Raises:
+        ValueError: if R is no int >= 1, or the modules' parameters differ in name or shape.
+        TypeError: if ``model`` is neither a module nor several.
+
+    Example:
+        >>> import torch
+        >>> networks = [torch.nn.Linear(3, 1) for _ in range(5)]
+        >>> model = replicate(networks)
+        >>> model.weight.shape, model(torch.zeros(5, 7, 3)).shape
+        (torch.Size([5, 1, 3]), torch.Size([5, 7, 1]))
+    """
+    if isinstance(model, nn.Module):
+        modules = [model] * checks.positive_int("replicas", replicas or 0)
+    else:
+        modules = list(model) if isinstance(model, Sequence) else []
+        if not modules or not all(isinstance(one, nn.Module) for one in modules):
+            raise TypeError(
+                f"expected a torch.nn.Module, or a list of them, got {type(model).__name__}"
+            )
+    shapes = [{name: p.shape for name, p in one.state_dict().items()} for one in modules]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ValueError("expected modules of one architecture, got parameters that differ")
+    return Replicated(modules)
+
+
+def _over_copies(function: Any, names: Any) -> Any:
+    """A function of one module's parameters, for parameters with any leading dimensions."""
+
+    def of_all(parameters: Any) -> Tensor:
+        given = {name: parameters[name] for name in names if name in parameters}
+        name, first = next(iter(given.items()))
+        leading = first.shape[: first.ndim - names[name].ndim]
+        evaluated = function
+        for _ in leading:
+            evaluated = torch.func.vmap(evaluated)
+        return evaluated(given)
+
+    return of_all
