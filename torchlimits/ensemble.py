@@ -27,7 +27,7 @@ _LANES = 32
 #: unless a group's numbers in one step are more than these; then every replica is a group
 _GROUP_NUMBERS = 2**19
 #: data that a replica draws at once, for as many steps as they last
-_BLOCK_NUMBERS = 2**13
+_BLOCK_NUMBERS = 2**14
 
 
 @runtime_checkable
