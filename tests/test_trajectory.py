@@ -96,3 +96,48 @@ def test_bad_input(change, message):
     }
     with pytest.raises(ValueError, match=message):
         tl.Trajectory(**{**good, **change})
+
+
+def two_runs():
+    values = torch.randn(2, 3, 2, dtype=torch.float64)
+    return tl.Trajectory(
+        torch.tensor([0.0, 0.5, 1.0]),
+        torch.tensor([0, 5, 10]),
+        values,
+        ["m[0]", "r2"],
+        std=values.abs(),
+        metadata={"dim": 10},
+    )
+
+
+def test_tables_hold_every_value():
+    path = two_runs()
+    wide, long = path.to_pandas(), path.to_pandas(wide=False)
+    assert wide.columns.tolist() == ["step", "time", "run", "m[0]", "r2", "m[0]/std", "r2/std"]
+    second = wide[wide.run == 1]
+    assert second["r2"].tolist() == path["r2"][1].tolist()
+    assert second["m[0]/std"].tolist() == path.std[1, :, 0].tolist()
+    assert len(long) == 12
+    chosen = long[(long.statistic == "m[0]") & (long.run == 0)]
+    assert chosen["value"].tolist() == path["m[0]"][0].tolist()
+    assert chosen["step"].tolist() == [0, 5, 10]
+
+
+def test_labelled_arrays():
+    path = two_runs()
+    data = path.to_xarray()
+    assert data.value.dims == ("run", "time", "statistic")
+    chosen = data["std"].sel(statistic="r2", time=0.5).values.tolist()
+    assert chosen == path.std[:, 1, 1].tolist()
+    assert data.attrs == {"dim": 10}
+
+
+def test_plots_draw_lines_and_bands_into_axes():
+    from matplotlib.figure import Figure
+
+    path, axes = two_runs(), Figure().add_subplot()
+    assert path.plot("r2", axes, color="black") is axes
+    assert [line.get_ydata().tolist() for line in axes.lines] == path["r2"].tolist()
+    assert len(axes.collections) == 2
+    with pytest.raises(ValueError, match="expected one of the statistics"):
+        path.plot("r3")

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import archive, checks, row_file
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+    from matplotlib.axes import Axes
+
 
 #: half the width of a 95 % band, in standard deviations
 BAND = 1.96
@@ -151,6 +157,136 @@ class Trajectory:
         if len(self) <= points:
             return self
         return self.slice(torch.linspace(0, len(self) - 1, points).round().long())
+
+    def to_pandas(self, *, wide: bool = True) -> pandas.DataFrame:
+        """A table of the statistics; needs pandas.
+
+        Args:
+            wide: one row a time (and run), one column a statistic, and ``<name>/std`` where there
+                is a predicted deviation; otherwise one row a value, with columns ``statistic``,
+                ``value`` and ``std``.
+
+        Returns:
+            Columns ``step``, ``time`` (limit time), ``run`` where there are independent runs, then
+            the statistics.
+
+        Raises:
+            ImportError: without pandas.
+
+        Example:
+            >>> import torch
+            >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
+            >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
+            >>> path.to_pandas().columns.tolist()
+            ['step', 'time', 'm', 'r2']
+            >>> path.to_pandas(wide=False).shape
+            (4, 5)
+        """
+        import pandas
+
+        runs = self.runs
+        place = {
+            "step": np.tile(self.steps.numpy(), runs),
+            "time": np.tile(self.times.numpy(), runs),
+            **({"run": np.repeat(np.arange(runs), len(self))} if self.values.ndim > 2 else {}),
+        }
+        columns = dict(zip(self.names, self.values.reshape(-1, len(self.names)).mT, strict=True))
+        std = None if self.std is None else self.std.reshape(-1, len(self.names)).mT
+        if wide:
+            spread = (
+                {} if std is None else {f"{n}/std": s for n, s in zip(columns, std, strict=True)}
+            )
+            numbers = {name: column.numpy() for name, column in {**columns, **spread}.items()}
+            return pandas.DataFrame({**place, **numbers})
+        nothing = torch.full_like(self.values.reshape(-1, len(self.names)).mT, torch.nan)
+        tables = [
+            pandas.DataFrame(
+                {**place, "statistic": name, "value": column.numpy(), "std": spread.numpy()}
+            )
+            for (name, column), spread in zip(
+                columns.items(), nothing if std is None else std, strict=True
+            )
+        ]
+        return pandas.concat(tables, ignore_index=True)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """Arrays ``value`` (and ``std``) with labelled axes; needs xarray.
+
+        Returns:
+            Dimensions ``run`` (one for each leading dimension: ``run``, ``run_1`` ...), ``time``
+            (limit time; ``step`` is a coordinate along it) and ``statistic``; metadata as attrs.
+
+        Raises:
+            ImportError: without xarray.
+
+        Example:
+            >>> import torch
+            >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
+            >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
+            >>> path.to_xarray().value.sel(statistic="r2").values.tolist()
+            [1.0, 1.5]
+        """
+        import xarray
+
+        leading = [f"run_{i}" if i else "run" for i in range(self.values.ndim - 2)]
+        dims = [*leading, "time", "statistic"]
+        arrays = (
+            {"value": self.values}
+            if self.std is None
+            else {
+                "value": self.values,
+                "std": self.std,
+            }
+        )
+        return xarray.Dataset(
+            {name: (dims, array.numpy()) for name, array in arrays.items()},
+            coords={
+                "time": self.times.numpy(),
+                "step": ("time", self.steps.numpy()),
+                "statistic": list(self.names),
+            },
+            attrs=dict(self.metadata),
+        )
+
+    def plot(self, name: str, axes: Axes | None = None, **style: Any) -> Axes:
+        """Draw one statistic over limit time: every run a line, with its 95 % band if there is one.
+
+        Args:
+            name: the statistic.
+            axes: matplotlib axes to draw into; by default new ones.
+            style: for matplotlib's ``plot``.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ValueError: for an unknown statistic.
+
+        Example:
+            >>> import torch
+            >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
+            >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
+            >>> path.plot("m").get_ylabel()
+            'm'
+        """
+        column = self.index(name)
+        if axes is None:
+            # a figure of its own, which no global state holds on to
+            from matplotlib.figure import Figure
+
+            axes = Figure(layout="constrained").add_subplot()
+        times, lines = self.times.numpy(), self.values[..., column].reshape(-1, len(self))
+        spread = None if self.std is None else self.std[..., column].reshape(-1, len(self))
+        for run, line in enumerate(lines):
+            (drawn,) = axes.plot(times, line.numpy(), **style)
+            if spread is not None:
+                low, high = (line + side * BAND * spread[run] for side in (-1, 1))
+                axes.fill_between(
+                    times, low.numpy(), high.numpy(), color=drawn.get_color(), alpha=0.2, lw=0
+                )
+        axes.set_xlabel("limit time t")
+        axes.set_ylabel(name)
+        return axes
 
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` that numpy alone can read, one array a field, metadata as JSON.
