@@ -148,3 +148,19 @@ def test_the_last_step_is_recorded_live_too(problem, tmp_path):
 def test_bad_input(problem, options, message):
     with pytest.raises(ValueError, match=message):
         tl.train(problem, **{"step_size": 1.0, "time": 1.0, "progress": False, **options})
+
+
+@pytest.mark.gpu
+def test_captured_steps_train(problem):
+    """The same seed gives the same runs, whose mean is that of the CPU's runs: z < 4.5."""
+    options = {"step_size": 1.0, "time": 2.0, "runs": 1000, "progress": False}
+    start = problem.model()
+    first, again = (tl.train(problem, device="cuda", start=start, **options) for _ in range(2))
+    on_cpu = tl.train(problem, seed=1, start=start, **options)
+    assert torch.equal(first.values, again.values)
+    assert first.steps.tolist() == on_cpu.steps.tolist()
+    a, b = first.final, on_cpu.final
+    error = ((a.var(0) + b.var(0)) / 1000).sqrt()
+    assert bool(((a.mean(0) - b.mean(0)).abs() < 4.5 * error).all())
+    # negative control: without training the means differ
+    assert bool(((first.initial.mean(0) - b.mean(0)).abs() > 4.5 * error).any())
