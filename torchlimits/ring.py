@@ -13,10 +13,12 @@ from torchlimits.statistics import Parameters, SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
+#: no more snapshots are evaluated at once: that would cost time at a flush, and gain none
+_MOST = 4096
 
 
 class Ring(ABC):
-    """Room for `capacity` records; `take` returns them as statistics and empties it."""
+    """Room for `capacity` records; `take` returns those since the last `take`, as statistics."""
 
     def __init__(self, statistics: SummaryStatistics, parameters: Parameters, capacity: int):
         self.statistics = statistics
@@ -49,14 +51,23 @@ class Ring(ABC):
 
     @abstractmethod
     def take(self) -> tuple[Tensor, ValueError | None]:
-        """The stored records' statistics, (..., T, k) in float64 on the CPU, and empty the ring.
+        """The new records' statistics, (..., T, k) in float64 on the CPU, which makes room.
 
         If a statistic changed its shape, the records before, and the error.
         """
 
+    @abstractmethod
+    def resume(self, records: int) -> None:
+        """Forget what was stored; the next record is the one after so many."""
+
 
 class SnapshotRing(Ring):
-    """Copies of the parameters, made by one fused kernel a step, evaluated all at once."""
+    """Copies of the parameters, made by one fused kernel a step, evaluated all at once.
+
+    Matrix products of a batch depend, in the last bits, on the batch's size and on the place in it.
+    So every slot is evaluated in every `take`, old copies too, and a record has the slot that its
+    number gives it: whenever a flush or a checkpoint comes, the rows are the same bit for bit.
+    """
 
     def __init__(
         self,
@@ -67,9 +78,10 @@ class SnapshotRing(Ring):
         super().__init__(statistics, parameters, capacity)
         self._sources = list(self.parameters.values())
         self._alias()
-        self._buffers = [p.new_empty((capacity, *p.shape)) for p in self._detached]
+        self._buffers = [p.expand(capacity, *p.shape).clone() for p in self._detached]
         # the slots' views are made once: making them at every step would cost more than the copy
         self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
+        self._taken = 0  # the slots before hold records that were taken
         self._vectorised = True
 
     def store(self) -> None:
@@ -89,19 +101,26 @@ class SnapshotRing(Ring):
         self._addresses = [p.data_ptr() for p in self._sources]
 
     def take(self) -> tuple[Tensor, ValueError | None]:
-        """Evaluate the statistics for all stored snapshots at once."""
-        buffers = zip(self.parameters, self._buffers, strict=True)
-        stored = _exact({name: buffer[: self.filled] for name, buffer in buffers})
-        rows, self.filled = self.filled, 0
+        """Evaluate the statistics for all snapshots at once."""
+        new = slice(self._taken, self.filled)
+        self.resume(self.filled)
         with torch.no_grad():
             if self._vectorised:
                 try:
-                    return _runs_first(self._evaluate(stored)), None
+                    return _runs_first(self._evaluate(self._stored(slice(None)))[new]), None
                 except RuntimeError:
                     # .item(), data-dependent control flow, numpy: fine, one snapshot at a time
                     self._vectorised = False
-            snapshots = ({name: p[row] for name, p in stored.items()} for row in range(rows))
-            return self._stacked([self.statistics(snapshot) for snapshot in snapshots])
+            rows = range(new.start, new.stop)
+            return self._stacked([self.statistics(self._stored(row)) for row in rows])
+
+    def resume(self, records: int) -> None:
+        """Go on at the slot of the next record."""
+        self._taken = self.filled = records % self.capacity
+
+    def _stored(self, slots: slice | int) -> dict[str, Tensor]:
+        buffers = zip(self.parameters, self._buffers, strict=True)
+        return _exact({name: buffer[slots] for name, buffer in buffers})
 
     def _evaluate(self, stored: dict[str, Tensor]) -> Tensor:
         if self.statistics.parameter_dims is not None:
@@ -124,8 +143,13 @@ class EvaluatedRing(Ring):
 
     def take(self) -> tuple[Tensor, ValueError | None]:
         """The stored values."""
-        rows, self._rows, self.filled = self._rows, [], 0
+        rows = self._rows
+        self.resume(0)
         return self._stacked(rows)
+
+    def resume(self, records: int) -> None:
+        """Forget the stored values."""
+        self._rows, self.filled = [], 0
 
 
 def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: int) -> Ring:
@@ -135,8 +159,8 @@ def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: i
     if size > max_bytes:
         return EvaluatedRing(statistics, parameters)
     on_cpu = all(p.device.type == "cpu" for p in read.values())
-    wanted = max(_CACHE_BYTES // size, 1) if on_cpu else 2**14
-    return SnapshotRing(statistics, read, capacity=min(max_bytes // size, wanted))
+    wanted = max(_CACHE_BYTES // size, 1) if on_cpu else _MOST
+    return SnapshotRing(statistics, read, capacity=min(max_bytes // size, wanted, _MOST))
 
 
 def _runs_first(rows: Tensor) -> Tensor:

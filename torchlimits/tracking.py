@@ -18,7 +18,7 @@ from torchlimits import checks
 from torchlimits.probe import Explanation, Probe, Prober
 from torchlimits.recording import Recording, warn
 from torchlimits.replicas import Replicated
-from torchlimits.ring import Ring, SnapshotRing, ring_for
+from torchlimits.ring import ring_for
 from torchlimits.row_file import Header
 from torchlimits.sink import Display
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
@@ -31,8 +31,6 @@ _log = logging.getLogger(__name__)
 _FLUSH_EVERY_SECONDS = 5.0
 #: bound on the evaluated rows in memory
 _ROWS_BYTES = 64 * 2**20
-#: no more snapshots are evaluated at once: that would cost time at a flush, and gain none
-_LARGEST_RING = 4096
 #: the trajectory's file in a log directory
 _RECORDED = "recorded.rows"
 
@@ -164,7 +162,6 @@ class Tracker:
         self.path = _checked_path(path, self._display.sink)
         checks.positive_int("max_bytes", max_bytes)
         self._ring = ring_for(statistics, dict(model.named_parameters()), max_bytes)
-        self._ring.capacity = min(self._ring.capacity, _LARGEST_RING)
         self.names = self._ring.names
         if not self.names:
             raise ValueError("expected statistics with at least one entry, got empty tensors only")
@@ -180,7 +177,6 @@ class Tracker:
         self._record()
         self._evaluate_pending()
         self._display.check(next(self._rows.after(-1)))
-        self._prepare_ring()
         self._probe()
         self._hook = optimizer.register_step_post_hook(self._after_step)
 
@@ -250,7 +246,7 @@ class Tracker:
             return
         pending, self._pending = self._pending, []
         try:
-            values, error = self._take(len(pending))
+            values, error = self._ring.take()
             rows = _finite_rows(values)
             if rows:
                 self._keep(pending[:rows], values[..., :rows, :])
@@ -276,31 +272,6 @@ class Tracker:
         # step 0 was recorded when the tracker was made
         assert self._recording is not None
         return self._recording
-
-    # Matrix products of a batch depend, in the last bits, on the batch's size and on the place in
-    # it. So snapshots are always evaluated a whole ring at a time, each in the slot that its number
-    # gives it: whenever a flush or a checkpoint comes, the rows are the same bit for bit.
-
-    def _prepare_ring(self) -> None:
-        """Fill the slots, which are going to be evaluated before they all hold records."""
-        if _in_batches(self._ring):
-            while not self._ring.full:
-                self._ring.store()
-        self._begin_ring()
-
-    def _begin_ring(self) -> None:
-        if _in_batches(self._ring):
-            self._ring.filled = self._records % self._ring.capacity
-
-    def _take(self, count: int) -> tuple[Tensor, ValueError | None]:
-        """The statistics of the last ``count`` records, and empty the ring."""
-        end = self._ring.filled
-        # step 0 comes when the other slots hold nothing yet
-        if _in_batches(self._ring) and self._recording is not None:
-            self._ring.filled = self._ring.capacity
-        values, error = self._ring.take()
-        self._begin_ring()
-        return values[..., end - count : end, :], error
 
     # --- what was recorded -----------------------------------------------------------------
 
@@ -372,11 +343,9 @@ class Tracker:
         self._display.load_state_dict(checked.sink, int(checked.rows.steps[-1]))
         if self._prober is not None and checked.probe is not None:
             self._prober.load_state_dict(checked.probe)
-        if self._pending:
-            self._ring.take()
         self._pending, self._failure = [], None
         self.step, self.time, self._records = checked.step, checked.time, checked.records
-        self._begin_ring()
+        self._ring.resume(self._records)
         self._rows.restore(checked.rows)
 
     # --- the end ---------------------------------------------------------------------------
@@ -492,8 +461,3 @@ def _non_finite(names: list[str], step: int, row: Tensor) -> NonFiniteStatistic:
     run, column = (~flat.isfinite()).nonzero()[0].tolist()
     label = names[column] + (f" (run {run})" if len(flat) > 1 else "")
     return NonFiniteStatistic(label, step, float(flat[run, column]))
-
-
-def _in_batches(ring: Ring) -> bool:
-    """Whether snapshots are evaluated together, so that their number and places matter."""
-    return isinstance(ring, SnapshotRing) and ring._vectorised
