@@ -18,10 +18,9 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.console import Console
-from torch import distributed
 
 import torchlimits as tl
-from torchlimits.sharding import process_group
+from torchlimits.sharding import process_group, rank_in
 
 
 @dataclass
@@ -118,10 +117,9 @@ def main(options: Xor | Binary, console: Console, group: Any = None) -> None:
         )
     except tl.NonFiniteStatistic as error:
         if error.trajectory is not None:
-            error.trajectory.save(logdir / "measured.npz")
             tl.tensorboard.write(logdir, measured=error.trajectory)
         raise SystemExit(f"{error}\nSaved up to there: {logdir / 'measured.npz'}") from None
-    if console.quiet:  # another rank goes on
+    if rank_in(group) != 0:
         return
 
     with console.status("integrating the effective dynamics"):
@@ -144,7 +142,6 @@ if __name__ == "__main__":
     chosen = tyro.cli(Command, description=__doc__)
     try:
         with process_group(device_of(chosen)) as group:
-            first = group is None or distributed.get_rank(group) == 0
-            main(chosen, Console(quiet=not first), group)
+            main(chosen, Console(quiet=rank_in(group) != 0), group)
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None

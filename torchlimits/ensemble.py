@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
@@ -161,22 +160,27 @@ def train(
             lr=step_size / problem.dim,
             momentum=momentum,
             weight_decay=problem.ridge,
-            fused=ensemble.can_fuse,
+            # one kernel, where torch has one
+            fused=ensemble.device.type in ("cpu", "cuda"),
         )
         statistics = problem.statistics.of_runs(len(shard.runs))
         with (
             _live_writer(logdir if shard.first else None, steps) as writer,
             track(
-                model, optimizer, statistics, every=every, writer=writer, path=shard.part(path)
+                model,
+                optimizer,
+                statistics,
+                every=every,
+                writer=writer,
+                path=shard.part(path),
+                parameters=facts,
             ) as tracker,
             _step_counter(steps, progress and shard.first) as ticks,
             closing(ensemble.training(model, optimizer, tracker, shard.groups)) as training,
         ):
             for _ in zip(ticks, training, strict=False):
                 pass
-        measured = tracker.trajectory()
-        parameters = {**measured.metadata["parameters"], **facts}
-        return dataclasses.replace(measured, metadata={"parameters": parameters})
+        return tracker.trajectory()
 
     return shard.gathered(trained, path)
 
@@ -200,11 +204,6 @@ class _Ensemble:
         self.lanes = _LANES if self.on_cpu and small else 1
         self.length = max(1, _BLOCK_NUMBERS // data)
 
-    @property
-    def can_fuse(self) -> bool:
-        """Whether torch.optim.SGD has a fused kernel for the device."""
-        return self.device.type in ("cpu", "cuda")
-
     def _numbers_of_a_step(self) -> tuple[int, int]:
         """How many parameters one replica has, and how many numbers its data."""
         generator = torch.Generator(self.device)
@@ -218,7 +217,7 @@ class _Ensemble:
         place = {"device": self.device, "dtype": self.dtype}
         replicas = (len(groups) * self.lanes,)
         if not self.on_cpu:
-            self._generator = torch.Generator(self.device).manual_seed(self.seed)
+            (self._generator,) = streams.generators(self.seed, groups[:1], device=self.device)
             return self.problem.model(replicas=replicas, generator=self._generator, **place)
         sources = streams.generators(self.seed, groups)
         parts = [

@@ -43,6 +43,11 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[Any]:
         distributed.destroy_process_group()
 
 
+def rank_in(group: Any) -> int:
+    """This process's number in a group; 0 without one."""
+    return 0 if group is None else distributed.get_rank(group)
+
+
 @dataclass(frozen=True)
 class Shard:
     """The groups of replicas that this process trains.
@@ -71,7 +76,7 @@ class Shard:
             >>> Shard.of(None, runs=40, lanes=32).groups
             range(0, 2)
         """
-        rank = 0 if group is None else distributed.get_rank(group)
+        rank = rank_in(group)
         ranks = 1 if group is None else distributed.get_world_size(group)
         groups = -(-runs // lanes)
         if ranks > groups:
@@ -90,9 +95,11 @@ class Shard:
 
     def part(self, path: str | Path | None) -> Path | None:
         """Where this process keeps its runs: ``name.rank1.npz`` for ``name.npz``."""
-        if path is None or self.group is None:
-            return None if path is None else Path(path)
+        if path is None:
+            return None
         path = Path(path)
+        if self.group is None:
+            return path
         return path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")
 
     def gathered(self, trained: Callable[[], Trajectory], path: str | Path | None) -> Trajectory:
@@ -108,7 +115,7 @@ class Shard:
             RuntimeError: if another process is gone.
         """
         if self.group is None:
-            return self._finished([_Outcome(trained())], path)
+            return trained()  # which has saved all there is
         with _signal_ends(
             f"rank {self.rank}: stopped, as when another process dies; {self._kept(path)}"
         ):
@@ -137,13 +144,13 @@ class Shard:
         rows = min(len(part.trajectory) for part in parts)
         cut = [part.trajectory.slice(slice(0, rows)) for part in parts]
         joined = replace(cut[0], values=torch.cat([part.values for part in cut]))
-        if path is not None:
+        own = self.part(path)
+        if path is not None and own is not None:
             if self.first:
                 joined.save(path)
-            if self.group is not None:
-                # the barrier: nobody's part goes before the whole is there
-                distributed.barrier(self.group)
-                Path(self.part(path) or path).unlink(missing_ok=True)
+            # the barrier: nobody's part goes before the whole is there
+            distributed.barrier(self.group)
+            own.unlink(missing_ok=True)
         failures = [part.failure for part in parts if part.failure is not None]
         if failures:
             first = min(failures, key=lambda failure: failure.step)

@@ -16,8 +16,13 @@ from torch import Tensor
 Block = TypeVar("Block")
 
 
-def generators(seed: int, numbers: Iterable[int], purpose: int = 0) -> list[torch.Generator]:
-    """Generators on the CPU, each of which depends on seed, its number and purpose only.
+def generators(
+    seed: int,
+    numbers: Iterable[int],
+    purpose: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[torch.Generator]:
+    """Generators, each of which depends on seed, its number and purpose only.
 
     torch takes 32 bits of a seed: the seeds run through them in odd strides, so that no two
     generators of one run are the same, which hashing would allow once in 10^5.
@@ -26,6 +31,7 @@ def generators(seed: int, numbers: Iterable[int], purpose: int = 0) -> list[torc
         seed: of the whole run, an int >= 0.
         numbers: 0 ... 2^31 - 1.
         purpose: 0 or 1, for two streams a number.
+        device: of the generators.
 
     Raises:
         ValueError: if the seed is no int >= 0.
@@ -39,7 +45,9 @@ def generators(seed: int, numbers: Iterable[int], purpose: int = 0) -> list[torc
         raise ValueError(f"expected seed as an int >= 0, got {seed!r}")
     offset, stride = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     return [
-        torch.Generator().manual_seed((offset + (2 * number + purpose) * (stride | 1)) % 2**32)
+        torch.Generator(device).manual_seed(
+            (offset + (2 * number + purpose) * (stride | 1)) % 2**32
+        )
         for number in numbers
     ]
 

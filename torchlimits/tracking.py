@@ -67,6 +67,7 @@ def track(
     path: str | Path | None = None,
     max_bytes: int = 64 * 2**20,
     probe: Probe | None = None,
+    parameters: Mapping[str, Any] | None = None,
 ) -> Tracker:
     """Record summary statistics at every step of `optimizer`, step 0 included.
 
@@ -102,6 +103,8 @@ def track(
         probe: a `Probe`: estimate drift and corrector along the run, so that
             `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
             statistics' change they explain; needs torch.optim.SGD.
+        parameters: facts about the run, JSON-able, for the trajectory's
+            ``metadata["parameters"]``, beside the optimizer's settings.
 
     Returns:
         A `Tracker`, to be closed, or used as a context manager. The limit time of a step is the
@@ -134,6 +137,7 @@ def track(
         path=path,
         max_bytes=max_bytes,
         probe=probe,
+        parameters=parameters,
     )
 
 
@@ -151,13 +155,14 @@ class Tracker:
         path: str | Path | None = None,
         max_bytes: int = 64 * 2**20,
         probe: Probe | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
         _check_training(model, optimizer)
         self.every = checks.positive_int("every", every)
         statistics = SummaryStatistics.of(statistics)
         if isinstance(model, Replicated):
             statistics = model.statistics(statistics)
-        self._optimizer = optimizer
+        self._optimizer, self._parameters = optimizer, dict(parameters or {})
         self._display = Display(writer)
         self.path = _checked_path(path, self._display.sink)
         checks.positive_int("max_bytes", max_bytes)
@@ -291,7 +296,8 @@ class Tracker:
             for key, value in group.items()
             if isinstance(value, (bool, int, float, str)) and key != "params"
         }
-        return {"parameters": {"optimizer": type(self._optimizer).__name__, **settings}}
+        optimizer = {"optimizer": type(self._optimizer).__name__, **settings}
+        return {"parameters": {**optimizer, **self._parameters}}
 
     def explanation(self) -> Explanation:
         """What drift and corrector explain of the change since step 0, up to the present step.
