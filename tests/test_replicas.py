@@ -61,6 +61,15 @@ def test_frozen_parameters_and_buffers():
     torch.testing.assert_close(together(torch.ones(2, 4, 3))[0], module(torch.ones(4, 3)))
 
 
+def test_a_weight_that_two_layers_share_stays_one():
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    module[1].weight = module[0].weight
+    together = tl.replicate(module, 2)
+    assert [name for name, _ in together.named_parameters()] == ["0.weight", "0.bias", "1.bias"]
+    x = torch.randn(2, 4, 3)
+    torch.testing.assert_close(together(x)[1], module(x[1]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -69,6 +78,7 @@ def test_frozen_parameters_and_buffers():
         (([],), TypeError, "list of them"),
         ((3,), TypeError, "list of them"),
         (([nn.Linear(2, 1), nn.Linear(3, 1)],), ValueError, "one architecture"),
+        (([nn.Linear(2, 1), nn.Linear(2, 1).eval()],), ValueError, "all in evaluation mode"),
     ],
 )
 def test_bad_input(arguments, error, message):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, stack_module_state
 
 from torchlimits import checks
 from torchlimits.statistics import SummaryStatistics
@@ -23,21 +23,22 @@ class Replicated(nn.Module):
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        # without tensors of its own; not registered, so that names stay those of one module
-        object.__setattr__(self, "_template", copy.deepcopy(modules[0]).to("meta"))
-        stacked = copy.deepcopy(modules[0])
-        for name, parameter in stacked.named_parameters():
-            pieces = torch.stack([dict(m.named_parameters())[name].detach() for m in modules])
-            owner, _, leaf = name.rpartition(".")
-            trained = nn.Parameter(pieces, requires_grad=parameter.requires_grad)
-            setattr(stacked.get_submodule(owner), leaf, trained)
-        for name, _ in list(stacked.named_buffers()):
-            owner, _, leaf = name.rpartition(".")
-            pieces = torch.stack([dict(m.named_buffers())[name] for m in modules])
-            setattr(stacked.get_submodule(owner), leaf, pieces)
-        self._modules.update(stacked._modules)
-        self._parameters.update(stacked._parameters)
-        self._buffers.update(stacked._buffers)
+        parameters, buffers = stack_module_state(list(modules))
+        # not registered, so that names stay those of one module
+        self.__dict__["_template"] = copy.deepcopy(modules[0])
+        whole = copy.deepcopy(modules[0])
+        stacked = {
+            id(p): nn.Parameter(parameters[name].detach(), requires_grad=p.requires_grad)
+            for name, p in whole.named_parameters()
+        }
+        # a weight that two layers share stays one weight
+        for name, parameter in list(whole.named_parameters(remove_duplicate=False)):
+            _replace(whole, name, stacked[id(parameter)])
+        for name, buffer in buffers.items():
+            _replace(whole, name, buffer)
+        self._modules.update(whole._modules)
+        self._parameters.update(whole._parameters)
+        self._buffers.update(whole._buffers)
         self.replicas = len(modules)
 
     @property
@@ -105,7 +106,18 @@ def replicate(model: nn.Module | Sequence[nn.Module], replicas: int | None = Non
     shapes = [{name: p.shape for name, p in one.state_dict().items()} for one in modules]
     if any(shape != shapes[0] for shape in shapes):
         raise ValueError("expected modules of one architecture, got parameters that differ")
-    return Replicated(modules)
+    try:
+        return Replicated(modules)
+    except RuntimeError as error:  # of torch.func.stack_module_state
+        raise ValueError(
+            "expected modules of one class, all in training or all in evaluation mode, with the "
+            f"same parameters frozen: {error}"
+        ) from error
+
+
+def _replace(module: nn.Module, name: str, value: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(module.get_submodule(owner), leaf, value)
 
 
 def _over_copies(function: Any, names: Any) -> Any:

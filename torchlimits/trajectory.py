@@ -184,30 +184,29 @@ class Trajectory:
         """
         import pandas
 
-        runs = self.runs
+        runs, names = self.runs, list(self.names)
         place = {
             "step": np.tile(self.steps.numpy(), runs),
             "time": np.tile(self.times.numpy(), runs),
             **({"run": np.repeat(np.arange(runs), len(self))} if self.values.ndim > 2 else {}),
         }
-        columns = dict(zip(self.names, self.values.reshape(-1, len(self.names)).mT, strict=True))
-        std = None if self.std is None else self.std.reshape(-1, len(self.names)).mT
+        rows = (runs * len(self), len(names))
+        values = self.values.reshape(rows).numpy()
+        std = None if self.std is None else self.std.reshape(rows).numpy()
         if wide:
             spread = (
-                {} if std is None else {f"{n}/std": s for n, s in zip(columns, std, strict=True)}
+                [] if std is None else [pandas.DataFrame(std, columns=names).add_suffix("/std")]
             )
-            numbers = {name: column.numpy() for name, column in {**columns, **spread}.items()}
-            return pandas.DataFrame({**place, **numbers})
-        nothing = torch.full_like(self.values.reshape(-1, len(self.names)).mT, torch.nan)
-        tables = [
-            pandas.DataFrame(
-                {**place, "statistic": name, "value": column.numpy(), "std": spread.numpy()}
-            )
-            for (name, column), spread in zip(
-                columns.items(), nothing if std is None else std, strict=True
-            )
-        ]
-        return pandas.concat(tables, ignore_index=True)
+            parts = [pandas.DataFrame(place), pandas.DataFrame(values, columns=names), *spread]
+            return pandas.concat(parts, axis=1)
+        return pandas.DataFrame(
+            {
+                **{key: np.tile(column, len(names)) for key, column in place.items()},
+                "statistic": np.repeat(names, rows[0]),
+                "value": values.T.ravel(),
+                "std": np.nan if std is None else std.T.ravel(),
+            }
+        )
 
     def to_xarray(self) -> xarray.Dataset:
         """Arrays ``value`` (and ``std``) with labelled axes; needs xarray.
@@ -230,14 +229,7 @@ class Trajectory:
 
         leading = [f"run_{i}" if i else "run" for i in range(self.values.ndim - 2)]
         dims = [*leading, "time", "statistic"]
-        arrays = (
-            {"value": self.values}
-            if self.std is None
-            else {
-                "value": self.values,
-                "std": self.std,
-            }
-        )
+        arrays = {"value": self.values, **({} if self.std is None else {"std": self.std})}
         return xarray.Dataset(
             {name: (dims, array.numpy()) for name, array in arrays.items()},
             coords={
