@@ -250,7 +250,7 @@ def _expectation(
         raise ValueError(f"expected at least one point, got a batch of shape {tuple(batch)}")
     rows = [x.reshape(len(mean), *x.shape[len(batch) :]) for x in arguments]
 
-    def value(some: slice, panels: quadrature.Panels) -> tuple[Tensor]:
+    def value(some: Tensor, panels: quadrature.Panels) -> tuple[Tensor]:
         xi = panels.xi()
         h = mean[some, None] + xi @ factor[some].mT
         values = integrand(xi, h, panels.psi.flatten(1), *(x[some] for x in rows))
@@ -307,11 +307,17 @@ def _moments(panels: quadrature.Panels, label: Tensor) -> tuple[Tensor, Tensor, 
     return by_line.sum(-1), t1, (flat * square.flatten(1)[:, None]) @ flat.mT
 
 
-def _gather(pieces: Iterable[tuple[slice, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
-    """Sum the pieces of the same points, and concatenate over points."""
-    sums: dict[int, tuple[Tensor, ...]] = {}
+def _gather(pieces: Iterable[tuple[Tensor, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
+    """Sum the pieces of the same points, and put the points in order."""
+    points: list[Tensor] = []
+    sums: list[tuple[Tensor, ...]] = []
     for some, values in pieces:
-        if some.start in sums:
-            values = tuple(a + b for a, b in zip(sums[some.start], values, strict=True))
-        sums[some.start] = values
-    return tuple(torch.cat(x) for x in zip(*sums.values(), strict=True))
+        if points and some is points[-1]:
+            sums[-1] = tuple(a + b for a, b in zip(sums[-1], values, strict=True))
+        else:
+            points.append(some)
+            sums.append(values)
+    if not points:
+        return ()
+    order = torch.cat(points).argsort()
+    return tuple(torch.cat(x)[order] for x in zip(*sums, strict=True))

@@ -16,11 +16,13 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 #: nodes that one piece of work may hold (times some 20 doubles each: about 20 MiB)
 PIECE = 2**17
+#: points whose frames and lines are found together
+_TOGETHER = 1024
 
 
 @dataclass(frozen=True)
@@ -88,29 +90,59 @@ def panels(
     factor: Float[Tensor, "P K K"],
     v: Float[Tensor, "P K"],
     rule: Resolution,
-) -> Iterator[tuple[slice, Panels]]:
+) -> Iterator[tuple[Int[Tensor, " some"], Panels]]:
     """The rule in pieces of at most about `PIECE` nodes: which points, and some of their nodes.
 
-    Pieces depend on the width and the resolution alone (a piece holds whole points, or some lines
-    of one point), so that a point's sum does not depend on the batch but by rounding.
+    A piece holds whole points, or some lines of one point, and then the pieces of that point follow
+    each other and name it by the same tensor. A point's nodes depend on the point alone, so that
+    its sum does not depend on the batch but by rounding.
     """
-    points, width = mean.shape
-    on_line = (width + len(rule.splits) + 1) * rule.order
-    offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
-    count = (len(rule.splits) + 2) * rule.lines if width == 2 else len(weights)
-    step = max(1, PIECE // (count * on_line))
-    stride = count if width == 2 else max(1, PIECE // on_line)
-    for p in range(0, points, step):
-        some = slice(p, min(p + step, points))
-        frame = line_frame(mean[some], factor[some], v[some])
-        rotated = factor[some] @ frame
-        for m in range(0, count, stride):
-            if width == 2:
-                lines = _composite(mean[some], rotated, rule)
-            else:
-                shared = offsets[m : m + stride], weights[m : m + stride]
-                lines = (shared[0].expand(len(frame), -1, -1), shared[1].expand(len(frame), -1))
-            yield some, _split(mean[some], rotated, v[some], frame, lines, rule)
+    near = _near(mean, factor, rule.reach)
+    for kinks, points in _by_kinks(near):
+        for some in points.split(_TOGETHER):
+            yield from _pieces(some, mean[some], factor[some], v[some], near[some], kinks, rule)
+
+
+def _by_kinks(near: Bool[Tensor, "P K"]) -> list[tuple[int, Int[Tensor, " some"]]]:
+    """Points with as many kinks as each other: they have as many panels."""
+    points, width = near.shape
+    counts = near.sum(-1)
+    try:
+        groups = [(k, (counts == k).nonzero().squeeze(-1)) for k in range(width + 1)]
+    except RuntimeError:
+        # torch.func.vmap cannot sort: empty panels for all
+        return [(width, torch.arange(points, device=near.device))]
+    return [(k, some) for k, some in groups if len(some)]
+
+
+def _pieces(
+    points: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    v: Tensor,
+    near: Tensor,
+    kinks: int,
+    rule: Resolution,
+) -> Iterator[tuple[Tensor, Panels]]:
+    """Of points with the same number of kinks."""
+    frames = line_frame(mean, factor, v)
+    rotated = factor @ frames
+    offsets, weights = _lines(mean, rotated, kinks, rule)
+    on_line = (kinks + len(rule.splits) + 1) * rule.order
+    lines = weights.shape[-1]
+    step, stride = max(1, PIECE // (lines * on_line)), max(1, PIECE // on_line)
+    for p in range(0, len(points), step):
+        here = slice(p, p + step)
+        some = points[here]
+        inputs = mean[here], rotated[here], v[here], near[here], frames[here]
+        for m in range(0, lines, stride):
+            some_lines = offsets[here, m : m + stride], weights[here, m : m + stride]
+            yield some, _split(*inputs, some_lines, kinks, rule)
+
+
+def _near(mean: Tensor, factor: Tensor, reach: float) -> Bool[Tensor, "P K"]:
+    """Which kinks h_i = 0 are within reach of the origin; the others carry no weight."""
+    return mean.detach().abs() < reach * factor.detach().norm(dim=-1)
 
 
 def line_frame(mean: Tensor, factor: Tensor, v: Tensor) -> Float[Tensor, "P K K"]:
@@ -181,12 +213,19 @@ def _regions(width: int, device: torch.device) -> Tensor:
     return member[member.sum(-1) > 1].to(torch.float64)
 
 
-def _composite(mean: Tensor, rotated: Tensor, rule: Resolution) -> tuple[Tensor, Tensor]:
-    """K = 2: offsets and weights of lines in panels split where the two kinks cross."""
+def _lines(
+    mean: Tensor, rotated: Tensor, kinks: int, rule: Resolution
+) -> tuple[Float[Tensor, "P M rest"], Float[Tensor, "P M"]]:
+    """Offsets and weights of the lines: for K = 2 in panels split where the two kinks cross."""
+    points, width = mean.shape
+    if width != 2:
+        shared = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
+        return tuple(x.expand(points, *x.shape) for x in shared)
     along, across = rotated[..., 0], rotated[..., 1]
     constant = mean[:, 0] * along[:, 1] - mean[:, 1] * along[:, 0]
     slope = across[:, 0] * along[:, 1] - across[:, 1] * along[:, 0]
-    edges = _with_splits(_root(constant, slope, rule.reach)[:, None], rule)
+    crossing = _root(constant, slope, rule.reach)[:, None]
+    edges = _with_splits(crossing if kinks == 2 else crossing[:, :0], rule)
     half = (edges.diff(dim=1) / 2)[..., None]
     middle = ((edges[:, 1:] + edges[:, :-1]) / 2)[..., None]
     x, w = _gauss_legendre(rule.lines, mean.device)
@@ -198,15 +237,19 @@ def _split(
     mean: Tensor,
     rotated: Tensor,
     v: Tensor,
+    near: Tensor,
     frame: Tensor,
     lines: tuple[Tensor, Tensor],
+    kinks: int,
     rule: Resolution,
 ) -> Panels:
     """Panels between the kinks of every line; on each, psi = level + slope t is affine."""
     offsets, line_weight = lines
     along = rotated[..., 0]
     h0 = mean[..., None] + rotated[..., 1:] @ offsets.mT
-    edges = _with_splits(_root(h0, along[..., None], rule.reach), rule)
+    roots = _root(h0, along.where(near, 0.0)[..., None], rule.reach)
+    # kinks out of reach are borders at its end: empty panels
+    edges = _with_splits(roots, rule)[:, : kinks + len(rule.splits) + 2]
     low, high = edges[:, :-1], edges[:, 1:]
     middle = ((low + high) / 2).detach()
     h_middle = h0.detach()[:, :, None] + along.detach()[..., None, None] * middle[:, None]
