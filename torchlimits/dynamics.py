@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torchdiffeq
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from torchlimits.fixed_points import FixedPoint
 from torchlimits.langevin import LangevinDynamics
 from torchlimits.schedule import Schedule
 from torchlimits.settings import SGDSettings
+from torchlimits.solver import integrate
 from torchlimits.trajectory import Trajectory
 
 
@@ -312,7 +312,7 @@ class EffectiveDynamics(nn.Module, ABC):
             std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
             right_hand_side = self if corrector else _GradientFlow(self)
-            values = _integrate(right_hand_side, u0, instants, rtol, atol)
+            values = integrate(right_hand_side, u0, instants, rtol, atol)
         return Trajectory(
             instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
         )
@@ -363,7 +363,7 @@ class EffectiveDynamics(nn.Module, ABC):
         """The solution and the covariances around it."""
 
         def solution(times: Tensor) -> Tensor:
-            return _integrate(self, u0, times, rtol, atol)
+            return integrate(self, u0, times, rtol, atol)
 
         return fluctuations(self, solution, instants, self._covariance_at_start(initial))
 
@@ -468,42 +468,3 @@ class _GradientFlow(nn.Module):
 
     def forward(self, t: Tensor, u: Tensor) -> Tensor:
         return self.dynamics.drift(u)
-
-
-def _integrate(
-    right_hand_side: nn.Module, u0: Tensor, times: Tensor, rtol: float, atol: float
-) -> Tensor:
-    """Values (..., T, k). The state is float64: in float32 the step control stalls near 4e-7."""
-    state = u0.to(torch.float64)
-    if len(times) == 1:
-        return state[..., None, :]
-    end = times[-1].to(state.device)
-
-    def until_end(t: Tensor, u: Tensor) -> Tensor:
-        # the solver looks beyond the end, where a schedule need not be defined
-        return right_hand_side(torch.minimum(t, end.to(t)), u)
-
-    try:
-        with torch.no_grad():
-            solution = torchdiffeq.odeint(
-                until_end,
-                state,
-                times.to(state.device),
-                rtol=rtol,
-                atol=atol,
-                method="dopri5",
-                options={"norm": _largest_row_rms},
-            )
-    except (AssertionError, ValueError) as error:
-        # torchdiffeq asserts that its step does not vanish; ValueError: u is no longer finite
-        raise RuntimeError(
-            f"the solver could not hold rtol={rtol:g}, atol={atol:g} between t={times[0]:g} and "
-            f"t={times[-1]:g} ({error}): the solution blows up, or the tolerance is finer than the "
-            "right-hand side's own error; try a larger rtol or a shorter time"
-        ) from error
-    return torch.as_tensor(solution).movedim(0, -2)
-
-
-def _largest_row_rms(error: Tensor) -> Tensor:
-    """torchdiffeq's default is the RMS over the batch, which dilutes one member's error."""
-    return error.square().mean(dim=-1).sqrt().max()

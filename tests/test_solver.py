@@ -1,0 +1,110 @@
+import pytest
+import torch
+import torchdiffeq
+from scipy.integrate import solve_ivp
+
+import torchlimits as tl
+from torchlimits import solver
+
+TIMES = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+
+
+class Forced:
+    """dx/dt = -r (x - sin t) + cos t for (x, r), solved by x = sin t + x(0) e^{-r t}; it counts."""
+
+    def __init__(self):
+        self.evaluated = 0
+
+    def __call__(self, t, u):
+        self.evaluated += len(u)
+        x, rate = u.unbind(-1)
+        return torch.stack([-rate * (x - t.sin()) + t.cos(), torch.zeros_like(x)], dim=-1)
+
+    @staticmethod
+    def exact(u0):
+        x, rate = u0[:, None].unbind(-1)
+        return TIMES.sin() + x * torch.exp(-rate * TIMES)
+
+
+def starts(count, stiff):
+    u0 = torch.ones(count, 2, dtype=torch.float64)
+    u0[stiff, 1] = 1000.0
+    return u0
+
+
+def cost(u0):
+    forced = Forced()
+    values = solver.integrate(forced, u0, TIMES, 1e-6, 1e-8)
+    # the tolerance is for a step; errors of steps add up
+    assert float((values[..., 0] - forced.exact(u0)).abs().max()) < 2e-5
+    return forced.evaluated
+
+
+@pytest.mark.parametrize("stiff", [[17], [3, 99, 100, 101, 640]])
+def test_the_others_do_not_wait_for_stiff_starts(stiff):
+    u0 = starts(1000, stiff)
+    easy = cost(starts(1000 - len(stiff), []))
+    hard = cost(starts(len(stiff), list(range(len(stiff)))))
+    # what was begun in vain: at most a thousand evaluations of every group with a stiff start
+    groups = {row // 250 for row in stiff}
+    assert cost(u0) < 2 * (easy + hard) + len(groups) * 251 * 1000
+    # without groups everyone is evaluated as often as the stiffest
+    forced = Forced()
+    torchdiffeq.odeint(forced, u0, TIMES, rtol=1e-6, atol=1e-8, method="dopri5")
+    assert cost(u0) < forced.evaluated / 3
+
+
+def test_all_starts_may_be_stiff():
+    alone = cost(starts(1, [0]))
+    assert cost(starts(40, list(range(40)))) < 40 * (alone + 1001)
+
+
+def test_a_start_that_blows_up_is_named():
+    u0 = torch.full((300, 1), 0.01, dtype=torch.float64)
+    u0[123] = 1.0
+    with pytest.raises(RuntimeError, match="from start 123 of 300"):
+        solver.integrate(lambda t, u: u**2, u0, TIMES, 1e-6, 1e-8)
+
+
+def test_shapes():
+    single = solver.integrate(lambda t, u: -u, torch.ones(2), TIMES, 1e-6, 1e-8)
+    assert single.shape == (3, 2)
+    grid = solver.integrate(lambda t, u: -u, torch.ones(4, 5, 2), TIMES, 1e-6, 1e-8)
+    assert torch.allclose(grid, single.expand(4, 5, 3, 2))
+    none = solver.integrate(lambda t, u: -u, torch.ones(0, 2), TIMES, 1e-6, 1e-8)
+    assert none.shape == (0, 3, 2)
+    assert solver.integrate(lambda t, u: -u, torch.ones(2), TIMES[:1], 1e-6, 1e-8).shape == (1, 2)
+
+
+def test_a_start_does_not_depend_on_the_others_and_agrees_with_scipy(monkeypatch):
+    monkeypatch.setattr(solver, "GROUP", 16)
+    problem = tl.GaussianMixture.binary(dim=1000, snr=100.0, ridge=0.1)
+    dynamics = problem.dynamics(step_size=1.0, level=-1)
+    model = problem.model(replicas=(40,), generator=torch.Generator().manual_seed(2))
+    u0 = problem.statistics(dict(model.named_parameters())).detach().double()
+    times = [0.0, 2.0, 8.0]
+    many = dynamics.solve(u0, times).values
+    for row in (0, 39):
+        reference = solve_ivp(
+            lambda t, u: dynamics(t, torch.from_numpy(u)).numpy(),
+            (0.0, 8.0), u0[row].numpy(), t_eval=times, rtol=1e-8, atol=1e-10,
+        )  # fmt: skip
+        expected = torch.from_numpy(reference.y.T)
+        # leaving the saddle multiplies errors of the start by e^{rate t}, some 1e2
+        assert float((many[row] - expected).abs().max()) < 1e-4
+        alone = dynamics.solve(u0[row], times).values
+        assert float((alone - expected).abs().max()) < 1e-4
+
+
+def test_threads_change_nothing():
+    u0 = torch.linspace(0.1, 2.0, 1000, dtype=torch.float64)[:, None]
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(solver.integrate(lambda t, u: -(u**3), u0, TIMES, 1e-6, 1e-8))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
