@@ -50,8 +50,7 @@ def read(folder):
 def layout(folder):
     accumulator = EventAccumulator(str(folder)).Reload()
     (event,) = accumulator.Tensors("custom_scalars__config__")
-    (category,) = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
-    return category
+    return layout_pb2.Layout.FromString(event.tensor_proto.string_val[0]).category
 
 
 def served(logdir):
@@ -124,11 +123,11 @@ def test_two_runs_with_the_same_tags(tmp_path):
             np.testing.assert_array_equal(found[tag][1], path[name].numpy().astype(np.float32))
 
 
-def test_relative_wall_time_is_limit_time_in_seconds(tmp_path):
+def test_relative_wall_time_is_limit_time_in_hours(tmp_path):
     path = trajectory()
     tensorboard.write(tmp_path, measured=path)
     times = read(tmp_path / "measured")["r2"][2]
-    np.testing.assert_allclose(times - times[0], path.times, atol=1e-6)
+    np.testing.assert_allclose((times - times[0]) / 3600, path.times, atol=1e-8)
     assert times[-1] <= time.time()
 
 
@@ -164,17 +163,29 @@ def test_band_is_drawn_for_both_sides(tmp_path):
     tensorboard.write(tmp_path, measured=measured, predicted=predicted)
     found = read(tmp_path / "predicted")
     half = 1.96 * predicted.std[:, 0]
-    np.testing.assert_array_equal(found["v/0/lower"][1], (predicted["v[0]"] - half).float())
-    np.testing.assert_array_equal(found["v/0/upper"][1], (predicted["v[0]"] + half).float())
+    lower, upper = (f"±1.96 sd/v/0/{end}" for end in ("lower", "upper"))
+    np.testing.assert_array_equal(found[lower][1], (predicted["v[0]"] - half).float())
+    np.testing.assert_array_equal(found[upper][1], (predicted["v[0]"] + half).float())
     found = read(tmp_path / "measured")
-    for end in ("lower", "upper"):
-        np.testing.assert_array_equal(found[f"v/0/{end}"][1], found["v/0"][1])
+    for end in (lower, upper):
+        np.testing.assert_array_equal(found[end][1], found["v/0"][1])
     for side in ("measured", "predicted"):
-        category = layout(tmp_path / side)
-        assert category.title == "effective dynamics"
-        assert [chart.title for chart in category.chart] == NAMES
-        (series,) = category.chart[2].margin.series
-        assert (series.value, series.lower, series.upper) == ("m/0,0", "m/0,0/lower", "m/0,0/upper")
+        categories = layout(tmp_path / side)
+        # each in reverse: so TensorBoard shows them in order, see test_browser.py
+        assert {c.title: [chart.title for chart in c.chart] for c in categories} == {
+            "effective dynamics: v": ["v[1]", "v[0]"],
+            "effective dynamics: m": ["m[1,0]", "m[0,0]"],
+            "effective dynamics": ["r2"],
+        }
+        (series,) = categories[0].chart[1].margin.series
+        assert (series.value, series.lower, series.upper) == ("v/0", lower, upper)
+
+
+def test_large_categories_are_closed_but_for_the_first(tmp_path):
+    names = [f"{family}[{i}]" for family, size in {"R": 13, "m": 13, "v": 12}.items()
+             for i in range(size)]  # fmt: skip
+    tensorboard.write(tmp_path, predicted=trajectory(rows=2, names=names, band=True))
+    assert [c.closed for c in layout(tmp_path / "predicted")] == [False, True, False]
 
 
 def test_layout_without_a_band_matches_each_tag_only_once(tmp_path):
@@ -193,7 +204,8 @@ def test_layout_without_a_band_matches_each_tag_only_once(tmp_path):
 
 
 def test_hparams_dashboard_understands(tmp_path):
-    measured = trajectory(runs=2, parameters={"lr": 0.1, "optimizer": "SGD", "dim": 5})
+    optimizer = {"optimizer": "SGD", "lr": 0.1, "fused": True, "differentiable": False}
+    measured = trajectory(runs=2, parameters={**optimizer, "dim": 5})
     predicted = trajectory(seed=1, parameters={"snr": 3.0, "lr": 7.0})
     more = {"dim": np.int64(1000), "ok": True, "betas": (1, 2), "scale": torch.tensor(2.5)}
     tensorboard.write(tmp_path, measured=measured, predicted=predicted, hparams=more)
@@ -211,6 +223,7 @@ def test_hparams_dashboard_understands(tmp_path):
     session = backend_context.metadata.parse_session_start_info_plugin_data(
         content["measured/0"]["_hparams_/session_start_info"]
     )
+    assert session.group_name.startswith(f"{tmp_path.name} (")
     assert session.hparams["dim"].number_value == 1000
     assert session.hparams["lr"].number_value == 0.1
     assert session.hparams["betas"].string_value == "(1, 2)"
@@ -339,8 +352,9 @@ def test_write_says_what_is_wrong(tmp_path):
         write(tmp_path, measured=path, predicted=trajectory(rows=5, names=[*NAMES[:4], "q"]))
     with pytest.raises(ValueError, match=r"'v\[0\]' and 'v/0'"):
         write(tmp_path, measured=trajectory(rows=5, names=["v[0]", "v/0"]))
-    with pytest.raises(ValueError, match="v/0/lower"):
-        write(tmp_path, measured=trajectory(rows=5, names=["v[0]", "v/0/lower"], band=True))
+    clash = "±1.96 sd/v/0/lower"
+    with pytest.raises(ValueError, match=clash):
+        write(tmp_path, measured=trajectory(rows=5, names=["v[0]", clash], band=True))
     with pytest.raises(ValueError, match="hold values"):
         write(tmp_path, measured=trajectory(rows=0))
     with pytest.raises(ValueError, match="3 measured runs"):
@@ -438,7 +452,8 @@ def test_live_is_visible_before_it_is_closed(tmp_path):
     writer.add(trajectory(rows=5))
     writer.flush()
     assert len(read(tmp_path)["v/0"][0]) == 5
-    assert [chart.title for chart in layout(tmp_path).chart] == ["v", "m", "r2"]
+    (category,) = layout(tmp_path)
+    assert [chart.title for chart in category.chart] == ["v", "m", "r2"]
 
 
 def test_live_runs(tmp_path):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from torchlimits import statistics, success
 from torchlimits.closability import closability
 from torchlimits.comparison import Comparison, compare
+from torchlimits.csv_file import CSV
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.empirical import EmpiricalDynamics
 from torchlimits.ensemble import train
@@ -25,9 +26,10 @@ from torchlimits.trajectory import Trajectory
 from torchlimits.triple import Triple
 
 if TYPE_CHECKING:
-    from torchlimits import figures, tensorboard
+    from torchlimits import figures, integrations, tensorboard
 
 __all__ = [
+    "CSV",
     "Comparison",
     "CriticalStepSize",
     "EffectiveDynamics",
@@ -53,6 +55,7 @@ __all__ = [
     "critical_step_size",
     "estimate",
     "figures",
+    "integrations",
     "localizability",
     "phase_diagram",
     "regime",
@@ -67,7 +70,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # on first use only: matplotlib and tensorboard take a second to import
-    if name in ("figures", "tensorboard"):
+    if name in ("figures", "integrations", "tensorboard"):
         import importlib
 
         return importlib.import_module(f"torchlimits.{name}")

@@ -219,8 +219,8 @@ def _lines(
     """Offsets and weights of the lines: for K = 2 in panels split where the two kinks cross."""
     points, width = mean.shape
     if width != 2:
-        shared = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
-        return tuple(x.expand(points, *x.shape) for x in shared)
+        offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
+        return offsets.expand(points, -1, -1), weights.expand(points, -1)
     along, across = rotated[..., 0], rotated[..., 1]
     constant = mean[:, 0] * along[:, 1] - mean[:, 1] * along[:, 0]
     slope = across[:, 0] * along[:, 1] - across[:, 1] * along[:, 0]

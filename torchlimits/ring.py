@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from torchlimits.statistics import Parameters, SummaryStatistics
+from torchlimits.parameters import OwnParameters, whole
+from torchlimits.statistics import SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
@@ -18,14 +19,29 @@ _MOST = 4096
 
 
 class Ring(ABC):
-    """Room for `capacity` records; `take` returns those since the last `take`, as statistics."""
+    """Room for `capacity` records; `take` returns those since the last `take`, as statistics.
 
-    def __init__(self, statistics: SummaryStatistics, parameters: Parameters, capacity: int):
+    Args:
+        statistics: what to evaluate.
+        parameters: those that the statistics read.
+        present: their present values.
+        capacity: how many records there is room for.
+    """
+
+    def __init__(
+        self,
+        statistics: SummaryStatistics,
+        parameters: OwnParameters,
+        present: Mapping[str, Tensor],
+        capacity: int,
+    ) -> None:
         self.statistics = statistics
-        self.parameters = dict(parameters)
+        self.parameters = parameters
         self.capacity = capacity
         self.filled = 0
-        self.names = statistics.names_of(_exact(self.parameters))
+        self.names = statistics.names_of(_exact(present))
+        self._sources = list(parameters.tensors.values())
+        self._kinds = [_kind(p) for p in self._sources]
 
     @property
     def full(self) -> bool:
@@ -46,8 +62,20 @@ class Ring(ABC):
         )
 
     @abstractmethod
-    def store(self) -> None:
-        """Record the parameters' present values; called after every recorded step."""
+    def store(self) -> bool:
+        """Record the parameters' present values; called after every recorded step.
+
+        False, and nothing is recorded, if they are of another dtype, device or shape than before or
+        were replaced in the model: another ring must take over.
+        """
+
+    def gather(self) -> None:
+        """Take part when the parameters are gathered for a record that is made elsewhere."""
+        for parameter in self._sources:
+            whole(parameter)
+
+    def _same_kinds(self) -> bool:
+        return self._kinds == [_kind(p) for p in self._sources]
 
     @abstractmethod
     def take(self) -> tuple[Tensor, ValueError | None]:
@@ -72,26 +100,34 @@ class SnapshotRing(Ring):
     def __init__(
         self,
         statistics: SummaryStatistics,
-        parameters: Parameters,
+        parameters: OwnParameters,
+        present: Mapping[str, Tensor],
         capacity: int,
     ) -> None:
-        super().__init__(statistics, parameters, capacity)
-        self._sources = list(self.parameters.values())
+        super().__init__(statistics, parameters, present, capacity)
         self._alias()
-        self._buffers = [p.expand(capacity, *p.shape).clone() for p in self._detached]
+        self._buffers = [p.expand(capacity, *p.shape).clone() for p in present.values()]
         # the slots' views are made once: making them at every step would cost more than the copy
         self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
         self._taken = 0  # the slots before hold records that were taken
         self._vectorised = True
 
-    def store(self) -> None:
+    def store(self) -> bool:
         """One copy kernel; no autograd, no synchronisation."""
+        if self.parameters.replaced():
+            return False
         for parameter, address in zip(self._sources, self._addresses, strict=True):
             if parameter.data_ptr() != address:  # moved, by module.to(...) for instance
+                if not self._same_kinds():
+                    return False
                 self._alias()
                 break
+        self._copy(self._detached)
+        return True
+
+    def _copy(self, values: list[Tensor]) -> None:
         torch._foreach_copy_(  # type: ignore[reportPrivateImportUsage]
-            self._slots[self.filled], self._detached
+            self._slots[self.filled], values
         )
         self.filled += 1
 
@@ -128,18 +164,35 @@ class SnapshotRing(Ring):
         return torch.func.vmap(self.statistics)(stored)
 
 
+class GatheredRing(SnapshotRing):
+    """Copies of parameters that several processes share, gathered for each record."""
+
+    def store(self) -> bool:
+        """All processes have to come here, or to `gather`, at the same step."""
+        self._copy([whole(p) for p in self._sources])
+        return True
+
+
 class EvaluatedRing(Ring):
     """The statistics themselves, evaluated at every step: for models too large to be copied."""
 
-    def __init__(self, statistics: SummaryStatistics, parameters: Parameters) -> None:
-        super().__init__(statistics, parameters, capacity=1024)
+    def __init__(
+        self,
+        statistics: SummaryStatistics,
+        parameters: OwnParameters,
+        present: Mapping[str, Tensor],
+    ) -> None:
+        super().__init__(statistics, parameters, present, capacity=1024)
         self._rows: list[Tensor] = []
 
-    def store(self) -> None:
+    def store(self) -> bool:
         """Evaluate now; the values stay on their device until they are taken."""
+        if self.parameters.replaced() or not self._same_kinds():
+            return False
         with torch.no_grad():
             self._rows.append(self.statistics(_exact(self.parameters)))
         self.filled += 1
+        return True
 
     def take(self) -> tuple[Tensor, ValueError | None]:
         """The stored values."""
@@ -152,20 +205,32 @@ class EvaluatedRing(Ring):
         self._rows, self.filled = [], 0
 
 
-def ring_for(statistics: SummaryStatistics, parameters: Parameters, max_bytes: int) -> Ring:
+def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int) -> Ring:
     """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if no snapshot fits."""
-    read = {name: parameters[name] for name in statistics.parameters_read(parameters)}
-    size = sum(p.nbytes for p in read.values())
+    read = parameters.select(statistics.parameters_read(parameters))
+    if not read:
+        raise ValueError(
+            "expected statistics that are functions of the parameters they are given, got some "
+            "that read none: use the argument, as in lambda p: p['weight'].norm(), not the model"
+        )
+    # gathered once, whatever the ring: processes do so together
+    present = dict(read)
+    size = sum(p.nbytes for p in present.values())
     if size > max_bytes:
-        return EvaluatedRing(statistics, parameters)
-    on_cpu = all(p.device.type == "cpu" for p in read.values())
+        return EvaluatedRing(statistics, read, present)
+    on_cpu = all(p.device.type == "cpu" for p in present.values())
     wanted = max(_CACHE_BYTES // size, 1) if on_cpu else _MOST
-    return SnapshotRing(statistics, read, capacity=min(max_bytes // size, wanted, _MOST))
+    kind = GatheredRing if read.sharded else SnapshotRing
+    return kind(statistics, read, present, capacity=min(max_bytes // size, wanted, _MOST))
 
 
 def _runs_first(rows: Tensor) -> Tensor:
     """(T, ..., k) as (..., T, k), in float64 on the CPU."""
     return rows.movedim(0, -2).to("cpu", torch.float64)
+
+
+def _kind(parameter: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
+    return parameter.shape, parameter.dtype, parameter.device
 
 
 def _exact(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from torchlimits.logged import Logged
 from torchlimits.probe import Prober
 from torchlimits.recording import Recording, warn
 from torchlimits.trajectory import Trajectory
 
 
 class Sink(Protocol):
-    """Where recorded pieces of a trajectory go during training, `tl.tensorboard.Writer` for one.
+    """Where recorded pieces of a trajectory go during training: `tl.CSV`, `tl.tensorboard.Writer`.
 
     A sink that raises does not end the training: a warning says so, once, and rows whose `add` did
     not return are given again later, after a `flush` that did.
@@ -71,12 +72,21 @@ class Display:
         else:
             self._failed = False
 
+    @property
+    def _name(self) -> str:
+        return getattr(self.sink, "__name__", type(self.sink).__name__)
+
+    @property
+    def _taken(self) -> int:
+        # a sink may have taken a part of what it failed at
+        return getattr(self.sink, "newest", self.shown)
+
     def _forgive(self, error: Exception) -> None:
         """Say that the sink failed, which is no reason to lose a training run."""
         if not self._warned:
             warn(
-                f"{type(self.sink).__name__} cannot show recorded steps: {error!r}; training goes "
-                "on, the steps are recorded, and showing them is tried again"
+                f"{self._name} cannot show recorded steps: {error!r}; training goes on, the "
+                "steps are recorded, and showing them is tried again"
             )
         self._failed = self._warned = True
 
@@ -92,8 +102,8 @@ class Display:
             self._forgive(error)
         if self._failed:
             warn(
-                f"{type(self.sink).__name__} failed and may not show all steps (the last one it "
-                f"took is {self.shown}): the trajectory has them, and tl.tensorboard.write shows it"
+                f"{self._name} failed and may not show all steps (the last one it took is "
+                f"{self._taken}): the trajectory has them, and tl.tensorboard.write shows it"
             )
         if self._owned:
             self.sink = None
@@ -114,8 +124,15 @@ def _sink_of(writer: Any) -> tuple[Any, bool]:
     """The sink behind ``writer``, and whether closing it is ours to do."""
     if writer is None:
         return None, False
+    if isinstance(writer, type):
+        raise TypeError(
+            f"expected writer as an object, got the class {writer.__name__}: make one, "
+            f"{writer.__name__}(...)"
+        )
     if hasattr(writer, "add") and hasattr(writer, "flush"):
         return writer, False
+    if callable(writer):
+        return Logged(writer), False
     # imported here: a loop that does not use TensorBoard does not load it
     from torchlimits import tensorboard
 

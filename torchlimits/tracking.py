@@ -15,13 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import checks
+from torchlimits.parameters import OwnParameters, unwrapped
 from torchlimits.probe import Explanation, Probe, Prober
-from torchlimits.recording import Recording, warn
+from torchlimits.recording import Recording
 from torchlimits.replicas import Replicated
 from torchlimits.ring import ring_for
 from torchlimits.row_file import Header
 from torchlimits.sink import Display
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.steps import Steps, check_types
 from torchlimits.tracker_state import TrackerState
 from torchlimits.trajectory import Trajectory
 
@@ -86,6 +88,26 @@ def track(
     To resume, put `Tracker.state_dict` into your checkpoint, make the tracker with the same
     arguments in the new program, and call `Tracker.load_state_dict` before the first step.
 
+    **Steps.** A step is a call of ``optimizer.step`` that ended, whatever came before it: several
+    backward passes, or a closure evaluated several times (LBFGS). Steps that a ``GradScaler`` skips
+    are none (with a fused optimizer on CUDA, asking for that synchronises the device). Limit time
+    grows by the learning rate that the step had, of the first parameter group with a parameter of
+    the model; while that is 0, steps count and are not recorded.
+
+    **Models.** Whatever is around the model (`torch.compile`, DataParallel,
+    DistributedDataParallel, Lightning Fabric), names are those of the user's own module. Tied
+    parameters are one, by the first of their names. Parameters that are moved
+    (``model.to(...)``) or replaced in the model are followed, as long as the statistics keep their
+    shape and the optimizer holds one of them. Copies of model and optimizer (`copy.deepcopy`) are
+    not recorded. Other threads than the one that trains may ask the tracker for what it has.
+
+    **Processes.** With DistributedDataParallel, ``fully_shard`` or other DTensor parameters, make
+    the tracker on every rank, of the wrapped model: rank 0 records the whole parameters, the others
+    take part in gathering them at every recorded step, need no ``writer`` or ``path`` and ignore
+    them. There, `Tracker.trajectory` is a ValueError, and `Tracker.load_state_dict` takes the state
+    of rank 0 or one of its own. `Tracker.remove` and `Tracker.close` are for all ranks at the same
+    step. Gathering costs the communication of one forward pass; ``every`` spares it.
+
     Args:
         model: any module.
         optimizer: any optimizer that holds at least one parameter of the model.
@@ -102,18 +124,19 @@ def track(
             in the hook itself.
         probe: a `Probe`: estimate drift and corrector along the run, so that
             `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
-            statistics' change they explain; needs torch.optim.SGD.
+            statistics' change they explain; needs torch.optim.SGD and no sharded parameters.
         parameters: facts about the run, JSON-able, for the trajectory's
             ``metadata["parameters"]``, beside the optimizer's settings.
 
     Returns:
-        A `Tracker`, to be closed, or used as a context manager. The limit time of a step is the
-        sum of the learning rates so far (of the first parameter group).
+        A `Tracker`, to be closed, or used as a context manager.
 
     Raises:
-        ValueError: if the optimizer holds none of the model's parameters, its lr is 0, every < 1,
-            or a statistic is not finite at the start. During training, at a flush:
-            `NonFiniteStatistic`, or a ValueError if a statistic changes its shape.
+        ValueError: if the optimizer holds none of the model's parameters or has no lr, its lr is 0
+            and no scheduler will raise it, every < 1, the statistics read no parameter or one on
+            the meta device, or one is not finite at the start. During training, at a flush:
+            `NonFiniteStatistic`, or a ValueError if a statistic changes its shape; at a step:
+            a ValueError if parameters were replaced by others that cannot be followed.
         OSError: if the folder of ``path`` or the log directory cannot be written to.
         TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
 
@@ -128,6 +151,18 @@ def track(
         >>> tracker.trajectory()["norm"].shape
         torch.Size([6])
     """
+    check_types(model, optimizer)
+    statistics = _statistics_of(statistics, model)
+    own = OwnParameters(model)
+    if probe is not None and own.sharded:
+        raise ValueError(
+            "expected parameters that one process has, got sharded ones: a probe runs the model "
+            "in one process; track without one"
+        )
+    if not own.leads:
+        from torchlimits.follower import Follower
+
+        return Follower(model, optimizer, statistics, every)
     return Tracker(
         model,
         optimizer,
@@ -141,83 +176,63 @@ def track(
     )
 
 
-class Tracker:
+class Tracker(Steps):
     """Records a trajectory; made by `track`, which says what the arguments mean."""
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
+        statistics: SummaryStatistics,
         *,
-        every: int = 1,
-        writer: Any = None,
-        path: str | Path | None = None,
-        max_bytes: int = 64 * 2**20,
-        probe: Probe | None = None,
-        parameters: Mapping[str, Any] | None = None,
+        every: int,
+        writer: Any,
+        path: str | Path | None,
+        max_bytes: int,
+        probe: Probe | None,
+        parameters: Mapping[str, Any] | None,
     ) -> None:
-        _check_training(model, optimizer)
-        self.every = checks.positive_int("every", every)
-        statistics = SummaryStatistics.of(statistics)
-        if isinstance(model, Replicated):
-            statistics = model.statistics(statistics)
-        self._optimizer, self._parameters = optimizer, dict(parameters or {})
+        super().__init__(model, optimizer, every)
+        self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
         self.path = _checked_path(path, self._display.sink)
-        checks.positive_int("max_bytes", max_bytes)
-        self._ring = ring_for(statistics, dict(model.named_parameters()), max_bytes)
+        self._max_bytes = checks.positive_int("max_bytes", max_bytes)
+        self._ring = ring_for(statistics, OwnParameters(model), max_bytes)
         self.names = self._ring.names
         if not self.names:
             raise ValueError("expected statistics with at least one entry, got empty tensors only")
-        self.step, self.time = 0, 0.0
         # records made; those of them in the ring, not yet evaluated
         self._records = 0
         self._pending: list[tuple[int, float]] = []
         self._flushed_at = time.monotonic()
         self._failure: Exception | None = None
-        self._stands_still, self._closed = False, False
+        self._closed = False
         self._recording: Recording | None = None
-        self._prober = _prober_of(probe, model, optimizer, statistics)
+        self._prober = _prober_of(probe, model, self._optimizer, statistics)
         self._record()
         self._evaluate_pending()
         self._display.check(next(self._rows.after(-1)))
         self._probe()
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._attach()
 
     # --- recording -------------------------------------------------------------------------
-
-    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self.stepped()
 
     def stepped(self) -> None:
         """Take note of an optimizer step; for steps that the hook does not see.
 
         A replayed CUDA graph calls no hooks: `remove` the tracker and call this after each replay.
         """
-        self.step += 1
-        lr = float(self._optimizer.param_groups[0]["lr"])
-        self.time += lr
-        if self._failure is None:
-            if self.step % self.every == 0 and self._moves(lr):
+        with self._lock:
+            if self._advance():
                 self._record()
-            if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS:
-                self.flush()
-            elif self._ring.full:
-                self._evaluate_pending()
-                self._rows.write()
-        if self._prober is not None and self.step % self._prober.probe.every == 0:
-            self._probe()
-
-    def _moves(self, lr: float) -> bool:
-        """Whether limit time does: rows are functions of it."""
-        if lr <= 0 and not self._stands_still:
-            self._stands_still = True
-            warn(
-                f"the learning rate is {lr} at step {self.step}: limit time stands still, and "
-                "steps at which it does are not recorded"
-            )
-        return lr > 0
+            if self._failure is None:
+                if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS:
+                    self.flush()
+                elif self._ring.full:
+                    self._evaluate_pending()
+                    self._rows.write()
+            if self._prober is not None and self.step % self._prober.probe.every == 0:
+                self._probe()
 
     def _probe(self) -> None:
         """Estimate drift and corrector here, if that is asked for."""
@@ -228,9 +243,34 @@ class Tracker:
             self._prober.measure(self.step, self.time)
 
     def _record(self) -> None:
-        self._ring.store()
+        if self._failure is not None:
+            # nothing more is recorded, but other processes wait for this one
+            self._ring.gather()
+            return
+        if not self._ring.store():
+            self._move()
         self._pending.append((self.step, self.time))
         self._records += 1
+
+    def _move(self) -> None:
+        """Go on where the parameters are now: module.to(...) moved them, or they were replaced."""
+        self._evaluate_pending()
+        try:
+            self._find_group()
+            ring = ring_for(self._statistics, OwnParameters(self._model), self._max_bytes)
+            if ring.names != self.names:
+                raise ValueError(
+                    f"the statistics changed shape: expected {self.names} as at step 0, got "
+                    f"{ring.names} at step {self.step}: make another tracker for other parameters"
+                )
+        except Exception as error:
+            self._failure = error
+            raise
+        if self._prober is not None:
+            self._prober.parameters = dict(unwrapped(self._model).named_parameters())
+        self._ring = ring
+        self._ring.resume(self._records)
+        self._ring.store()
 
     def flush(self) -> None:
         """Evaluate what is in the ring, write it to disk and hand it to the writer.
@@ -239,12 +279,13 @@ class Tracker:
             NonFiniteStatistic: if a statistic is NaN or infinite; the rows before it are kept.
             ValueError: if a statistic changed its shape.
         """
-        self._flushed_at = time.monotonic()
-        try:
-            self._evaluate_pending()
-        finally:
-            self._rows.write()
-            self._display.show(self._rows, self._prober)
+        with self._lock:
+            self._flushed_at = time.monotonic()
+            try:
+                self._evaluate_pending()
+            finally:
+                self._rows.write()
+                self._display.show(self._rows, self._prober)
 
     def _evaluate_pending(self) -> None:
         if not self._pending:
@@ -285,19 +326,20 @@ class Tracker:
 
         Rows that are on disk are memory-mapped.
         """
-        if self._failure is None:
-            self.flush()
-        return dataclasses.replace(self._rows.trajectory(), metadata=self._facts())
+        with self._lock:
+            if self._failure is None:
+                self.flush()
+            return dataclasses.replace(self._rows.trajectory(), metadata=self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        group = self._optimizer.param_groups[0]
+        group = {**self._group(), "lr": float(self._group()["lr"])}
         settings = {
             key: value
             for key, value in group.items()
             if isinstance(value, (bool, int, float, str)) and key != "params"
         }
         optimizer = {"optimizer": type(self._optimizer).__name__, **settings}
-        return {"parameters": {**optimizer, **self._parameters}}
+        return {"parameters": {**optimizer, **self._facts_given}}
 
     def explanation(self) -> Explanation:
         """What drift and corrector explain of the change since step 0, up to the present step.
@@ -307,8 +349,9 @@ class Tracker:
         """
         if self._prober is None:
             raise ValueError("expected a tracker with a probe: tl.track(..., probe=tl.Probe(...))")
-        self._probe()
-        return self._prober.explanation()
+        with self._lock:
+            self._probe()
+            return self._prober.explanation()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything recorded, as tensors and lists, for the user's own checkpoint.
@@ -316,19 +359,20 @@ class Tracker:
         It is enough to resume anywhere, and grows with the number of rows: 8 (k + 2) bytes each,
         times the runs.
         """
-        recorded = self.trajectory()
-        return {
-            "step": self.step,
-            "time": self.time,
-            "records": self._records,
-            "names": list(self.names),
-            # copies: tensors on a memory-mapped file would be saved with all of that file
-            "times": recorded.times.clone(memory_format=torch.contiguous_format),
-            "steps": recorded.steps.clone(memory_format=torch.contiguous_format),
-            "values": recorded.values.clone(memory_format=torch.contiguous_format),
-            "sink": self._display.state_dict(),
-            **({} if self._prober is None else {"probe": self._prober.state_dict()}),
-        }
+        with self._lock:
+            recorded = self.trajectory()
+            return {
+                "step": self.step,
+                "time": self.time,
+                "records": self._records,
+                "names": list(self.names),
+                # copies: tensors on a memory-mapped file would be saved with all of that file
+                "times": recorded.times.clone(memory_format=torch.contiguous_format),
+                "steps": recorded.steps.clone(memory_format=torch.contiguous_format),
+                "values": recorded.values.clone(memory_format=torch.contiguous_format),
+                "sink": self._display.state_dict(),
+                **({} if self._prober is None else {"probe": self._prober.state_dict()}),
+            }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken; what was recorded otherwise is dropped.
@@ -344,7 +388,7 @@ class Tracker:
         """
         if self._closed:
             raise ValueError("expected a tracker that records, this one was closed: make another")
-        device = next(iter(self._ring.parameters.values())).device
+        device = next(iter(self._ring.parameters.tensors.values())).device
         checked = TrackerState.of(state, self.names, self._rows.header.runs, device)
         self._display.load_state_dict(checked.sink, int(checked.rows.steps[-1]))
         if self._prober is not None and checked.probe is not None:
@@ -355,10 +399,6 @@ class Tracker:
         self._rows.restore(checked.rows)
 
     # --- the end ---------------------------------------------------------------------------
-
-    def remove(self) -> None:
-        """Detach from the optimizer: later steps are not recorded; what was recorded stays."""
-        self._hook.remove()
 
     def close(self) -> None:
         """Flush, detach, save to ``path`` if there is one, close the writer if it is ours.
@@ -398,25 +438,12 @@ class Tracker:
             _log.exception("the tracker could not be closed cleanly")
 
 
-def _check_training(model: object, optimizer: object) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in held for p in model.parameters()):
-        raise ValueError(
-            "expected an optimizer that holds the model's parameters, got one that holds none of "
-            "them: build it from this model's .parameters(), after moving the model"
-        )
-    for index, group in enumerate(optimizer.param_groups):
-        if float(group["lr"]) <= 0:
-            raise ValueError(
-                f"expected a learning rate > 0, got lr={float(group['lr'])} in parameter group "
-                f"{index}: limit time t = step * lr would stand still"
-            )
+def _statistics_of(
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction], model: nn.Module
+) -> SummaryStatistics:
+    """Those to record, of all copies if the model holds several."""
+    result, own = SummaryStatistics.of(statistics), unwrapped(model)
+    return own.statistics(result) if isinstance(own, Replicated) else result
 
 
 def _prober_of(
@@ -429,7 +456,7 @@ def _prober_of(
         return None
     if not isinstance(probe, Probe):
         raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
-    return Prober(probe, model, optimizer, statistics)
+    return Prober(probe, unwrapped(model), optimizer, statistics)
 
 
 def _checked_path(path: str | Path | None, sink: Any) -> Path | None:

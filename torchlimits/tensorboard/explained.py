@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torchlimits.probe import PARTS, Explanation
 from torchlimits.tensorboard import events
-from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags_of
+from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags_of, wall_times_of
 
 
 def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
@@ -37,8 +37,7 @@ def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
     for name, path in explanation.parts().items():
         named = replace(path, names=[f"explained/{n}" for n in path.names])
         file = events.EventFile(places[name], partial=True)
-        # as for measured and predicted: a second of wall time is a unit of limit time
-        wall_times = now + (path.times - path.times[-1]).numpy()
+        wall_times = wall_times_of(path, now)
         (columns,) = columns_of(named, band=True)
         file.add_scalars(tags_of(named.names, band=True), path.steps.numpy(), wall_times, columns)
         file.add(layout_of(named.names, band=True), wall_time=now)

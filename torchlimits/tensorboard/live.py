@@ -197,7 +197,7 @@ class Writer(_Live):
 
     Args:
         logdir: the run directory itself, ``<logdir>/measured`` for a later
-            ``write(logdir, ...)``; independent runs go to its subdirectories 0, 1, 2 ...
+            ``write(logdir, ...)``; several runs go to its subdirectories 0, 1, 2 ...
         max_points: how many rows at most; None: all.
         total_steps: how many optimizer steps there will be, if that is known.
         max_runs: how many runs at most.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,16 +22,24 @@ from torchlimits.tensorboard.tags import (
     log_folder,
     run_folders,
     tags_of,
+    wall_times_of,
 )
 from torchlimits.trajectory import Trajectory
 
 _HELP = """\
 ### How to read the charts
 
-* Set *Smoothing* to 0: TensorBoard's default of 0.6 bends the curves.
-* On the horizontal axis *Relative*, one second is one unit of limit time t.
-* Bands, and related statistics in one chart, are under *Custom Scalars*.
+* [Custom Scalars](?smoothing=0#custom_scalars&_smoothingWeight=0) has the bands, and \
+[Images](#images) all statistics at once: click on the picture.
+* *Smoothing*, 0.6 by default, bends curves: these links, \
+[Time Series](?smoothing=0#timeseries) and \
+[Scalars](?smoothing=0#scalars&_smoothingWeight=0) set it to 0.
+* The horizontal axis *Relative* is limit time t: one hour is one unit.
+* [HParams](#hparams) compares the experiments: tick *torchlimits/sup difference* there.
 """
+
+#: how torch.optim computes a step, which changes nothing that it computes
+_IMPLEMENTATION = {"capturable", "differentiable", "foreach", "fused"}
 
 
 def write(
@@ -45,17 +54,18 @@ def write(
     """Write measured and predicted statistics so that TensorBoard draws them in one chart.
 
     Two run directories, ``<logdir>/measured`` and ``<logdir>/predicted``, with the same tags (see
-    `tag`): one chart a statistic, two colours. Independent runs (leading dimensions) go to
+    `tag`): one chart a statistic, two colours. Several runs (leading dimensions) go to
     ``<logdir>/measured/0``, ``<logdir>/measured/1`` ... Besides the curves: a custom-scalars
     layout, the hyperparameters, a text panel, and one image with all statistics. If both
     have the same times, ``torchlimits/sup difference`` is the largest difference of each run.
 
-    With a predicted standard deviation, ``<tag>/lower`` and ``<tag>/upper`` hold the value -+ 1.96
-    of them, drawn as a band under *Custom Scalars*. The other side repeats its value there, as
-    TensorBoard leaves out a run that lacks them: so write both sides in one call.
+    With a predicted standard deviation, ``±1.96 sd/<tag>/lower`` and ``.../upper`` hold the value
+    -+ 1.96 of them, drawn as a band under *Custom Scalars*. The other side repeats its value
+    there, as TensorBoard leaves out a run that lacks them: so write both sides in one call.
 
-    The step axis is the optimizer step. The wall time of a row is the limit time t in seconds,
-    from a common base: on TensorBoard's *Relative* axis "12 sec" is t = 12.
+    The step axis is the optimizer step. The wall time of a row is the limit time t in hours, from
+    a common base: TensorBoard's *Relative* axis, which counts hours, is t (*Time Series* writes
+    "12 hr").
 
     Writing again replaces: event files that this package wrote for the sides given, live ones
     included, are removed (their names end in ``.torchlimits``); files of others are not touched.
@@ -107,7 +117,8 @@ def write(
         files[side][0].add(layout_of(names, band), wall_time=now)
     for panel in panels:
         files["predicted" if "predicted" in files else "measured"][0].add(panel, wall_time=now)
-    _add_sessions(files["measured" if "measured" in files else "predicted"], sides, parameters)
+    sessions = files["measured" if "measured" in files else "predicted"]
+    _add_sessions(sessions, sides, parameters, _trial(folder))
     for file in [file for side in sides for file in files[side]]:
         file.publish()
     events.retire(old)
@@ -117,8 +128,7 @@ def _write_runs(
     folder: Path, path: Trajectory, tags: list[str], band: bool, max_runs: int, now: float
 ) -> list[events.EventFile]:
     files = []
-    # the last row is written now, so that no time stamp lies in the future
-    wall_times = now + (path.times - path.times[-1]).numpy()
+    wall_times = wall_times_of(path, now)
     for place, values in zip(
         run_folders(folder, path, max_runs), columns_of(path, band), strict=False
     ):
@@ -138,15 +148,17 @@ def _picture(sides: Mapping[str, Trajectory]) -> Summary:
     from torchlimits import figures
 
     figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
-    return summaries.image("torchlimits/overlay", figures.png(figure))
+    # in full size, the picture is to fit into a window beside TensorBoard's settings
+    return summaries.image("torchlimits/overlay", figures.png(figure, dpi=80))
 
 
 def _add_sessions(
     files: Sequence[events.EventFile],
     sides: Mapping[str, Trajectory],
     parameters: Mapping[str, bool | int | float | str],
+    trial: str,
 ) -> None:
-    """Hyperparameters and how far theory is off, for each run; runs of equal ones are grouped."""
+    """Hyperparameters and how far theory is off, for each run; one row for all runs together."""
     from tensorboard.plugins.hparams import summary_v2
 
     last = int(next(iter(sides.values())).steps[-1])
@@ -160,7 +172,13 @@ def _add_sessions(
         # no experiment-wide config: TensorBoard takes the first it finds for a whole logdir and
         # would hide hyperparameters of every other experiment in it
         for file in files:
-            file.add(summary_v2.hparams_pb(dict(parameters)))
+            file.add(summary_v2.hparams_pb(dict(parameters), trial_id=trial))
+
+
+def _trial(folder: Path) -> str:
+    """What the hparams dashboard calls an experiment; folders of one name stay apart."""
+    whole = folder.resolve()
+    return f"{whole.name} ({hashlib.sha256(str(whole).encode()).hexdigest()[:6]})"
 
 
 # --- the text panel ----------------------------------------------------------------------------
@@ -172,16 +190,16 @@ def _about(
     equations = [
         path.metadata["equation"] for path in sides.values() if "equation" in path.metadata
     ]
-    parts = ["## Effective dynamics", *map(str, equations[-1:])]
-    if parameters:
-        parts.append(_table(["parameter", "value"], [list(item) for item in parameters.items()]))
+    parts = [f"## {' and '.join(sides).capitalize()}", *map(str, equations[-1:])]
+    parts.append(_HELP + "".join(f"* {note}\n" for note in notes))
     if _comparable(sides):
         result = compare(sides["measured"], sides["predicted"])
         columns = (result.names, result.sup_difference, result.sup_time)
         rows = [[n, f"{d:.4g}", f"{t:.4g}"] for n, d, t in zip(*columns, strict=True)]
         rows.sort(key=lambda row: -float(row[1]))
         parts.append(_table(["statistic", "sup difference, mean over the runs", "at t"], rows))
-    parts += [_HELP + "".join(f"* {note}\n" for note in notes)]
+    if parameters:
+        parts.append(_table(["parameter", "value"], [list(item) for item in parameters.items()]))
     return summaries.text("torchlimits/about", "\n\n".join(parts))
 
 
@@ -210,7 +228,8 @@ def _parameters(
     for side in ("predicted", "measured"):
         if side in sides:
             merged |= sides[side].metadata.get("parameters") or {}
-    return {str(key): _scalar(value) for key, value in (merged | dict(hparams or {})).items()}
+    told = {key: value for key, value in merged.items() if key not in _IMPLEMENTATION}
+    return {str(key): _scalar(value) for key, value in (told | dict(hparams or {})).items()}
 
 
 def _scalar(value: Any) -> bool | int | float | str:

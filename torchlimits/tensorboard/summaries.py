@@ -22,6 +22,9 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
 )
 from tensorboard.plugins.text import metadata as text_metadata
 
+#: charts: what the other dashboards put on one page
+_MOST_OPEN = 12
+
 
 def text(tag: str, markdown: str) -> Summary:
     """A panel of the text dashboard."""
@@ -66,9 +69,15 @@ def band_chart(title: str, tag: str, lower: str, upper: str) -> Chart:
 
 
 def layout(categories: Mapping[str, Sequence[Chart]]) -> Summary:
-    """The custom scalars dashboard: charts by category."""
+    """The custom scalars dashboard: charts by category; later ones, if large, are closed at first.
+
+    The charts of open categories load all at once.
+    """
     proto = Layout(
-        category=[Category(title=title, chart=charts) for title, charts in categories.items()]
+        category=[
+            Category(title=title, chart=charts, closed=i > 0 and len(charts) > _MOST_OPEN)
+            for i, (title, charts) in enumerate(categories.items())
+        ]
     )
     tensor = TensorProto(dtype=DT_STRING, string_val=[proto.SerializeToString()])
     value = Summary.Value(

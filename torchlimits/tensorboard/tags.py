@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,13 @@ from torchlimits import checks
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.trajectory import BAND, Trajectory
+
+#: TensorBoard opens the first groups of tags, by name; this one comes after all letters
+_BAND_GROUP = f"±{BAND} sd"
+
+_LAYOUT = "effective dynamics"
+
+_HOUR = 3600.0
 
 
 def tag(name: str) -> str:
@@ -28,12 +37,19 @@ def tag(name: str) -> str:
     return name if match is None else "/".join([match[1], *match[2][1:-1].split("][")])
 
 
+def _ends(one: str) -> tuple[str, str]:
+    """Tags of a band's ends, in a group of their own: no charts between those of the statistics."""
+    return f"{_BAND_GROUP}/{one}/lower", f"{_BAND_GROUP}/{one}/upper"
+
+
 def tags_of(names: Sequence[str], band: bool) -> list[str]:
     """The k tags, with a band followed by those of its k lower and k upper ends."""
-    ends = ["", "/lower", "/upper"] if band else [""]
-    tags = [tag(name) + end for end in ends for name in names]
+    tags = [tag(name) for name in names]
+    if band:
+        lower, upper = zip(*map(_ends, tags), strict=True)
+        tags = [*tags, *lower, *upper]
     owners: dict[str, str] = {}
-    for one, name in zip(tags, list(names) * len(ends), strict=True):
+    for one, name in zip(tags, itertools.cycle(names), strict=False):
         if one in owners:
             raise ValueError(
                 f"expected statistics with different tags, got {owners[one]!r} and {name!r}, "
@@ -44,22 +60,32 @@ def tags_of(names: Sequence[str], band: bool) -> list[str]:
 
 
 def layout_of(names: Sequence[str], band: bool) -> Summary:
-    """One chart with a band for each statistic, or one chart for each group of statistics."""
-    if band:
-        ends = [(name, tag(name)) for name in names]
-        charts = [summaries.band_chart(n, t, f"{t}/lower", f"{t}/upper") for n, t in ends]
-    else:
-        groups: dict[str, list[str]] = {}
-        for name in names:
-            one = tag(name)
-            groups.setdefault(one.rpartition("/")[0] or one, []).append(one)
-        charts = [summaries.lines_chart(group, tags) for group, tags in groups.items()]
-    return summaries.layout({"effective dynamics": charts})
+    """One chart for each family of statistics; with a band, one for each statistic instead.
+
+    Families that have a band and more than one member are a category of their own.
+    """
+    families: dict[str, list[str]] = {}
+    for name in names:
+        one = tag(name)
+        families.setdefault(one.rpartition("/")[0] or one, []).append(name)
+    if not band:
+        charts = [
+            summaries.lines_chart(family, [tag(name) for name in members])
+            for family, members in families.items()
+        ]
+        return summaries.layout({_LAYOUT: charts})
+    categories: dict[str, list[Any]] = {}
+    for family, members in families.items():
+        title = _LAYOUT if len(members) == 1 else f"{_LAYOUT}: {family}"
+        charts = [summaries.band_chart(name, tag(name), *_ends(tag(name))) for name in members]
+        categories.setdefault(title, []).extend(charts)
+    # TensorBoard shows the band charts of a category in reverse
+    return summaries.layout({title: charts[::-1] for title, charts in categories.items()})
 
 
 def run_folders(folder: Path, path: Trajectory, max_runs: int) -> list[Path]:
-    """The run directories: the folder itself, or one in it for each run."""
-    if path.values.ndim == 2:
+    """The run directories: the folder itself, or one in it for each of several runs."""
+    if path.runs == 1:
         return [folder]
     return [folder / str(run) for run in range(min(path.runs, max_runs))]
 
@@ -71,6 +97,11 @@ def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T column
         half = torch.zeros_like(path.values) if path.std is None else BAND * path.std
         columns = torch.cat([columns, columns - half, columns + half], dim=-1)
     return columns.reshape(-1, *columns.shape[-2:]).numpy()
+
+
+def wall_times_of(path: Trajectory, now: float) -> Float[np.ndarray, " T"]:
+    """Limit time in hours, the unit of TensorBoard's relative axis; ends now, in no future."""
+    return now + _HOUR * (path.times - path.times[-1]).double().numpy()
 
 
 def check_cap(max_points: int | None) -> None:

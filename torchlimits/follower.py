@@ -1,0 +1,83 @@
+"""`Follower`: the tracker of a process that is not the first of those that train one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from torchlimits import checks
+from torchlimits.parameters import OwnParameters
+from torchlimits.ring import ring_for
+from torchlimits.statistics import SummaryStatistics
+from torchlimits.steps import Steps
+from torchlimits.tracking import Tracker
+
+
+class Follower(Tracker):
+    """Counts steps and takes part in gathering sharded parameters; records nothing.
+
+    `track` makes it on all processes but the first. What it makes of the calls that a training
+    loop has for its tracker: `flush` and `close` have nothing to do, a state holds the step only
+    (and that of the first process can be loaded as well), `trajectory` is an error.
+
+    Args:
+        model, optimizer, statistics, every: as on the first process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        statistics: SummaryStatistics,
+        every: int,
+    ) -> None:
+        Steps.__init__(self, model, optimizer, every)
+        self.path = None
+        # without room: it finds out what is read just as the first process does
+        self._ring = ring_for(statistics, OwnParameters(model), max_bytes=0)
+        self.names = self._ring.names
+        self._ring.gather()
+        self._attach()
+
+    def stepped(self) -> None:
+        """Count a step, and gather the parameters if it is recorded on the first process."""
+        if self._advance():
+            self._ring.gather()
+
+    def flush(self) -> None:
+        """Nothing: there are no rows."""
+
+    def close(self) -> None:
+        """Detach."""
+        self.remove()
+
+    def trajectory(self) -> NoReturn:
+        """A ValueError: the first process has it."""
+        raise ValueError(
+            "expected the first process (rank 0), which has all records, got "
+            f"rank {torch.distributed.get_rank()}: ask there, if torch.distributed.get_rank() == 0"
+        )
+
+    def explanation(self) -> NoReturn:
+        """A ValueError: the first process has it."""
+        self.trajectory()
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far it is."""
+        return {"step": self.step, "time": self.time}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue at the step of a state of this or of the first process.
+
+        Raises:
+            ValueError: if it is no such state.
+        """
+        if not isinstance(state, Mapping) or not {"step", "time"} <= set(state):
+            raise ValueError(
+                f"expected a tracker's state_dict, with step and time, got {type(state).__name__}"
+            )
+        self.time = checks.non_negative("the state's time", state["time"])
+        self.step = int(state["step"])

@@ -1,0 +1,99 @@
+"""`Attached`: what callbacks of all trainers share."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from torchlimits import checks
+from torchlimits.probe import Probe
+from torchlimits.recording import warn
+from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.tracking import Tracker, track
+
+
+class Attached:
+    """The arguments of `tl.track`, until there is a training; from then on its `Tracker`.
+
+    Args:
+        statistics, every, path, max_bytes, probe, parameters: as in `tl.track`.
+        writer: as in `tl.track`; None: where the trainer logs; False: nowhere.
+    """
+
+    #: of the training under way, or of the last one; None before the first
+    tracker: Tracker | None = None
+
+    def __init__(
+        self,
+        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
+        *,
+        every: int = 1,
+        writer: Any = None,
+        path: str | Path | None = None,
+        max_bytes: int = 64 * 2**20,
+        probe: Probe | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
+        self._writer = writer
+        self._options = {
+            "every": checks.positive_int("every", every),
+            "max_bytes": checks.positive_int("max_bytes", max_bytes),
+            "probe": probe,
+            "parameters": parameters,
+        }
+
+    def _begin(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        logs: Any,
+        writes: bool,
+        step: int,
+        state: Mapping[str, Any] | None,
+    ) -> None:
+        """Attach a tracker.
+
+        Args:
+            model, optimizer: as in `tl.track`.
+            logs: where the trainer logs, a ``writer`` of `tl.track`.
+            writes: whether this process is the one of several that does.
+            step: how many steps the trainer has taken.
+            state: of the tracker that recorded those, if there was one.
+        """
+        self._end()  # a training that did not come to its end, and is begun anew
+        writer = logs if self._writer is None else self._writer
+        self.tracker = tracker = track(
+            model,
+            optimizer,
+            self.statistics,
+            writer=None if writer is False or not writes else writer,
+            path=self.path if writes else None,
+            **self._options,
+        )
+        if state is not None:
+            try:
+                tracker.load_state_dict(state)
+            except BaseException:
+                tracker.remove()
+                self.tracker = None
+                raise
+        elif step > 0:
+            warn(
+                f"the training goes on at step {step} from a checkpoint without recorded steps: "
+                f"recording begins here, its step 0 is the trainer's step {step}"
+            )
+        # a program that ends in an exception leaves its trajectory at the path all the same
+        self._at_exit = weakref.finalize(self, tracker.close)
+
+    def _end(self, error: BaseException | None = None) -> None:
+        """Close the tracker; with an error of the training, that is the one to see."""
+        if self.tracker is not None:
+            self._at_exit.detach()
+            self.tracker.__exit__(None if error is None else type(error), error, None)

@@ -1,0 +1,154 @@
+"""`TrackerCallback` for the Trainer of Hugging Face transformers (the extra ``transformers``)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from torchlimits.integrations.attached import Attached
+from torchlimits.statistics import StatisticFunction, SummaryStatistics
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError(
+        "expected the package transformers, which torchlimits.integrations.transformers is for: "
+        "pip install 'torchlimits[transformers]'"
+    ) from error
+
+
+class TrackerCallback(Attached, TrainerCallback, ExportableState):
+    """Records summary statistics at every optimizer step of a transformers Trainer, as `tl.track`.
+
+    Training is bit-identical with and without. The recording is part of the Trainer's checkpoints
+    (in ``trainer_state.json``, 11 (k + 2) bytes a record of k statistics): with
+    ``trainer.train(resume_from_checkpoint=)`` steps, times, trajectory and TensorBoard go on
+    without a gap or a double. It ends when `train` does; then ``callback.tracker.trajectory()``
+    and ``path`` have it. The Trainer does not tell its callbacks of an exception: after one, both
+    are there when the program ends, or after ``callback.tracker.close()``.
+
+    Args:
+        statistics, every, path, max_bytes, probe, parameters: as in `tl.track`. Of several
+            processes, rank 0 writes.
+        writer: as in `tl.track`. None: if the Trainer reports to TensorBoard
+            (``report_to="tensorboard"``), in ``<output_dir>/runs/measured``, beside the Trainer's
+            own (or ``measured`` in the folder that ``TENSORBOARD_LOGGING_DIR`` names). False:
+            nowhere.
+
+    Raises:
+        ValueError: also during `train`, if there are two such callbacks, or a probe with
+            ``load_best_model_at_end``; and as `tl.track` does.
+        TypeError: as `tl.track` does.
+
+    Example:
+        >>> import tempfile
+        >>> from transformers import PrinterCallback, Trainer, TrainingArguments
+        >>> class Linear(torch.nn.Linear):
+        ...     def forward(self, x):
+        ...         return {"loss": super().forward(x).square().mean()}
+        >>> callback = TrackerCallback({"norm": lambda p: p["weight"].norm()})
+        >>> data = [{"x": row} for row in torch.randn(8, 3)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     options = TrainingArguments(
+        ...         folder, max_steps=5, optim="sgd", report_to="none", disable_tqdm=True
+        ...     )
+        ...     trainer = Trainer(Linear(3, 1), options, train_dataset=data, callbacks=[callback])
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> callback.tracker.trajectory().steps
+        tensor([0, 1, 2, 3, 4, 5])
+    """
+
+    def __init__(
+        self,
+        statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None,
+        *,
+        writer: Any = None,
+        path: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        if statistics is None:
+            # restore_callback_states_from_checkpoint makes callbacks anew, of what JSON can hold
+            raise TypeError(
+                "expected statistics, got none: give them; and leave "
+                "restore_callback_states_from_checkpoint=False, recordings are continued without it"
+            )
+        super().__init__(statistics, writer=writer, path=path, **options)
+
+    def state(self) -> dict[str, Any]:
+        """`Tracker.state_dict` as text, for the Trainer's checkpoints."""
+        recorded = None if self.tracker is None else _text_of(self.tracker.state_dict())
+        return {"args": {}, "attributes": {}, "recorded": recorded}
+
+    def on_train_begin(
+        self,
+        args: Any,
+        state: Any,
+        control: Any,
+        *,
+        model: nn.Module,
+        optimizer: Optimizer,
+        **kwargs: Any,
+    ) -> None:
+        """Attach to model and optimizer, which have been restored by now."""
+        if self.probe is not None and args.load_best_model_at_end:
+            raise ValueError(
+                "expected a Trainer that ends with its last model if there is a probe, which "
+                "measures there: set load_best_model_at_end=False"
+            )
+        self._begin(
+            model,
+            optimizer,
+            logs=_logs(args, state),
+            writes=state.is_world_process_zero,
+            step=state.global_step,
+            state=self._recorded(state),
+        )
+
+    def _recorded(self, state: Any) -> dict[str, Any] | None:
+        """What the checkpoint holds that the training goes on from."""
+        # a checkpoint of a Trainer without this callback has no place for its state
+        held = state.stateful_callbacks.setdefault(type(self).__name__, {})
+        if isinstance(held, list):
+            raise ValueError(
+                f"expected one {type(self).__name__} in a Trainer, got {len(held)}: give all "
+                "statistics to one"
+            )
+        text = held.get("recorded")
+        return _state_of(text) if state.global_step > 0 and text else None
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The last step has been taken."""
+        self._end()
+
+
+def _logs(args: Any, state: Any) -> Path | None:
+    if "tensorboard" not in (args.report_to or []):
+        return None
+    folder = os.getenv("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir) / "runs"
+    # trials of a hyperparameter search have folders of their own
+    return Path(folder).expanduser() / (state.trial_name or "") / "measured"
+
+
+def _text_of(state: Mapping[str, Any]) -> str:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _state_of(text: str) -> dict[str, Any]:
+    try:
+        return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+    except Exception as error:  # whatever a damaged text makes of base64 and torch
+        raise ValueError(
+            f"expected the recorded steps of a checkpoint, they are damaged: {error}"
+        ) from error

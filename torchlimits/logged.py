@@ -1,0 +1,97 @@
+"""`Logged`: recorded rows as calls of somebody else's ``log(dict, step)``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torchlimits.trajectory import Trajectory
+
+#: of independent runs, so many are shown, as in TensorBoard
+_MOST_RUNS = 16
+
+
+class Logged:
+    """A sink that gives each recorded row to a function; made by `tl.track` of its ``writer``.
+
+    Rows come up to some seconds after their steps. A logger that takes steps in order only drops
+    those that are earlier than what the loop itself has logged meanwhile; Weights & Biases does. In
+    a run that both log to, make the step a metric::
+
+        run.define_metric("m/*", step_metric="optimizer_step")
+        writer = lambda row, step: run.log({**row, "optimizer_step": step})
+
+    Args:
+        log: called as ``log({tag: value}, step)``, tags as in TensorBoard (``m/0,1`` for
+            ``m[0,1]``; with independent runs ``m/0,1/run 3``), values floats, steps increasing.
+
+    Raises:
+        TypeError: if it cannot be called with two arguments.
+
+    Example:
+        >>> import torch
+        >>> piece = Trajectory(torch.tensor([0.0]), torch.tensor([0]), torch.ones(1, 1), ["m[1]"])
+        >>> Logged(print).add(piece)
+        {'m/1': 1.0} 0
+    """
+
+    def __init__(self, log: Callable[[dict[str, float], int], Any]) -> None:
+        self._log = log
+        self.__name__ = getattr(log, "__qualname__", type(log).__name__)
+        #: the last step that the function has taken; -1: none
+        self.newest = -1
+        try:
+            inspect.signature(log).bind({}, 0)
+        except TypeError as error:
+            raise TypeError(
+                "expected writer as a function that can be called as log(dict, step), got "
+                f"{self.__name__}: {error}"
+            ) from error
+        except ValueError:
+            pass  # functions written in C need not tell
+
+    def check(self, chunk: Trajectory) -> None:
+        """Raise ValueError if two statistics have the same tag."""
+        _tags(chunk)
+
+    def add(self, chunk: Trajectory) -> None:
+        """Call the function for each row that it has not taken."""
+        later = chunk.slice(chunk.steps > self.newest)
+        tags = _tags(later)
+        # (T, runs * k): everything of one step goes into one call
+        values = later.values.reshape(later.runs, len(later), -1)[:_MOST_RUNS].movedim(0, 1)
+        rows = values.reshape(len(later), -1).tolist()
+        for step, row in zip(later.steps.tolist(), rows, strict=True):
+            self._log(dict(zip(tags, row, strict=True)), step)
+            # row by row: what comes before one that fails is not given again
+            self.newest = step
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def state_dict(self) -> dict[str, int]:
+        """How far the rows came, for `Tracker.state_dict`."""
+        return {"newest": self.newest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on after the step of a state; calls that were made cannot be taken back."""
+        self.newest = newest_of(state)
+
+
+def newest_of(state: Any) -> int:
+    """The last step of a sink's state, or ValueError if it is damaged."""
+    newest = state.get("newest") if isinstance(state, Mapping) else None
+    if isinstance(newest, bool) or not isinstance(newest, int) or newest < -1:
+        raise ValueError(f"expected a writer's state with newest >= -1, got {state!r}")
+    return newest
+
+
+def _tags(chunk: Trajectory) -> list[str]:
+    # imported here: a loop that does not show its statistics does not load TensorBoard
+    from torchlimits.tensorboard.tags import tags_of
+
+    tags = tags_of(chunk.names, band=False)
+    if chunk.values.ndim == 2:
+        return tags
+    return [f"{tag}/run {run}" for run in range(min(chunk.runs, _MOST_RUNS)) for tag in tags]

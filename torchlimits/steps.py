@@ -1,0 +1,132 @@
+"""`Steps`: the steps of an optimizer, counted, and the limit time that they add up to."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchlimits import checks
+from torchlimits.recording import warn
+
+
+class Steps(ABC):
+    """Follows an optimizer by a hook; limit time is the sum of its learning rates.
+
+    Of several parameter groups, the first one that holds a parameter of the model has the learning
+    rate that counts.
+
+    Args:
+        model: a module.
+        optimizer: holds at least one of its parameters.
+        every: record every so many steps.
+
+    Attributes:
+        step: steps so far.
+        time: limit time so far.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
+        self.every = checks.positive_int("every", every)
+        self.step, self.time = 0, 0.0
+        self._model, self._optimizer = model, _unwrapped(optimizer)
+        self._stands_still = False
+        # other threads may look at what is recorded
+        self._lock = threading.RLock()
+        self._find_group()
+        _check_rate(self._group())
+
+    def __deepcopy__(self, memo: object) -> Steps:
+        # whatever holds it may be copied, a model for instance: that copy's training is another
+        return self
+
+    def _find_group(self) -> None:
+        """The number of the parameter group whose learning rate counts."""
+        own = {id(p) for p in self._model.parameters()}
+        for number, group in enumerate(self._optimizer.param_groups):
+            if any(id(p) in own for p in group["params"]):
+                self._number = number
+                return
+        raise ValueError(
+            "expected an optimizer that holds the model's parameters, got one that holds none of "
+            "them: build it from this model's .parameters(), after moving, replacing or sharding "
+            "them"
+        )
+
+    def _group(self) -> dict[str, Any]:
+        # groups are other dicts after optimizer.load_state_dict
+        return self._optimizer.param_groups[self._number]
+
+    def _attach(self) -> None:
+        # compiled steps call it as it is: traced, it would be compiled again and again
+        hook: Any = torch.compiler.disable(self._after_step)
+        self._hook = self._optimizer.register_step_post_hook(hook)
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self.stepped()
+
+    @abstractmethod
+    def stepped(self) -> None:
+        """Take note of an optimizer step; for steps that the hook does not see.
+
+        A replayed CUDA graph calls no hooks: `remove` the tracker and call this after each replay.
+        """
+
+    def _advance(self) -> bool:
+        """Count a step; returns whether it is one to record."""
+        self.step += 1
+        lr = float(self._group()["lr"])
+        self.time += lr
+        return self.step % self.every == 0 and self._moves(lr)
+
+    def _moves(self, lr: float) -> bool:
+        """Whether limit time does: rows are functions of it."""
+        if lr <= 0 and not self._stands_still:
+            self._stands_still = True
+            warn(
+                f"the learning rate is {lr} at step {self.step}: limit time stands still, and "
+                "steps at which it does are not recorded"
+            )
+        return lr > 0
+
+    def remove(self) -> None:
+        """Detach from the optimizer: later steps are not recorded; what was recorded stays."""
+        self._hook.remove()
+
+
+def check_types(model: object, optimizer: object) -> None:
+    """A module and an optimizer, or TypeError."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The one that steps: Accelerate's stand in front of it and have no hooks."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def _check_rate(group: dict[str, Any]) -> None:
+    """Whether limit time moves, now or, with a scheduler that starts from 0, later."""
+    lr = group.get("lr")
+    if lr is None:
+        raise ValueError(
+            "expected an optimizer with a learning rate 'lr' in its parameter groups, got one with "
+            f"{sorted(set(group) - {'params'})}: limit time is the sum of the learning rates"
+        )
+    if max(float(lr), float(group.get("initial_lr", 0.0))) <= 0:
+        raise ValueError(
+            f"expected a learning rate > 0, got lr={float(lr)}: limit time t = step * lr would "
+            "stand still"
+        )
