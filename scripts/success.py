@@ -3,9 +3,7 @@
     python scripts/success.py xor
     python scripts/success.py binary --widths 2 3 4 6
 
-Prints a table and writes <logdir>/<mixture>.png. Intervals are binomial (Wilson, 95 %). The
-effective dynamics are those of the mixture's own snr at K = 2, and of the small-noise limit for
-wider networks, where finite snr takes many minutes.
+Prints a table and writes <logdir>/<mixture>.png. Intervals are binomial (Wilson, 95 %).
 """
 
 from __future__ import annotations
@@ -73,9 +71,8 @@ def measure(options: Options, console: Console) -> list[Row]:
         if options.starts:
             with console.status(f"K = {width}: {options.starts} starts of the dynamics"):
                 dynamics = tl.success.by_dynamics(
-                    problem if width <= 2 else problem.small_noise(), step_size=1.0,
-                    starts=options.starts, time=options.time, seed=options.seed + 1,
-                )  # fmt: skip
+                    problem, step_size=1.0, starts=options.starts, seed=options.seed + 1
+                )
         rows.append(Row(width, problem.success_probability(), sgd, dynamics))
     return rows
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from torchlimits import statistics, success
+from torchlimits.basins import Basins, basins
 from torchlimits.closability import closability
 from torchlimits.comparison import Comparison, compare
 from torchlimits.csv_file import CSV
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CSV",
+    "Basins",
     "Comparison",
     "CriticalStepSize",
     "EffectiveDynamics",
@@ -50,6 +52,7 @@ __all__ = [
     "Tracker",
     "Trajectory",
     "Triple",
+    "basins",
     "closability",
     "compare",
     "critical_step_size",

@@ -296,7 +296,7 @@ class EffectiveDynamics(nn.Module, ABC):
         """
         instants = checks.increasing_times(times)
         steps = self._steps(instants)
-        u0 = self._started(u0)
+        u0 = self.started(u0)
         rtol = self.rtol if rtol is None else checks.positive("rtol", rtol)
         atol = self.atol if atol is None else checks.positive("atol", atol)
         if initial_covariance is not None and not band:
@@ -354,7 +354,7 @@ class EffectiveDynamics(nn.Module, ABC):
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
         instants = checks.increasing_times(times)
-        u0 = self._started(u0)
+        u0 = self.started(u0)
         return self._fluctuating(u0, instants, self.rtol, self.atol, initial_covariance)[1]
 
     def _fluctuating(
@@ -420,8 +420,8 @@ class EffectiveDynamics(nn.Module, ABC):
             # decompositions are the first to notice
             raise ValueError("expected a finite u, got NaN or infinity in it") from error
 
-    def _started(self, u0: Tensor) -> Tensor:
-        """A start that parameters can have, or an error."""
+    def started(self, u0: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The same: a finite start that parameters can have; otherwise the errors of `solve`."""
         u0 = self._checked(u0)
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")

@@ -45,7 +45,7 @@ def relu_moments(
             are welcome.
         v: second layer, shape ``(..., K)``.
         label: y, 0 or 1, shape ``(...)``.
-        level: -1 (coarse), 0 (default), 1 ...; see `quadrature.resolution`.
+        level: -3 (coarse) ... 0 (default), 1 ...; see `quadrature.resolution`.
 
     Returns:
         `ReluMoments`, leading dimensions broadcast, in the dtype of ``mean`` (computed in
@@ -77,7 +77,7 @@ def relu_moments(
         prefer jacfwd, which keeps nothing but multiplies a piece by the number of tangents.
 
     Raises:
-        ValueError: if the shapes do not fit or level is no int >= -1.
+        ValueError: if the shapes do not fit or level is no int >= -3.
 
     Example:
         >>> import torch
@@ -282,8 +282,7 @@ def _flat(
                 f"expected {name} of shape (..., {', '.join(map(str, shape))}) for mean of shape "
                 f"{tuple(mean.shape)}, got {tuple(x.shape)}"
             )
-    if not isinstance(level, int) or level < -1:
-        raise ValueError(f"expected level to be an int >= -1, got {level!r}: 0 is the default")
+    quadrature.check_level(level)
     batch = torch.broadcast_shapes(mean.shape[:-1], factor.shape[:-2], v.shape[:-1])
     points = batch.numel()
     return batch, (

@@ -35,6 +35,8 @@ class Resolution:
         reach: lines are cut at -reach and reach (in standard deviations).
         lines: number of lines asked for (K >= 3), or nodes on every panel of lines (K = 2).
         stretch: spread of the lattice of lines, in standard deviations of the Gaussian.
+        directions: how many directions are tried for the lines (2 < K <= 8).
+        steep: whether nodes are denser where sigmoid(psi) is steep.
     """
 
     order: int
@@ -42,21 +44,34 @@ class Resolution:
     reach: float
     lines: int
     stretch: float = 1.0
+    directions: int = 63
+    steep: bool = True
 
 
 def resolution(width: int, level: int = 0) -> Resolution:
-    """The default `Resolution` for K neurons, K = 1, 2, 3 ...; levels from -1 (coarse) up.
+    """The default `Resolution` for K neurons, K = 1, 2, 3 ...; levels from -3 (coarse) up.
 
-    A level more is 4 more nodes on every panel (K <= 2), or 4 times the lines (K >= 3).
+    A level more is 4 more nodes on every panel (K <= 2, from -1 on), or 4 times the lines
+    (K >= 3). Levels -2 and -3 are for K >= 3, where 1 % of an error does: which fixed point a start
+    goes to, for instance.
     """
     if width <= 2:
-        return Resolution(10 + 4 * level, (-2.0, 0.0, 2.0), 7.0, 12 + 4 * level)
+        finer = max(level, -1)
+        return Resolution(10 + 4 * finer, (-2.0, 0.0, 2.0), 7.0, 12 + 4 * finer)
     lines = {3: 2048, 4: 4096, 5: 8192, 6: 16384}.get(width, 32768)
     stretch = {3: 1.5, 4: 1.5, 5: 1.4}.get(width, 1.3)
+    if level < -1:
+        return Resolution(4, (-1.2, 1.2), 4.5, int(lines * 4.0**level), stretch, 15, steep=False)
     finer = max(level, 0)
     return Resolution(
         6 + 2 * finer, (-2.0, 0.0, 2.0), 6.0 + 0.5 * finer, int(lines * 4.0**level), stretch
     )
+
+
+def check_level(level: int) -> None:
+    """ValueError unless it is one of `resolution`."""
+    if isinstance(level, bool) or not isinstance(level, int) or level < -3:
+        raise ValueError(f"expected level to be an int >= -3, got {level!r}: 0 is the default")
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,7 @@ def _pieces(
     rule: Resolution,
 ) -> Iterator[tuple[Tensor, Panels]]:
     """Of points with the same number of kinks."""
-    frames = line_frame(mean, factor, v)
+    frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
     offsets, weights = _lines(mean, rotated, kinks, rule)
     on_line = (kinks + len(rule.splits) + 1) * rule.order
@@ -145,7 +160,9 @@ def _near(mean: Tensor, factor: Tensor, reach: float) -> Bool[Tensor, "P K"]:
     return mean.detach().abs() < reach * factor.detach().norm(dim=-1)
 
 
-def line_frame(mean: Tensor, factor: Tensor, v: Tensor) -> Float[Tensor, "P K K"]:
+def line_frame(
+    mean: Tensor, factor: Tensor, v: Tensor, directions: int = 63
+) -> Float[Tensor, "P K K"]:
     """Orthogonal frame whose first column is the direction of the lines; carries no gradient.
 
     Of a fixed set of directions, the one that best crosses the kinks h_i = 0 and the level sets
@@ -161,11 +178,11 @@ def line_frame(mean: Tensor, factor: Tensor, v: Tensor) -> Float[Tensor, "P K K"
     rows = factor / norm
     direction = torch.linalg.eigh(rows.mT @ rows)[1][..., -1]
     if width <= 8:
-        fixed = _directions(width, mean.device).expand(len(mean), -1, -1)
+        fixed = _directions(width, directions, mean.device).expand(len(mean), -1, -1)
         trial = torch.cat([fixed, direction[:, None]], 1)
         # a kink that is out of reach does not matter
         near = torch.exp(-((mean / norm.squeeze(-1)).abs() - 3).clamp(0, 30).square() / 2)
-        kinks = _slant(trial, rows, 1e-3) * near[:, None]
+        kinks = _slant(trial, rows, 1e-3) * near[:, None].square()
         layers = _slant(trial, _regions(width, mean.device) @ (v[..., None] * factor), 3.0)
         worst = torch.maximum(kinks.amax(-1), layers.amax(-1))
         best = worst.argmin(-1)[:, None, None].expand(-1, 1, width)
@@ -189,20 +206,20 @@ def _signed(vectors: Tensor) -> Tensor:
 
 
 def _slant(directions: Tensor, normals: Tensor, soft: float) -> Tensor:
-    """Slope across a direction over (slope along it + soft), for each direction and normal."""
+    """Squares of slope across a direction over (slope along it + soft), for all normals."""
     along = (directions @ normals.mT).abs()
-    across = (normals.square().sum(-1)[:, None] - along.square()).clamp_min(0).sqrt()
-    return across / (along + soft)
+    across = normals.square().sum(-1)[:, None] - along.square()
+    return across.clamp_min(0) / (along + soft).square()
 
 
 @lru_cache(maxsize=64)
-def _directions(width: int, device: torch.device) -> Tensor:
+def _directions(width: int, count: int, device: torch.device) -> Tensor:
     """Directions spread over the half-sphere, the same in every process: (D, K)."""
     if width == 2:
         angle = torch.arange(12, dtype=torch.float64, device=device) * (math.pi / 12)
         return torch.stack([angle.cos(), angle.sin()], -1)
-    points, _ = _lattice(width, 127, 1.0, device)
-    return points[:63] / points[:63].norm(dim=-1, keepdim=True).clamp_min(1e-9)
+    points = _lattice(width, 2 * count + 1, 1.0, device)[0][:count]
+    return points / points.norm(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
 @lru_cache(maxsize=64)
@@ -256,7 +273,10 @@ def _split(
     active = (h_middle >= 0).to(mean.dtype)
     level = (active * (v[..., None] * h0)[:, :, None]).sum(1)
     slope = (active * (v * along)[..., None, None]).sum(1)
-    t, weight = _sinh_nodes(low, high, level.detach(), slope.detach(), rule, line_weight)
+    if rule.steep:
+        t, weight = _sinh_nodes(low, high, level.detach(), slope.detach(), rule, line_weight)
+    else:
+        t, weight = _even_nodes(low, high, rule, line_weight)
     psi = torch.addcmul(level[:, :, None], slope[:, :, None], t)
     return Panels(frame, offsets, t, weight, psi, active)
 
@@ -283,6 +303,17 @@ def _sinh_nodes(
     panel_weight = half * scale * line_weight[:, None] * (0.5 * (2 * math.pi) ** -0.5)
     weight = (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
     return t, weight * (up + down)
+
+
+def _even_nodes(
+    low: Tensor, high: Tensor, rule: Resolution, line_weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre in t."""
+    x, w = _gauss_legendre(rule.order, low.device)
+    half = (high - low) / 2
+    t = torch.addcmul(((low + high) / 2)[:, :, None], half[:, :, None], x[:, None])
+    panel_weight = half * line_weight[:, None] * (2 * math.pi) ** -0.5
+    return t, (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
 
 
 def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:

@@ -27,8 +27,9 @@ def integrate(
     times: Float[Tensor, " T"],
     rtol: float,
     atol: float,
+    method: str = "dopri5",
 ) -> Float[Tensor, "*batch T k"]:
-    r"""Solutions of du/dt = F(t, u) from many starts, by torchdiffeq's dopri5.
+    r"""Solutions of du/dt = F(t, u) from many starts, by torchdiffeq.
 
     Starts share their steps with at most `GROUP` others, and a step is short enough for each,
 
@@ -45,6 +46,7 @@ def integrate(
         u0: starts, shape ``(..., k)``.
         times: increasing, shape ``(T,)``, float64.
         rtol, atol: relative and absolute tolerance of a step.
+        method: of torchdiffeq, with steps of its own choice.
 
     Returns:
         Shape ``(..., T, k)``, float64: in float32 the control of the steps stalls near 4e-7.
@@ -59,7 +61,7 @@ def integrate(
                 [0.7358]], dtype=torch.float64)
     """
     rows = u0.detach().double().reshape(-1, u0.shape[-1])
-    solver = _Solver(right_hand_side, times.to(rows.device), rtol, atol)
+    solver = _Solver(right_hand_side, times.to(rows.device), rtol, atol, method)
     values = rows[:, None].repeat(1, len(times), 1)
     if len(times) > 1 and len(rows):
         groups = torch.arange(len(rows)).tensor_split(-(-len(rows) // GROUP))
@@ -73,8 +75,10 @@ def _side_by_side(solver: _Solver, rows: Tensor, groups: tuple[Tensor, ...]) -> 
     if workers == 1 or rows.device.type != "cpu":
         return [solver.solve(rows, group) for group in groups]
     # each with one thread for its operations
-    limit = {"initializer": torch.set_num_threads, "initargs": (1,)}
-    with threads(1), ThreadPoolExecutor(workers, **limit) as pool:
+    with (
+        threads(1),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         return list(pool.map(lambda group: solver.solve(rows, group), groups))
 
 
@@ -86,6 +90,7 @@ class _Solver:
     times: Tensor
     rtol: float
     atol: float
+    method: str
 
     def solve(self, rows: Tensor, group: Tensor, patience: int | None = _PATIENCE) -> Tensor:
         """Values (G, T, k) from some of the starts, in parts if all together take too long."""
@@ -126,7 +131,7 @@ class _Attempt:
                     times,
                     rtol=solver.rtol,
                     atol=solver.atol,
-                    method="dopri5",
+                    method=solver.method,
                     # a step ends at the end: beyond, a schedule need not be defined
                     options={"norm": self._largest_row_rms, "step_t": times[-1:]},
                 )

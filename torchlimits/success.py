@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchlimits import checks
+from torchlimits.basins import basins
 from torchlimits.ensemble import train
 
 if TYPE_CHECKING:
     from torchlimits.problems import GaussianMixture
-
-_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def by_dynamics(
     step_size: float,
     starts: int = 200,
     time: float = 100.0,
-    level: int = 0,
+    level: int = -3,
     seed: int = 0,
 ) -> Proportion:
     """How many random starts the effective dynamics take to an optimal classifier, at any snr.
@@ -92,7 +90,7 @@ def by_dynamics(
         step_size: c_delta.
         starts: how many.
         time: limit time; leaving the saddle at the start takes O(log N).
-        level: accuracy of the Gaussian expectations; -1 is coarse and fast.
+        level: accuracy of the Gaussian expectations; see `torchlimits.basins`.
         seed: of the starts.
 
     Raises:
@@ -104,20 +102,10 @@ def by_dynamics(
         >>> by_dynamics(problem, step_size=1.0, starts=20, time=60.0).trials
         20
     """
-    checks.positive_int("starts", starts)
-    checks.positive("time", time)
-    generator = torch.Generator().manual_seed(seed)
+    u0 = problem.starts(starts, generator=torch.Generator().manual_seed(seed))
     dynamics = problem.dynamics(step_size=step_size, level=level)
-    successes = 0
-    for done in range(0, starts, _AT_ONCE):
-        count = min(_AT_ONCE, starts - done)
-        model = problem.model(replicas=(count,), generator=generator, device="cpu")
-        with torch.no_grad():
-            u0 = problem.statistics(dict(model.named_parameters())).double()
-        # which attractor is asked for, not the way there: a coarse tolerance will do
-        final = dynamics.solve(u0, [0.0, time], rtol=1e-3, atol=1e-4).final
-        successes += int(problem.is_optimal(final).sum())
-    return Proportion(successes, starts)
+    optimal = problem.is_optimal(basins(dynamics, u0, time=time).final)
+    return Proportion(int(optimal.sum()), starts)
 
 
 def by_sgd(

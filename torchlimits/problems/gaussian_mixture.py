@@ -27,6 +27,8 @@ from torchlimits.statistics import SummaryStatistics, gram, overlaps, second_lay
 
 #: orthonormality and "in the span" are checked to this
 _TOLERANCE = 1e-6
+#: models drawn together by `starts`
+_AT_ONCE = 256
 
 
 class GaussianMixture:
@@ -287,7 +289,7 @@ class GaussianMixture:
             else:
                 found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
                 settings = found
-        place = {
+        place: dict[str, Any] = {
             "width": self.width,
             "snr": self.snr,
             "dim": dim,
@@ -332,6 +334,26 @@ class GaussianMixture:
         `EffectiveDynamics.diffusive`, also for what it raises.
         """
         return self.dynamics(step_size=step_size).diffusive(at)
+
+    def starts(
+        self, count: int, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "S k"]:
+        """Statistics at the start of so many models of `model`, ``(S, k)``, float64, on the CPU.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> tl.GaussianMixture.xor(dim=100, snr=10.0).starts(1000).shape
+            torch.Size([1000, 22])
+        """
+        checks.positive_int("count", count)
+        drawn = []
+        # a model's weights are N/K times as many numbers: not all models at once
+        for done in range(0, count, _AT_ONCE):
+            some = (min(_AT_ONCE, count - done),)
+            model = self.model(replicas=some, generator=generator, device="cpu")
+            with torch.no_grad():
+                drawn.append(self.statistics(dict(model.named_parameters())).double())
+        return torch.cat(drawn)
 
     def random_start(
         self, v: Float[Tensor, " K"]

@@ -6,16 +6,18 @@ import copy
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import expectations, fixed_points
+from torchlimits import expectations, fixed_points, quadrature
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.layers import Layers
 from torchlimits.problems import idle_neurons
 from torchlimits.schedule import Schedule
 from torchlimits.settings import SGDSettings
 
+#: cosine to a mean from which on a neuron counts as turned to it
+_TURNED = 0.95
 #: `_lasting` turns parallel neurons apart by this much, relative to their squared lengths
 _APART = 1e-6
 
@@ -163,9 +165,29 @@ class MixtureODE(EffectiveDynamics):
     def _cell(self, u: Tensor) -> Tensor:
         """Which mean each neuron is turned to, (K,); -1: it is idle."""
         _, m, R = self.split(u)
-        c = self.coordinates.to(u)
-        nearest = (m @ (c / c.norm(dim=-1, keepdim=True)).mT).argmax(-1)
-        return torch.where(self._idle(m, R), -1, nearest)
+        return torch.where(self._idle(m, R), -1, self._along_means(m).argmax(-1))
+
+    def _along_means(self, m: Tensor) -> Float[Tensor, "*batch K A"]:
+        """<m_i, c_a / |c_a|>."""
+        c = self.coordinates.to(m)
+        return m @ (c / c.norm(dim=-1, keepdim=True)).mT
+
+    def classes(self, u: Float[Tensor, "*batch k"]) -> Int[Tensor, "*batch K"]:
+        r"""The mean that each neuron has turned to, shape ``(..., K)``; -1: to none.
+
+        The number a of the mean with :math:`m_i \cdot c_a / |c_a| > 0.95\, \|W_i\|`, where
+        :math:`\|W_i\|^2 = |m_i|^2 + R_{ii}`.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.GaussianMixture.binary(dim=100, snr=10.0).dynamics(step_size=1.0)
+            >>> dynamics.classes(torch.tensor([0.0, 0.0, 2.0, -2.0, 0.1, 0.0, 9.0]))
+            tensor([ 0, -1])
+        """
+        _, m, R = self.split(u)
+        length = (m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
+        overlap, nearest = self._along_means(m).max(-1)
+        return torch.where(overlap > _TURNED * length, nearest, -1)
 
     @property
     def _idle_length(self) -> float:
@@ -201,7 +223,7 @@ class MixtureDynamics(MixtureODE):
         width, snr, dim: K, lambda, N.
         settings: what the optimizer does; its weight decay is alpha.
         layers, schedule: as in `MixtureODE`.
-        level: accuracy of the Gaussian expectations, -1 (coarse), 0, 1, 2 ...
+        level: accuracy of the Gaussian expectations, -3 (coarse), -2, -1, 0, 1 ...
 
     Errors of drift and corrector at random points with entries of order 1, snr from 0.1 to 1e6
     (the table and the measure are those of `torchlimits.expectations.relu_moments`), at 99 % of
@@ -227,8 +249,7 @@ class MixtureDynamics(MixtureODE):
             coordinates, labels, width=width, snr=snr, dim=dim, settings=settings, layers=layers,
             schedule=schedule,
         )  # fmt: skip
-        if isinstance(level, bool) or not isinstance(level, int) or level < -1:
-            raise ValueError(f"expected level to be an int >= -1, got {level!r}: 0 is the default")
+        quadrature.check_level(level)
         self.level = level + (width > 4 and snr < 4)
 
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
