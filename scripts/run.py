@@ -35,7 +35,7 @@ class Options:
     """c_delta; the learning rate is c_delta / dim"""
     time: float = 10.0
     """limit time to train for; a step takes lr"""
-    runs: int = 4
+    runs: int = 3
     """independent runs, each from its own random start"""
     seed: int = 0
     directions: Literal["axis", "random"] = "axis"
