@@ -1,6 +1,8 @@
 """Two real processes, started by torchrun, with gloo."""
 
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -73,6 +75,91 @@ def test_a_dead_process_ends_the_run_and_the_other_saves_what_it_has(tmp_path):
     saved = tl.Trajectory.load(tmp_path / "measured.rank0.npz")
     assert saved.runs == 32
     assert len(saved) > 1
+
+
+def small(**arguments):
+    problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
+    settings = {"step_size": 1.0, "time": 1.0, "every": 5, "progress": False}
+    return tl.train(problem, **{**settings, **arguments})
+
+
+def test_spawned_processes_give_what_one_gives(tmp_path):
+    path = tmp_path / "measured.npz"
+    together = small(runs=70, processes=2, path=path)
+    assert torch.equal(together.values, small(runs=70).values)
+    assert torch.equal(tl.Trajectory.load(path).values, together.values)
+    assert [file.name for file in tmp_path.iterdir()] == ["measured.npz"]
+    assert not torch.distributed.is_initialized()
+    assert not multiprocessing.active_children()
+
+
+def test_a_spawned_process_whose_runs_diverge_tells():
+    # of 64 runs those of both processes
+    with pytest.raises(tl.NonFiniteStatistic) as caught:
+        small(runs=64, processes=2, step_size=1e7, time=1e9)
+    assert caught.value.trajectory.runs == 64
+    assert not multiprocessing.active_children()
+
+
+class Dying(tl.GaussianMixture):
+    """All processes but the first die at the hundredth step."""
+
+    calls = 0
+
+    def loss(self, output, target):
+        self.calls += 1
+        if multiprocessing.parent_process() is not None and self.calls == 100:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(output, target)
+
+
+def test_a_dead_spawned_process_is_noticed(tmp_path):
+    xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
+    problem = Dying(xor.means, xor.labels, width=4, snr=4.0)
+    path = tmp_path / "measured.npz"
+    with pytest.raises(RuntimeError, match="another of the 2 processes is gone"):
+        tl.train(problem, step_size=1.0, time=5.0, runs=64, processes=2, progress=False, path=path)
+    assert tl.Trajectory.load(tmp_path / "measured.rank0.npz").runs == 32
+    assert not multiprocessing.active_children()
+
+
+def test_spawned_processes_need_runs_and_no_group():
+    with pytest.raises(ValueError, match="at most one process for every 32 runs"):
+        small(runs=32, processes=2)
+    with pytest.raises(ValueError, match="with a group"):
+        small(runs=64, processes=2, group=object())
+    with pytest.raises(ValueError, match="processes"):
+        small(runs=64, processes=0)
+
+
+def test_a_script_without_a_guard_is_told(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import torchlimits as tl\n"
+        "problem = tl.GaussianMixture.binary(dim=40, snr=4.0)\n"
+        "tl.train(problem, step_size=1.0, time=1.0, runs=64, progress=False, processes=2)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(tl.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0
+    assert "under if __name__ == '__main__'" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        tl.GaussianMixture.xor(dim=20, snr=2.0, ridge=0.1, directions="random"),
+        tl.SpikedTensor(dim=20, order=3, snr=1.0, sampler="dense", direction="random"),
+    ],
+)
+def test_problems_can_be_pickled(problem):
+    problem.model()
+    copy = pickle.loads(pickle.dumps(problem))
+    assert copy.describe() == problem.describe()
+    settings = {"step_size": 0.1, "time": 1.0, "progress": False}
+    assert torch.equal(tl.train(copy, **settings).values, tl.train(problem, **settings).values)
 
 
 def test_shares_are_whole_groups():

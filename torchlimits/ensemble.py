@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from torchlimits import checks, streams
 from torchlimits.captured import replayed
-from torchlimits.sharding import Shard
+from torchlimits.sharding import Shard, spawned
 from torchlimits.statistics import SummaryStatistics
 from torchlimits.tracking import Tracker, track
 from torchlimits.trajectory import Trajectory
@@ -92,6 +92,7 @@ def train(
     path: str | Path | None = None,
     start: nn.Module | None = None,
     group: Any = None,
+    processes: int = 1,
 ) -> Trajectory:
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
 
@@ -123,6 +124,9 @@ def train(
         start: a module whose parameters all runs start from; by default each has its own start.
         group: a torch.distributed process group whose ranks share the runs: all call `train` alike,
             rank 0 gets all runs, the others their own. See `torchlimits.sharding`.
+        processes: so many share the runs on the CPU, this one included: cores are used better by
+            processes than by threads. They take seconds to start, import the script (whose own work
+            has to be under ``if __name__ == "__main__"``) and are given the problem by pickle.
 
     Returns:
         The measured `Trajectory`, values ``(runs, T, k)``.
@@ -140,6 +144,19 @@ def train(
     """
     steps = _steps(problem, step_size, time)
     checks.positive_int("runs", runs)
+    checks.positive_int("processes", processes)
+    if processes > 1:
+        if group is not None or torch.device(device).type != "cpu":
+            raise ValueError(
+                f"expected processes=1 with a group or on {device}, got {processes}: it is for "
+                "runs on the CPU that this process starts alone"
+            )
+        work = partial(
+            train, problem, step_size=step_size, time=time, runs=runs, momentum=momentum,
+            batch_size=batch_size, seed=seed, dtype=dtype, every=every, progress=progress,
+            logdir=logdir, path=path, start=start,
+        )  # fmt: skip
+        return spawned(processes, work)
     every = max(1, steps // 1000) if every is None else every
     ensemble = _Ensemble(problem, batch_size, seed, checks.device(device), dtype)
     shard = Shard.of(group, runs, ensemble.lanes)
@@ -207,14 +224,14 @@ class _Ensemble:
     def _numbers_of_a_step(self) -> tuple[int, int]:
         """How many parameters one replica has, and how many numbers its data."""
         generator = torch.Generator(self.device)
-        place = {"device": self.device, "dtype": self.dtype}
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         model = self.problem.model(replicas=(1,), generator=generator, **place)
         data = self.problem.sample(self.batch_size, replicas=(1,), generator=generator)
         return sum(p.numel() for p in model.parameters()), sum(d.numel() for d in data)
 
     def model(self, groups: range) -> nn.Module:
         """All replicas of some groups at their starts, in one module."""
-        place = {"device": self.device, "dtype": self.dtype}
+        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         replicas = (len(groups) * self.lanes,)
         if not self.on_cpu:
             (self._generator,) = streams.generators(self.seed, groups[:1], device=self.device)
@@ -314,7 +331,7 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def _step_counter(steps: int, progress: bool) -> Iterator[Iterator[int]]:
+def _step_counter(steps: int, progress: bool) -> Generator[Iterator[int]]:
     """range(steps), under a progress bar."""
     if not progress:
         yield iter(range(steps))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import distributed
 
+from torchlimits.streams import threads
 from torchlimits.tracking import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 
 
 @contextmanager
-def process_group(device: torch.device | str = "cpu") -> Iterator[Any]:
+def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     """The process group that ``torchrun`` asks for, closed at the end; None without torchrun.
 
     Gloo on the CPU, NCCL on CUDA, where every process takes the device of its local rank.
@@ -41,6 +46,80 @@ def process_group(device: torch.device | str = "cpu") -> Iterator[Any]:
         yield distributed.group.WORLD
     finally:
         distributed.destroy_process_group()
+
+
+class Work(Protocol):
+    """What `spawned` has done by each process; it is pickled."""
+
+    def __call__(self, *, group: Any) -> Trajectory:
+        """As `torchlimits.train` with ``group=``."""
+        ...
+
+
+def spawned(count: int, work: Work) -> Trajectory:
+    """What ``work(group=...)`` returns on rank 0, this process; the other ranks are new ones.
+
+    They are spawned and not forked: a fork of a process with threads may wait for ever for what a
+    thread held. Torch's threads are divided among them. They meet through gloo.
+
+    Raises:
+        ValueError: if this process is in a process group already.
+        RuntimeError: if one of the processes dies.
+    """
+    if distributed.is_initialized():
+        raise ValueError(
+            f"expected processes=1 within a torch.distributed process group, got {count}: give "
+            "that group as group="
+        )
+    context = multiprocessing.get_context("spawn")
+    share = max(1, torch.get_num_threads() // count)
+    with tempfile.TemporaryDirectory() as folder, threads(share):
+        meeting = f"file://{folder}/meeting"
+        others: list[BaseProcess] = []
+        try:
+            for rank in range(1, count):
+                here, there = context.Pipe(duplex=False)
+                arguments = (work, meeting, count, rank, share, there)
+                others.append(context.Process(target=_follow, args=arguments, daemon=True))
+                others[-1].start()
+                there.close()
+                _await_start(here)
+            return _in_group(work, meeting, count, rank=0)
+        finally:
+            for other in others:
+                # it ends with the group, unless this process has an error of its own
+                other.join(timeout=5)
+                other.kill()
+                other.join()
+
+
+def _await_start(process: Connection) -> None:
+    try:
+        process.recv()
+    except EOFError as error:
+        raise RuntimeError(
+            "expected a new process to start, but it ended (its own message is above): in a script "
+            "training with processes= must be under if __name__ == '__main__', as the script is "
+            "imported by every process"
+        ) from error
+
+
+def _in_group(work: Work, meeting: str, count: int, rank: int) -> Trajectory:
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
+    try:
+        return work(group=distributed.group.WORLD)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _follow(
+    work: Work, meeting: str, count: int, rank: int, own_threads: int, started: Connection
+) -> None:
+    torch.set_num_threads(own_threads)
+    started.send(True)
+    # rank 0 is told of this rank's runs, and meets the same errors in the arguments
+    with suppress(NonFiniteStatistic, ValueError):
+        _in_group(work, meeting, count, rank)
 
 
 def rank_in(group: Any) -> int:
@@ -177,7 +256,7 @@ def _attempted(trained: Callable[[], Trajectory]) -> _Outcome:
 
 
 @contextmanager
-def _signal_ends(message: str) -> Iterator[None]:
+def _signal_ends(message: str) -> Generator[None]:
     """SIGTERM, which torchrun sends when a process has died, as SystemExit: what runs is closed."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread is told of signals

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -64,8 +65,21 @@ class GaussianMixture:
         >>> len(problem.statistics.names_of(dict(problem.model().named_parameters())))
         22
         >>> x, y = problem.sample(3)
-        >>> x.shape, y.shape
-        (torch.Size([3, 100]), torch.Size([3]))
+        >>> x.shape, y.shape, problem.loss(problem.model()(x), y).shape
+        (torch.Size([3, 100]), torch.Size([3]), torch.Size([]))
+        >>> start = problem.starts(1)[0]
+        >>> problem.dynamics(step_size=1.0, level=-1).solve(start, [0.0, 0.5])
+        Trajectory(22 statistics, 2 times, t = 0 ... 0.5, runs=1)
+        >>> problem.reduced_chain(step_size=1.0).run(start, 10)  # SGD itself, without vectors
+        Trajectory(22 statistics, 11 times, t = 0 ... 0.1, runs=1)
+        >>> problem.success_probability(), problem.describe()["snr"]
+        (0.09375, 10.0)
+        >>> limit = problem.small_noise()
+        >>> limit.fixed_point_components()[0]
+        FixedPointComponent((0, 1, 2, 3), stable, dimension 0)
+        >>> optimum = torch.tensor([1.0, 1, -1, -1, 1, 0, -1, 0, 0, 1, 0, -1, *[0] * 10])
+        >>> limit.is_optimal(optimum), limit.accuracy(optimum)
+        (tensor(True), tensor(1., dtype=torch.float64))
     """
 
     def __init__(
@@ -97,6 +111,14 @@ class GaussianMixture:
         self._means_like: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._weight: weakref.ref[Tensor] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # made anew from its arguments: statistics are functions, which cannot be pickled
+        options = {
+            "width": self.width, "snr": self.snr, "ridge": self.ridge,
+            "directions": self.directions, "device": self.device, "dtype": self.dtype,
+        }  # fmt: skip
+        return partial(type(self), **options), (self.means, self.labels)
+
     @classmethod
     def binary(
         cls,
@@ -112,7 +134,17 @@ class GaussianMixture:
     ) -> GaussianMixture:
         """The binary mixture: +mu (label 1), -mu (label 0), |mu| = 1; d = 1.
 
-        ``directions``: mu is the first axis, or uniform on the sphere (from ``generator``).
+        Args:
+            dim: N.
+            width: K.
+            snr, ridge, device, dtype: as in `GaussianMixture`.
+            directions: mu is the first axis, or uniform on the sphere (from ``generator``).
+            generator: of a random mu.
+
+        Example:
+            >>> import torchlimits as tl
+            >>> tl.GaussianMixture.binary(dim=100, snr=2.0)
+            GaussianMixture(2 components, dim=100, width=2, snr=2, ridge=0)
         """
         (mu,) = _unit_directions(1, dim, directions, generator)
         return cls(
@@ -140,7 +172,17 @@ class GaussianMixture:
     ) -> GaussianMixture:
         """The XOR mixture: +-mu (label 1), +-nu (label 0), mu and nu orthonormal; d = 2.
 
-        ``directions``: mu, nu are the first two axes, or uniformly random (from ``generator``).
+        Args:
+            dim: N.
+            width: K.
+            snr, ridge, device, dtype: as in `GaussianMixture`.
+            directions: mu, nu are the first two axes, or uniformly random (from ``generator``).
+            generator: of random mu, nu.
+
+        Example:
+            >>> import torchlimits as tl
+            >>> tl.GaussianMixture.xor(dim=100, snr=2.0)
+            GaussianMixture(4 components, dim=100, width=4, snr=2, ridge=0)
         """
         mu, nu = _unit_directions(2, dim, directions, generator)
         return cls(
@@ -204,7 +246,16 @@ class GaussianMixture:
         replicas: tuple[int, ...] = (),
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:
-        """Fresh data (x, y), on the device and in the dtype of the model that `model` made last."""
+        """Fresh data (x, y), on the device and in the dtype of the model that `model` made last.
+
+        Args:
+            batch: samples for each network.
+            replicas: leading dimensions of independent networks.
+            generator: of the data; on the device of the model.
+
+        Raises:
+            ValueError, TypeError: if batch is no int >= 1, or the generator on another device.
+        """
         checks.positive_int("batch", batch)
         device, dtype = self._place()
         checks.generator(generator, device)
@@ -224,6 +275,13 @@ class GaussianMixture:
 
         The sum makes one SGD step of the whole one step of every replica. Without the ridge, which
         is the optimizer's weight decay.
+
+        Args:
+            output: the logits, shape ``(*replicas, batch)``.
+            target: the labels 0 or 1, of the same shape.
+
+        Raises:
+            ValueError: if the shapes differ.
         """
         if output.shape != target.shape:
             raise ValueError(
@@ -312,8 +370,11 @@ class GaussianMixture:
     ) -> MixtureChain:
         """The exact law of SGD's statistics at dimension N, drawn without N-vectors.
 
-        See `ReducedChain.run`. Arguments and errors are those of `dynamics`; Nesterov's momentum
-        and dampening are read from the optimizer.
+        See `ReducedChain.run`; errors are those of `dynamics`.
+
+        Args:
+            optimizer, step_size, momentum, batch_size, dim: as in `dynamics`; Nesterov's momentum
+                and dampening are read from the optimizer.
         """
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
@@ -332,6 +393,17 @@ class GaussianMixture:
         On the quarter circles (binary) and pairs of rings (XOR) at snr = inf, that is for
         `small_noise`, these are Propositions 4.3 and 5.1 of arXiv 2206.04030. See
         `EffectiveDynamics.diffusive`, also for what it raises.
+
+        Args:
+            at: u*, shape ``(k,)``.
+            step_size: c_delta.
+
+        Example:
+            >>> import torchlimits as tl
+            >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0, ridge=0.1).small_noise()
+            >>> point = next(c for c in problem.fixed_point_components() if c.dimension).point()
+            >>> problem.diffusive(point).names == problem.names
+            True
         """
         return self.dynamics(step_size=step_size).diffusive(at)
 
@@ -339,6 +411,10 @@ class GaussianMixture:
         self, count: int, *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "S k"]:
         """Statistics at the start of so many models of `model`, ``(S, k)``, float64, on the CPU.
+
+        Args:
+            count: S.
+            generator: of the starts, on the CPU.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -414,6 +490,12 @@ class GaussianMixture:
 
         The logit at every c_a has the sign of its label (a logit of 0, no neuron, is wrong). At
         the paper's fixed points that is the optimal classifier.
+
+        Args:
+            u: shape ``(..., k)``.
+
+        Raises:
+            ValueError: if u is of another shape.
         """
         if u.shape[-1:] != (len(self.names),):
             raise ValueError(f"expected u of shape (..., {len(self.names)}), got {tuple(u.shape)}")
@@ -428,6 +510,9 @@ class GaussianMixture:
 
         A logit of 0 counts half. By 2^14 scrambled Sobol points a component, the same ones in
         every call: an error of about 1e-3.
+
+        Args:
+            u: shape ``(..., k)``.
         """
         v, m, R = self.dynamics(step_size=0.0).split(u.double().cpu())
         K, d = self.width, len(self.directions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,15 @@ class SpikedTensor:
         >>> features, Y = problem.sample(1)
         >>> Y.shape, problem.loss(model(features), Y).shape
         (torch.Size([1, 50, 50, 50]), torch.Size([]))
+        >>> u = torch.tensor([0.6, 0.64])
+        >>> problem.dynamics(step_size=1.0).solve(u, [0.0, 1.0])
+        Trajectory(2 statistics, 2 times, t = 0 ... 1, runs=1)
+        >>> problem.reduced_chain(step_size=0.1).run(u, 10)  # SGD itself, without vectors
+        Trajectory(2 statistics, 11 times, t = 0 ... 0.02, runs=1)
+        >>> problem.statistics(problem.lift(u)), problem.accuracy(u)
+        (tensor([0.6000, 0.6400]), tensor(0.6000))
+        >>> problem.describe()
+        {'order': 3, 'dim': 50, 'snr': 4.0, 'ridge': 0.0}
     """
 
     def __init__(
@@ -109,6 +119,14 @@ class SpikedTensor:
         self._spikes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         if sampler == "dense":
             self._check_memory(1, self.device, self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # made anew from its arguments: statistics are functions, which cannot be pickled
+        options = {
+            "snr": self.snr, "sampler": self.sampler, "direction": self.direction,
+            "ridge": self.ridge, "device": self.device, "dtype": self.dtype,
+        }  # fmt: skip
+        return partial(type(self), **options), (self.dim, self.order)
 
     @property
     def names(self) -> list[str]:
@@ -172,6 +190,11 @@ class SpikedTensor:
     ) -> tuple[Float[Tensor, "*replicas batch 0"], Float[Tensor, "*replicas batch ..."]]:
         """Fresh data, on the device and in the dtype of the model that `model` made last.
 
+        Args:
+            batch: samples for each estimate.
+            replicas: leading dimensions of independent estimates.
+            generator: of the data; on the device of the model.
+
         Returns:
             Features, of which there are none, and what x is compared with: the tensors Y,
             ``(*replicas, batch, n, ..., n)`` (dense), or n normals each, ``(*replicas, batch, n)``
@@ -185,7 +208,7 @@ class SpikedTensor:
         checks.generator(generator, device)
         shape = (*replicas, batch)
         features = torch.empty(*shape, 0, device=device, dtype=dtype)
-        normal = {"generator": generator, "device": device, "dtype": dtype}
+        normal: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
         if self.sampler == "implicit":
             return features, torch.randn(*shape, self.dim, **normal)
         self._check_memory(math.prod(shape), device, dtype)
@@ -198,6 +221,13 @@ class SpikedTensor:
 
         With the implicit sampler value and gradient have the law of the dense ones jointly, less
         the ||Y||^2 that x has no influence on.
+
+        Args:
+            output: x, shape ``(*replicas, n)``.
+            target: the second part of what `sample` returned.
+
+        Raises:
+            ValueError: if the shapes do not fit.
         """
         batch_dims = output.ndim  # replicas and batch, in front of the tensor
         entries = (self.dim,) if self.sampler == "implicit" else self._tensor_shape
@@ -269,8 +299,11 @@ class SpikedTensor:
     ) -> SpikedChain:
         """The exact law of SGD's statistics at dimension n, drawn without n-vectors.
 
-        See `ReducedChain.run`. Arguments and errors are those of `dynamics`; Nesterov's momentum
-        and dampening are read from the optimizer.
+        See `ReducedChain.run`; errors are those of `dynamics`.
+
+        Args:
+            optimizer, step_size, momentum, batch_size, dim: as in `dynamics`; Nesterov's momentum
+                and dampening are read from the optimizer.
         """
         dim = self.dim if dim is None else checks.positive_int("dim", dim)
         if dim < 2:
@@ -298,6 +331,17 @@ class SpikedTensor:
         """The diffusive limit of sqrt(n) (u - u*) around a fixed point, linear in u~.
 
         See `EffectiveDynamics.diffusive`; `equator` has the non-linear one around m = 0.
+
+        Args:
+            at: u*, shape ``(2,)``.
+            step_size: c_delta.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> problem = tl.SpikedTensor(dim=100, order=2, snr=0.5)
+            >>> limit = problem.diffusive(torch.tensor([0.0, 1.0], dtype=torch.float64))
+            >>> limit.stationary_covariance()[0, 0]  # of sqrt(n) m: 1/(1 - snr)
+            tensor(2., dtype=torch.float64)
         """
         return self.dynamics(step_size=step_size).diffusive(at)
 
@@ -315,6 +359,15 @@ class SpikedTensor:
         Args:
             optimizer, step_size, momentum, batch_size: as in `dynamics`.
             scaled_snr: Lambda; by default snr * n^(-(k-2)/2), that of this problem.
+
+        Raises:
+            ValueError: if a number is out of its range; and as `dynamics`.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> limit = tl.SpikedTensor(dim=100, order=2, snr=0.5).equator(step_size=1.0)
+            >>> limit.drift(torch.tensor([2.0, 2.0]))  # of (sqrt(n) m, r2): to (0, 1)
+            tensor([-12., -16.])
         """
         settings = self._settings(optimizer, step_size, momentum, batch_size, self.dim)
         own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
@@ -324,7 +377,11 @@ class SpikedTensor:
         )
 
     def accuracy(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
-        r"""How well x points along the spike: :math:`|m| / \sqrt{m^2 + r_2}`, 0 at x = 0."""
+        r"""How well x points along the spike: :math:`|m| / \sqrt{m^2 + r_2}`, 0 at x = 0.
+
+        Args:
+            u: (m, r2), shape ``(..., 2)``.
+        """
         m, r2 = u.unbind(-1)
         radius = (m**2 + r2).sqrt()
         return m.abs() / radius.where(radius > 0, 1.0)
