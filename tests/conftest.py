@@ -1,7 +1,10 @@
-"""Shapes and types in annotations are checked wherever the tests go."""
+"""Shapes and types in annotations are checked wherever the tests go; how much fuzzing is done."""
+
+import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Before anything imports the package. Only the modules behind the front door: those that users call
@@ -16,6 +19,14 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+_ANY_TIME = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+# the same examples every time
+settings.register_profile("ci", max_examples=50, derandomize=True, database=None, **_ANY_TIME)
+settings.register_profile(
+    "nightly", max_examples=1000, derandomize=False, print_blob=True, **_ANY_TIME
+)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_collection_modifyitems(items):

@@ -96,7 +96,7 @@ def test_names_of_entries():
         ({"a": 3}, TypeError, "function of the parameters"),
         ({"a": lambda p: p["nope"]}, ValueError, "asked for parameter 'nope'"),
         ({"a": lambda p: 3.0}, TypeError, "to return a tensor, got float"),
-        ({"a": lambda p: p["w"] * 1j}, TypeError, "to be real"),
+        ({"a": lambda p: p["w"] * 1j}, TypeError, "to be a real"),
     ],
 )
 def test_bad_functions(functions, error, message):

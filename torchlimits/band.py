@@ -52,13 +52,11 @@ def fluctuations(
     rows = _nodes(grid, u)
     A, D = _coefficients(dynamics, grid[rows], u[..., rows, :])
     flow, gained = _steps(grid, grid[rows], A, D / dynamics.dim)
-    P = initial.to(u).expand(*u.shape[:-2], *initial.shape[-2:])
-    covariances = [P]
+    covariances = [initial.to(u).expand(*u.shape[:-2], *initial.shape[-2:])]
     for step in range(len(grid) - 1):
         F = flow[..., step, :, :]
-        P = F @ P @ F.mT + gained[..., step, :, :]
-        P = (P + P.mT) / 2
-        covariances.append(P)
+        P = F @ covariances[-1] @ F.mT + gained[..., step, :, :]
+        covariances.append((P + P.mT) / 2)
     asked = torch.searchsorted(grid, times)
     return u[..., asked, :], torch.stack(covariances, dim=-3)[..., asked, :, :]
 

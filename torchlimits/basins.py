@@ -11,10 +11,12 @@ from torch import Tensor
 from torchlimits import checks, solver
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
-#: of a step of `basins`, where the way is of no interest
-_RTOL = 1e-2
-#: between two looks at which starts have arrived
+#: how often to look which neurons have turned to a mean
 _LOOKS = 10
+#: cosine to its mean of a neuron that has
+_TURNED = 0.95
+#: length, over that of the longest neuron, of one that has died out
+_DIED = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +24,11 @@ class Basins:
     """Where starts went.
 
     Attributes:
-        classes: for each neuron the number a of the mean it has turned to, or -1, ``(..., K)``;
-            see `MixtureODE.classes`. At snr = infinity that is the component of fixed points,
-            `FixedPointComponent.classes`.
-        final: the statistics then, ``(..., k)``, float64.
-        times: the limit time then: of the look at which all neurons had turned, or the last one.
+        classes: for each neuron the number a of the mean it has turned to, or -1 if it died out
+            before it did, or has not turned by the end; ``(..., K)``. At snr = infinity that is
+            the component of fixed points, `FixedPointComponent.classes`.
+        final: the statistics at the end, ``(..., k)``, float64.
+        times: the limit time at the end, ``(...)``.
     """
 
     classes: Int[Tensor, "*batch K"]
@@ -34,25 +36,32 @@ class Basins:
     times: Float[Tensor, "*batch"]
 
     def __repr__(self) -> str:
-        decided = int((self.classes >= 0).all(-1).sum())
-        return f"Basins({self.times.numel()} starts, {decided} with a mean for every neuron)"
+        turned = int((self.classes >= 0).all(-1).sum())
+        return f"Basins({self.times.numel()} starts, {turned} with a mean for every neuron)"
 
 
-def basins(dynamics: MixtureODE, u0: Float[Tensor, "*batch k"], *, time: float = 100.0) -> Basins:
-    r"""Follow starts until every neuron has turned to one of the means, or up to a limit time.
+def basins(
+    dynamics: MixtureODE,
+    u0: Float[Tensor, "*batch k"],
+    *,
+    time: float = 100.0,
+    rtol: float = 1e-2,
+) -> Basins:
+    r"""Follow starts until every neuron has turned to one of the means or died out.
+
+    A neuron has turned to the mean that it was last seen within acos(0.95) of. It has died out when
+    its length :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}` is less than 1 % of the longest one's.
 
     For thousands of starts take dynamics of a coarse level (``problem.dynamics(level=-3)`` for
-    K > 2): which way a start goes is decided by instabilities, and symmetric quadrature errs in
-    proportion to how far they have grown. Steps are those of Heun's method with a tolerance of
-    1e-2, which rounds the way there and not where it leads; starts that have arrived are no longer
-    followed. Of 10,000 starts of XOR, K = 4, snr = 100, README says how many go where a fine
-    solution takes them, and how long it took.
+    K > 2), and leave the tolerance: a start goes one way or another by instabilities, which
+    grow from differences that symmetric quadrature keeps; where it leads is not sensitive to how
+    the way is rounded. Starts that have arrived are no longer followed.
 
     Args:
         dynamics: of a `GaussianMixture`.
         u0: starts, shape ``(..., k)``.
-        time: the limit time at which to stop; neurons that no mean attracts die out slowly, at
-            the rate of the ridge.
+        time: the limit time at which to stop, whatever has happened.
+        rtol: of a step of Heun's method, of which ``atol`` is a tenth.
 
     Raises:
         ValueError, TypeError: as ``dynamics.solve``.
@@ -71,17 +80,20 @@ def basins(dynamics: MixtureODE, u0: Float[Tensor, "*batch k"], *, time: float =
         tensor([ True, False, False])
     """
     looks = torch.linspace(0, checks.positive("time", time), _LOOKS + 1, dtype=torch.float64)
+    checks.positive("rtol", rtol)
     start = dynamics.started(u0)
     u = start.double().reshape(-1, start.shape[-1]).clone()
     times = torch.zeros(len(u), dtype=u.dtype, device=u.device)
+    classes = torch.full((len(u), dynamics.width), -1, device=u.device)
     followed = torch.arange(len(u), device=u.device)
     for piece in looks.unfold(0, 2, 1):
-        solved = solver.integrate(
-            dynamics, u[followed], piece, _RTOL, _RTOL / 10, method="adaptive_heun"
-        )
-        u[followed], times[followed] = solved[:, -1], piece[-1].to(times)
-        followed = followed[(dynamics.classes(u[followed]) < 0).any(-1)]
+        now = solver.integrate(dynamics, u[followed], piece, rtol, rtol / 10, "adaptive_heun")
+        u[followed], times[followed] = now[:, -1], piece[-1].to(times)
+        length, turned = dynamics.lengths(u[followed]), dynamics.classes(u[followed], _TURNED)
+        alive = length > _DIED * length.amax(-1, keepdim=True)
+        classes[followed] = torch.where(alive & (turned >= 0), turned, classes[followed])
+        followed = followed[(alive & (turned < 0)).any(-1)]
         if not len(followed):
             break
-    u, times = u.reshape(start.shape), times.reshape(start.shape[:-1])
-    return Basins(dynamics.classes(u), u, times)
+    batch = start.shape[:-1]
+    return Basins(classes.reshape(*batch, -1), u.reshape(start.shape), times.reshape(batch))

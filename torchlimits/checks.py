@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
-from typing import SupportsFloat
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
+
+#: what numpy cuts off at the end of a text, what csv does not quote, and what UTF-8 cannot hold
+_NO_TEXT = re.compile("[\0\r\ud800-\udfff]")
 
 
 def positive(name: str, value: float, hint: str = "") -> float:
@@ -31,11 +38,48 @@ def positive_int(name: str, value: int) -> int:
 def float64(name: str, value: object) -> Tensor:
     """A float64 tensor on the CPU made from a tensor, array or nested list, or TypeError."""
     try:
-        return torch.as_tensor(value).detach().to("cpu", torch.float64)
+        tensor = torch.as_tensor(value).detach()
+        if not tensor.is_complex():
+            return tensor.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"expected {name} as a tensor or numbers in lists, got {value!r}: {error}"
         ) from error
+    raise TypeError(f"expected {name} as real numbers, got {tensor.dtype}: take .real or .abs()")
+
+
+def names(values: Iterable[object]) -> list[str]:
+    """Names that every file can hold, or TypeError, ValueError."""
+    result: list[str] = []
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"expected names as str, got {value!r}: give str(...)")
+        if _NO_TEXT.search(value):
+            raise ValueError(
+                "expected names without NUL, carriage returns and lone surrogates, "
+                f"got {value!r}: rename it"
+            )
+        result.append(value)
+    return result
+
+
+def json_text(name: str, value: Mapping[str, Any]) -> str:
+    """A dict as JSON, or TypeError."""
+    try:
+        return json.dumps(dict(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"expected {name} as a dict of numbers, texts, lists and dicts, as JSON has them, "
+            f"got {value!r}: {error}"
+        ) from error
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> str:
+    """Names, shapes and types for a message; of the first twenty."""
+    few = itertools.islice(tensors.items(), 20)
+    told = [f"{n} {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for n, x in few]
+    rest = len(tensors) - len(told)
+    return ", ".join([*told, f"{rest} others"] if rest else told)
 
 
 def device(value: torch.device | str) -> torch.device:

@@ -31,6 +31,15 @@ class Comparison:
         inside: the share of time (and runs) that the measured values are inside the predicted 95 %
             band, after the start; None without a band.
         runs: how many runs.
+
+    Example:
+        >>> import torch
+        >>> times, steps = torch.tensor([0.0, 1.0]), torch.tensor([0, 10])
+        >>> values = torch.tensor([[1.0, 1.0], [2.5, 3.0]])
+        >>> measured = Trajectory(times, steps, values, ["m", "r2"])
+        >>> found = compare(measured, Trajectory(times, steps, values / 2, ["m", "r2"]))
+        >>> found.worst, found.sup_difference.tolist(), found.table().row_count
+        ('r2', [1.25, 1.5], 2)
     """
 
     names: list[str]

@@ -48,10 +48,17 @@ class CSV:
         ...     table = CSV(Path(folder) / "u.csv")
         ...     table.add(piece)
         ...     print(table.path.read_text())
+        ...     again = CSV(table.path)  # in a program that resumes
+        ...     again.check(piece)
+        ...     again.load_state_dict(table.state_dict())
+        ...     again.add(piece)  # known already
+        ...     again.flush()
+        ...     len(again.path.read_text().splitlines())
         step,time,"m[0,1]",r2
         0,0.0,0.0,1.0
         1,0.5,0.1,1.5
         <BLANKLINE>
+        3
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,7 +101,7 @@ class CSV:
             )
 
     def add(self, chunk: Trajectory) -> None:
-        """Append the rows that are not in the file yet: all of them or, with an OSError, none."""
+        """Append the chunk's rows that are not in the file yet: all or, with an OSError, none."""
         self.check(chunk)
         later = chunk.slice(chunk.steps > self.newest)
         if not len(later):

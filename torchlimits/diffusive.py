@@ -229,15 +229,15 @@ class LinearDiffusion(DiffusiveDynamics):
         A, D = self.jacobian, self.matrix
         # in pieces of a few relaxation times: the exponential of -A t grows with t
         unit = min(float(instants[-1]), 2 / self.rate) or 1.0
-        rows, now, P = [], 0.0, torch.zeros_like(D)
+        rows, now, covariance = [], 0.0, torch.zeros_like(D)
         for instant in instants.tolist():
             pieces = max(1, int(-(-(instant - now) // unit)))
             span = (instant - now) / pieces
             flow, gained = van_loan(A, D, span)
             for _ in range(pieces):
-                P = flow @ P @ flow.mT + gained
+                covariance = flow @ covariance @ flow.mT + gained
             now = instant
-            rows.append((P + P.mT) / 2)
+            rows.append((covariance + covariance.mT) / 2)
         return torch.stack(rows)
 
     def stationary_covariance(self) -> Float[Tensor, "k k"]:

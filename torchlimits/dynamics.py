@@ -41,6 +41,30 @@ class EffectiveDynamics(nn.Module, ABC):
         dim: the dimension n that turns limit time into steps.
         settings: what the optimizer does.
         schedule: c_delta(t), in place of the settings' c_delta.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+        >>> u = torch.tensor([0.5, 1.0])
+        >>> dynamics.drift(u), dynamics.corrector(u), dynamics.forward(0.0, u)
+        (tensor([  1.5000, -10.0000]), tensor([ 0., 10.]), tensor([1.5000, 0.0000]))
+        >>> dynamics.diffusion(u)
+        tensor([[12.,  8.],
+                [ 8., 72.]])
+        >>> dynamics.jacobian(u[None])[0]
+        tensor([[  1.,  -2.],
+                [  0., -10.]])
+        >>> dynamics.solve(dynamics.started(u), [0.0, 10.0]).final
+        tensor([1.0000, 1.0000], dtype=torch.float64)
+        >>> attractor = dynamics.fixed_points()[0]
+        >>> attractor
+        FixedPoint([-1, 1], stable)
+        >>> (dynamics.diffusive(attractor.u).stationary_covariance() / 100).shape
+        torch.Size([2, 2])
+        >>> dynamics.step_size_at(3.0), dynamics.describe()["snr"]
+        (1.0, 2.0)
+        >>> print(dynamics.equation().splitlines()[2])
+            dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) - alpha m
     """
 
     #: what `solve` asks of torchdiffeq unless told otherwise: no finer than the error of `forward`
@@ -71,13 +95,28 @@ class EffectiveDynamics(nn.Module, ABC):
         """-f(u) and g(u) for plain SGD, batch size 1, c_delta = 1."""
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The population drift -f(u), with the optimizer's factor; errors as in `forward`."""
+        """The population drift -f(u), with the optimizer's factor.
+
+        Args:
+            u: shape ``(..., k)``.
+
+        Raises:
+            ValueError, TypeError: as in `forward`.
+        """
         return self._speed(u) * self._evaluated(u)[0]
 
     def corrector(
         self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0
     ) -> Float[Tensor, "*batch k"]:
-        """The population corrector g(u), with c_delta (at t) and the optimizer's factors in."""
+        """The population corrector g(u), with c_delta and the optimizer's factors in.
+
+        Args:
+            u: shape ``(..., k)``.
+            t: limit time, of which c_delta is taken where there is a schedule.
+
+        Raises:
+            ValueError, TypeError: as in `forward`.
+        """
         return self._corrector_factor(u, t) * self._evaluated(u)[1]
 
     def step_size_at(self, t: Float[Tensor, ""] | float = 0.0) -> float:
@@ -105,7 +144,11 @@ class EffectiveDynamics(nn.Module, ABC):
     def forward(
         self, t: Float[Tensor, ""] | float, u: Float[Tensor, "*batch k"]
     ) -> Float[Tensor, "*batch k"]:
-        """The right-hand side -f(u) + g(u) at u, shape ``(..., k)``, on u's device and dtype.
+        """The right-hand side -f(u) + g(u), shape ``(..., k)``, on u's device and dtype.
+
+        Args:
+            t: limit time, of which c_delta is taken where there is a schedule.
+            u: shape ``(..., k)``.
 
         Raises:
             TypeError: if u is no float32 or float64 tensor.
@@ -180,7 +223,7 @@ class EffectiveDynamics(nn.Module, ABC):
     def jacobian(
         self, u: Float[Tensor, "S k"], t: Float[Tensor, ""] | float = 0.0
     ) -> Float[Tensor, "S k k"]:
-        """Derivatives of -f + g at each of S points, at limit time t."""
+        """Derivatives of -f + g at each of S points u, ``(S, k)``, at limit time t."""
         return fixed_points.jacobian(self, self._checked(u), float(t))
 
     def diffusive(self, at: Float[Tensor, " k"]) -> LinearDiffusion:
@@ -421,7 +464,7 @@ class EffectiveDynamics(nn.Module, ABC):
             raise ValueError("expected a finite u, got NaN or infinity in it") from error
 
     def started(self, u0: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The same: a finite start that parameters can have; otherwise the errors of `solve`."""
+        """u0 itself: a finite start that parameters can have; otherwise the errors of `solve`."""
         u0 = self._checked(u0)
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
@@ -449,7 +492,7 @@ class EffectiveDynamics(nn.Module, ABC):
         return {"dim": self.dim, **self.settings.describe(), **schedule}
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown."""
+        """The equation solved, in markdown, with or without the corrector."""
         return "du/dt = -f(u) + g(u)" if corrector else "du/dt = -f(u)"
 
     def _metadata(self, corrector: bool) -> dict[str, Any]:

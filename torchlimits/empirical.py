@@ -67,6 +67,12 @@ class EmpiricalDynamics(EffectiveDynamics):
         >>> start = problem.statistics(dict(model.named_parameters())).detach()
         >>> dynamics.solve(start, [0.0, 0.5, 1.0])
         Trajectory(7 statistics, 3 times, t = 0 ... 1, runs=1)
+        >>> dynamics.estimate(start).drift.standard_error.shape
+        torch.Size([7])
+        >>> dynamics.jacobian(start[None]).shape
+        torch.Size([1, 7, 7])
+        >>> dynamics.equation(corrector=False)
+        'du/dt = -f(u), estimated from 1000 samples'
     """
 
     #: no finer than the steps that single samples make in the right-hand side
@@ -109,7 +115,15 @@ class EmpiricalDynamics(EffectiveDynamics):
         return 3 / math.sqrt(self.samples)
 
     def estimate(self, u: Float[Tensor, " k"], step_size: float | None = None) -> Estimate:
-        """f, g and Sigma at u, with their standard errors, at c_delta (plain SGD, batch size 1)."""
+        """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
+
+        Args:
+            u: shape ``(k,)``.
+            step_size: c_delta; by default the settings', or 1 where that is 0.
+
+        Raises:
+            ValueError, TypeError: as in `forward`, and as `torchlimits.estimate` does.
+        """
         estimator = self._estimator
         self._data.restart()
         c = (self.settings.step_size or 1.0) if step_size is None else step_size
@@ -168,7 +182,12 @@ class EmpiricalDynamics(EffectiveDynamics):
     def jacobian(
         self, u: Float[Tensor, "S k"], t: Float[Tensor, ""] | float = 0.0
     ) -> Float[Tensor, "S k k"]:
-        """Central differences with the same samples, over distances that they resolve."""
+        """By central differences with the same samples, over distances that they resolve.
+
+        Args:
+            u: S points, shape ``(S, k)``.
+            t: limit time, of which c_delta is taken where there is a schedule.
+        """
         u = self._checked(u).detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1]).to(u)
@@ -193,7 +212,7 @@ class EmpiricalDynamics(EffectiveDynamics):
             )
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown."""
+        """The equation solved, in markdown, with or without the corrector."""
         return f"{super().equation(corrector)}, estimated from {self.samples} samples"
 
 

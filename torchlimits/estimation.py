@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -65,6 +65,16 @@ class Estimate:
             statistics are quadratic it differs from ``diffusion`` at every n.
         step_size: delta, the learning rate.
         samples: how many.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=100, order=2, snr=2.0)
+        >>> found = tl.estimate(
+        ...     problem.model(at=(0.5, 1.0)), problem.loss, problem.sample, problem.statistics,
+        ...     step_size=0.01, samples=1000,
+        ... )
+        >>> found.names, found.drift.value.shape, found.diffusion.standard_error.shape
+        (['m', 'r2'], torch.Size([2]), torch.Size([2, 2]))
     """
 
     names: list[str]
@@ -277,7 +287,7 @@ class Estimator:
         pilot, centre = self._pilot(parameters, samples, generator)
         step = Step(parameters, centre, delta, alpha)
         functions = self.statistics.functions
-        increments = {n: increments_of(f, step) for n, f in functions.items()}
+        increments = {n: increments_of(n, f, step) for n, f in functions.items()}
         sums = {n: torch.zeros_like(c) for n, c in centre.items()}
         parts = []
         for gradients in self._batches(parameters, pilot, samples, generator):
@@ -412,7 +422,7 @@ def checked_samples(batch: Any, count: int) -> Any:
 
 
 @contextmanager
-def _reproducible(generator: torch.Generator | None) -> Iterator[None]:
+def _reproducible(generator: torch.Generator | None) -> Generator[None]:
     """With a generator, the global ones follow it inside and are put back afterwards."""
     if generator is None:
         yield

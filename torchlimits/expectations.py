@@ -275,6 +275,10 @@ def _flat(
     mean: Tensor, factor: Tensor, v: Tensor, level: int
 ) -> tuple[torch.Size, tuple[Tensor, Tensor, Tensor]]:
     """The common leading dimensions, and the three inputs in float64 with one batch dimension."""
+    for name, x in (("mean", mean), ("factor", factor), ("v", v)):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            what = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"expected {name} as a tensor of floats, got {what}: convert it")
     width = mean.shape[-1] if mean.ndim else 0
     for name, x, shape in (("factor", factor, (width, width)), ("v", v, (width,))):
         if width == 0 or x.shape[-len(shape) :] != shape:

@@ -95,6 +95,10 @@ def overlay(
 def png(figure: Figure, *, dpi: int = 100) -> bytes:
     r"""The figure as a PNG file's bytes.
 
+    Args:
+        figure: of `overlay`, or any other of matplotlib's.
+        dpi: dots an inch.
+
     Example:
         >>> png(Figure(figsize=(1, 1)))[:4]
         b'\x89PNG'
@@ -106,6 +110,11 @@ def png(figure: Figure, *, dpi: int = 100) -> bytes:
 
 def save(figure: Figure, path: str | Path, *, dpi: int = 200) -> None:
     """Write the figure in the format that the name ends in (``.png``, ``.pdf``, ``.svg`` ...).
+
+    Args:
+        figure: of `overlay`, or any other of matplotlib's.
+        path: the file; its folder is made if it is not there.
+        dpi: dots an inch, where the format has dots.
 
     Raises:
         ValueError: if matplotlib does not know the format; it lists those that it does.
@@ -310,10 +319,9 @@ def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[_Row]) -> 
         note = f", mean of {dots.runs} runs ± standard error" if dots.runs > 1 else ""
         if len(rows) < given[0].runs and len(rows) > 1:
             note = f", {len(rows)} of {given[0].runs} runs"
-        mark = {"marker": "o", "markerfacecolor": "white", "markersize": 4.5}
-        handles.append(
-            Line2D([], [], color=_GREY, linestyle="none", label="measured" + note, **mark)
-        )
+        mark = Line2D([], [], color=_GREY, linestyle="none", label="measured" + note)
+        mark.set(marker="o", markerfacecolor="white", markersize=4.5)
+        handles.append(mark)
     if line is not None:
         handles.append(Line2D([], [], color=_GREY, linewidth=1.6, label="predicted"))
         if line.spread is not None:

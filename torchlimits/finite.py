@@ -224,9 +224,14 @@ class Frame:
     ) -> list[Float[Tensor, "samples columns S"]]:
         samples, S = self.samples, self.rows.shape[2]
         widths = range(used + samples, self.rows.shape[1] + 1, samples)
-        normal = {"generator": generator, "dtype": self.rows.dtype, "device": self.rows.device}
         # all at once: short draws take longer
-        flat = torch.randn(samples * sum(widths), S, **normal)
+        flat = torch.randn(
+            samples * sum(widths),
+            S,
+            generator=generator,
+            dtype=self.rows.dtype,
+            device=self.rows.device,
+        )
         vectors = [
             piece.unflatten(0, (samples, -1)) for piece in flat.split([samples * w for w in widths])
         ]

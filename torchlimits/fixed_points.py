@@ -38,6 +38,13 @@ class FixedPoint:
         dimension: of the component, that is the number of zero eigenvalues at marginal points.
         residual: largest entry of \\|-f + g\\| at u.
         members: the points found on the same component, u the first, shape ``(count, k)``.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+        >>> point = dynamics.fixed_points()[1]
+        >>> point, point.stable, point.dimension
+        (FixedPoint([1, 1], stable), True, 0)
     """
 
     u: Float[Tensor, " k"]

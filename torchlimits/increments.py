@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from torchlimits import checks
 from torchlimits.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
-from torchlimits.statistics import StatisticFunction
+from torchlimits.statistics import StatisticError, StatisticFunction
 
 
 class Step(NamedTuple):
@@ -58,11 +59,11 @@ class Increments(ABC):
         """Those of a batch of gradients."""
 
 
-def increments_of(function: StatisticFunction, step: Step) -> Increments:
+def increments_of(name: str, function: StatisticFunction, step: Step) -> Increments:
     """By the function's own derivatives if it has them, else by torch.func."""
     if isinstance(function, Quadratic):
         return QuadraticIncrements(function, step)
-    return GeneralIncrements(function, step)
+    return GeneralIncrements(name, function, step)
 
 
 class QuadraticIncrements(Increments):
@@ -110,8 +111,8 @@ class QuadraticIncrements(Increments):
 class GeneralIncrements(Increments):
     """Any function that torch.func can differentiate: forward mode, twice."""
 
-    def __init__(self, function: StatisticFunction, step: Step) -> None:
-        self.function, self.step = function, step
+    def __init__(self, name: str, function: StatisticFunction, step: Step) -> None:
+        self.name, self.function, self.step = name, function, step
         self.moving = {n: step.parameters[n] for n in step.centre}
         self.fixed = {n: p for n, p in step.parameters.items() if n not in self.moving}
         self.along_centre = self.first(step.centre)
@@ -119,7 +120,7 @@ class GeneralIncrements(Increments):
         exact = {n: p.double() for n, p in step.parameters.items()}
         try:
             function(exact)
-        except RuntimeError:  # it holds float32 tensors of its own
+        except Exception:  # it holds float32 tensors of its own
             exact = dict(step.parameters)
         self.exact_fixed = {n: exact[n] for n in self.fixed}
         q = 1 - step.size * step.weight_decay
@@ -128,19 +129,20 @@ class GeneralIncrements(Increments):
 
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Du[direction]."""
-        with _explained():
+        with self._explained():
             return jvp(self._of, (self.moving,), (dict(direction),))[1]
 
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
         """D^2 u[direction, direction] / 2."""
-        return self._nested(dict(direction))[1] / 2
+        with self._explained():
+            return self._nested(dict(direction))[1] / 2
 
     def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
         """Those of a batch of gradients."""
         tensors = {n: dense(gradients[n]) for n in self.moving}
         centred = {n: g - self.step.centre[n] for n, g in tensors.items()}
         moved = {n: x - self.step.size * tensors[n].to(x) for n, x in self.start.items()}
-        with _explained():
+        with self._explained():
             first, second = vmap(self._nested)(centred)
             whole = (vmap(self._exact)(moved) - self.value) / self.step.size
         return Rows(first + self.along_centre, second / 2, whole)
@@ -159,16 +161,17 @@ class GeneralIncrements(Increments):
     def _exact(self, moving: Mapping[str, Tensor]) -> Tensor:
         return self.function({**self.exact_fixed, **moving}) + 0 * _any_entry(moving)
 
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(
-            "expected statistics that torch.func can differentiate twice (vmap of jvp of jvp: no "
-            f".item(), no branches on values), got {type(error).__name__}: {error}"
-        ) from error
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise StatisticError(
+                f"expected statistic {self.name!r} to be one that torch.func can differentiate "
+                "twice (vmap of jvp of jvp: no .item(), no branches on values), got "
+                f"{type(error).__name__}: {error}; it was given "
+                + checks.shapes(self.step.parameters)
+            ) from error
 
 
 def _any_entry(parameters: Mapping[str, Tensor]) -> Tensor:

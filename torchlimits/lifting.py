@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
@@ -114,8 +115,8 @@ class Lift:
         """u as the values of each function, symmetric ones in full."""
         sizes, values, done = {}, {}, 0
         for name, like in self.values.items():
-            K = like.shape[-1] if like.ndim else 1
-            sizes[name] = K * (K + 1) // 2 if name in self.statistics.symmetric else like.numel()
+            matrix = name in self.statistics.symmetric
+            sizes[name] = math.comb(like.shape[-1] + 1, 2) if matrix else like.numel()
         if u.shape != (sum(sizes.values()),):
             raise ValueError(f"expected u of shape ({sum(sizes.values())},), got {tuple(u.shape)}")
         for name, size in sizes.items():

@@ -106,12 +106,17 @@ class CriticalStepSize:
     r"""What `critical_step_size` found: :math:`\delta_n = constant \cdot n^{-exponent}`.
 
     Attributes:
-        exponent: a, with ``standard_error``; 1 for the problems of the paper.
+        exponent: a; 1 for the problems of the paper.
+        standard_error: of the exponent.
         constant: c at which the driving term is 1.
         driver: ``"corrector of ..."`` or ``"diffusion of ..."``, the term that becomes order 1
             first, at the largest n.
         corrector, diffusion: the power laws of the largest entry of Lgen u and of J V J^T, the
             two at delta = 1; None where they are not told from 0.
+
+    Example:
+        >>> print(CriticalStepSize(1.0, 0.02, 0.25, "corrector of r2", None, None))
+        delta_n = 0.25 n^-(1.00 ± 0.02): the corrector of r2 is then of order 1
     """
 
     exponent: float
@@ -146,7 +151,12 @@ def critical_step_size(
 
     Source: section 2 of arXiv 2206.04030.
 
-    Args, raises: as in `localizability`.
+    Args:
+        triple_at, dims, time, points, samples, seed: as in `localizability`.
+
+    Raises:
+        ValueError, TypeError: as `localizability`; ValueError also if neither term is seen at
+            every n.
 
     Example:
         >>> import torchlimits as tl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -46,7 +47,7 @@ class TwoLayerNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.activation = activation
-        normal = {"generator": generator, "device": device, "dtype": dtype}
+        normal: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
         self.first = MatrixProduct(torch.randn(*replicas, width, dim, **normal) / dim**0.5)
         self.second = MatrixProduct(torch.randn(*replicas, 1, width, **normal))
 
@@ -65,6 +66,11 @@ class MatrixProduct(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """X W^T."""
         W = self.weight
+        if x.shape[-1:] != W.shape[-1:]:
+            raise ValueError(
+                f"expected inputs of shape (..., {W.shape[-1]}) for a weight of shape "
+                f"{tuple(W.shape)}, got {tuple(x.shape)}"
+            )
         if W.shape[-2] == 1:  # one output: torch takes longer for many small products than for this
             return (x * W).sum(-1, keepdim=True)
         # (W X^T)^T: for one sample a replica, backward is 8 times as fast as through X W^T, and

@@ -28,7 +28,9 @@ class NormalizedSGD(torch.optim.SGD):
     holds scaled gradients. ``p.grad`` is left as ``backward`` made it.
 
     Args:
-        params, lr, momentum, ...: as in `torch.optim.SGD`, ``differentiable`` excepted.
+        params: parameters, or groups of them.
+        lr: delta.
+        options: momentum, weight_decay ... of `torch.optim.SGD`, ``differentiable`` excepted.
 
     Raises:
         ValueError: as torch.optim.SGD, and if ``differentiable``, or a parameter is a scalar or

@@ -80,6 +80,11 @@ class OwnParameters(Mapping[str, Tensor]):
                 return True
         return False
 
+    def versions(self) -> dict[str, int]:
+        """How often each was changed in place."""
+        # tensors of inference mode are not counted
+        return {n: 0 if p.is_inference() else p._version for n, p in self.tensors.items()}
+
     @property
     def leads(self) -> bool:
         """Whether this is the first of the processes that train the model, or the only one."""

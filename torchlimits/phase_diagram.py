@@ -39,6 +39,17 @@ class PhaseDiagram:
         points: the fixed points of every cell, ``points[row][column]``.
         accuracy: the best accuracy of any attracting fixed point (stable, or marginal), shape
             ``(Y, X)``; see ``accuracy`` of the problem.
+
+    Example:
+        >>> from functools import partial
+        >>> from matplotlib.figure import Figure
+        >>> import torchlimits as tl
+        >>> make = partial(tl.SpikedTensor, dim=100, order=2)
+        >>> diagram = tl.phase_diagram(make, ("snr", [0.5, 1.5]), ("ridge", [0.0]))
+        >>> diagram.count().tolist(), diagram.count("unstable").tolist()
+        ([[2, 4]], [[1, 2]])
+        >>> diagram.draw(Figure().add_subplot(), "stable").get_array().tolist()
+        [[1, 2]]
     """
 
     x: tuple[str, list[float]]
@@ -47,7 +58,10 @@ class PhaseDiagram:
     accuracy: Float[Tensor, "Y X"]
 
     def count(self, kind: What = "total") -> Int[Tensor, "Y X"]:
-        """How many fixed points of a kind (or all) a cell has; a component counts once."""
+        """How many fixed points of a kind (``"total"``: of all) a cell has, shape ``(Y, X)``.
+
+        A component counts once.
+        """
         return torch.tensor(
             [[sum(kind in ("total", p.kind) for p in cell) for cell in row] for row in self.points]
         )
@@ -204,8 +218,8 @@ def _fixed_points(
 def _spread(dynamics: MixtureODE, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
     """In several sizes, with R > 0: at R = 0 neurons of one mean would stay parallel."""
     v, m, R = dynamics.split(u)
-    R = R + _SPREAD * torch.diag_embed(m.square().sum(-1))
-    return torch.cat([dynamics.join(s * v, s * m, s**2 * R) for s in _SIZES])
+    positive = R + _SPREAD * torch.diag_embed(m.square().sum(-1))
+    return torch.cat([dynamics.join(s * v, s * m, s**2 * positive) for s in _SIZES])
 
 
 def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Tensor, "S k"]:

@@ -185,6 +185,14 @@ class Report:
     Attributes:
         title: what was looked at.
         conditions: one after the other.
+
+    Example:
+        >>> dims, errors = [10, 100, 1000], [0.0, 0.0, 0.0]
+        >>> bounded = at_most("x", dims, [1.0, 1.0, 1.0], errors, needed=0.0)
+        >>> growing = at_most("y", dims, [1.0, 10.0, 100.0], errors, needed=0.5)
+        >>> report = Report("two bounds", (bounded, growing))
+        >>> report.holds, report.fails, report["x"].holds, report["y"].law.exponent
+        (False, True, True, 1.0)
     """
 
     title: str

@@ -93,6 +93,23 @@ class Explanation:
         drift: the part of gradient flow, -f.
         corrector: the part of the corrector, g.
         residual: what neither explains.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=20, order=2, snr=2.0)
+        >>> model = problem.model()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 20)
+        >>> probe = tl.Probe(problem.loss, problem.sample, every=5)
+        >>> with tl.track(model, optimizer, problem.statistics, probe=probe) as tracker:
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         features, target = problem.sample(1)
+        ...         problem.loss(model(features), target).backward()
+        ...         optimizer.step()
+        >>> parts = tracker.explanation().parts()
+        >>> explained = sum(parts[name].values for name in ("drift", "corrector", "residual"))
+        >>> bool(torch.allclose(explained, parts["change"].values))
+        True
     """
 
     change: Trajectory
@@ -101,7 +118,7 @@ class Explanation:
     residual: Trajectory
 
     def parts(self) -> dict[str, Trajectory]:
-        """By name."""
+        """The four of them, by name."""
         return {name: getattr(self, name) for name in PARTS}
 
     def __repr__(self) -> str:

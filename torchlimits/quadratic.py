@@ -67,6 +67,17 @@ class Quadratic(ABC):
     Attributes:
         parameter: its name.
         degree: 1 or 2.
+
+    Example:
+        >>> import torch
+        >>> lengths, x = SquaredLengths("weight"), {"weight": torch.tensor([[3.0, 4.0]])}
+        >>> gradients = torch.tensor([[[1.0, 0.0]], [[1.0, 2.0]]])  # of two samples
+        >>> lengths.along(x, gradients)
+        tensor([[ 6.],
+                [22.]])
+        >>> lengths.changes(x, gradients, centre=torch.zeros(1, 2))[1]
+        tensor([[1.],
+                [5.]])
     """
 
     parameter: str
@@ -78,18 +89,32 @@ class Quadratic(ABC):
 
     @abstractmethod
     def along(self, parameters: Parameters, gradient: Gradient) -> Tensor:
-        """Du[g_s] for every sample, ``(B, *value)``."""
+        """Du[g_s] for every sample, ``(B, *value)``.
+
+        Args:
+            parameters: the point, ``{name: tensor}``.
+            gradient: the g_s, B gradients of this statistic's parameter.
+        """
 
     def changes(
         self, parameters: Parameters, gradient: Gradient, centre: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Du[g_s], and half of D^2 u along g_s - centre and along g_s, twice; None: 0."""
+        """Du[g_s], and half of D^2 u along g_s - centre and along g_s, twice; None: 0.
+
+        Args:
+            parameters: the point, ``{name: tensor}``.
+            gradient: the g_s, B gradients of this statistic's parameter.
+            centre: about their mean, in the parameter's shape.
+        """
         return self.along(parameters, gradient), None, None
 
 
 @dataclass(frozen=True, eq=False)
 class Entries(Quadratic):
     """All entries of a parameter, in its shape.
+
+    Args:
+        parameter: its name.
 
     Example:
         >>> import torch
@@ -111,6 +136,9 @@ class Entries(Quadratic):
 @dataclass(frozen=True, eq=False)
 class SecondLayer(Quadratic):
     """The output weights v of a network with one output, shape ``(..., 1, K)`` -> ``(..., K)``.
+
+    Args:
+        parameter: its name.
 
     Example:
         >>> import torch

@@ -61,7 +61,9 @@ def resolution(width: int, level: int = 0) -> Resolution:
     lines = {3: 2048, 4: 4096, 5: 8192, 6: 16384}.get(width, 32768)
     stretch = {3: 1.5, 4: 1.5, 5: 1.4}.get(width, 1.3)
     if level < -1:
-        return Resolution(4, (-1.2, 1.2), 4.5, int(lines * 4.0**level), stretch, 15, steep=False)
+        # few nodes on a line, and more lines instead
+        lines = int(2 * lines * 4.0**level)
+        return Resolution(4, (-1.2, 1.2), 4.5, lines, 1.8 if width <= 4 else stretch, 15, False)
     finer = max(level, 0)
     return Resolution(
         6 + 2 * finer, (-2.0, 0.0, 2.0), 6.0 + 0.5 * finer, int(lines * 4.0**level), stretch

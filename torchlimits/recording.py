@@ -29,8 +29,9 @@ class Recording:
     temporary file beyond.
 
     What cannot be written stays in memory and is tried again with the rows that follow. If that
-    comes to more than ``max_bytes``, every other row of it is given up, so that the rest still
-    shows the whole run; a warning says so at once, and `finish` says how many there were.
+    comes to more than ``max_bytes``, only the newest row and those at every 2nd, 4th, 8th ... step
+    are kept of it, so that they fit and are spread evenly over the run; a warning says so at once,
+    and `finish` says how many were given up.
 
     Args:
         header: what all rows share.
@@ -109,17 +110,19 @@ class Recording:
         self._warned = True
 
     def _thin(self, rows: np.ndarray) -> None:
-        while rows.nbytes > self.max_bytes and len(rows) > 1:
-            if not self.lost:
+        steps, kept, apart = rows["step"], rows, 1
+        if rows.nbytes > self.max_bytes:
+            # not every other row: old ones, thinned before, are further apart than new ones
+            while kept.nbytes > self.max_bytes / 2 and apart < steps[-1]:
+                apart *= 2
+                kept = rows[(steps % apart == 0) | (steps == steps[-1])]
+            if not self.lost and len(kept) < len(rows):
                 warn(
-                    "more rows than may stay in memory cannot be written: every other one of "
-                    f"those since step {rows['step'][0]} is given up"
+                    "more rows than may stay in memory cannot be written: of those since step "
+                    f"{steps[0]} only every so many are kept"
                 )
-            # the newest row stays
-            kept = rows[(len(rows) - 1) % 2 :: 2].copy()
             self.lost += len(rows) - len(kept)
-            rows = kept
-        self._held, self._held_bytes = [rows], rows.nbytes
+        self._held, self._held_bytes = [kept], kept.nbytes
 
     def _joined(self) -> np.ndarray:
         """The rows in memory as one piece from here on: asking often does not copy often."""

@@ -24,6 +24,11 @@ class Regime:
         kind: the regime.
         step_size: c_delta = lr * dim, at the largest dim.
         exponent: a in lr ~ dim^(-a), fitted where there are several dimensions, else None.
+
+    Example:
+        >>> found = regime(1000, 0.00001)
+        >>> found.kind, found.step_size, found.exponent
+        ('subcritical', 0.01, None)
     """
 
     kind: Literal["subcritical", "critical", "supercritical"]

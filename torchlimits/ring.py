@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from torchlimits import checks
 from torchlimits.parameters import OwnParameters, whole
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics import StatisticError, SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
@@ -39,7 +39,8 @@ class Ring(ABC):
         self.parameters = parameters
         self.capacity = capacity
         self.filled = 0
-        self.names = statistics.names_of(_exact(present))
+        self.shapes = statistics.shapes_of(dict(_Exact(present)))
+        self.names = statistics.entry_names(self.shapes)
         self._sources = list(parameters.tensors.values())
         self._kinds = [_kind(p) for p in self._sources]
 
@@ -48,18 +49,21 @@ class Ring(ABC):
         """Whether the next `store` has no room."""
         return self.filled >= self.capacity
 
-    def _stacked(self, rows: list[Tensor]) -> tuple[Tensor, ValueError | None]:
-        """Rows up to the first of another shape than at step 0, and what to say of that one."""
-        k = len(self.names)
-        good = list(itertools.takewhile(lambda row: row.shape == (*rows[0].shape[:-1], k), rows))
-        stacked = torch.stack(good) if good else torch.empty(0, k)
-        if len(good) == len(rows):
-            return _runs_first(stacked), None
-        return _runs_first(stacked), ValueError(
-            f"the statistics changed shape: expected {k} entries "
-            f"({', '.join(self.names[:4])} ...) as at step 0, got {rows[len(good)].shape[-1]}: "
-            "return tensors of a fixed shape"
+    def _row(self, parameters: dict[str, Tensor]) -> Tensor:
+        """The statistics, shaped as at step 0, or an error that names one of them."""
+        row = self.statistics(parameters)
+        if row.shape[-1] == len(self.names):
+            return row
+        now = self.statistics.shapes_of(parameters)
+        names = [name for name, shape in now.items() if shape != self.shapes[name]]
+        before, after = ({name: shapes[name] for name in names} for shapes in (self.shapes, now))
+        raise StatisticError(
+            f"statistics changed shape: expected {before} as at step 0, got {after}: return "
+            f"tensors of a fixed shape; they were given {checks.shapes(parameters)}"
         )
+
+    def _stacked(self, rows: list[Tensor]) -> Tensor:
+        return _runs_first(torch.stack(rows) if rows else torch.empty(0, len(self.names)))
 
     @abstractmethod
     def store(self) -> bool:
@@ -78,10 +82,10 @@ class Ring(ABC):
         return self._kinds == [_kind(p) for p in self._sources]
 
     @abstractmethod
-    def take(self) -> tuple[Tensor, ValueError | None]:
+    def take(self) -> tuple[Tensor, Exception | None]:
         """The new records' statistics, (..., T, k) in float64 on the CPU, which makes room.
 
-        If a statistic changed its shape, the records before, and the error.
+        If a statistic failed or changed its shape, the records before, and the error.
         """
 
     @abstractmethod
@@ -136,19 +140,25 @@ class SnapshotRing(Ring):
         self._detached = [p.detach() for p in self._sources]
         self._addresses = [p.data_ptr() for p in self._sources]
 
-    def take(self) -> tuple[Tensor, ValueError | None]:
+    def take(self) -> tuple[Tensor, Exception | None]:
         """Evaluate the statistics for all snapshots at once."""
         new = slice(self._taken, self.filled)
         self.resume(self.filled)
         with torch.no_grad():
             if self._vectorised:
                 try:
-                    return _runs_first(self._evaluate(self._stored(slice(None)))[new]), None
-                except RuntimeError:
-                    # .item(), data-dependent control flow, numpy: fine, one snapshot at a time
+                    return self._all_at_once()[..., new, :], None
+                except (RuntimeError, TypeError, ValueError):
+                    # .item(), data-dependent control flow, numpy: fine, one snapshot at a time;
+                    # if a statistic fails, that says where
                     self._vectorised = False
-            rows = range(new.start, new.stop)
-            return self._stacked([self.statistics(self._stored(row)) for row in rows])
+            rows: list[Tensor] = []
+            try:
+                for row in range(new.start, new.stop):
+                    rows.append(self._row(self._stored(row)))
+            except (TypeError, ValueError) as error:
+                return self._stacked(rows), error
+            return self._stacked(rows), None
 
     def resume(self, records: int) -> None:
         """Go on at the slot of the next record."""
@@ -156,12 +166,12 @@ class SnapshotRing(Ring):
 
     def _stored(self, slots: slice | int) -> dict[str, Tensor]:
         buffers = zip(self.parameters, self._buffers, strict=True)
-        return _exact({name: buffer[slots] for name, buffer in buffers})
+        return dict(_Exact({name: buffer[slots] for name, buffer in buffers}))
 
-    def _evaluate(self, stored: dict[str, Tensor]) -> Tensor:
-        if self.statistics.parameter_dims is not None:
-            return self.statistics(stored)
-        return torch.func.vmap(self.statistics)(stored)
+    def _all_at_once(self) -> Tensor:
+        replicated = self.statistics.parameter_dims is not None
+        of_all = self._row if replicated else torch.func.vmap(self._row)
+        return _runs_first(of_all(self._stored(slice(None))))
 
 
 class GatheredRing(SnapshotRing):
@@ -184,30 +194,42 @@ class EvaluatedRing(Ring):
     ) -> None:
         super().__init__(statistics, parameters, present, capacity=1024)
         self._rows: list[Tensor] = []
+        self._error: Exception | None = None
 
     def store(self) -> bool:
         """Evaluate now; the values stay on their device until they are taken."""
         if self.parameters.replaced() or not self._same_kinds():
             return False
-        with torch.no_grad():
-            self._rows.append(self.statistics(_exact(self.parameters)))
+        if self._error is None:
+            try:
+                with torch.no_grad():
+                    self._rows.append(self._row(dict(_Exact(self.parameters))))
+            except (TypeError, ValueError) as error:  # of this record and no later one
+                self._error = error
         self.filled += 1
         return True
 
-    def take(self) -> tuple[Tensor, ValueError | None]:
+    def take(self) -> tuple[Tensor, Exception | None]:
         """The stored values."""
-        rows = self._rows
+        rows, error = self._rows, self._error
         self.resume(0)
-        return self._stacked(rows)
+        return self._stacked(rows), error
 
     def resume(self, records: int) -> None:
         """Forget the stored values."""
-        self._rows, self.filled = [], 0
+        self._rows, self._error, self.filled = [], None, 0
 
 
 def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int) -> Ring:
     """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if no snapshot fits."""
-    read = parameters.select(statistics.parameters_read(parameters))
+    before = parameters.versions()
+    read = parameters.select(statistics.parameters_read(_Exact(parameters), parameters.tensors))
+    changed = [name for name, version in parameters.versions().items() if version != before[name]]
+    if changed:
+        raise ValueError(
+            f"expected statistics that leave the parameters alone, got some that changed {changed} "
+            "in place, and the model with them: use x.mul(...) for x.mul_(...), or a .clone()"
+        )
     if not read:
         raise ValueError(
             "expected statistics that are functions of the parameters they are given, got some "
@@ -215,7 +237,8 @@ def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes
         )
     # gathered once, whatever the ring: processes do so together
     present = dict(read)
-    size = sum(p.nbytes for p in present.values())
+    # empty ones take no room
+    size = max(sum(p.nbytes for p in present.values()), 1)
     if size > max_bytes:
         return EvaluatedRing(statistics, read, present)
     on_cpu = all(p.device.type == "cpu" for p in present.values())
@@ -233,7 +256,19 @@ def _kind(parameter: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
     return parameter.shape, parameter.dtype, parameter.device
 
 
-def _exact(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class _Exact(Mapping[str, Tensor]):
     """Half-precision parameters in float32, so that sums over many entries keep their digits."""
-    half = (torch.float16, torch.bfloat16)
-    return {n: p.detach().float() if p.dtype in half else p.detach() for n, p in parameters.items()}
+
+    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
+        self._parameters = parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter = self._parameters[name].detach()
+        half = parameter.dtype in (torch.float16, torch.bfloat16)
+        return parameter.float() if half else parameter
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters)
+
+    def __len__(self) -> int:
+        return len(self._parameters)

@@ -26,6 +26,7 @@ import logging
 import math
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -141,6 +142,7 @@ class RowFile:
         # unbuffered: a forked process (a data loader's worker) has nothing of ours to write twice
         if path is None:
             self._file: Any = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+            weakref.finalize(self, self._file.close)
             self._begin(line, first)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +158,8 @@ class RowFile:
                 partial.unlink()
             raise
         self._file = path.open("r+b", buffering=0)
+        # rows are asked for after the end of a run: the file is open as long as this object is
+        weakref.finalize(self, self._file.close)
 
     def _begin(self, line: bytes, first: np.ndarray) -> None:
         append_whole(self._file, line)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import checks
 from torchlimits.quadratic import (
     Entries,
     Gram,
@@ -19,6 +20,27 @@ from torchlimits.quadratic import (
 )
 
 StatisticFunction = Callable[[Parameters], Tensor]
+
+
+class StatisticError(ValueError):
+    r"""A statistic's function failed; the message has its name and the parameters it was given.
+
+    Its cause (``__cause__``) is the function's own exception.
+
+    Example:
+        >>> import torch
+        >>> def square(parameters):
+        ...     if len(parameters["weight"]) > 1:
+        ...         raise ValueError("expected one row")
+        ...     return parameters["weight"].square().sum()
+        >>> statistics = SummaryStatistics({"square": square})
+        >>> try:
+        ...     statistics({"weight": torch.ones(2, 3)})
+        ... except StatisticError as error:
+        ...     print(*str(error).split("; "), sep="\n")
+        statistic 'square' failed with ValueError: expected one row
+        it was given weight (2, 3) float32
+    """
 
 
 class SummaryStatistics:
@@ -37,7 +59,8 @@ class SummaryStatistics:
 
     Raises:
         TypeError: if a function is not callable or does not return a real tensor.
-        ValueError: if a function asks for a parameter that is not there, or shapes do not fit.
+        ValueError: if shapes do not fit; a `StatisticError` if a function fails, or asks for a
+            parameter that is not there.
 
     Example:
         >>> import torch
@@ -50,6 +73,27 @@ class SummaryStatistics:
         ['norm', 'bias[0]', 'bias[1]']
         >>> statistics(dict(layer.named_parameters())).shape
         torch.Size([3])
+        >>> statistics.parameters_read(dict(layer.named_parameters()))
+        ['weight', 'bias']
+        >>> shapes = statistics.shapes_of(dict(layer.named_parameters()))
+        >>> shapes, statistics.entry_names(shapes)
+        ({'norm': (), 'bias': (2,)}, ['norm', 'bias[0]', 'bias[1]'])
+        >>> jacobian = statistics.jacobian(dict(layer.named_parameters()))
+        >>> jacobian["weight"].shape, jacobian["bias"].shape
+        (torch.Size([3, 2, 3]), torch.Size([3, 2]))
+        >>> SummaryStatistics.of(statistics) is statistics
+        True
+        >>> statistics.select(["bias"]).names_of(dict(layer.named_parameters()))
+        ['bias[0]', 'bias[1]']
+        >>> statistics.entries({"norm": torch.zeros(5), "bias": torch.zeros(5, 2)}).shape
+        torch.Size([5, 3])
+
+    Functions of parameters with leading dimensions:
+
+        >>> runs = SummaryStatistics({"bias": lambda p: p["bias"]}, parameter_dims={"bias": 1})
+        >>> stacked = {"bias": torch.zeros(7, 2)}
+        >>> runs.batch_dims(stacked), runs(stacked).shape, runs.of_runs(4)(stacked).shape
+        (1, torch.Size([7, 2]), torch.Size([4, 2]))
     """
 
     def __init__(
@@ -80,7 +124,10 @@ class SummaryStatistics:
     def of(
         cls, statistics: SummaryStatistics | Mapping[str, StatisticFunction]
     ) -> SummaryStatistics:
-        """The statistics themselves, or made of a dict ``{name: function}``.
+        """The statistics themselves, or made of a dict.
+
+        Args:
+            statistics: a `SummaryStatistics`, or ``{name: function}``.
 
         Raises:
             TypeError: if they are neither.
@@ -106,26 +153,63 @@ class SummaryStatistics:
         """u, or what belongs to it, from values of each function for a batch, ``(B, ...)``."""
         return torch.cat([self._entries(name, values[name], 1) for name in self.functions], dim=-1)
 
-    def parameters_read(self, parameters: Parameters) -> list[str]:
-        """The names of the parameters that the functions look at."""
-        recorder = _ReadRecorder(parameters)
+    def parameters_read(
+        self, parameters: Parameters, sources: Parameters | None = None
+    ) -> list[str]:
+        """The names of the parameters that the functions look at.
+
+        Args:
+            parameters: ``{name: tensor}``, read when they are looked at and not before.
+            sources: the same, of which errors tell names and shapes; by default ``parameters``.
+        """
+        recorder = _ReadRecorder(parameters, parameters if sources is None else sources)
         with torch.no_grad():
             self(recorder)
         return [name for name in parameters if name in recorder.read]
 
     def names_of(self, parameters: Parameters) -> list[str]:
-        """The k names, in the order of u; evaluates every function once, without gradient."""
+        """The k names, in the order of u; evaluates every function once, without gradient.
+
+        Args:
+            parameters: ``{name: tensor}``.
+
+        Raises:
+            ValueError, TypeError: if a function fails, see `SummaryStatistics`.
+        """
+        return self.entry_names(self.shapes_of(parameters))
+
+    def shapes_of(self, parameters: Parameters) -> dict[str, tuple[int, ...]]:
+        """The shape of each function's value for one model; evaluates them, without gradient.
+
+        Args:
+            parameters: ``{name: tensor}``.
+        """
         batch = self.batch_dims(parameters)
         with torch.no_grad():
             values = self._evaluate(parameters)
+        return {name: tuple(value.shape[batch:]) for name, value in values.items()}
+
+    def entry_names(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """The k names.
+
+        Args:
+            shapes: what `shapes_of` returned.
+        """
         return [
             entry
-            for name, value in values.items()
-            for entry in _entry_names(name, value.shape[batch:], name in self.symmetric)
+            for name, shape in shapes.items()
+            for entry in _entry_names(name, shape, name in self.symmetric)
         ]
 
     def jacobian(self, parameters: Parameters) -> dict[str, Float[Tensor, "k *shape"]]:
-        r"""The Jacobian :math:`J = \nabla u` of one model, ``(k, *shape)`` a parameter."""
+        r"""The Jacobian :math:`J = \nabla u` of one model, ``(k, *shape)`` a parameter.
+
+        Args:
+            parameters: ``{name: tensor}`` of one model.
+
+        Raises:
+            ValueError: if they have leading replica dimensions.
+        """
         if self.batch_dims(parameters):
             raise ValueError("expected the parameters of one model, got leading replica dimensions")
         return torch.func.jacrev(self.__call__)(dict(parameters))  # type: ignore[return-value]
@@ -163,31 +247,33 @@ class SummaryStatistics:
     def _value(self, name: str, function: StatisticFunction, parameters: Parameters) -> Tensor:
         try:
             value = function(parameters)
-        except KeyError as error:
-            raise ValueError(
-                f"statistic {name!r} asked for parameter {error}, "
-                f"the model has {list(parameters)}: use one of these names"
-            ) from error
+        except Exception as error:
+            raise _failed(name, error, parameters) from error
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"expected statistic {name!r} to return a tensor, got {type(value).__name__}: "
-                "return a tensor computed from the parameters, without .item()"
+                "return a tensor computed from the parameters, without .item(); "
+                + _given(parameters)
             )
-        if value.is_complex():
-            raise TypeError(f"expected statistic {name!r} to be real, got {value.dtype}")
-        if name in self.symmetric and (value.ndim < 2 or value.shape[-1] != value.shape[-2]):
+        if value.is_complex() or value.layout is not torch.strided:
+            raise TypeError(
+                f"expected statistic {name!r} to be a real, dense tensor, got {value.dtype} in "
+                f"layout {value.layout}: return its .real, .abs() or .to_dense(); "
+                + _given(parameters)
+            )
+        dims = value.ndim - self.batch_dims(parameters)
+        if name in self.symmetric and (dims != 2 or value.shape[-1] != value.shape[-2]):
             raise ValueError(
                 f"expected the symmetric statistic {name!r} to be a square matrix, "
-                f"got shape {tuple(value.shape)}"
+                f"got shape {tuple(value.shape)}; {_given(parameters)}"
             )
         return value
 
     def _entries(self, name: str, value: Tensor, batch: int) -> Tensor:
         if name in self.symmetric:
             i, j = torch.triu_indices(value.shape[-1], value.shape[-1], device=value.device)
-            return value[..., i, j]
-        flat = value.reshape(*value.shape[:batch], -1)
-        return flat if flat.is_floating_point() else flat.to(torch.get_default_dtype())
+            return _as_float(value[..., i, j])
+        return _as_float(value.reshape(*value.shape[:batch], -1))
 
 
 class _FirstRuns(SummaryStatistics):
@@ -206,6 +292,15 @@ class _FirstRuns(SummaryStatistics):
         return super().__call__(parameters)[..., : self.runs, :]
 
 
+def _as_float(entries: Tensor) -> Tensor:
+    """In a type that torch.cat takes beside other floats, with all digits."""
+    if entries.is_floating_point() and entries.itemsize > 1:
+        return entries
+    # bytes (float8 among them) and 16-bit integers fit into float32; MPS has nothing longer
+    short = entries.itemsize <= 2 or entries.device.type == "mps"
+    return entries.to(torch.float32 if short else torch.float64)
+
+
 def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
     if not shape:
         return [name]
@@ -217,23 +312,47 @@ def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
     ]
 
 
-class _ReadRecorder(Mapping[str, Tensor]):
+def _given(parameters: Parameters) -> str:
+    known = parameters.known() if isinstance(parameters, _ReadRecorder) else parameters
+    return f"it was given {checks.shapes(known)}"
+
+
+def _failed(name: str, error: Exception, parameters: Parameters) -> StatisticError:
+    names = list(parameters)
+    if isinstance(error, KeyError) and error.args and error.args[0] not in names:
+        what = f"asked for parameter {error}, the model has {names}: use one of these names"
+    else:
+        what = f"failed with {type(error).__name__}: {error}"
+    return StatisticError(f"statistic {name!r} {what}; {_given(parameters)}")
+
+
+# a dict, as torch.func.functional_call wants it, with the methods of Mapping, from which dict does
+# not inherit, whatever its stub says
+class _ReadRecorder(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleMethodOverride]
+    Mapping[str, Tensor], dict[str, Tensor]
+):
     """The parameters, and a note of which ones were read."""
 
-    def __init__(self, parameters: Parameters) -> None:
-        self._parameters = parameters
-        self.read: set[str] = set()
+    def __init__(self, parameters: Parameters, sources: Parameters) -> None:
+        self._parameters, self._sources = parameters, sources
+        self.read: dict[str, Tensor] = {}
+
+    def known(self) -> Parameters:
+        """Each as it was read, or its source."""
+        return {**self._sources, **self.read}
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self._parameters[name]
-        self.read.add(name)
-        return value
+        self.read[name] = self._parameters[name]
+        return self.read[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parameters)
 
     def __len__(self) -> int:
         return len(self._parameters)
+
+    def copy(self) -> dict[str, Tensor]:
+        return {name: self[name] for name in self}
 
 
 # --- ready-made statistics: functions of the parameters, for any leading dimensions ------------
@@ -247,6 +366,9 @@ squared_lengths = SquaredLengths
 
 def row_norms(parameter: str) -> StatisticFunction:
     r"""Euclidean norms :math:`|W_i|` of the rows, shape ``(..., K)``.
+
+    Args:
+        parameter: name of the weight W, shape ``(..., K, N)``.
 
     Example:
         >>> import torch

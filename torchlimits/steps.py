@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from abc import ABC, abstractmethod
 from typing import Any
@@ -82,18 +83,20 @@ class Steps(ABC):
         """Count a step; returns whether it is one to record."""
         self.step += 1
         lr = float(self._group()["lr"])
-        self.time += lr
-        return self.step % self.every == 0 and self._moves(lr)
+        moved = self.time < self.time + lr < math.inf
+        if moved:
+            self.time += lr
+        return self.step % self.every == 0 and self._recordable(moved, lr)
 
-    def _moves(self, lr: float) -> bool:
-        """Whether limit time does: rows are functions of it."""
-        if lr <= 0 and not self._stands_still:
+    def _recordable(self, moved: bool, lr: float) -> bool:
+        """Whether limit time moved: rows are functions of it."""
+        if not moved and not self._stands_still:
             self._stands_still = True
             warn(
                 f"the learning rate is {lr} at step {self.step}: limit time stands still, and "
                 "steps at which it does are not recorded"
             )
-        return lr > 0
+        return moved
 
     def remove(self) -> None:
         """Detach from the optimizer: later steps are not recorded; what was recorded stays."""
@@ -125,8 +128,8 @@ def _check_rate(group: dict[str, Any]) -> None:
             "expected an optimizer with a learning rate 'lr' in its parameter groups, got one with "
             f"{sorted(set(group) - {'params'})}: limit time is the sum of the learning rates"
         )
-    if max(float(lr), float(group.get("initial_lr", 0.0))) <= 0:
+    if not 0 < max(float(lr), float(group.get("initial_lr", 0.0))) < math.inf:
         raise ValueError(
-            f"expected a learning rate > 0, got lr={float(lr)}: limit time t = step * lr would "
-            "stand still"
+            f"expected a finite learning rate > 0, got lr={float(lr)}: limit time t = step * lr "
+            "would stand still"
         )

@@ -106,7 +106,7 @@ def stream(
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def threads(count: int) -> Generator[None]:
     """So many threads for torch's operations, until the end of the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 class Proportion:
     """So many successes in so many independent trials.
 
+    Args:
+        successes: how many trials ended well.
+        trials: of so many.
+
     Example:
         >>> print(Proportion(18, 200))
         0.0900 (18 of 200; 95 % interval 0.0577 to 0.1378)
+        >>> low, high = Proportion(0, 200).interval()
+        >>> low, round(high, 4)
+        (0.0, 0.0188)
     """
 
     successes: int
@@ -35,6 +42,9 @@ class Proportion:
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Wilson's score interval for the probability of success.
+
+        Args:
+            level: how often such an interval holds the probability.
 
         Raises:
             ValueError: if level is not in (0, 1).
@@ -65,6 +75,10 @@ def exact(means: int, width: int) -> float:
 
     Source: sections 4 and 5 of arXiv 2206.04030 for K = 2 and 4; surjections on A classes for
     any K.
+
+    Args:
+        means: A.
+        width: K.
 
     Example:
         >>> exact(2, 2), exact(4, 4)

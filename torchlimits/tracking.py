@@ -43,7 +43,21 @@ class NonFiniteStatistic(ValueError):
     Attributes:
         step: the optimizer step after which it did.
         name: the statistic.
+        value: what it is, NaN or infinite.
         trajectory: all that was recorded before that step.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+        >>> try:
+        ...     with tl.track(model, optimizer, {"norm": lambda p: p["weight"].norm()}):
+        ...         for _ in range(5):
+        ...             model(torch.ones(8, 3)).square().mean().backward()
+        ...             optimizer.step()
+        ... except NonFiniteStatistic as error:
+        ...     print(error.name, error.step, error.trajectory.steps.tolist())
+        norm 1 [0]
     """
 
     trajectory: Trajectory | None = None
@@ -92,7 +106,7 @@ def track(
     backward passes, or a closure evaluated several times (LBFGS). Steps that a ``GradScaler`` skips
     are none (with a fused optimizer on CUDA, asking for that synchronises the device). Limit time
     grows by the learning rate that the step had, of the first parameter group with a parameter of
-    the model; while that is 0, steps count and are not recorded.
+    the model; while that is 0, or too small to change the sum, steps count and are not recorded.
 
     **Models.** Whatever is around the model (`torch.compile`, DataParallel,
     DistributedDataParallel, Lightning Fabric), names are those of the user's own module. Tied
@@ -111,7 +125,8 @@ def track(
     Args:
         model: any module.
         optimizer: any optimizer that holds at least one parameter of the model.
-        statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes.
+        statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes. They get
+            half-precision parameters in float32; values are recorded in float64.
         every: record every so many steps.
         writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
             ``torch.utils.tensorboard.SummaryWriter`` (to resume, made with ``purge_step=`` the
@@ -135,7 +150,8 @@ def track(
         ValueError: if the optimizer holds none of the model's parameters or has no lr, its lr is 0
             and no scheduler will raise it, every < 1, the statistics read no parameter or one on
             the meta device, or one is not finite at the start. During training, at a flush:
-            `NonFiniteStatistic`, or a ValueError if a statistic changes its shape; at a step:
+            `NonFiniteStatistic`, or a `StatisticError` if a statistic fails or changes its shape,
+            with the step after which it did and the rows before it kept; at a step:
             a ValueError if parameters were replaced by others that cannot be followed.
         OSError: if the folder of ``path`` or the log directory cannot be written to.
         TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
@@ -177,7 +193,52 @@ def track(
 
 
 class Tracker(Steps):
-    """Records a trajectory; made by `track`, which says what the arguments mean."""
+    """Records a trajectory; made by `track`.
+
+    Args:
+        model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters: as there.
+
+    Attributes:
+        step: optimizer steps so far.
+        time: limit time so far.
+        names: of the k statistics.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> def started():
+        ...     model = torch.nn.Linear(3, 1)
+        ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     return model, optimizer, {"norm": lambda p: p["weight"].norm()}
+        >>> def train(model, optimizer):
+        ...     for _ in range(5):
+        ...         model(torch.randn(8, 3)).square().mean().backward()
+        ...         optimizer.step()
+        >>> model, optimizer, statistics = started()
+        >>> tracker = tl.track(model, optimizer, statistics)
+        >>> train(model, optimizer)
+        >>> tracker.flush()
+        >>> tracker.trajectory()
+        Trajectory(1 statistics, 6 times, t = 0 ... 0.5, runs=1)
+        >>> state = tracker.state_dict()  # for a checkpoint
+        >>> tracker.close()
+
+    Resumed, in a new program:
+
+        >>> model, optimizer, statistics = started()
+        >>> tracker = tl.track(model, optimizer, statistics)
+        >>> tracker.load_state_dict(state)
+        >>> train(model, optimizer)
+        >>> tracker.trajectory()
+        Trajectory(1 statistics, 11 times, t = 0 ... 1, runs=1)
+
+    Steps that no hook sees:
+
+        >>> tracker.remove()
+        >>> train(model, optimizer)
+        >>> tracker.stepped()
+        >>> tracker.step
+        11
+    """
 
     def __init__(
         self,
@@ -194,6 +255,7 @@ class Tracker(Steps):
     ) -> None:
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
+        checks.json_text("parameters", self._facts_given)
         self._display = Display(writer)
         self.path = _checked_path(path, self._display.sink)
         self._max_bytes = checks.positive_int("max_bytes", max_bytes)
@@ -277,7 +339,8 @@ class Tracker(Steps):
 
         Raises:
             NonFiniteStatistic: if a statistic is NaN or infinite; the rows before it are kept.
-            ValueError: if a statistic changed its shape.
+            StatisticError: if a statistic failed or changed its shape, which its message tells
+                with the step; the rows before it are kept.
         """
         with self._lock:
             self._flushed_at = time.monotonic()
@@ -299,7 +362,8 @@ class Tracker(Steps):
             if rows < values.shape[-2]:
                 raise _non_finite(self.names, pending[rows][0], values[..., rows, :])
             if error is not None:
-                raise error
+                what = f"after step {pending[rows][0]}: {error}"
+                raise type(error)(what) from error.__cause__ or error
         except Exception as error:
             self._failure = error
             if isinstance(error, NonFiniteStatistic) and self._recording is not None:
@@ -346,6 +410,15 @@ class Tracker(Steps):
 
         Raises:
             ValueError: if the tracker was made without a probe.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> problem = tl.SpikedTensor(dim=20, order=2, snr=2.0)
+            >>> model = problem.model()
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 20)
+            >>> probe = tl.Probe(problem.loss, problem.sample)
+            >>> tl.track(model, optimizer, problem.statistics, probe=probe).explanation()
+            Explanation(2 statistics, 1 probes, t = 0 ... 0)
         """
         if self._prober is None:
             raise ValueError("expected a tracker with a probe: tl.track(..., probe=tl.Probe(...))")

@@ -65,6 +65,13 @@ class Trajectory:
         tensor([0.0000, 0.5000], dtype=torch.float64)
         >>> path.initial
         tensor([0., 1.], dtype=torch.float64)
+        >>> path.index("r2"), path.slice(path.steps > 0).values.tolist(), len(path.thin(2))
+        (1, [[0.5, 1.5]], 2)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path.save(Path(folder) / "u.npz")
+        ...     Trajectory.load(Path(folder) / "u.npz")["r2"].tolist()
+        [1.0, 1.5]
     """
 
     times: Float[Tensor, " T"]
@@ -75,25 +82,24 @@ class Trajectory:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        float64 = {"device": "cpu", "dtype": torch.float64}
         # contiguous: columns of a file of rows are not, and torch.searchsorted warns of that
-        times = torch.as_tensor(self.times).detach().to(**float64).contiguous()
+        times = checks.float64("times", self.times).contiguous()
         steps = torch.as_tensor(self.steps).detach().to("cpu", torch.int64).contiguous()
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "values", torch.as_tensor(self.values).detach().to(**float64))
-        object.__setattr__(self, "names", list(self.names))
+        object.__setattr__(self, "values", checks.float64("values", self.values))
+        object.__setattr__(self, "names", checks.names(self.names))
         if self.std is not None:
-            object.__setattr__(self, "std", torch.as_tensor(self.std).detach().to(**float64))
+            object.__setattr__(self, "std", checks.float64("std", self.std))
         self._validate()
 
     def _validate(self) -> None:
-        shape = (len(self.times), len(self.names))
-        if tuple(self.values.shape[-2:]) != shape or len(self.steps) != shape[0]:
+        times, steps, values = (tuple(x.shape) for x in (self.times, self.steps, self.values))
+        if len(times) != 1 or steps != times or values[-2:] != (*times, len(self.names)):
             raise ValueError(
-                f"expected values of shape (..., T={shape[0]}, k={shape[1]}) for {shape[0]} times, "
-                f"{len(self.steps)} steps and {shape[1]} names, got {tuple(self.values.shape)}: "
-                "give one row a time and one column a name"
+                f"expected values of shape (..., T, k={len(self.names)}), one column a name, and "
+                f"times and steps of shape (T,), got {values}, {times} and {steps}: give one row "
+                "a time"
             )
         if self.std is not None and self.std.shape != self.values.shape:
             raise ValueError(
@@ -141,7 +147,11 @@ class Trajectory:
         return list(self.names).index(name)
 
     def slice(self, rows: slice | Tensor) -> Trajectory:
-        """The trajectory at some of its times: a slice, or a tensor of row numbers or booleans."""
+        """The trajectory at some of its times.
+
+        Args:
+            rows: a slice, or a tensor of row numbers or booleans.
+        """
         return replace(
             self,
             times=self.times[rows],
@@ -151,7 +161,11 @@ class Trajectory:
         )
 
     def thin(self, points: int) -> Trajectory:
-        """At most ``points`` times, evenly spread over the rows, first and last included."""
+        """At most ``points`` times, evenly spread over the rows, first and last included.
+
+        Raises:
+            ValueError: if ``points`` < 2.
+        """
         if points < 2:
             raise ValueError(f"expected at least 2 points to keep first and last, got {points}")
         if len(self) <= points:
@@ -283,6 +297,9 @@ class Trajectory:
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` that numpy alone can read, one array a field, metadata as JSON.
 
+        Args:
+            path: the file; its folder is made if it is not there.
+
         Raises:
             OSError: if it cannot be written; then what was at ``path`` is still there.
         """
@@ -292,7 +309,7 @@ class Trajectory:
             "steps": self.steps.numpy(),
             "values": self.values.numpy(),
             "names": np.array(list(self.names), dtype=np.str_),
-            "metadata": np.array(json.dumps(dict(self.metadata))),
+            "metadata": np.array(checks.json_text("metadata", self.metadata)),
         }
         if self.std is not None:
             arrays["std"] = self.std.numpy()
@@ -318,6 +335,9 @@ class Trajectory:
         Nothing is unpickled. A recording is memory-mapped: its values are read when they are used,
         and a torn row at its end, of a program that was killed, is left out. Its layout is that of
         `torchlimits.row_file`.
+
+        Args:
+            path: the file.
 
         Raises:
             ValueError: if the file is not a trajectory, or damaged.
@@ -365,7 +385,17 @@ class Trajectory:
 
     @classmethod
     def of_rows(cls, header: row_file.Header, rows: np.ndarray) -> Trajectory:
-        """The trajectory that recorded rows make, without a copy of them."""
+        """The trajectory that recorded rows make, without a copy of them.
+
+        Args:
+            header: what all rows share; see `torchlimits.row_file`.
+            rows: of ``header.row``, shape ``(T,)``.
+
+        Example:
+            >>> header = row_file.Header(["m"], (), {})
+            >>> Trajectory.of_rows(header, np.zeros(1, header.row))
+            Trajectory(1 statistics, 1 times, t = 0 ... 0, runs=1)
+        """
         return cls(
             times=torch.from_numpy(rows["time"]),
             steps=torch.from_numpy(rows["step"]),

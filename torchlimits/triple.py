@@ -32,11 +32,22 @@ class Triple:
         lift: u -> ``{parameter name: tensor}``, if possible ``lift(u, generator)`` with a remainder
             drawn from the generator; by default a `Lift` for ready-made statistics.
 
+    Raises:
+        ValueError: if a number is out of its range.
+        TypeError: if the statistics are none.
+
     Example:
-        >>> import torchlimits as tl
+        >>> import torch, torchlimits as tl
         >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
-        >>> tl.Triple.of(problem, step_size=1.0).step_size
-        0.01
+        >>> triple = tl.Triple.of(problem, step_size=1.0)
+        >>> triple.step_size, list(triple.lifts())
+        (0.01, ['random', 'aligned'])
+        >>> start, end = triple.run(time=0.1, points=2, seed=0)  # 10 steps
+        >>> u = triple.u(end)
+        >>> bool(torch.allclose(triple.u(triple.lifts()["random"](u)), u, atol=1e-5))
+        True
+        >>> triple.estimator()(end, step_size=triple.step_size, samples=100).drift.value.shape
+        torch.Size([7])
     """
 
     model: nn.Module
@@ -58,7 +69,13 @@ class Triple:
     def of(
         cls, problem: Any, *, step_size: float, generator: torch.Generator | None = None
     ) -> Triple:
-        """That of one of the package's problems, with c_delta = ``step_size``."""
+        """That of one of the package's problems.
+
+        Args:
+            problem: a `GaussianMixture`, a `SpikedTensor`, or anything with their methods.
+            step_size: c_delta; delta_n is c_delta / dim.
+            generator: of the model's start.
+        """
         return cls(
             model=problem.model(generator=generator),
             loss=problem.loss,
@@ -89,13 +106,19 @@ class Triple:
         }
 
     def u(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """Their statistics, for a lift: float64, on the CPU."""
+        """The statistics of parameters ``{name: tensor}``, for a lift: float64, on the CPU."""
         return self.statistics(parameters).detach().double().cpu()
 
     def run(self, time: float, points: int, seed: int) -> list[dict[str, Tensor]]:
         """Parameters of one real SGD run, batch size 1; trains ``model``.
 
-        At so many limit times, evenly from 0 to ``time``.
+        Args:
+            time: limit time of the run.
+            points: at how many limit times, evenly from 0 to ``time``.
+            seed: of the data.
+
+        Raises:
+            ValueError: if a number is out of its range.
         """
         checks.positive("time", time)
         checks.positive_int("points", points)

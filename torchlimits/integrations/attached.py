@@ -41,7 +41,7 @@ class Attached:
     ) -> None:
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
-        self._options = {
+        self._options: dict[str, Any] = {
             "every": checks.positive_int("every", every),
             "max_bytes": checks.positive_int("max_bytes", max_bytes),
             "probe": probe,

@@ -46,7 +46,7 @@ def on_fastest_ray(
     first = idle.nonzero()[:1, 0]
     few = dynamics.of_neurons(len(active) + 1)
     chosen = torch.cat([active, first])
-    v, m, R = dynamics.split(u)
+    v, m, R = (x.clone() for x in dynamics.split(u))
     c = _directions(dynamics, u)
     A = 2 * len(c)
     vs, ms = v[chosen].repeat(A, 1), m[chosen].repeat(A, 1, 1)
@@ -70,7 +70,6 @@ def on_fastest_ray(
         if float(change[fastest].abs().max()) < 1e-8 * length:
             break
     vs, ms, Rs = few.split(rays[int(growth.argmax())])
-    v, m, R = v.clone(), m.clone(), R.clone()
     v[idle], m[idle] = vs[-1], ms[-1]
     for i in idle.nonzero()[:, 0]:
         R[i, active] = R[active, i] = Rs[-1, :-1]
@@ -87,8 +86,8 @@ def one_sided_jacobian(
     where u is on a ray: :math:`d\rho/dt = F_R / 2 \rho` has the derivative
     :math:`\partial F_R / \partial R - F_R / 2R`.
     """
-    _, m, R = dynamics.split(u)
-    R = R.diagonal()
+    _, m, gram = dynamics.split(u)
+    R = gram.diagonal()
     dR = dynamics.split(dynamics(0.0, u))[2].diagonal()
     rate = torch.where(idle & (R > 0), dR / (2 * R).clamp_min(1e-300), 0.0)
     correction = dynamics.join(torch.zeros_like(rate), torch.zeros_like(m), torch.diag(rate))

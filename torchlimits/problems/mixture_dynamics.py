@@ -16,8 +16,6 @@ from torchlimits.problems import idle_neurons
 from torchlimits.schedule import Schedule
 from torchlimits.settings import SGDSettings
 
-#: cosine to a mean from which on a neuron counts as turned to it
-_TURNED = 0.95
 #: `_lasting` turns parallel neurons apart by this much, relative to their squared lengths
 _APART = 1e-6
 
@@ -130,7 +128,7 @@ class MixtureODE(EffectiveDynamics):
     def _random_starts(self, count: int, generator: torch.Generator) -> Tensor:
         """Entries of order 1: small starts would all end on the few attractors."""
         K, d = self.width, self.coordinates.shape[1]
-        normal = {"generator": generator, "dtype": torch.float64}
+        normal: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
         v, m = torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
         A = torch.randn(count, K, K, **normal) * 0.3
         return self.join(v, m, A @ A.mT)
@@ -172,11 +170,17 @@ class MixtureODE(EffectiveDynamics):
         c = self.coordinates.to(m)
         return m @ (c / c.norm(dim=-1, keepdim=True)).mT
 
-    def classes(self, u: Float[Tensor, "*batch k"]) -> Int[Tensor, "*batch K"]:
+    def classes(
+        self, u: Float[Tensor, "*batch k"], cosine: float = 0.5**0.5
+    ) -> Int[Tensor, "*batch K"]:
         r"""The mean that each neuron has turned to, shape ``(..., K)``; -1: to none.
 
-        The number a of the mean with :math:`m_i \cdot c_a / |c_a| > 0.95\, \|W_i\|`, where
-        :math:`\|W_i\|^2 = |m_i|^2 + R_{ii}`.
+        The number a of the mean with :math:`m_i \cdot c_a / |c_a| > cosine\, \|W_i\|`, where
+        :math:`\|W_i\|^2 = |m_i|^2 + R_{ii}`: by default within 45 degrees.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+            cosine: of the largest angle.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -184,10 +188,20 @@ class MixtureODE(EffectiveDynamics):
             >>> dynamics.classes(torch.tensor([0.0, 0.0, 2.0, -2.0, 0.1, 0.0, 9.0]))
             tensor([ 0, -1])
         """
+        overlap, nearest = self._along_means(self.split(u)[1]).max(-1)
+        return torch.where(overlap > cosine * self.lengths(u), nearest, -1)
+
+    def lengths(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch K"]:
+        r"""Of the neurons, :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}`, shape ``(..., K)``.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.GaussianMixture.binary(dim=100, snr=10.0).dynamics(step_size=1.0)
+            >>> dynamics.lengths(torch.tensor([0.0, 0.0, 2.0, -4.0, 0.0, 0.0, 9.0]))
+            tensor([2., 5.])
+        """
         _, m, R = self.split(u)
-        length = (m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
-        overlap, nearest = self._along_means(m).max(-1)
-        return torch.where(overlap > _TURNED * length, nearest, -1)
+        return (m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
 
     @property
     def _idle_length(self) -> float:
@@ -316,9 +330,8 @@ class MixtureDynamics(MixtureODE):
         # w = (X_par, P) = (c_a, 0) + M zeta / sqrt(snr), zeta standard normal. Given xi = Q zeta,
         # what is left of zeta is independent of xi and of everything that depends on it.
         M = torch.zeros(*v.shape[:-1], e, e, dtype=v.dtype, device=v.device)
-        M[..., :d, :d] = torch.eye(d).to(v)
-        M[..., d:, d:] = expectations.psd_sqrt(R)
-        M = M / self.snr**0.5
+        M[..., :d, :d] = torch.eye(d).to(v) / self.snr**0.5
+        M[..., d:, d:] = expectations.psd_sqrt(R) / self.snr**0.5
         response = M @ Q.mT
         rest = M @ (torch.eye(e).to(v) - Q.mT @ Q)
         i, j = torch.triu_indices(K, K, device=v.device)

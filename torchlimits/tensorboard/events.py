@@ -67,18 +67,24 @@ def scalar_records(
     for group in groups:
         for rows in np.split(group, range(_ROWS, len(group), _ROWS)):
             if len(rows):
-                yield _block(tags, steps[rows], wall_times[rows], floats[rows], sizes[rows[0]])
+                yield _block(tags, steps[rows], wall_times[rows], floats[rows], int(sizes[rows[0]]))
 
 
-def _block(tags, steps, wall_times, floats, size) -> bytes:
+def _block(
+    tags: Sequence[str],
+    steps: Int[np.ndarray, " rows"],
+    wall_times: Float[np.ndarray, " rows"],
+    floats: Float[np.ndarray, "rows k"],
+    size: int,
+) -> bytes:
     """Framed events of rows whose steps all take ``size`` bytes."""
-    event, at_floats = _template(tags, 1 << 7 * (int(size) - 1))
+    event, at_floats = _template(tags, 1 << 7 * (size - 1))
     frame = np.frombuffer(record(event), dtype=np.uint8)
     block = np.tile(frame, (len(steps), 1))
     body = block[:, _FRAME_HEADER:-_FRAME_FOOTER]
     # Event: tag byte, wall_time (8 bytes), tag byte, step (varint), summary
     body[:, 1:9] = _as_bytes(wall_times.astype("<f8")[:, None])
-    body[:, 10 : 10 + size] = _varints(steps.astype(np.uint64), int(size))
+    body[:, 10 : 10 + size] = _varints(steps.astype(np.uint64), size)
     body[:, at_floats] = _as_bytes(floats)
     data, width, crc = block.tobytes(), block.shape[1], google_crc32c.value
     starts = range(_FRAME_HEADER, len(data), width)

@@ -24,6 +24,23 @@ def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
     Raises:
         OSError: if ``logdir`` is a file or cannot be written to.
         TypeError: if it is no `Explanation`.
+
+    Example:
+        >>> import tempfile, torch, torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=20, order=2, snr=2.0)
+        >>> model = problem.model()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 20)
+        >>> probe = tl.Probe(problem.loss, problem.sample, every=5)
+        >>> with tl.track(model, optimizer, problem.statistics, probe=probe) as tracker:
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         features, target = problem.sample(1)
+        ...         problem.loss(model(features), target).backward()
+        ...         optimizer.step()
+        >>> with tempfile.TemporaryDirectory() as logdir:
+        ...     write_explanation(logdir, tracker.explanation())
+        ...     sorted(run.name for run in Path(logdir, "explained").iterdir())
+        ['corrector', 'gradient flow', 'measured change', 'residual']
     """
     if not isinstance(explanation, Explanation):
         raise TypeError(

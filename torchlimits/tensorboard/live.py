@@ -209,11 +209,17 @@ class Writer(_Live):
     Example:
         >>> import tempfile
         >>> piece = Trajectory(torch.tensor([0.0]), torch.tensor([0]), torch.ones(1, 1), ["m"])
-        >>> with tempfile.TemporaryDirectory() as logdir, Writer(logdir) as writer:
+        >>> with tempfile.TemporaryDirectory() as logdir:
+        ...     writer = Writer(logdir)
+        ...     writer.check(piece)
         ...     writer.add(piece)
         ...     writer.flush()
-        ...     len(list(Path(logdir).iterdir()))
-        1
+        ...     state = writer.state_dict()
+        ...     writer.close()
+        ...     again = Writer(logdir)  # in a program that resumes
+        ...     again.load_state_dict(state)
+        ...     len(list(Path(logdir).iterdir())), again.newest
+        (1, 0)
     """
 
     def __init__(
@@ -259,7 +265,7 @@ class Writer(_Live):
         return self._folder
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; in a folder without event files, begin anew."""
+        """Go on from the state that `state_dict` gave; in a folder without event files, anew."""
         super().load_state_dict(state)
         self._files = []
         if not events.own_files(self._folder, numbered=True):
@@ -271,7 +277,17 @@ class Writer(_Live):
             file.flush()
 
     def explain(self, explanation: Explanation) -> None:
-        """Into ``<logdir>/explained``."""
+        """Write an explanation (`Tracker.explanation`) into ``<logdir>/explained``.
+
+        Example:
+            >>> import tempfile, torch
+            >>> t, u = torch.tensor([0.0]), torch.zeros(1, 1)
+            >>> flat = Trajectory(t, torch.tensor([0]), u, ["m"], std=u)
+            >>> with tempfile.TemporaryDirectory() as logdir, Writer(logdir) as writer:
+            ...     writer.explain(Explanation(flat, flat, flat, flat))
+            ...     [file.name for file in Path(logdir).iterdir()]
+            ['explained']
+        """
         write_explanation(self._folder, explanation)
 
     def __enter__(self) -> Writer:

@@ -29,6 +29,9 @@ _HOUR = 3600.0
 def tag(name: str) -> str:
     """The TensorBoard tag of a statistic: its indices become a level of their own.
 
+    Args:
+        name: of the statistic.
+
     Example:
         >>> tag("v[0]"), tag("m[0,1]"), tag("r2"), tag("layer 1/norm")
         ('v/0', 'm/0,1', 'r2', 'layer 1/norm')
