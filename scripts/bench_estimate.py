@@ -2,104 +2,108 @@
 
     python scripts/bench_estimate.py
 
-XOR mixture, N=1000, K=4, 22 statistics, 4096 samples, on the CPU: f, g, Sigma, the mean and the
-covariance of whole steps. Same data for all; the loop computes the same sums (of fewer samples, and
-its time is scaled up), and the largest difference to it is shown in float64. Contenders are
-interleaved and each ratio is taken within one round; the table shows medians and quartiles.
+XOR mixture, all statistics: f, g, Sigma, the mean and the covariance of whole steps, of the same
+data for all. Plain is a loop over the samples that computes the same sums, Hessian-vector products
+included (of fewer samples, its time scaled up), and then its backward calls alone. The floor is one
+forward + backward of the batch. The largest difference to the loop is shown in float64.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import benchmark
 import torch
-import tyro
-from rich.console import Console
-from rich.table import Table
+from benchmark import Row, interleaved, main, timed
 from torch import Tensor
 
 import torchlimits as tl
 
 
 @dataclass
-class Options:
+class Options(benchmark.Options):
     """How much to measure."""
 
     samples: int = 4096
     looped: int = 64
     """samples of the loops, which are slow"""
-    rounds: int = 15
     dim: int = 1000
     width: int = 4
-    threads: int | None = None
-    """torch threads; by default torch's choice"""
 
 
-class Data:
-    """The same samples in every call, in order."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x, self.y, self.position = x, y, 0
-
-    def __call__(
-        self, batch: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The next ones."""
-        here = slice(self.position, self.position + batch)
-        self.position += batch
-        return self.x[here], self.y[here]
+SMOKE = Options(samples=64, looped=2, dim=60, rounds=2)
 
 
-def estimated(
-    problem: tl.GaussianMixture, model: torch.nn.Module, data: Data, samples: int, *, ready: bool
-) -> tl.Estimate:
-    """By the package; with statistics that know their derivatives, or plain functions."""
-    chosen = problem.statistics
-    if not ready:
-        functions = {n: (lambda p, f=f: f(p)) for n, f in chosen.functions.items()}
-        chosen = tl.SummaryStatistics(functions, symmetric=["R"])
-    data.position = 0
-    return tl.estimate(
-        model, problem.loss, data, chosen, step_size=1 / problem.dim, samples=samples,
-        weight_decay=problem.ridge,
-    )  # fmt: skip
+class Case:
+    """A problem, a network, and the same samples for everyone."""
+
+    def __init__(self, options: Options, dtype: torch.dtype) -> None:
+        self.problem = tl.GaussianMixture.xor(
+            options.dim, options.width, snr=4.0, ridge=0.05, dtype=dtype
+        )
+        generator = torch.Generator().manual_seed(0)
+        self.model = self.problem.model(generator=generator)
+        self.x, self.y = self.problem.sample(options.samples, generator=generator)
+
+    def loss(self, first: int, end: int) -> Tensor:
+        """The mean over some samples."""
+        return self.problem.loss(self.model(self.x[first:end]), self.y[first:end])
+
+    def estimate(self, samples: int, *, ready: bool) -> tl.Estimate:
+        """By the package; with statistics that know their derivatives, or plain functions."""
+        chosen, position = self.problem.statistics, 0
+        if not ready:
+            functions = {n: (lambda p, f=f: f(p)) for n, f in chosen.functions.items()}
+            chosen = tl.SummaryStatistics(functions, symmetric=["R"])
+
+        def sampler(batch: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+            nonlocal position
+            here = slice(position, position := position + batch)
+            return self.x[here], self.y[here]
+
+        return tl.estimate(
+            self.model, self.problem.loss, sampler, chosen, step_size=1 / self.problem.dim,
+            samples=samples, weight_decay=self.problem.ridge,
+        )  # fmt: skip
+
+    def loop(self, samples: int) -> tuple[Tensor, Tensor, Tensor]:
+        """-f, g and Sigma by backward calls, a sample at a time, and Hessian-vector products."""
+        delta = 1 / self.problem.dim
+        parameters = dict(self.model.named_parameters())
+        leaves: list[Tensor] = list(parameters.values())
+        u = self.problem.statistics(parameters)
+        jacobian = [torch.autograd.grad(x, leaves, retain_graph=True, create_graph=True) for x in u]
+        rows = [flat(row) for row in jacobian]
+        gradients, forms = [], []
+        for s in range(samples):
+            g = flat(torch.autograd.grad(self.loss(s, s + 1), leaves))
+            gradients.append(g)
+            forms.append(quadratic_forms(rows, leaves, g))
+        G = torch.stack(gradients).double()
+        mean = G.mean(0)
+        excess = quadratic_forms(rows, leaves, mean.to(rows[0])).double()
+        total = torch.stack(forms).double().sum(0) - samples * excess
+        J = torch.stack(rows).detach().double()
+        x = flat(leaves).detach().double()
+        drift = -(J @ (mean + self.problem.ridge * x))
+        return drift, delta / 2 * total / (samples - 1), delta * torch.cov(J @ G.mT)
+
+    def backward_calls(self, samples: int) -> None:
+        """The loop's backward calls alone: gradients, and nothing made of them."""
+        for s in range(samples):
+            self.model.zero_grad()
+            self.loss(s, s + 1).backward()
+
+    def forward_backward(self) -> None:
+        """Of the whole batch."""
+        self.model.zero_grad()
+        self.loss(0, len(self.x)).backward()
 
 
-def loop(
-    problem: tl.GaussianMixture, model: torch.nn.Module, data: Data, samples: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """-f, g and Sigma by backward calls, one sample at a time, and Hessian-vector products."""
-    delta = 1 / problem.dim
-    parameters = dict(model.named_parameters())
-    leaves: list[Tensor] = list(parameters.values())
-    u = problem.statistics(parameters)
-    jacobian = [torch.autograd.grad(x, leaves, retain_graph=True, create_graph=True) for x in u]
-    rows = [torch.cat([g.flatten() for g in row]) for row in jacobian]
-    gradients, forms = [], []
-    for s in range(samples):
-        loss = problem.loss(model(data.x[s : s + 1]), data.y[s : s + 1])
-        g = torch.cat([x.flatten() for x in torch.autograd.grad(loss, leaves)])
-        gradients.append(g)
-        forms.append(quadratic_forms(rows, leaves, g))
-    G = torch.stack(gradients).double()
-    mean = G.mean(0)
-    excess = quadratic_forms(rows, leaves, mean.to(rows[0])).double()
-    corrector = delta / 2 * (torch.stack(forms).double().sum(0) - samples * excess) / (samples - 1)
-    J = torch.stack(rows).detach().double()
-    x = torch.cat([p.detach().flatten() for p in leaves]).double()
-    return -(J @ (mean + problem.ridge * x)), corrector, delta * torch.cov(J @ G.mT)
-
-
-def backward_calls(
-    problem: tl.GaussianMixture, model: torch.nn.Module, data: Data, samples: int
-) -> None:
-    """The loop's backward calls alone: gradients, and nothing made of them."""
-    for s in range(samples):
-        model.zero_grad()
-        problem.loss(model(data.x[s : s + 1]), data.y[s : s + 1]).backward()
+def flat(tensors: Sequence[Tensor]) -> Tensor:
+    """All in one vector."""
+    return torch.cat([x.flatten() for x in tensors])
 
 
 def quadratic_forms(rows: list[Tensor], leaves: list[Tensor], g: Tensor) -> Tensor:
@@ -112,81 +116,43 @@ def quadratic_forms(rows: list[Tensor], leaves: list[Tensor], g: Tensor) -> Tens
         parts = torch.autograd.grad(
             row @ g, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
         )
-        forms.append(torch.cat([p.flatten() for p in parts]) @ g)
+        forms.append(flat(parts) @ g)
     return torch.stack(forms)
 
 
-def differences(options: Options) -> float:
-    """The largest difference to the loop, relative to the largest value, in float64."""
-    problem, model, data = setting(options, torch.float64)
-    ours = estimated(problem, model, data, options.looped, ready=True)
-    theirs = loop(problem, model, data, options.looped)
+def difference(options: Options) -> float:
+    """The largest one to the loop, relative to the largest value, in float64."""
+    case = Case(options, torch.float64)
+    ours, theirs = case.estimate(options.looped, ready=True), case.loop(options.looped)
     pairs = zip((ours.drift, ours.corrector, ours.diffusion), theirs, strict=True)
     return max(float((a.value - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def setting(
-    options: Options, dtype: torch.dtype
-) -> tuple[tl.GaussianMixture, torch.nn.Module, Data]:
-    """The problem, a network, and data."""
-    problem = tl.GaussianMixture.xor(options.dim, options.width, snr=4.0, ridge=0.05, dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-    model = problem.model(generator=generator)
-    return problem, model, Data(*problem.sample(options.samples, generator=generator))
-
-
-def main(options: Options) -> None:
-    """Measure and print."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    problem, model, data = setting(options, torch.float32)
-
-    def forward_backward() -> None:
-        model.zero_grad()
-        problem.loss(model(data.x), data.y).backward()
-
-    contenders: dict[str, tuple[Callable[[], object], float]] = {
-        "forward + backward of the batch": (forward_backward, 1.0),
-        "tl.estimate": (
-            lambda: estimated(problem, model, data, options.samples, ready=True),
-            1.0,
-        ),
-        "the same, statistics as plain functions": (
-            lambda: estimated(problem, model, data, options.samples, ready=False),
-            1.0,
-        ),
-        "backward calls of the loop alone": (
-            lambda: backward_calls(problem, model, data, options.looped),
-            options.samples / options.looped,
-        ),
-        "loop of backward calls": (
-            lambda: loop(problem, model, data, options.looped),
-            options.samples / options.looped,
-        ),
+def measure(options: Options) -> list[Row]:
+    """Statistics that know their derivatives beside both loops, and plain functions."""
+    case, looped = Case(options, torch.float32), options.looped
+    part = looped / options.samples
+    contenders = {
+        "ours": lambda: timed(lambda: case.estimate(options.samples, ready=True)),
+        "functions": lambda: timed(lambda: case.estimate(options.samples, ready=False)),
+        "loop": lambda: timed(lambda: case.loop(looped), part),
+        "backward calls": lambda: timed(lambda: case.backward_calls(looped), part),
+        "floor": lambda: timed(case.forward_backward),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(options.rounds + 1):
-        for name, (run, factor) in contenders.items():
-            begin = time.perf_counter()
-            run()
-            if round_:  # the first round warms up
-                seconds[name].append(factor * (time.perf_counter() - begin))
-    first, second, *_ = seconds
-    table = Table(title=f"{options.samples} samples, {len(problem.names)} statistics")
-    for column in ("", "ms", "over fwd + bwd", "quartiles", "over estimate"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name, times in seconds.items():
-        over = [a / b for a, b in zip(times, seconds[first], strict=True)]
-        ours = [a / b for a, b in zip(times, seconds[second], strict=True)]
-        low, middle, high = statistics.quantiles(over, n=4)
-        table.add_row(
-            name, f"{1e3 * statistics.median(times):.1f}", f"{middle:.2f}",
-            f"{low:.2f} ... {high:.2f}", f"{statistics.median(ours):.1f}",
-        )  # fmt: skip
-    console = Console(width=120)
-    console.print(table)
-    console.print(f"largest relative difference to the loop, float64: {differences(options):.1e}")
+    seconds = interleaved(contenders, options.rounds)
+    what = f"`tl.estimate`, N = {options.dim}, {options.samples} samples"
+    loop = "loop over samples, Hessian-vector products"
+    rows = (
+        (what, "ours", "loop", f"{loop} (differs by {difference(options):.0e} in float64)"),
+        (what, "ours", "backward calls", "backward calls of that loop alone"),
+        (f"{what}, statistics plain functions", "functions", "loop", loop),
+    )
+    return [
+        Row(label, "estimate", seconds[ours], seconds[plain], seconds["floor"],
+            f"plain: {note}; floor: forward + backward of the batch")
+        for label, ours, plain, note in rows
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(measure, Options, __doc__)

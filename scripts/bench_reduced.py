@@ -2,29 +2,24 @@
 
     python scripts/bench_reduced.py
 
-XOR mixture, K=4, 22 statistics, 1000 replicas, batch 1, on the CPU; neither records. SGD is the
-runner's loop, one module with a leading replica dimension, at N=1000, in float32; the chain runs in
-float64, at N=1000 and at N=10^9. The floor is the normals that the chain draws. Contenders are
-interleaved and each ratio is taken within one round; the table shows medians and quartiles.
+XOR mixture, batch 1; neither records; seconds are of one step of one replica. Plain is SGD as a
+loop over all replicas in one module, in float32; the chain runs in float64, also at N = 10^9. The
+floor is the normals that the chain draws.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
+import benchmark
 import torch
-import tyro
-from rich.console import Console
-from rich.table import Table
+from benchmark import Row, Training, interleaved, main, timed
 
 import torchlimits as tl
 
 
 @dataclass
-class Options:
+class Options(benchmark.Options):
     """How much to measure."""
 
     runs: int = 1000
@@ -34,82 +29,52 @@ class Options:
     """of the chain in one round"""
     full_steps: int = 20
     """of SGD in the full space"""
-    rounds: int = 9
-    threads: int | None = None
-    """torch threads; by default torch's choice"""
 
 
-def sgd(problem: tl.GaussianMixture, options: Options) -> Callable[[], None]:
-    """Steps of real SGD on all replicas, as `tl.train` takes them."""
-    model = problem.model(replicas=(options.runs,))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1 / problem.dim, weight_decay=problem.ridge)
-
-    def run() -> None:
-        for _ in range(options.full_steps):
-            x, y = problem.sample(1, replicas=(options.runs,))
-            optimizer.zero_grad()
-            problem.loss(model(x), y).backward()
-            optimizer.step()
-
-    return run
+SMOKE = Options(runs=10, dim=20, steps=8, full_steps=2, rounds=2)
 
 
-def chain(problem: tl.GaussianMixture, dim: int, options: Options) -> Callable[[], None]:
-    """Steps of the reduced chain at another dimension than the problem's."""
+def chain(problem: tl.GaussianMixture, dim: int, options: Options) -> float:
+    """The reduced chain, at another dimension than the problem's."""
     reduced = problem.reduced_chain(step_size=1.0, dim=dim)
     u0, _ = problem.random_start(torch.tensor([1.0, -1.0] * (options.width // 2)))
-    generator = torch.Generator().manual_seed(0)
 
     def run() -> None:
-        reduced.run(u0, options.steps, runs=options.runs, every=options.steps, generator=generator)
+        reduced.run(u0, options.steps, runs=options.runs, every=options.steps)
 
-    return run
-
-
-def normals(options: Options, directions: int) -> Callable[[], None]:
-    """As many normals as the chain draws: d signal directions, the frame's, and the new one."""
-    count = directions + options.width + 3
-    generator = torch.Generator().manual_seed(0)
-
-    def run() -> None:
-        for _ in range(options.steps // 4):
-            torch.randn(4 * count, options.runs, dtype=torch.float64, generator=generator)
-
-    return run
+    return timed(run, options.steps * options.runs)
 
 
-def main(options: Options) -> None:
-    """Measure and print."""
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+def normals(problem: tl.GaussianMixture, options: Options) -> float:
+    """As many as the chain draws: d signal directions, the frame's, and the new one."""
+    count = len(problem.directions) + options.width + 3
+    blocks = max(1, options.steps // 4)
+
+    def draw() -> None:
+        for _ in range(blocks):
+            torch.randn(4 * count, options.runs, dtype=torch.float64)
+
+    return timed(draw, 4 * blocks * options.runs)
+
+
+def measure(options: Options) -> list[Row]:
+    """The chain at the dimension of SGD, and far beyond."""
     problem = tl.GaussianMixture.xor(options.dim, options.width, snr=4.0, ridge=0.05)
+    here, far = f"{options.dim}", "10⁹"
     contenders = {
-        f"SGD, N = {options.dim}": (sgd(problem, options), options.full_steps),
-        f"reduced chain, N = {options.dim}": (chain(problem, options.dim, options), options.steps),
-        "reduced chain, N = 10^9": (chain(problem, 10**9, options), options.steps),
-        "floor: its normals": (normals(options, len(problem.directions)), options.steps),
+        "SGD": lambda: Training(problem, (options.runs,)).timed(options.full_steps),
+        here: lambda: chain(problem, options.dim, options),
+        far: lambda: chain(problem, 10**9, options),
+        "normals": lambda: normals(problem, options),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(options.rounds + 1):
-        for name, (run, steps) in contenders.items():
-            begin = time.perf_counter()
-            run()
-            if round_:  # the first round warms up
-                seconds[name].append((time.perf_counter() - begin) / steps)
-    first = next(iter(seconds))
-    table = Table(title=f"{options.runs} replicas, {len(problem.names)} statistics")
-    for column in ("", "us a step", "replica-steps/s", "faster than SGD", "quartiles"):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for name, times in seconds.items():
-        faster = [a / b for a, b in zip(seconds[first], times, strict=True)]
-        low, middle, high = statistics.quantiles(faster, n=4)
-        step = statistics.median(times)
-        table.add_row(
-            name, f"{1e6 * step:.0f}", f"{options.runs / step:,.0f}", f"{middle:.1f}",
-            f"{low:.1f} ... {high:.1f}",
-        )  # fmt: skip
-    Console(width=100).print(table)
+    seconds = interleaved(contenders, options.rounds)
+    return [
+        Row(f"`reduced_chain`, N = {dim}, {options.runs} runs", "replica-step",
+            seconds[dim], seconds["SGD"], seconds["normals"],
+            f"plain: SGD, N = {here}, replicas in one loop; floor: the chain's normals")
+        for dim in (here, far)
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    main(measure, Options, __doc__)

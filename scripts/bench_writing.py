@@ -1,104 +1,121 @@
-"""Seconds and megabytes of writing a trajectory to TensorBoard, three ways.
+"""What writing a trajectory to TensorBoard costs, in seconds and megabytes.
 
-python scripts/bench_writing.py --steps 100000 --statistics 22
+    python scripts/bench_writing.py --steps 100000 --statistics 22
+
+Ours is `tl.tensorboard.write` of every point, its picture and texts included. Plain is add_scalar
+of every value, and then one event a step by tensorboard's own writer; both write the first steps
+only, and are scaled up. The floor writes the bytes of our files, and computes their checksum.
 """
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import tyro
-from rich.console import Console
-from rich.table import Table
+import benchmark
+import google_crc32c
+import torch
+from benchmark import Row, interleaved, main, timed
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.tensorboard import SummaryWriter
 
-from torchlimits.tensorboard import events
+import torchlimits as tl
 from torchlimits.tensorboard.events import Event, Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass
-class Settings:
+class Options(benchmark.Options):
     """What to write, and how often."""
 
     steps: int = 100_000
     statistics: int = 22
-    repeats: int = 3
-    """interleaved; medians are shown"""
+    rounds: int = 5
     add_scalar_steps: int = 2_000
-    """the add_scalar loop writes only so many steps; its figures are scaled up"""
+    """as many of the steps does the add_scalar loop write"""
     event_steps: int = 20_000
-    """likewise for one event a step through tensorboard's own writer"""
+    """likewise one event a step through tensorboard's own writer"""
 
 
-def add_scalar(folder: Path, tags: list[str], values: np.ndarray) -> None:
-    with SummaryWriter(str(folder)) as writer:
-        for step, row in enumerate(values.tolist()):
-            for tag, value in zip(tags, row, strict=True):
+SMOKE = Options(steps=100, statistics=3, rounds=2, add_scalar_steps=10, event_steps=50)
+
+
+def ours(folder: str, measured: tl.Trajectory) -> None:
+    tl.tensorboard.write(folder, measured=measured, max_points=None)
+
+
+def add_scalar(folder: str, measured: tl.Trajectory) -> None:
+    with SummaryWriter(folder) as writer:
+        for step, row in enumerate(measured.values.tolist()):
+            for tag, value in zip(measured.names, row, strict=True):
                 writer.add_scalar(tag, value, step)
 
 
-def one_event_a_step(folder: Path, tags: list[str], values: np.ndarray) -> None:
-    writer = EventFileWriter(str(folder))
-    for step, row in enumerate(values.tolist()):
-        pairs = zip(tags, row, strict=True)
+def one_event_a_step(folder: str, measured: tl.Trajectory) -> None:
+    writer = EventFileWriter(folder)
+    for step, row in enumerate(measured.values.tolist()):
+        pairs = zip(measured.names, row, strict=True)
         summary = Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in pairs])
         writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
     writer.close()
 
 
-def ours(folder: Path, tags: list[str], values: np.ndarray) -> None:
-    file = events.EventFile(folder)
-    steps = np.arange(len(values))
-    file.add_scalars(tags, steps, time.time() + steps * 1e-3, values)
-    file.flush()
+def bytes_alone(content: bytes) -> float:
+    """Seconds to write them, with a checksum."""
+    with tempfile.TemporaryFile() as file:
+        return timed(lambda: (google_crc32c.value(content), file.write(content), file.flush()))
 
 
-def timed(
-    write: Callable[[Path, list[str], np.ndarray], None], tags: list[str], values: np.ndarray
-) -> tuple[float, float]:
-    """Seconds and megabytes."""
-    with tempfile.TemporaryDirectory() as folder:
-        begin = time.perf_counter()
-        write(Path(folder), tags, values)
-        seconds = time.perf_counter() - begin
-        return seconds, sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
+class Way:
+    """A way to write the first steps of a trajectory; figures are scaled up to all of it."""
+
+    def __init__(
+        self, write: Callable[[str, tl.Trajectory], None], measured: tl.Trajectory, steps: int
+    ) -> None:
+        self.write, self.measured = write, measured.slice(slice(steps))
+        self.part = len(self.measured) / len(measured)
+        self.content = b""
+        """of the files written last"""
+
+    @property
+    def megabytes(self) -> float:
+        """Of the whole."""
+        return len(self.content) / self.part / 1e6
+
+    def __call__(self) -> float:
+        """Seconds that the whole would take."""
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = timed(lambda: self.write(folder, self.measured), self.part)
+            files = [path for path in Path(folder).rglob("*") if path.is_file()]
+            self.content = b"".join(path.read_bytes() for path in files)
+        return seconds
 
 
-def main(settings: Settings) -> None:
-    values = np.random.default_rng(0).standard_normal((settings.steps, settings.statistics))
-    tags = [f"m/{i}" for i in range(settings.statistics)]
-    ways = {
-        "add_scalar for every value": (add_scalar, settings.add_scalar_steps),
-        "one event a step, tensorboard's writer": (one_event_a_step, settings.event_steps),
-        "torchlimits": (ours, settings.steps),
+def measure(options: Options) -> list[Row]:
+    """Two rows: beside add_scalar, and beside one event a step."""
+    steps = torch.arange(options.steps)
+    values = torch.randn(options.steps, options.statistics, dtype=torch.float64)
+    names = [f"u[{i}]" for i in range(options.statistics)]
+    measured = tl.Trajectory(steps * 1e-3, steps, values, names)
+    whole = Way(ours, measured, options.steps)
+    others = {
+        "add_scalar": Way(add_scalar, measured, options.add_scalar_steps),
+        "tensorboard's writer, an event a step": Way(
+            one_event_a_step, measured, options.event_steps
+        ),
     }
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(settings.repeats):
-        for name, (write, steps) in ways.items():
-            steps = min(steps, settings.steps)
-            seconds, megabytes = timed(write, tags, values[:steps])
-            scale = settings.steps / steps
-            found[name].append((seconds * scale, megabytes * scale))
-    table = Table(title=f"{settings.steps:,} steps x {settings.statistics} statistics")
-    table.add_column("written by")
-    for column in ("seconds", "MB", "time, ratio", "steps timed"):
-        table.add_column(column, justify="right")
-    best = statistics.median(seconds for seconds, _ in found["torchlimits"])
-    for name, (_, steps) in ways.items():
-        seconds, megabytes = (
-            statistics.median(column) for column in zip(*found[name], strict=True)
-        )
-        timing = f"{min(steps, settings.steps):,}" + (", scaled" if steps < settings.steps else "")
-        table.add_row(name, f"{seconds:.2f}", f"{megabytes:.0f}", f"{seconds / best:.1f}", timing)
-    Console().print(table)
+    alone = {"ours": whole, "floor": lambda: bytes_alone(whole.content)}
+    seconds = interleaved(alone | others, options.rounds)
+    size = f"{options.steps:,} steps x {options.statistics}, {whole.megabytes:.0f} MB"
+    return [
+        Row(f"`tensorboard.write`, {size}", "file",
+            seconds["ours"], seconds[plain], seconds["floor"],
+            f"plain: {plain}, {way.megabytes:.0f} MB; floor: our bytes, with a checksum")
+        for plain, way in others.items()
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Settings))
+    main(measure, Options, __doc__)

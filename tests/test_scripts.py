@@ -1,10 +1,13 @@
 """The scripts, run as a user runs them."""
 
+import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import torchlimits as tl
 
@@ -76,19 +79,66 @@ def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments"),
-    [
-        ("bench_tracking.py", ["--steps", 40, "--rounds", 2]),
-        ("bench_estimate.py", ["--samples", 64, "--looped", 2, "--rounds", 2, "--dim", 60]),
-        ("bench_writing.py", ["--help"]),
-        ("bench_ensemble.py", ["--runs", 3, "--dims", 20, "--steps", 20, "--rounds", 2]),
-        ("bench_reduced.py", ["--runs", 10, "--dim", 20, "--steps", 8, "--rounds", 2]),
-    ],
-)
-def test_benchmarks_start(script, arguments):
-    done = run(script, *arguments)
+def test_all_benchmarks():
+    done = run("bench.py", "--smoke", "--markdown")
     assert done.returncode == 0, done.stderr
+    machine, _, *table = done.stdout.splitlines()
+    assert torch.__version__ in machine
+    names = ["track", "tensorboard.write", "train", "reduced_chain", "estimate", "solve", "basins"]
+    for name in names:
+        assert any(f"{name}`, " in line for line in table), name
+    assert {line.count("|") for line in table} == {8}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("benchmark")
+
+
+def test_one_benchmark_by_itself(benchmark, monkeypatch, capsys):
+    options = "--steps 40 --add-scalar-steps 20 --event-steps 60 --statistics 2 --rounds 1"
+    monkeypatch.setattr(sys, "argv", ["bench_writing.py", *options.split()])
+    runpy.run_path(str(SCRIPTS / "bench_writing.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "add_scalar" in shown
+    assert "ms/file" in shown
+
+
+def test_rounds_alternate_and_the_first_is_left_out(benchmark):
+    calls = []
+
+    def contender(name):
+        return lambda: calls.append(name) or float(len(calls))
+
+    found = benchmark.interleaved({name: contender(name) for name in "ab"}, rounds=3)
+    assert "".join(calls) == "ba" + "ab" + "ba" + "ab"
+    assert found == {"a": [3.0, 6.0, 7.0], "b": [4.0, 5.0, 8.0]}
+
+
+def test_ratios_are_taken_in_each_round(benchmark):
+    # the machine slows down tenfold from round to round: no ratio of medians has these quartiles
+    ours, plain = [1e-3, 1e-2, 1e-1, 1.0, 10.0], [2e-3, 5e-2, 3e-1, 6.0, 40.0]
+    row = benchmark.Row("it", "step", ours, plain, note="so")
+    cells = "| it | 100.0 ms/step | 300.0 ms |  | 4.00 (3.00 to 5.00) |  | so |"
+    assert str(row) == cells
+
+
+def test_time_a_unit(benchmark, monkeypatch):
+    clock = iter([1.0, 4.0])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(clock))
+    assert benchmark.timed(lambda: None, units=6) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--rounds", "0"], "rounds"), (["--steps", "0"], "units"), (["--device", "no"], "device")],
+)
+def test_bad_options_of_benchmarks(benchmark, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench_tracking.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPTS / "bench_tracking.py"), run_name="__main__")
+    assert message in capsys.readouterr().err + str(stop.value)
 
 
 @pytest.mark.parametrize(

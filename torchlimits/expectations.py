@@ -60,7 +60,7 @@ def relu_moments(
         K    median  99 %   max    time
         ===  ======  =====  =====  ======
         1    3e-11   3e-9   9e-8   3 us
-        2    8e-11   6e-9   1e-6   0.15 ms
+        2    3e-10   6e-9   1e-6   0.04 ms
         3    5e-7    7e-6   2e-5   3 ms
         4    8e-7    1e-4   2e-4   7 ms
         8    1e-5    2e-3   2e-3   85 ms

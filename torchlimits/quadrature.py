@@ -51,13 +51,14 @@ class Resolution:
 def resolution(width: int, level: int = 0) -> Resolution:
     """The default `Resolution` for K neurons, K = 1, 2, 3 ...; levels from -3 (coarse) up.
 
-    A level more is 4 more nodes on every panel (K <= 2, from -1 on), or 4 times the lines
+    A level more is 4 more nodes on every panel (K <= 2; 2 from -1 to 0), or 4 times the lines
     (K >= 3). Levels -2 and -3 are for K >= 3, where 1 % of an error does: which fixed point a start
     goes to, for instance.
     """
     if width <= 2:
-        finer = max(level, -1)
-        return Resolution(10 + 4 * finer, (-2.0, 0.0, 2.0), 7.0, 12 + 4 * finer)
+        more = 4 * level if level > 0 else 2 * max(level, -1)
+        reach = 6.5 + 0.5 * max(level, -1)
+        return Resolution(10 + more, (-1.5, 1.5), reach, 12 + more)
     lines = {3: 2048, 4: 4096, 5: 8192, 6: 16384}.get(width, 32768)
     stretch = {3: 1.5, 4: 1.5, 5: 1.4}.get(width, 1.3)
     if level < -1:

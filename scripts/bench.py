@@ -1,0 +1,57 @@
+"""Run every benchmark: one table of what each costs beside a plain way and a lower bound.
+
+    python scripts/bench.py --markdown
+
+Times are medians over interleaved rounds; ratios are taken within a round, and shown with their
+quartiles. On a machine that is also busy otherwise, set OMP_NUM_THREADS=1: where threads have to
+wait for each other, small operations, of which the plain ways are made, take many times as long.
+How a benchmark is written: `benchmark.py`. Each can be run by itself, with more options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import bench_ensemble
+import bench_estimate
+import bench_reduced
+import bench_solver
+import bench_tracking
+import bench_writing
+import benchmark
+from benchmark import Row, main
+from rich.console import Console
+from rich.progress import track
+
+BENCHMARKS = (
+    bench_tracking, bench_writing, bench_ensemble, bench_reduced, bench_estimate, bench_solver
+)  # fmt: skip
+
+
+@dataclass
+class Options(benchmark.Options):
+    """How much to measure."""
+
+    rounds: int = 9
+    """at most: slow benchmarks have fewer of their own"""
+    device: str = "cpu"
+    """on others only the benchmarks that know devices are run"""
+    smoke: bool = False
+    """tiny sizes, to see that everything runs"""
+
+
+def measure(options: Options) -> Iterator[Row]:
+    """The rows of all benchmarks, as they come."""
+    for one in track(BENCHMARKS, console=Console(stderr=True), transient=True):
+        own = one.SMOKE if options.smoke else one.Options()
+        own = replace(own, rounds=min(own.rounds, options.rounds))
+        if hasattr(own, "device"):
+            own = replace(own, device=options.device)
+        elif options.device != "cpu":
+            continue
+        yield from one.measure(own)
+
+
+if __name__ == "__main__":
+    main(measure, Options, __doc__)

@@ -1,0 +1,178 @@
+"""How a benchmark is written, timed and shown.
+
+A benchmark is a module `scripts/bench_NAME.py` with
+
+* a docstring: what is measured, what the plain alternative and the floor are;
+* `Options`, a dataclass over `benchmark.Options`: its fields are the command line;
+* `SMOKE`, options so small that everything runs in a few seconds, for the tests;
+* `measure(options) -> list[Row]`: contenders are timed by `interleaved`, and rows made of them;
+* as last line, under `if __name__ == "__main__"`, `main(measure, Options, __doc__)`.
+
+List it in `bench.py`, which runs them all. A contender is a function without arguments that does
+its work once and returns the seconds a unit (a step, a file ...) that it took; what has to be made
+before is left out of them:
+
+    def measure(options: Options) -> list[Row]:
+        x = torch.randn(options.size, options.size)
+        contenders = {
+            "ours": lambda: timed(lambda: fast(x)),
+            "plain": lambda: timed(lambda: [slow(row) for row in x[:10]], units=10 / len(x)),
+            "floor": lambda: timed(x.clone),
+        }
+        seconds = interleaved(contenders, options.rounds)
+        return [Row("fast", "call", **seconds, note="plain: slow, row by row; floor: a copy")]
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.ticker import EngFormatter
+from rich.console import Console
+from rich.markdown import Markdown
+
+import torchlimits as tl
+from torchlimits import checks
+
+
+@dataclass(kw_only=True)
+class Options:
+    """How often to measure, and how to show it."""
+
+    rounds: int = 9
+    """interleaved; one more warms up"""
+    markdown: bool = False
+    """print a table to paste"""
+
+    def __post_init__(self) -> None:
+        checks.positive_int("rounds", self.rounds)
+
+
+@dataclass
+class Row:
+    """Seconds a unit in each round: ours, of the plain alternative, and of a lower bound."""
+
+    what: str
+    unit: str
+    """what takes these seconds: "step", "estimate" ..."""
+    ours: list[float]
+    plain: list[float] | None = None
+    floor: list[float] | None = None
+    note: str = ""
+    """what plain and floor are, errors, sizes"""
+
+    def __str__(self) -> str:
+        """A line of the table: medians, and medians and quartiles of the ratios in each round."""
+        ours, plain, floor = map(median, (self.ours, self.plain, self.floor))
+        ratios = f"{ratio(self.plain, self.ours)} | {ratio(self.ours, self.floor)}"
+        return f"| {self.what} | {ours}/{self.unit} | {plain} | {floor} | {ratios} | {self.note} |"
+
+
+HEADER = """|  | ours | plain | floor | plain / ours | ours / floor |  |
+| --- | ---: | ---: | ---: | ---: | ---: | --- |"""
+
+Chosen = TypeVar("Chosen", bound=Options)
+
+
+class Training:
+    """SGD on a problem from a random start, as a plain loop; replicas in one module."""
+
+    def __init__(
+        self, problem: tl.GaussianMixture, replicas: tuple[int, ...] = (), device: str = "cpu"
+    ) -> None:
+        self.problem, self.replicas = problem, replicas
+        self.model = problem.model(replicas=replicas, device=device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), lr=1 / problem.dim, weight_decay=problem.ridge
+        )
+
+    def steps(self, count: int) -> Iterator[int]:
+        """Take so many."""
+        for step in range(count):
+            x, y = self.problem.sample(1, replicas=self.replicas)
+            self.optimizer.zero_grad()
+            self.problem.loss(self.model(x), y).backward()
+            self.optimizer.step()
+            yield step
+
+    def timed(self, count: int) -> float:
+        """Seconds a step and replica."""
+        return timed(lambda: list(self.steps(count)), count * math.prod(self.replicas))
+
+
+def timed(work: Callable[[], object], units: float = 1.0) -> float:
+    """Seconds a unit of one call, with what it left running on a device."""
+    checks.positive("units", units, "the work of a round")
+    begin = time.perf_counter()
+    work()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - begin) / units
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+    """What each contender returned in each round; every other round runs backwards.
+
+    A first round warms up and is left out. Ratios are to be taken within a round, so that a
+    machine that is slow for a while does not enter them.
+    """
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_ in range(rounds + 1):
+        for name in list(contenders)[:: 1 if round_ % 2 else -1]:
+            found[name].append(contenders[name]())
+    return {name: seconds[1:] for name, seconds in found.items()}
+
+
+def median(seconds: list[float] | None) -> str:
+    """As "1.2 ms", or nothing."""
+    return "" if seconds is None else EngFormatter("s", places=1)(float(np.median(seconds)))
+
+
+def ratio(above: list[float] | None, below: list[float] | None) -> str:
+    """Median and quartiles of the ratios of each round, to three digits, or nothing."""
+    if above is None or below is None:
+        return ""
+    low, middle, high = np.quantile(np.divide(above, below), [0.25, 0.5, 0.75])
+    digits = max(0, 2 - math.floor(math.log10(middle)))
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def machine(device: str) -> str:
+    """What the figures hold for: CPU, cores, threads, torch, device."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = names[0] if names else platform.processor()
+    where = device if device == "cpu" else torch.cuda.get_device_name(device)
+    threads = f"{os.cpu_count()} cores, OMP threads: {torch.get_num_threads()}"
+    return f"{cpu}, {threads}, torch {torch.__version__}, device: {where}"
+
+
+def main(
+    measure: Callable[[Chosen], Iterable[Row]], options: type[Chosen], description: str | None
+) -> None:
+    """The command line of a benchmark: measure, and print the machine and the table."""
+    try:
+        chosen = tyro.cli(options, description=description)
+        device = str(checks.device(getattr(chosen, "device", "cpu")))
+        lines = itertools.chain([machine(device), "", HEADER], map(str, measure(chosen)))
+        if chosen.markdown:
+            for line in lines:
+                print(line, flush=True)
+        else:
+            Console().print(Markdown("\n".join(lines)))
+    except (ValueError, OSError, RuntimeError) as error:
+        raise SystemExit(f"error: {error}") from None
