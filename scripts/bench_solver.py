@@ -63,13 +63,11 @@ def by_scipy(
     def right_hand_side(t: float, u: np.ndarray) -> np.ndarray:
         return dynamics(t, torch.from_numpy(u)).numpy()
 
-    # more would only slow down operations as small as these
+    options = {"method": method, "rtol": rtol, "atol": atol}
+    # more threads would only slow down operations as small as these
     with threads(1):
         ends = [
-            solve_ivp(right_hand_side, (0.0, time), u.numpy(), method, rtol=rtol, atol=atol).y[
-                :, -1
-            ]
-            for u in u0
+            solve_ivp(right_hand_side, (0.0, time), one.numpy(), **options).y[:, -1] for one in u0
         ]
     return torch.from_numpy(np.stack(ends))
 
