@@ -16,7 +16,7 @@ from torchlimits.streams import threads
 RightHandSide = Callable[[Tensor, Tensor], Tensor]
 
 #: starts that share their steps, at most
-GROUP = 256
+GROUP = 512
 #: evaluations after which a group is divided into those that limit its steps and the others
 _PATIENCE = 1000
 
@@ -71,6 +71,8 @@ def integrate(
 
 
 def _side_by_side(solver: _Solver, rows: Tensor, groups: tuple[Tensor, ...]) -> list[Tensor]:
+    # glibc asks the system for memory at every operation until it has seen so much freed at once
+    torch.empty(31 * 2**20, dtype=torch.uint8)
     workers = min(len(groups), torch.get_num_threads())
     if workers == 1 or rows.device.type != "cpu":
         return [solver.solve(rows, group) for group in groups]
