@@ -29,6 +29,11 @@ settings.register_profile(
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # the cores are taken by the other workers
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:

@@ -29,6 +29,13 @@ class Basins:
             the component of fixed points, `FixedPointComponent.classes`.
         final: the statistics at the end, ``(..., k)``, float64.
         times: the limit time at the end, ``(...)``.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.GaussianMixture.binary(dim=1000, snr=100.0, ridge=0.1)
+        >>> u0 = problem.starts(3, generator=torch.Generator().manual_seed(0))
+        >>> tl.basins(problem.dynamics(step_size=1.0, level=-1), u0)
+        Basins(3 starts, 3 with a mean for every neuron)
     """
 
     classes: Int[Tensor, "*batch K"]

@@ -182,17 +182,26 @@ class MixtureODE(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
             cosine: of the largest angle.
 
+        Raises:
+            ValueError, TypeError: if u is not what the statistics' tensor is.
+
         Example:
             >>> import torch, torchlimits as tl
             >>> dynamics = tl.GaussianMixture.binary(dim=100, snr=10.0).dynamics(step_size=1.0)
             >>> dynamics.classes(torch.tensor([0.0, 0.0, 2.0, -2.0, 0.1, 0.0, 9.0]))
             tensor([ 0, -1])
         """
-        overlap, nearest = self._along_means(self.split(u)[1]).max(-1)
+        overlap, nearest = self._along_means(self.split(self._checked(u))[1]).max(-1)
         return torch.where(overlap > cosine * self.lengths(u), nearest, -1)
 
     def lengths(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch K"]:
         r"""Of the neurons, :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}`, shape ``(..., K)``.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+
+        Raises:
+            ValueError, TypeError: if u is not what the statistics' tensor is.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -200,7 +209,7 @@ class MixtureODE(EffectiveDynamics):
             >>> dynamics.lengths(torch.tensor([0.0, 0.0, 2.0, -4.0, 0.0, 0.0, 9.0]))
             tensor([2., 5.])
         """
-        _, m, R = self.split(u)
+        _, m, R = self.split(self._checked(u))
         return (m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
 
     @property
