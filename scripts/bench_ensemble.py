@@ -3,8 +3,10 @@
     python scripts/bench_ensemble.py
 
 XOR mixture, batch 1, float32, all statistics every few steps; seconds are of one step of one run.
-Plain is a loop that trains one run at a time, and then one that trains all as replicas; neither
-records. The floor draws as many normals as the data have, by torch.randn on one thread.
+`tl.train` is timed with its start and end, as it is and with ``compiled=True`` (for the first time
+in the round that warms up). Plain is a loop that trains one run at a time, and then one that trains
+all as replicas; neither records. The floor draws as many normals as the data have, in place, on one
+thread.
 """
 
 from __future__ import annotations
@@ -27,56 +29,65 @@ class Options(benchmark.Options):
     dims: tuple[int, ...] = (250, 1000)
     width: int = 4
     every: int = 10
-    steps: int = 2000
-    """of tl.train in one round; the others take a tenth"""
+    rounds: int = 5
+    numbers: int = 5_000_000
+    """drawn for a run of tl.train in one round: N a step; the others take a tenth of the steps"""
     device: str = "cpu"
 
 
-SMOKE = Options(runs=3, dims=(20,), steps=20, rounds=2)
+SMOKE = Options(runs=3, dims=(20,), numbers=400, rounds=1)
 
 
-def runner(problem: tl.GaussianMixture, options: Options) -> float:
+def runner(problem: tl.GaussianMixture, steps: int, compiled: bool, options: Options) -> float:
     """`tl.train`, start and end included."""
-    settings = {"runs": options.runs, "every": options.every, "device": options.device}
-    time = options.steps / problem.dim
 
     def train() -> None:
-        tl.train(problem, step_size=1.0, time=time, progress=False, **settings)
+        tl.train(
+            problem, step_size=1.0, time=steps / problem.dim, progress=False, compiled=compiled,
+            runs=options.runs, every=options.every, device=options.device,
+        )  # fmt: skip
 
-    return timed(train, options.steps * options.runs)
+    return timed(train, steps * options.runs)
 
 
 def normals(dim: int, count: int, options: Options) -> float:
     """Those of the data alone."""
+    numbers = torch.empty(options.runs, dim, device=options.device)
 
     def draw() -> None:
         for _ in range(count):
-            torch.randn(options.runs, dim, device=options.device)
+            numbers.normal_()
 
     with threads(1):
         return timed(draw, count * options.runs)
 
 
 def compare(dim: int, options: Options) -> list[Row]:
-    """Two rows: beside a loop over one run at a time, and beside one over all replicas."""
+    """Beside a loop over one run at a time, and beside one over all replicas."""
     problem = tl.GaussianMixture.xor(dim, options.width, snr=4.0, ridge=0.05)
-    count = max(1, options.steps // 10)
+    steps = options.numbers // dim
+    count = max(1, steps // 10)
 
     def loop(replicas: tuple[int, ...]) -> float:
         return Training(problem, replicas, options.device).timed(count)
 
     contenders = {
-        "ours": lambda: runner(problem, options),
+        "": lambda: runner(problem, steps, False, options),
         "floor": lambda: normals(dim, count, options),
         "run by run": lambda: loop(()),
         "replicas in one loop": lambda: loop((options.runs,)),
     }
+    if options.device == "cpu":
+        contenders[", compiled"] = lambda: runner(problem, steps, True, options)
     seconds = interleaved(contenders, options.rounds)
-    what = f"`tl.train`, N = {dim}, {options.runs} runs"
     return [
-        Row(what, "replica-step", seconds["ours"], seconds[plain], seconds["floor"],
+        Row(f"`tl.train`{how}, N = {dim}, {options.runs} runs", "replica-step",
+            seconds[how], seconds[plain], seconds["floor"],
             f"plain: {plain}, nothing recorded; floor: its normals, one core")
-        for plain in ("run by run", "replicas in one loop")
+        for how, plain in (
+            ("", "run by run"), ("", "replicas in one loop"), (", compiled", "run by run")
+        )
+        if how in seconds
     ]  # fmt: skip
 
 

@@ -74,8 +74,17 @@ def test_the_ring_fits_its_bound(problem):
     ring = tl.track(model, optimizer, problem.statistics, max_bytes=5 * size + 1)._ring
     assert isinstance(ring, SnapshotRing)
     assert ring.capacity == 5
-    ring = tl.track(model, optimizer, problem.statistics, max_bytes=size - 1)._ring
-    assert isinstance(ring, EvaluatedRing)
+    tracker = tl.track(model, optimizer, problem.statistics, max_bytes=2 * size - 1)
+    assert isinstance(tracker._ring, EvaluatedRing)
+    most = 0
+    for _ in range(200):
+        optimizer.zero_grad()
+        x, y = problem.sample(1)
+        problem.loss(model(x), y).backward()
+        optimizer.step()
+        most = max(most, sum(row.nbytes for row in tracker._ring._rows))
+    assert size < most < 2 * size
+    assert len(tracker.trajectory()) == 201
 
 
 def test_only_what_the_statistics_read_is_copied(problem):

@@ -73,6 +73,9 @@ class MatrixProduct(nn.Module):
             )
         if W.shape[-2] == 1:  # one output: torch takes longer for many small products than for this
             return (x * W).sum(-1, keepdim=True)
+        if torch.compiler.is_compiling() and W.ndim == x.ndim == 3 and x.shape[-2] == 1:
+            # the compiler makes one loop of this and what follows, backward too
+            return (W * x).sum(-1).unsqueeze(-2)
         # (W X^T)^T: for one sample a replica, backward is 8 times as fast as through X W^T, and
         # matmul would spend as long on views as on the product
         product = torch.bmm(W, x.mT) if W.ndim == x.ndim == 3 else W @ x.mT

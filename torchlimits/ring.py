@@ -184,15 +184,20 @@ class GatheredRing(SnapshotRing):
 
 
 class EvaluatedRing(Ring):
-    """The statistics themselves, evaluated at every step: for models too large to be copied."""
+    """The statistics themselves, evaluated at every step: for models too large to be copied.
+
+    It is full after 1024 records, or when they have ``max_bytes``.
+    """
 
     def __init__(
         self,
         statistics: SummaryStatistics,
         parameters: OwnParameters,
         present: Mapping[str, Tensor],
+        max_bytes: int,
     ) -> None:
         super().__init__(statistics, parameters, present, capacity=1024)
+        self._max_bytes = max_bytes
         self._rows: list[Tensor] = []
         self._error: Exception | None = None
 
@@ -209,6 +214,12 @@ class EvaluatedRing(Ring):
         self.filled += 1
         return True
 
+    @property
+    def full(self) -> bool:
+        """Whether the rows are as many, or as large, as they may be."""
+        held = len(self._rows) * self._rows[-1].nbytes if self._rows else 0
+        return super().full or held >= self._max_bytes
+
     def take(self) -> tuple[Tensor, Exception | None]:
         """The stored values."""
         rows, error = self._rows, self._error
@@ -221,7 +232,7 @@ class EvaluatedRing(Ring):
 
 
 def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int) -> Ring:
-    """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if no snapshot fits."""
+    """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit."""
     before = parameters.versions()
     read = parameters.select(statistics.parameters_read(_Exact(parameters), parameters.tensors))
     changed = [name for name, version in parameters.versions().items() if version != before[name]]
@@ -239,12 +250,12 @@ def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes
     present = dict(read)
     # empty ones take no room
     size = max(sum(p.nbytes for p in present.values()), 1)
-    if size > max_bytes:
-        return EvaluatedRing(statistics, read, present)
     on_cpu = all(p.device.type == "cpu" for p in present.values())
-    wanted = max(_CACHE_BYTES // size, 1) if on_cpu else _MOST
+    capacity = min(max_bytes // size, _CACHE_BYTES // size if on_cpu else _MOST, _MOST)
+    if capacity < 2:
+        return EvaluatedRing(statistics, read, present, max_bytes)
     kind = GatheredRing if read.sharded else SnapshotRing
-    return kind(statistics, read, present, capacity=min(max_bytes // size, wanted, _MOST))
+    return kind(statistics, read, present, capacity)
 
 
 def _runs_first(rows: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 Block = TypeVar("Block")
+#: work, and its future in a pool
+_Begun = tuple[Callable[[], None], "Future[None]"]
 
 
 def generators(
@@ -80,29 +82,42 @@ def stream(
         (torch.Size([12, 5]), torch.Size([12]))
     """
 
-    groups = range(0, lanes * len(sources), lanes)
+    # each group's generator and its first replica
+    groups = list(zip(sources, range(0, lanes * len(sources), lanes), strict=True))
 
     def room() -> list[Tensor]:
         """By steps, then by replicas: what one step reads lies together."""
         like = sample(replicas=(1, 1), generator=torch.Generator())
         return [part.new_empty(length, lanes * len(sources), *part.shape[2:]) for part in like]
 
-    def drawn(into: list[Tensor], source: torch.Generator, first: int) -> None:
+    def draw(into: list[Tensor], source: torch.Generator, first: int) -> None:
         parts = sample(replicas=(length, lanes), generator=source)
         for whole, part in zip(into, parts, strict=True):
             whole[:, first : first + lanes] = part
 
-    def block(into: list[Tensor]) -> list[Tensor]:
-        list(pool.map(partial(drawn, into), sources, groups))
-        return into
+    rooms = itertools.cycle([room(), room()])
+    with ThreadPoolExecutor(workers) as pool:
 
-    # the blocks are closed before the pool, which draws them
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        closing(ahead(map(block, itertools.cycle([room(), room()])))) as blocks,
-    ):
-        for xs, ys in blocks:
-            yield from zip(xs.unbind(), ys.unbind(), strict=True)
+        def begun(into: list[Tensor]) -> list[_Begun]:
+            work = [partial(draw, into, *group) for group in groups]
+            return [(one, pool.submit(one)) for one in work]
+
+        coming = next(rooms)
+        draws = begun(coming)
+        while True:
+            _finish(draws)
+            block, coming = coming, next(rooms)
+            draws = begun(coming)
+            yield from zip(*(part.unbind() for part in block), strict=True)
+
+
+def _finish(begun: list[_Begun]) -> None:
+    """Rather than wait for work that no thread has begun, do it."""
+    for work, future in reversed(begun):
+        if future.cancel():
+            work()
+        else:
+            future.result()
 
 
 @contextmanager

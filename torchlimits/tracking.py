@@ -135,7 +135,7 @@ def track(
             exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
             recorded, which takes no time and can be memory-mapped. Without one, and with a log
             directory or a `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
-        max_bytes: bound on the ring. If not even one snapshot fits, the statistics are evaluated
+        max_bytes: bound on the ring. If not even two snapshots fit, the statistics are evaluated
             in the hook itself.
         probe: a `Probe`: estimate drift and corrector along the run, so that
             `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
@@ -558,7 +558,9 @@ def _checked_path(path: str | Path | None, sink: Any) -> Path | None:
 
 def _finite_rows(values: Tensor) -> int:
     """How many of the first rows of (..., T, k) are finite in every run."""
-    finite = values.isfinite().all(dim=-1).reshape(-1, values.shape[-2]).all(dim=0)
+    finite = values.isfinite().all(dim=-1)
+    if finite.ndim > 1:
+        finite = finite.flatten(0, -2).all(dim=0)
     return len(finite) if bool(finite.all()) else int((~finite).nonzero()[0])
 
 

@@ -1,0 +1,101 @@
+"""`train(compiled=True)`: the same numbers, and none lost where nothing can be compiled."""
+
+import inspect
+import shutil
+import warnings
+
+import pytest
+import torch
+
+import torchlimits as tl
+from torchlimits import networks, streams
+
+needs_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def as_users_have_it(monkeypatch):
+    """Without the checks of types that tests put around it, which torch.compile cannot trace."""
+    for module in (networks.TwoLayerNetwork, networks.MatrixProduct):
+        monkeypatch.setattr(module, "forward", inspect.unwrap(module.forward))
+
+
+def mixture(dim=30, **options):
+    return tl.GaussianMixture.xor(dim, width=4, snr=4.0, ridge=0.05, **options)
+
+
+def trained(problem, compiled, **options):
+    options = {"step_size": 1.0, "time": 1.0, "every": 5, "progress": False} | options
+    return tl.train(problem, compiled=compiled, **options)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "problem", [mixture(), tl.SpikedTensor(dim=40, order=3, snr=2.0)], ids=["mixture", "tensor"]
+)
+def test_compiled_steps_are_the_same_to_rounding(problem):
+    options = {"runs": 3, "momentum": 0.5, "batch_size": 2, "dtype": torch.float64}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        fast = trained(problem, True, **options)
+    plain = trained(problem, False, **options)
+    torch.testing.assert_close(fast.values, plain.values, rtol=1e-10, atol=1e-12)
+    other = trained(problem, True, **options, seed=1)
+    assert not torch.allclose(other.values, plain.values)
+
+
+@needs_compiler
+def test_a_compiled_run_does_not_depend_on_how_many_there_are():
+    """Bit for bit, as without; nor on the threads."""
+    problem = mixture(dim=101, directions="random")
+    one, some = (trained(problem, True, runs=runs) for runs in (1, 37))
+    with streams.threads(5):
+        many = trained(problem, True, runs=300)
+    assert torch.equal(one.values[0], some.values[0])
+    assert torch.equal(some.values, many.values[:37])
+
+
+@needs_compiler
+def test_many_problems_are_compiled(monkeypatch):
+    """More than torch.compile makes of one function."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        for dim in (20, 21, 22):
+            trained(mixture(dim), True, time=0.5)
+
+
+def test_without_a_compiler_there_is_a_warning(monkeypatch):
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/compiler",))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    with pytest.warns(RuntimeWarning, match=r"torch.compile failed, training goes on without"):
+        fast = trained(mixture(), True, runs=3)
+    assert torch.equal(fast.values, trained(mixture(), False, runs=3).values)
+
+
+def test_a_loss_that_cannot_be_traced():
+    class Untraceable(tl.GaussianMixture):
+        def loss(self, output, target):
+            return super().loss(output, target) * float(str(1.0 + 0 * float(output.sum()) ** 2))
+
+    problem = Untraceable(mixture().means, mixture().labels, width=4, snr=4.0)
+    with pytest.warns(RuntimeWarning, match=r"torch.compile failed, training goes on without"):
+        fast = trained(problem, True, runs=3)
+    assert torch.equal(fast.values, trained(problem, False, runs=3).values)
+
+
+def test_a_loss_that_fails_says_so_itself():
+    class Failing(tl.GaussianMixture):
+        def loss(self, output, target):
+            raise RuntimeError("no loss today")
+
+    problem = Failing(mixture().means, mixture().labels, width=4, snr=4.0)
+    with pytest.raises(RuntimeError, match=r"^no loss today$"):
+        trained(problem, True)
+
+
+def test_on_cuda_a_step_is_captured_instead():
+    with pytest.raises(ValueError, match="expected compiled=False on cuda"):
+        trained(mixture(), True, device="cuda")

@@ -1,0 +1,67 @@
+"""`compiled_gradients`: loss and gradients of a step as one compiled function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from torchlimits.recording import warn
+
+#: sets ``.grad`` of every parameter, from x and y
+Gradients = Callable[[Tensor, Tensor], None]
+
+
+def compiled_gradients(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], otherwise: Gradients
+) -> Gradients:
+    """What sets ``.grad`` to the gradients of ``loss(model(x), y)``, by `torch.compile`.
+
+    A pass through autograd costs some hundred microseconds before a number is computed. Here it is
+    taken once, by `torch.func.grad` while it is traced, and what it does is made one C++ function.
+
+    Args:
+        model: a module; its parameters have to stay where they are.
+        loss: of output and target.
+        otherwise: takes over, with a warning, where compilation fails: without a C++ compiler, or
+            where the model or the loss cannot be traced.
+    """
+    parameters = dict(model.named_parameters())
+    # the same memory without gradient
+    values = {name: p.detach() for name, p in parameters.items()}
+
+    def loss_of(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return loss(functional_call(model, values, (x,)), y)
+
+    def gradients(values: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        return torch.func.grad(loss_of)(values, x, y)
+
+    # torch.compile keeps what it made with the code, and refuses to make more than eight of one
+    gradients.__code__ = gradients.__code__.replace()
+    compiled = torch.compile(
+        gradients,
+        fullgraph=True,
+        dynamic=False,
+        # all in C++, which lets other threads, those that draw, run meanwhile
+        options={"cpp_wrapper": True},
+    )
+
+    def set_all(x: Tensor, y: Tensor) -> None:
+        for name, gradient in compiled(values, x, y).items():
+            parameters[name].grad = gradient
+
+    def first(x: Tensor, y: Tensor) -> None:
+        nonlocal chosen
+        chosen = set_all
+        try:
+            set_all(x, y)
+        except Exception as error:
+            chosen = otherwise
+            otherwise(x, y)  # if it fails too, that tells why
+            what = str(error).strip().partition("\n")[0]
+            warn(f"torch.compile failed, training goes on without: {what}")
+
+    chosen = first
+    return lambda x, y: chosen(x, y)
