@@ -4,8 +4,10 @@
     python scripts/bench_solver.py --followed 10000 --fine 200 --rounds 1
 
 * Binary, K = 2: `dynamics.solve` for all starts in one call, beside scipy's `solve_ivp` (RK45) for
-  some of them one by one, with the same right-hand side and tolerances. The errors shown are the
-  largest at the end, against `solve_ivp` (DOP853) with tolerances 1e-10.
+  some of them one by one, with the same right-hand side. The errors shown are the largest of those
+  at the end, against `solve_ivp` (DOP853) with tolerances 1e-10. At one tolerance ours are several
+  times smaller, as the steps that a group shares are short enough for all: so that they are about
+  equal, ours has twice the tolerance.
 * XOR, K = 4: `tl.basins` at level -3, until every neuron has turned to a mean. With `--fine` some
   of the starts are followed at level 0 with a tenth of the tolerance as well, a few seconds each,
   and it is said how many of them have the same classes.
@@ -35,8 +37,10 @@ class Options(benchmark.Options):
     rounds: int = 3
     starts: int = 1024
     """binary, solved in one call"""
-    looped: int = 4
+    looped: int = 12
     """of them, solved one by one by scipy"""
+    looser: float = 2.0
+    """our tolerance over scipy's"""
     followed: int = 1024
     """XOR, to their class"""
     fine: int = 0
@@ -82,15 +86,16 @@ def binary(options: Options) -> Row:
     exact = by_scipy(dynamics, some, options.time, "DOP853", 1e-10, 1e-10)
     errors = {}
 
+    def ours() -> Tensor:
+        tolerances = {"rtol": options.looser * rtol, "atol": options.looser * atol}
+        return dynamics.solve(u0, [0.0, options.time], **tolerances).final
+
     def error_of(name: str, solve: Callable[[], Tensor]) -> None:
         errors[name] = float((solve()[: options.looped] - exact).abs().max())
 
     seconds = interleaved(
         {
-            "ours": lambda: timed(
-                lambda: error_of("ours", lambda: dynamics.solve(u0, [0.0, options.time]).final),
-                options.starts,
-            ),
+            "ours": lambda: timed(lambda: error_of("ours", ours), options.starts),
             "plain": lambda: timed(
                 lambda: error_of(
                     "scipy",
