@@ -125,20 +125,33 @@ def resume(folder, rank):
     torch.save(found, folder / f"resume.{rank}.pt")
 
 
+def fussy(parameters):
+    if bool(parameters["0.weight"].isnan().any()):
+        raise ValueError("nan is no weight")
+    return parameters["0.weight"].sum()
+
+
 def diverge(folder, rank):
-    """Rank 0 finds a NaN and its loop goes on: no rank may be left waiting."""
-    model = wrapped("fsdp")
-    optimizer = sgd(model)
-    tracker = tl.track(model, optimizer, STATISTICS)
-    train(model, optimizer, rank, 2, take=2)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(torch.nan)
-    train(model, optimizer, rank, 2, take=1)
-    found = {"error": _message(tracker.flush) if rank == 0 else None}
-    train(model, optimizer, rank, 2, take=3)
-    found["step"] = tracker.step
-    torch.save(found, folder / f"diverge.{rank}.pt")
+    """Rank 0 finds a NaN, or a statistic fails, and its loop goes on: no rank may be left waiting.
+
+    With room for some rows and for no copies, the error waits for a flush.
+    """
+    for name, statistics, options in (
+        ("diverge", STATISTICS, {}),
+        ("fail", {"sum": fussy}, {"max_bytes": 300}),
+    ):
+        model = wrapped("fsdp")
+        optimizer = sgd(model)
+        tracker = tl.track(model, optimizer, statistics, **options)
+        train(model, optimizer, rank, 2, take=2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(torch.nan)
+        train(model, optimizer, rank, 2, take=3)
+        found = {"error": _message(tracker.flush) if rank == 0 else None}
+        train(model, optimizer, rank, 2, take=1)
+        found["step"] = tracker.step
+        torch.save(found, folder / f"{name}.{rank}.pt")
 
 
 def refuse(folder, rank):
@@ -303,9 +316,13 @@ def test_resuming_on_all_ranks_from_the_first_ones_state(folder):
     assert "with step and time" in second["error"]
 
 
-def test_a_failure_on_the_first_rank_leaves_nobody_waiting(folder):
-    first, second = found(folder, "diverge")
-    assert "after step 3: training diverged" in first["error"]
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("diverge", "after step 3: training diverged"), ("fail", "after step 3: statistic 'sum'")],
+)
+def test_a_failure_on_the_first_rank_leaves_nobody_waiting(folder, name, message):
+    first, second = found(folder, name)
+    assert message in first["error"]
     assert first["step"] == second["step"] == 6
 
 

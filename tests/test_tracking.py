@@ -74,6 +74,8 @@ def test_the_ring_fits_its_bound(problem):
     ring = tl.track(model, optimizer, problem.statistics, max_bytes=5 * size + 1)._ring
     assert isinstance(ring, SnapshotRing)
     assert ring.capacity == 5
+    ring = tl.track(model, optimizer, problem.statistics, max_bytes=size - 1)._ring
+    assert isinstance(ring, EvaluatedRing)
     tracker = tl.track(model, optimizer, problem.statistics, max_bytes=2 * size - 1)
     assert isinstance(tracker._ring, EvaluatedRing)
     most = 0

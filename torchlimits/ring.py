@@ -211,6 +211,8 @@ class EvaluatedRing(Ring):
                     self._rows.append(self._row(dict(_Exact(self.parameters))))
             except (TypeError, ValueError) as error:  # of this record and no later one
                 self._error = error
+        else:
+            self.gather()  # other processes wait for this one
         self.filled += 1
         return True
 

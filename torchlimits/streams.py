@@ -15,7 +15,7 @@ from torch import Tensor
 
 Block = TypeVar("Block")
 #: work, and its future in a pool
-_Begun = tuple[Callable[[], None], "Future[None]"]
+_Begun = tuple[Callable[[], None], Future[None]]
 
 
 def generators(
@@ -72,7 +72,7 @@ def stream(
         sources: one generator a group.
         lanes: replicas in a group.
         length: steps that are drawn at once.
-        workers: threads that share the groups.
+        workers: threads that share the groups; where they are late, this one helps.
 
     Example:
         >>> def sample(replicas, generator):

@@ -558,9 +558,7 @@ def _checked_path(path: str | Path | None, sink: Any) -> Path | None:
 
 def _finite_rows(values: Tensor) -> int:
     """How many of the first rows of (..., T, k) are finite in every run."""
-    finite = values.isfinite().all(dim=-1)
-    if finite.ndim > 1:
-        finite = finite.flatten(0, -2).all(dim=0)
+    finite = values.isfinite().movedim(-2, 0).flatten(1).all(dim=-1)
     return len(finite) if bool(finite.all()) else int((~finite).nonzero()[0])
 
 

@@ -156,7 +156,7 @@ class MixtureODE(EffectiveDynamics):
     def _error_at(self, u: Tensor) -> Tensor:
         """-f + g is of degree 1 in a neuron's length for its v and m, and of degree 2 for R."""
         v, m, R = self.split(u)
-        length = (v.square() + m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
+        length = (v.square() + _squared_lengths(m, R)).sqrt()
         products = length[..., :, None] * length[..., None, :]
         return self.error * self.join(length, length[..., None].expand_as(m), products)
 
@@ -210,7 +210,7 @@ class MixtureODE(EffectiveDynamics):
             tensor([2., 5.])
         """
         _, m, R = self.split(self._checked(u))
-        return (m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)).sqrt()
+        return _squared_lengths(m, R).sqrt()
 
     @property
     def _idle_length(self) -> float:
@@ -218,7 +218,7 @@ class MixtureODE(EffectiveDynamics):
 
     def _idle(self, m: Tensor, R: Tensor) -> Tensor:
         """Which neurons count as 0, (..., K)."""
-        return m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1) < self._idle_length**2
+        return _squared_lengths(m, R) < self._idle_length**2
 
     def describe(self) -> dict[str, Any]:
         """Parameters of the prediction."""
@@ -455,3 +455,8 @@ def _moves(
     flat = dm.flatten(-2)
     zero = torch.zeros_like(dR[..., 0])
     return torch.cat([zero, flat, dR[..., i, j]], dim=-1)
+
+
+def _squared_lengths(m: Tensor, R: Tensor) -> Tensor:
+    r""":math:`\|W_i\|^2`, (..., K)."""
+    return m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
