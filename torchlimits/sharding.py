@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -45,7 +46,18 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     try:
         yield distributed.group.WORLD
     finally:
-        distributed.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Close the process group, and leave its threads the time to let go of their last tensors.
+
+    A thread of gloo's does that a moment after a collective has returned, needs the interpreter
+    for it, and aborts the process where that has ended meanwhile
+    (https://github.com/pytorch/pytorch/pull/179291). It outlives the group, and cannot be joined.
+    """
+    distributed.destroy_process_group()
+    time.sleep(0.2)
 
 
 class Work(Protocol):
@@ -109,7 +121,7 @@ def _in_group(work: Work, meeting: str, count: int, rank: int) -> Trajectory:
     try:
         return work(group=distributed.group.WORLD)
     finally:
-        distributed.destroy_process_group()
+        _leave()
 
 
 def _follow(
