@@ -37,14 +37,18 @@ def replayed(
     # captures need a stream of their own, and what was done on it before to be finished
     stream = torch.cuda.Stream(generator.device)
     stream.wait_stream(torch.cuda.current_stream(generator.device))
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            step()
-            tracker.stepped()
-            yield
-        with torch.cuda.graph(graph, stream=stream):
-            step()
-        while True:
-            graph.replay()
-            tracker.stepped()
-            yield
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                step()
+                tracker.stepped()
+                yield
+            with torch.cuda.graph(graph, stream=stream):
+                step()
+            while True:
+                graph.replay()
+                tracker.stepped()
+                yield
+    finally:
+        # a last flush comes on the caller's stream, which would not wait for this one by itself
+        torch.cuda.current_stream(generator.device).wait_stream(stream)
