@@ -9,8 +9,8 @@
   times smaller, as the steps that a group shares are short enough for all: so that they are about
   equal, ours has twice the tolerance.
 * XOR, K = 4: `tl.basins` at level -3, until every neuron has turned to a mean. With `--fine` some
-  of the starts are followed at level 0 with a tenth of the tolerance as well, a few seconds each,
-  and it is said how many of them have the same classes.
+  of the starts are followed at level 0 with a third of the tolerance as well, a few seconds each,
+  and it is said how many of them, and of their neurons, have the same classes.
 """
 
 from __future__ import annotations
@@ -129,8 +129,11 @@ def xor(options: Options) -> Row:
             problem.dynamics(step_size=1.0, level=options.level), u0[: options.fine],
             time=options.longest, rtol=1e-3,
         )  # fmt: skip
-        same = (fine.classes == found[0].classes[: options.fine]).all(-1)
-        note += f"; {int(same.sum())} of {options.fine} as by level {options.level}"
+        same = fine.classes == found[0].classes[: options.fine]
+        note += (
+            f"; {int(same.all(-1).sum())} of {options.fine} as by level {options.level}, "
+            f"{int(same.sum())} of {same.numel()} neurons"
+        )
     return Row(f"`tl.basins`, XOR, K = 4, {options.followed:,} starts", "start", seconds, note=note)
 
 

@@ -52,7 +52,7 @@ def basins(
     u0: Float[Tensor, "*batch k"],
     *,
     time: float = 100.0,
-    rtol: float = 1e-2,
+    rtol: float = 3e-3,
 ) -> Basins:
     r"""Follow starts until every neuron has turned to one of the means or died out.
 
