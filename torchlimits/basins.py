@@ -60,9 +60,10 @@ def basins(
     its length :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}` is less than 1 % of the longest one's.
 
     For thousands of starts take dynamics of a coarse level (``problem.dynamics(level=-3)`` for
-    K > 2), and leave the tolerance: a start goes one way or another by instabilities, which
-    grow from differences that symmetric quadrature keeps; where it leads is not sensitive to how
-    the way is rounded. Starts that have arrived are no longer followed.
+    K > 2), and leave the tolerance: a larger one saves nothing, as stability limits the steps. A
+    start goes one way or another by instabilities, which grow from differences that symmetric
+    quadrature keeps; only starts on an edge, two in a thousand, go elsewhere than with a fine level
+    and a smaller tolerance. Starts that have arrived are no longer followed.
 
     Args:
         dynamics: of a `GaussianMixture`.
