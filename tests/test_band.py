@@ -8,6 +8,8 @@ import torchdiffeq
 from real_sgd import copies, train
 
 import torchlimits as tl
+from torchlimits.band import fluctuations
+from torchlimits.solver import integrate
 
 RUNS = 4000
 
@@ -235,3 +237,20 @@ def test_bad_input():
     with pytest.raises(NotImplementedError, match="diffusion matrix of Unknown"):
         unknown.solve(torch.ones(1), [0.0, 1.0], band=True)
     assert dynamics.solve(u0, [0.0], band=True).std.tolist() == [[0.0, 0.0]]
+
+
+def test_another_default_device_changes_nothing():
+    problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
+    dynamics, u0 = problem.dynamics(step_size=1.0), mixture_start(problem, [1.0, -1.0])
+    times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+
+    def numbers():
+        solve = partial(integrate, dynamics, u0, rtol=1e-4, atol=1e-5)
+        band = fluctuations(dynamics, solve, times, dynamics._covariance_at_start(None))
+        noise = dynamics.langevin()
+        return [*band, noise.centre, noise.scale]
+
+    expected = numbers()
+    with torch.device("meta"):
+        found = numbers()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

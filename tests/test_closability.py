@@ -5,6 +5,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import power_law
+from torchlimits.localizability import _moments
 from torchlimits.statistics import overlaps, second_layer, squared_lengths
 
 DIMS = [100, 200, 400, 800]
@@ -246,3 +247,13 @@ def test_wrong_triples():
     report = tl.closability(mixture, [20, 40], samples=64, points=1, remainders=3)
     with pytest.raises(ValueError, match="expected one of"):
         report["drift"]
+
+
+def test_autocast_does_not_enter_moments():
+    triple = mixture(50)
+    parameters = {n: p.detach() for n, p in triple.model.named_parameters()}
+    found = []
+    for on in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            found.append(_moments(triple, parameters, samples=256, seed=0))
+    assert found[0] == found[1]

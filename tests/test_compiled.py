@@ -94,8 +94,3 @@ def test_a_loss_that_fails_says_so_itself():
     problem = Failing(mixture().means, mixture().labels, width=4, snr=4.0)
     with pytest.raises(RuntimeError, match=r"^no loss today$"):
         trained(problem, True)
-
-
-def test_on_cuda_a_step_is_captured_instead():
-    with pytest.raises(ValueError, match="expected compiled=False on cuda"):
-        trained(mixture(), True, device="cuda")

@@ -406,6 +406,51 @@ def test_models_that_vmap_cannot_take():
         check(of_layer(Linear(), loss=loss), 40)
 
 
+class Full:
+    """A loss that finds no memory, so often, and is the squared error then."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def __call__(self, output, target):
+        self.times -= 1
+        if self.times >= 0:
+            raise torch.OutOfMemoryError("no room")
+        return F.mse_loss(output, target)
+
+
+@pytest.mark.parametrize("ready_made", [True, False])
+def test_no_room_is_no_property_of_the_model(ready_made):
+    """It is told as what it is, and later estimates go the fast way still."""
+    case = of_layer(Linear(), loss=Full(1))
+    functions = {"R": gram("layer.weight")} if ready_made else {"R": lambda p: p["layer.weight"][0]}
+    estimator = Estimator(case.model, case.loss, Served(case.data), SummaryStatistics(functions))
+    parameters = dict(case.model.named_parameters())
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        estimator(parameters, step_size=DELTA, samples=40)
+    estimator.sampler = Served(case.data)
+    estimator(parameters, step_size=DELTA, samples=40)
+    assert estimator.gradients.structured is ready_made
+    assert estimator.gradients._vectorised
+
+
+def test_autocast_does_not_enter():
+    """Rounded to bfloat16, outer products would be taken for none."""
+    case = of_layer(Linear().float(), loss=F.mse_loss)
+    data, found = tuple(x.float() for x in case.data), []
+    for on in (False, True):
+        estimator = Estimator(
+            case.model, case.loss, Served(data), SummaryStatistics({"R": gram("layer.weight")})
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            found.append(
+                estimator(dict(case.model.named_parameters()), step_size=DELTA, samples=40)
+            )
+        assert estimator.gradients.structured
+    assert torch.equal(found[0].drift.value, found[1].drift.value)
+    assert torch.equal(found[0].corrector.value, found[1].corrector.value)
+
+
 # --- pieces, precision ----------------------------------------------------------------------------
 
 
@@ -609,6 +654,15 @@ def test_the_same_seed_gives_the_same_results():
         assert torch.equal(a.value, b.value)
         assert torch.equal(a.standard_error, b.standard_error)
         assert not torch.equal(a.value, c.value)
+
+
+def test_a_model_on_the_cpu_starts_no_cuda(monkeypatch):
+    """Its random numbers are no business of other devices'."""
+    model = noisy_network()
+    for name in ("manual_seed_all", "get_rng_state", "set_rng_state", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, None)
+    a, b = (of_noise(model, 1).drift.value for _ in range(2))
+    assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("ready_made", [True, False])

@@ -338,3 +338,16 @@ def test_jacobian_of_the_whole_chain(gram):
     )
     for transform in (torch.func.jacrev, torch.func.jacfwd):
         assert float((transform(drift)(u) - expected).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 9])
+def test_another_default_device_changes_nothing(width):
+    """Lattices too, which are kept."""
+    inputs = draw(3, width, seed=0)
+    level = -3 if width == 9 else 0
+    expected = relu_moments(*inputs, level=level)
+    for kept in (quadrature._lattice, quadrature._directions, quadrature._regions):
+        kept.cache_clear()
+    with torch.device("meta"):
+        found = relu_moments(*inputs, level=level)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

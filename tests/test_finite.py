@@ -1,5 +1,6 @@
 """The exact reduced chain against real SGD in the full space: two samples of one law?"""
 
+import threading
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ from real_sgd import copies, train
 from scipy import stats
 
 import torchlimits as tl
+from torchlimits import streams
 from torchlimits.finite import Frame
 
 RUNS = 4000
@@ -264,3 +266,15 @@ def test_langevin_dynamics_escape_a_saddle_like_the_exact_chain():
     large = spiked(dim=4000, order=2, snr=2.0, ridge=0.0).dynamics(step_size=1.0).langevin()
     later = large.solve(u0, exact.times, paths=2000, generator=generator)
     assert stats.ks_2samp(times[0], escape_times(later, 0.5).numpy()).pvalue < 1e-3
+
+
+def test_only_on_the_cpu_blocks_are_made_by_another_thread():
+    """Elsewhere the order of work is that of the thread that asks for it."""
+
+    def blocks():
+        for _ in range(3):
+            yield threading.get_ident()
+
+    own = threading.get_ident()
+    assert own not in list(streams.ahead(blocks(), torch.device("cpu")))
+    assert list(streams.ahead(blocks(), torch.device("cuda"))) == [own] * 3

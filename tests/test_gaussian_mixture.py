@@ -77,6 +77,31 @@ def test_data_follow_the_model():
     assert problem.sample(1)[0].dtype == torch.float32
 
 
+def drawn(problem):
+    problem.starts(300)
+
+
+def trained(problem):
+    tl.train(problem, step_size=1.0, time=0.5, progress=False)
+
+
+@pytest.mark.parametrize("passing", [drawn, trained])
+@pytest.mark.parametrize("other", [None, torch.bfloat16])
+def test_data_do_not_follow_models_made_in_passing(passing, other):
+    """Those of starts and train: the data of a model made before are its own still."""
+    problem = tl.GaussianMixture.binary(dim=10, snr=1.0)
+    older = None if other is None else problem.model(dtype=other)
+    model = problem.model(dtype=torch.float64)
+    passing(problem)
+    x, y = problem.sample(1)
+    assert x.dtype == y.dtype == torch.float64
+    problem.loss(model(x), y).backward()
+    del model
+    assert problem.sample(1)[0].dtype == (other or torch.float32)
+    del older
+    assert problem.sample(1)[0].dtype == torch.float32
+
+
 def test_means_of_ones_own():
     e = torch.linalg.qr(torch.randn(20, 3, dtype=torch.float64)).Q.T
     means = torch.stack([e[0], e[1], -e[1], e[0] + 2 * e[2]])

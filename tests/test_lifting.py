@@ -193,3 +193,16 @@ def test_bad_input(change, error, message):
     u = options.pop("u")
     with pytest.raises(error, match=message):
         tl.Lift(**options)(u)
+
+
+@pytest.mark.parametrize("remainder", ["random", "aligned"])
+@pytest.mark.parametrize("length", [gram, squared_lengths])
+def test_another_default_device_changes_nothing(remainder, length):
+    model = layer()
+    functions = {"m": overlaps("weight", E), "R": length("weight", E)}
+    statistics = SummaryStatistics(functions, symmetric=["R"] if length is gram else [])
+    u = statistics(dict(model.named_parameters())).detach()
+    expected = tl.Lift(model, statistics, remainder=remainder)(u)
+    with torch.device("meta"):
+        found = tl.Lift(model, statistics, remainder=remainder)(u)
+    assert all(torch.equal(found[name], x) for name, x in expected.items())

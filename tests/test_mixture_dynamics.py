@@ -208,3 +208,23 @@ def test_diffusion_where_neurons_align():
         near = R + 1e-10 * torch.eye(4)
         a, b = (dynamics.diffusion(dynamics.join(v, m, x)) for x in (R, near))
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_another_default_device_changes_nothing():
+    generator = torch.Generator().manual_seed(0)
+    problem = tl.GaussianMixture.xor(dim=30, snr=5.0, ridge=0.05, generator=generator)
+    sharp, u = problem.small_noise(), problem.starts(2, generator=generator)
+
+    def numbers():
+        dynamics, limit = problem.dynamics(step_size=1.0), sharp.dynamics(step_size=1.0)
+        component = sharp.fixed_point_components()[0]
+        return [
+            dynamics._random_starts(3, torch.Generator().manual_seed(1)),
+            dynamics(0.0, u), dynamics.diffusion(u), limit(0.0, u), limit.diffusion(u),
+            component.point(torch.Generator().manual_seed(2)), component.distance(u),
+        ]  # fmt: skip
+
+    expected = numbers()
+    with torch.device("meta"):
+        found = numbers()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -251,3 +251,41 @@ def test_the_origin_is_left():
         torch.testing.assert_close(dynamics(0.0, origin), torch.tensor([0.0, 0.7]).double())
         assert bool(dynamics.jacobian(origin[None]).isfinite().all())
         assert bool(dynamics.solve(origin, [0.0, 1.0]).values.isfinite().all())
+
+
+def copied(optimizer):
+    """By copy.copy, the parameters with their optimizer."""
+    return copy.copy(optimizer)
+
+
+def reloaded(optimizer):
+    other = tl.NormalizedSGD(optimizer.param_groups[0]["params"], lr=0.1)
+    other.load_state_dict(optimizer.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("of", [lambda optimizer: optimizer, copied, reloaded])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_grad_scaler_changes_no_step(of, fused):
+    """Fused steps of torch's unscale gradients themselves; here their scale is lost before."""
+    ends = []
+    for scale in (1.0, 1024.0):
+        x = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        optimizer = of(tl.NormalizedSGD([x], lr=0.5, fused=fused))
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale > 1)
+        scaler.scale((3 * x).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        ends.append(x.detach().clone())
+    torch.testing.assert_close(*ends)
+    torch.testing.assert_close(ends[1], torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_grad_scaler_skips_infinite_gradients(fused):
+    x = torch.nn.Parameter(torch.ones(2))
+    optimizer = tl.NormalizedSGD([x], lr=0.5, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale((x * float("inf")).sum()).backward()
+    scaler.step(optimizer)
+    assert torch.equal(x.detach(), torch.ones(2))

@@ -230,7 +230,7 @@ def folder(tmp_path_factory):
         text=True,
         timeout=120,
         # the processes find the package where this one does
-        env={**os.environ, "PYTHONPATH": str(Path(tl.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder

@@ -6,6 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import torchlimits as tl
+from torchlimits.probe import Prober, _trapezoid
 
 PROBLEM = tl.GaussianMixture.binary(dim=400, snr=1.0, ridge=0.05, dtype=torch.float64)
 
@@ -161,6 +162,46 @@ def test_a_checkpoint_continues_the_explanation():
     torch.testing.assert_close(
         tracker.explanation().residual.values, whole.explanation().residual.values
     )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"generator": "none"},
+        {"rows": [(1.0, 2.0)]},
+        {"rows": [3]},
+        {"rows": []},
+    ],
+)
+def test_damaged_checkpoints(damage):
+    model = PROBLEM.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=2 / 400)
+    tracker = tl.track(model, optimizer, PROBLEM.statistics, probe=probe_of(samples=16))
+    state = tracker.state_dict()
+    with pytest.raises(ValueError, match="damaged"):
+        tracker.load_state_dict({**state, "probe": {**state["probe"], **damage}})
+    tracker.load_state_dict(state)
+
+
+def test_no_estimate_where_parameters_are_not_finite():
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    probe = tl.Probe(
+        nn.functional.mse_loss, lambda batch, generator=None: (torch.ones(batch, 3),) * 2
+    )
+    prober = Prober(probe, model, optimizer, tl.statistics.SummaryStatistics(
+        {"norm": lambda p: p["weight"].norm()}
+    ))  # fmt: skip
+    assert prober.finite
+    model.bias.data.fill_(float("nan"))
+    assert not prober.finite
+
+
+def test_integrals_are_on_the_cpu_whatever_the_default_device(run):
+    times = run.explanation().change.times
+    expected = _trapezoid(times)
+    with torch.device("meta"):
+        assert torch.equal(_trapezoid(times), expected)
 
 
 def test_bad_probes():

@@ -308,3 +308,16 @@ def test_what_needs_a_constant_step_size():
     ):
         with pytest.raises(ValueError, match=r"constant step size for .* the schedule <lambda>"):
             call()
+
+
+def test_another_default_device_changes_nothing():
+    optimizer = sgd(lr=1.0 / N)
+    schedules = [
+        FunctionSchedule(lambda t: 1 / (1 + t)),
+        SteppedSchedule(SCHEDULERS["StepLR"](optimizer), optimizer, N),
+    ]
+    times = torch.tensor([0.0, 0.1, 0.2], dtype=torch.float64)
+    for schedule in schedules:
+        expected = schedule.steps(times, N)
+        with torch.device("meta"):
+            assert torch.equal(schedule.steps(times, N), expected)

@@ -42,7 +42,7 @@ def torchrun(folder: Path, limit_time: float) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
         # the processes find the package where this one does
-        env={**os.environ, "PYTHONPATH": str(Path(tl.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
 
 
@@ -75,6 +75,41 @@ def test_a_dead_process_ends_the_run_and_the_other_saves_what_it_has(tmp_path):
     saved = tl.Trajectory.load(tmp_path / "measured.rank0.npz")
     assert saved.runs == 32
     assert len(saved) > 1
+
+
+IN_A_PART = """
+import sys
+import torchlimits as tl
+from torch import distributed
+from torchlimits.sharding import process_group
+
+problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
+with process_group() as everybody:
+    assert distributed.get_backend(everybody) == "gloo"
+    group = distributed.new_group([1, 2])
+    if distributed.get_rank() > 0:
+        tl.train(
+            problem, step_size=1.0, time=1.0, runs=70, every=5, progress=False,
+            path=sys.argv[1], group=group,
+        )
+"""
+
+
+def test_a_group_without_the_first_process(tmp_path):
+    """Its own first process gets all the runs."""
+    script, path = tmp_path / "training.py", tmp_path / "measured.npz"
+    script.write_text(IN_A_PART)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    done = subprocess.run(
+        [*command, str(script), str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(tl.Trajectory.load(path).values, small(runs=70).values)
+    assert not list(tmp_path.glob("measured.rank*"))
 
 
 def small(**arguments):
@@ -139,7 +174,7 @@ def test_a_script_without_a_guard_is_told(tmp_path):
         "problem = tl.GaussianMixture.binary(dim=40, snr=4.0)\n"
         "tl.train(problem, step_size=1.0, time=1.0, runs=64, progress=False, processes=2)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(tl.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
     )

@@ -108,3 +108,12 @@ def test_threads_change_nothing():
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+def test_another_default_device_changes_nothing(monkeypatch):
+    monkeypatch.setattr(solver, "_PATIENCE", 50)
+    u0 = starts(8, stiff=[3])
+    expected = solver.integrate(Forced(), u0, TIMES, 1e-6, 1e-8)
+    with torch.device("meta"):
+        found = solver.integrate(Forced(), u0, TIMES, 1e-6, 1e-8)
+    assert torch.equal(found, expected)

@@ -1,11 +1,15 @@
 """Spiked tensors: both samplers, the loss, and the dynamics against real SGD."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlimits as tl
+from torchlimits.problems import spiked_tensor
 
 #: |z| of one of some 50 comparisons
 Z = 4.0
@@ -271,6 +275,149 @@ def test_a_dense_tensor_that_does_not_fit():
     problem = tl.SpikedTensor(500, 3, snr=1.0, sampler="dense")
     with pytest.raises(ValueError, match="implicit"):
         problem.sample(10_000)
+
+
+def test_memory_is_asked_for_once_a_size(monkeypatch):
+    asked = []
+
+    def free(device):
+        asked.append(device)
+        return 2**30
+
+    monkeypatch.setattr(spiked_tensor, "_free_memory", free)
+    problem = tl.SpikedTensor(5, 2, snr=1.0, sampler="dense")
+    for batch in (1, 4, 2, 4, 5):
+        problem.sample(batch)
+    assert len(asked) == 3  # 1, 4, 5
+    with pytest.raises(ValueError, match="implicit"):
+        problem.sample(10**8)
+    with pytest.raises(ValueError, match="implicit"):
+        problem.sample(10**8)
+
+
+def test_data_do_not_follow_models_made_in_passing():
+    problem = tl.SpikedTensor(5, 2, snr=1.0)
+    model = problem.model(dtype=torch.float64)
+    problem.model()
+    tl.train(problem, step_size=0.1, time=0.2, progress=False)
+    _, normal = problem.sample(1)
+    assert normal.dtype == torch.float64
+    problem.loss(model(), normal).backward()
+
+
+class NoCopies(TorchDispatchMode):
+    """Fails where a tensor is copied from one device to another, as no CUDA graph can hold."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+            source = args[0 if function.overloadpacket is torch.ops.aten._to_copy else 1]
+            assert source.device == result.device, f"{function} {source.device} {result.device}"
+        return result
+
+
+def spikes():
+    for order in (2, 3):
+        for sampler in ("implicit", "dense"):
+            for direction in ("axis", "random"):
+                yield tl.SpikedTensor(5, order, snr=1.0, sampler=sampler, direction=direction)
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        tl.GaussianMixture.binary(10, snr=2.0),
+        tl.GaussianMixture.xor(10, snr=2.0, directions="random"),
+        *spikes(),
+    ],
+    ids=repr,
+)
+def test_steps_copy_nothing_between_devices(problem):
+    """Nor do they ask for a value; after the first, which prepares what it needs."""
+    model = problem.model(replicas=(3,), device="meta")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parameters = dict(model.named_parameters())
+    statistics = problem.statistics.near(parameters)
+
+    def step():
+        x, y = problem.sample(2, replicas=(3,))
+        optimizer.zero_grad()
+        problem.loss(model(x), y).backward()
+        optimizer.step()
+        statistics(parameters)
+
+    step()
+    with NoCopies():
+        step()
+
+
+def test_copies_are_noticed():
+    """The negative control: statistics whose directions are elsewhere."""
+    problem = tl.SpikedTensor(5, 2, snr=1.0)
+    x = problem.model(device="meta").x
+    with NoCopies(), pytest.raises(ValueError, match="AssertionError: aten"):
+        problem.statistics({"x": x})
+
+
+def test_a_step_copies_no_direction():
+    """That of the model is kept by `model`, and nothing that torch.func makes on the way."""
+    problem = tl.SpikedTensor(6, 3, snr=2.0, direction="random", dtype=torch.float64)
+    model = problem.model()
+    _, normal = problem.sample(3)
+    loss = problem.loss(model.x, normal)
+    # in another dtype it is copied, and the copy forgotten
+    x, normal32 = model.x.detach().float(), normal.float()
+    torch.func.grad(problem.loss)(x, normal32)
+    assert list(problem._directions) == [(x.device, torch.float64)]
+    problem.direction = None
+    torch.testing.assert_close(problem.loss(model.x, normal), loss)
+
+
+def test_statistics_know_their_derivatives():
+    problem = tl.SpikedTensor(6, 2, snr=2.0, direction="random", dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x, centre = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    v, near = problem.direction, {"x": x.float()}
+    for name, square in (("m", torch.zeros(6, 6)), ("r2", torch.eye(6) - torch.outer(v, v))):
+        statistic, square = problem.statistics.functions[name], square.double()
+        slope = torch.func.grad(lambda y, f=statistic: f({"x": y}))(x)
+        along, bend, kick = statistic.changes({"x": x}, gradients, centre)
+        torch.testing.assert_close(along, gradients @ slope)
+        torch.testing.assert_close(statistic.along({"x": x}, gradients), along)
+        for found, h in ((bend, gradients - centre), (kick, gradients)):
+            expected = torch.einsum("bi,ij,bj->b", h, square, h)
+            torch.testing.assert_close(
+                torch.zeros(4).double() if found is None else found, expected
+            )
+        assert statistic.near(near).v.dtype == torch.float32
+        torch.testing.assert_close(statistic.near(near)(near), statistic({"x": x}).float())
+
+
+def test_problems_and_statistics_are_pickled():
+    problem = tl.SpikedTensor(6, 3, snr=2.0, direction="random")
+    x = problem.model().x.detach()
+    for copied in (pickle.loads(pickle.dumps(problem)), copy.deepcopy(problem)):
+        assert torch.equal(copied.statistics({"x": x}), problem.statistics({"x": x}))
+
+
+def test_another_default_device_changes_nothing():
+    def numbers():
+        generator = torch.Generator().manual_seed(3)
+        problem = tl.SpikedTensor(
+            6, 2, snr=2.0, direction="random", generator=generator, device="cpu"
+        )
+        x = problem.lift(torch.tensor([0.5, 1.0], device="cpu"))["x"]
+        points = problem.dynamics(step_size=1.0).fixed_points()
+        equator = problem.equator(step_size=1.0)
+        return [x, *problem.random_start(), *(p.u for p in points), equator.centre, equator.scale]
+
+    expected = numbers()
+    with torch.device("meta"):
+        found = numbers()
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_data_of_another_problem():

@@ -141,3 +141,13 @@ def test_plots_draw_lines_and_bands_into_axes():
     assert len(axes.collections) == 2
     with pytest.raises(ValueError, match="expected one of the statistics"):
         path.plot("r3")
+
+
+def test_rows_are_chosen_whatever_the_default_device(monkeypatch):
+    before = path(T=50)
+    chosen = []
+    monkeypatch.setattr(tl.Trajectory, "slice", lambda self, rows: chosen.append(rows))
+    before.thin(7)
+    with torch.device("meta"):
+        before.thin(7)
+    assert torch.equal(*chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -63,7 +63,8 @@ def fluctuations(
 
 def _grid(times: Float[Tensor, " T"]) -> Float[Tensor, " G"]:
     """The times, and others in between so that no step is long."""
-    fine = torch.linspace(float(times[0]), float(times[-1]), _STEPS + 1, dtype=times.dtype)
+    like: dict[str, Any] = {"dtype": times.dtype, "device": times.device}
+    fine = torch.linspace(float(times[0]), float(times[-1]), _STEPS + 1, **like)
     # not beside a time: solvers underflow in steps of rounding's size
     right = times[torch.searchsorted(times, fine).clamp_max(len(times) - 1)]
     left = times[(torch.searchsorted(times, fine) - 1).clamp_min(0)]
@@ -75,12 +76,12 @@ def _grid(times: Float[Tensor, " T"]) -> Float[Tensor, " G"]:
 def _nodes(grid: Float[Tensor, " G"], u: Float[Tensor, "*batch G k"]) -> Tensor:
     """Rows of the grid that are evenly spread in time and along the solutions, half each."""
     length = u.diff(dim=-2).norm(dim=-1).reshape(-1, len(grid) - 1).amax(0).cpu()
-    travelled = torch.cat([torch.zeros(1).to(length), length.cumsum(0)])
+    travelled = torch.cat([length.new_zeros(1), length.cumsum(0)])
     elapsed = (grid - grid[0]) / (grid[-1] - grid[0])
     progress = elapsed + travelled / travelled[-1].clamp_min(1e-300)
-    marks = torch.linspace(0, float(progress[-1]), _NODES, dtype=grid.dtype)
+    marks = torch.linspace(0, float(progress[-1]), _NODES, dtype=grid.dtype, device=progress.device)
     rows = torch.searchsorted(progress, marks).clamp_max(len(grid) - 1)
-    return torch.cat([torch.tensor([0]), rows, torch.tensor([len(grid) - 1])]).unique()
+    return torch.cat([rows.new_tensor([0]), rows, rows.new_tensor([len(grid) - 1])]).unique()
 
 
 def _coefficients(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import torch
 
@@ -32,23 +33,47 @@ def replayed(
             step()
             tracker.stepped()
             yield
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
     # captures need a stream of their own, and what was done on it before to be finished
     stream = torch.cuda.Stream(generator.device)
-    stream.wait_stream(torch.cuda.current_stream(generator.device))
+    for _ in range(_WARM_UP):
+        with _on(stream):
+            step()
+        tracker.stepped()
+        yield
+    graph = _captured(step, generator, stream)
+    while True:
+        graph.replay()
+        tracker.stepped()
+        yield
+
+
+def _captured(
+    step: Callable[[], None], generator: torch.Generator, stream: torch.cuda.Stream
+) -> torch.cuda.CUDAGraph:
+    # on the generator's device, where the graph's own state of it is kept
+    with _on(stream):
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        try:
+            # other threads of the program may use the device meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                step()
+        except RuntimeError as error:
+            raise RuntimeError(
+                "expected sample, model and loss that neither wait for the device (.item(), "
+                "bool(tensor)) nor copy from the host (constant.to(device)), as a step is captured "
+                f"as a CUDA graph, got: {error}; keep constants on the device of the model"
+            ) from error
+    return graph
+
+
+@contextmanager
+def _on(stream: torch.cuda.Stream) -> Generator[None]:
+    """This stream after the caller's present work, and the caller's after it."""
+    callers = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(callers)
     try:
         with torch.cuda.stream(stream):
-            for _ in range(_WARM_UP):
-                step()
-                tracker.stepped()
-                yield
-            with torch.cuda.graph(graph, stream=stream):
-                step()
-            while True:
-                graph.replay()
-                tracker.stepped()
-                yield
+            yield
     finally:
-        # a last flush comes on the caller's stream, which would not wait for this one by itself
-        torch.cuda.current_stream(generator.device).wait_stream(stream)
+        callers.wait_stream(stream)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,8 @@ def positive_int(name: str, value: int) -> int:
 def float64(name: str, value: object) -> Tensor:
     """A float64 tensor on the CPU made from a tensor, array or nested list, or TypeError."""
     try:
-        tensor = torch.as_tensor(value).detach()
+        # neither the default device nor the digits of the default dtype are what was given
+        tensor = value.detach() if isinstance(value, Tensor) else _on_cpu(value)
         if not tensor.is_complex():
             return tensor.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -46,6 +48,12 @@ def float64(name: str, value: object) -> Tensor:
             f"expected {name} as a tensor or numbers in lists, got {value!r}: {error}"
         ) from error
     raise TypeError(f"expected {name} as real numbers, got {tensor.dtype}: take .real or .abs()")
+
+
+def _on_cpu(value: object) -> Tensor:
+    if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
+        return torch.as_tensor(np.asarray(value), device="cpu")
+    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
 
 
 def names(values: Iterable[object]) -> list[str]:

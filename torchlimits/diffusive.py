@@ -246,7 +246,7 @@ class LinearDiffusion(DiffusiveDynamics):
         Raises:
             ValueError: if it does not settle: A has an eigenvalue of real part >= 0.
         """
-        values = torch.linalg.eigvals(self.jacobian).real
+        values = torch.linalg.eigvals(self.jacobian.cpu()).real
         if not float(values.max()) < -1e-9 * max(1.0, float(values.abs().max())):
             raise ValueError(
                 "expected a stable fixed point, got one whose Jacobian has an eigenvalue of real "

@@ -295,7 +295,7 @@ class EffectiveDynamics(nn.Module, ABC):
 
     def _cell(self, u: Float[Tensor, " k"]) -> Tensor:
         """Labels of the part of space that u is in; components of fixed points end at borders."""
-        return torch.zeros(1)
+        return u.new_zeros(1)
 
     def _lasting(self, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
         """False at zeros of -f + g that any perturbation leaves: it is not Lipschitz there."""
@@ -438,7 +438,7 @@ class EffectiveDynamics(nn.Module, ABC):
     def _covariance_at_start(self, given: Tensor | None) -> Tensor:
         k = len(self.names)
         if given is None:
-            return torch.zeros(k, k, dtype=torch.float64)
+            return torch.zeros(k, k, dtype=torch.float64, device="cpu")
         if not isinstance(given, Tensor) or given.shape[-2:] != (k, k):
             what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise ValueError(f"expected initial_covariance of shape (..., {k}, {k}), got {what}")

@@ -190,11 +190,13 @@ class EmpiricalDynamics(EffectiveDynamics):
         """
         u = self._checked(u).detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
-        moves = h * torch.eye(u.shape[-1]).to(u)
+        moves = h * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
         # as far as there are parameters: beyond R >= 0 there are none
         ahead, behind = self._project(u[:, None] + moves), self._project(u[:, None] - moves)
         rise = self(t, ahead) - self(t, behind)
-        return torch.linalg.lstsq(ahead - behind, rise).solution.mT
+        # on the CPU, whose driver does not take the rank for full: at R = 0 it is not
+        spread, rise = (ahead - behind).cpu(), rise.cpu()
+        return torch.linalg.lstsq(spread, rise).solution.mT.to(u)
 
     def _project(self, u: Tensor) -> Tensor:
         """The statistics of the lift."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchlimits import checks, streams
 from torchlimits.captured import replayed
 from torchlimits.compiled import Gradients, compiled_gradients
+from torchlimits.kernel import NoKernelError, advanced, kernel_for
 from torchlimits.sharding import Shard, spawned
 from torchlimits.statistics import SummaryStatistics
 from torchlimits.tracking import Tracker, track
@@ -28,6 +29,8 @@ _LANES = 32
 _GROUP_NUMBERS = 2**19
 #: data that a replica draws at once, for as many steps as they last
 _BLOCK_NUMBERS = 2**14
+#: bytes for snapshots of the parameters
+_ROOM = 2**26
 
 
 @runtime_checkable
@@ -94,7 +97,7 @@ def train(
     start: nn.Module | None = None,
     group: Any = None,
     processes: int = 1,
-    compiled: bool = False,
+    compiled: bool | None = None,
 ) -> Trajectory:
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
 
@@ -107,9 +110,11 @@ def train(
     itself; its random numbers are then still its own, the arithmetic is the same to rounding.)
     Data are drawn ahead by other threads.
 
-    On CUDA the whole step is captured as a graph after a few steps, and replayed: the host neither
-    waits for the device nor draws. The same device, torch version, seed and number of runs give
-    the same trajectory; run r does depend on the number of runs there, and differs from the CPU's.
+    On CUDA, two-layer networks on mixtures are trained by one kernel that keeps weights and data in
+    registers for as many steps as are not recorded. In any other case the whole step is captured as
+    a graph after a few steps, and replayed. Either way the host neither waits for the device nor
+    draws. The same device, torch version, seed and number of runs give the same trajectory; run r
+    does depend on the number of runs there, and differs from the CPU's.
 
     Args:
         problem: `GaussianMixture`, or anything with its methods.
@@ -129,16 +134,19 @@ def train(
         processes: so many share the runs on the CPU, this one included: cores are used better by
             processes than by threads. They take seconds to start, import the script (whose own work
             has to be under ``if __name__ == "__main__"``) and are given the problem by pickle.
-        compiled: on the CPU, make loss and gradient one C++ function first, by `torch.compile`.
-            That takes ten to twenty seconds the first time, and saves most of what autograd spends
-            on its own account at every step, which is much for small networks. Trajectories are
-            the same to rounding. Without a C++ compiler there is a warning, and no difference.
+        compiled: on the CPU, True makes loss and gradient one C++ function first, by
+            `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
+            autograd spends on its own account at every step, which is much for small networks.
+            Trajectories are the same to rounding. Without a C++ compiler there is a warning, and no
+            difference. On CUDA, True asks for the problem's kernel and refuses to do without,
+            False for autograd and torch.optim, captured; they agree in law. By default the kernel
+            is taken where there is one.
 
     Returns:
         The measured `Trajectory`, values ``(runs, T, k)``.
 
     Raises:
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or there is no kernel for ``compiled=True``.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
         RuntimeError: if another rank of the group is gone; what this one has is saved.
 
@@ -163,10 +171,6 @@ def train(
             logdir=logdir, path=path, start=start, compiled=compiled,
         )  # fmt: skip
         return spawned(processes, work)
-    if compiled and torch.device(device).type != "cpu":
-        raise ValueError(
-            f"expected compiled=False on {device}, got True: there a step is captured as a graph"
-        )
     every = max(1, steps // 1000) if every is None else every
     ensemble = _Ensemble(problem, batch_size, seed, checks.device(device), dtype)
     shard = Shard.of(group, runs, ensemble.lanes)
@@ -200,6 +204,7 @@ def train(
                 every=every,
                 writer=writer,
                 path=shard.part(path),
+                max_bytes=ensemble.room,
                 parameters=facts,
             ) as tracker,
             _step_counter(steps, progress and shard.first) as ticks,
@@ -232,6 +237,10 @@ class _Ensemble:
         small = _LANES * (parameters + data) <= _GROUP_NUMBERS
         self.lanes = _LANES if self.on_cpu and small else 1
         self.length = max(1, _BLOCK_NUMBERS // data)
+        #: for snapshots; on a device more of them are evaluated at once, and waited for
+        self.room = _ROOM
+        if device.type == "cuda":
+            self.room = max(_ROOM, torch.cuda.get_device_properties(device).total_memory // 64)
 
     def _numbers_of_a_step(self) -> tuple[int, int]:
         """How many parameters one replica has, and how many numbers its data."""
@@ -264,28 +273,53 @@ class _Ensemble:
     def training(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.SGD,
         tracker: Tracker,
         groups: range,
-        compiled: bool,
+        compiled: bool | None,
     ) -> Generator[None]:
         """Step after step, without end."""
-        gradients = self._gradients(model)
         if not self.on_cpu:
-            step = partial(self._fresh_step, gradients, model, optimizer)
-            return replayed(step, self._generator, tracker)
+            return self._accelerated(model, optimizer, tracker, groups, compiled)
+        gradients = self._gradients(model)
         if compiled:
             gradients = compiled_gradients(model, self.problem.loss, otherwise=gradients)
         return self._stepping(gradients, optimizer, groups)
 
-    def _fresh_step(
-        self, gradients: Gradients, model: nn.Module, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def _accelerated(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.SGD,
+        tracker: Tracker,
+        groups: range,
+        compiled: bool | None,
+    ) -> Generator[None]:
+        """By the problem's own kernel, or steps of autograd and torch.optim in a graph."""
+        if compiled is not False:
+            # one of the data's own: the device's generator, of starts, has the same cipher
+            (source,) = streams.generators(self.seed, groups[:1], purpose=1)
+            seed = int(torch.randint(2**62, (), generator=source))
+            try:
+                kernel = kernel_for(
+                    self.problem, model, optimizer, batch_size=self.batch_size, seed=seed
+                )
+            except NoKernelError:
+                if compiled:
+                    raise
+            else:
+                return advanced(kernel, tracker)
+        gradients = self._gradients(model)
         replicas = (next(model.parameters()).shape[0],)
-        gradients(
-            *self.problem.sample(self.batch_size, replicas=replicas, generator=self._generator)
-        )
-        optimizer.step()
+
+        def step() -> None:
+            gradients(
+                *self.problem.sample(self.batch_size, replicas=replicas, generator=self._generator)
+            )
+            optimizer.step()
+            # those of eager steps would lie beside the graph's
+            optimizer.zero_grad()
+
+        return replayed(step, self._generator, tracker)
 
     def _stepping(
         self, gradients: Gradients, optimizer: torch.optim.Optimizer, groups: range
@@ -339,7 +373,8 @@ def _copy_start(model: nn.Module, start: nn.Module) -> None:
         )
     with torch.no_grad():
         for name, parameter in given.items():
-            own[name].copy_(parameter)
+            # moved first: copy_ would expand it to all replicas where it is
+            own[name].copy_(parameter.to(own[name].device))
 
 
 def _live_writer(logdir: str | Path | None, steps: int) -> AbstractContextManager[Any]:

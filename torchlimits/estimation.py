@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchlimits import checks
+from torchlimits.exact import exactly
 from torchlimits.increments import Step, increments_of
 from torchlimits.per_sample import PerSampleGradients
 from torchlimits.quadratic import Gradient, OuterGradient, Quadratic, total
@@ -238,7 +239,7 @@ class Estimator:
         if not isinstance(generator, (torch.Generator, type(None))):
             raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
         parameters = {n: p.detach() for n, p in parameters.items()}
-        with torch.no_grad(), _reproducible(generator):
+        with exactly(), _reproducible(generator):
             return self._estimate(parameters, delta, samples, alpha, generator)
 
     def _estimate(
@@ -428,7 +429,15 @@ def _reproducible(generator: torch.Generator | None) -> Generator[None]:
         yield
         return
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+        return
+    # the CPU's alone: asking for CUDA's would start it, which takes time and memory
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.default_generator.set_state(before)

@@ -169,7 +169,7 @@ class ReducedChain(ABC):
             raise RuntimeError(
                 "the statistics have become infinite: the step size is too large for this start"
             )
-        recorded = torch.tensor(at)
+        recorded = torch.tensor(at, device="cpu")
         return Trajectory(
             recorded.double() * self.recursion.lr,
             recorded,

@@ -152,7 +152,8 @@ def _jacobian(
 
 def classify(dynamics: EffectiveDynamics, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
     """Eigenvalues, kind and dimension of a fixed point; see `FixedPoint`."""
-    values, vectors = torch.linalg.eig(dynamics._slopes(u))
+    # one small matrix or a few: on the CPU, for which torch always has it
+    values, vectors = torch.linalg.eig(dynamics._slopes(u).cpu())
     fastest = int(values.real.max(dim=-1).values.argmax())
     values, vectors = values[fastest], vectors[fastest]
     order = values.real.argsort(descending=True)
@@ -164,7 +165,7 @@ def classify(dynamics: EffectiveDynamics, u: Float[Tensor, " k"]) -> tuple[Tenso
     zero = values.real.abs() <= tolerance
     if not bool(zero.any()):
         return values, "stable", 0
-    leaves = _leaves(dynamics, u, vectors[:, zero].real.mT)
+    leaves = _leaves(dynamics, u, vectors[:, zero].real.mT.to(u))
     return values, "unstable" if leaves else "marginal", 0 if leaves else int(zero.sum())
 
 

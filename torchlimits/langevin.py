@@ -33,8 +33,8 @@ class LangevinDynamics(DiffusiveDynamics):
 
     def __init__(self, dynamics: EffectiveDynamics) -> None:
         k = len(dynamics.names)
-        zero, one = torch.zeros(k).double(), torch.ones(k).double()
-        super().__init__(dynamics.names, dynamics.dim, dynamics.settings, zero, one)
+        zero = torch.zeros(k, dtype=torch.float64, device="cpu")
+        super().__init__(dynamics.names, dynamics.dim, dynamics.settings, zero, zero + 1)
         self.dynamics = dynamics
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:

@@ -124,7 +124,7 @@ class Lift:
             done += size
             if name in self.statistics.symmetric:
                 K = self.values[name].shape[-1]
-                i, j = torch.triu_indices(K, K)
+                i, j = torch.triu_indices(K, K, device="cpu")
                 full = part.new_zeros(K, K)
                 full[i, j] = full[j, i] = part
                 part = full
@@ -150,7 +150,7 @@ class _Placed:
         self.gram = _of_kind(functions, Gram)
         self.lengths = _of_kind(functions, SquaredLengths)
         whole = self.gram or self.lengths
-        none = torch.zeros(0, weight.shape[1], dtype=torch.float64)
+        none = torch.zeros(0, weight.shape[1], dtype=torch.float64, device="cpu")
         spans = [f.directions.double().cpu() for f in self.overlaps.values()]
         self.directions = torch.cat([none, *spans])
         removed = None if whole is None else whole[1].perpendicular_to
@@ -168,7 +168,8 @@ class _Placed:
         self, values: Mapping[str, Tensor], remainder: Remainder, generator: torch.Generator
     ) -> Tensor:
         K = len(self.present)
-        m = torch.cat([torch.zeros(K, 0).double(), *(values[n] for n in self.overlaps)], dim=-1)
+        none = self.present.new_zeros(K, 0)
+        m = torch.cat([none, *(values[n] for n in self.overlaps)], dim=-1)
         along = m @ torch.linalg.pinv(self.directions).mT
         # angles first: the same seed then gives the same ones at every N
         root = psd_sqrt(self._gram_matrix(values, along, generator))
@@ -186,8 +187,8 @@ class _Placed:
             square = self.present.diagonal()
         # angles between neurons are open: from all parallel to nearly orthogonal
         K = len(square)
-        rank = int(torch.randint(1, K + 1, (), generator=generator))
-        rows = torch.randn(K, rank, generator=generator, dtype=torch.float64)
+        rank = int(torch.randint(1, K + 1, (), generator=generator, device="cpu"))
+        rows = torch.randn(K, rank, generator=generator, dtype=torch.float64, device="cpu")
         rows = rows / rows.norm(dim=1, keepdim=True) * square.clamp_min(0).sqrt()[:, None]
         return rows @ rows.mT
 
@@ -205,7 +206,7 @@ def _place_of(parameter: str, functions: dict[str, Quadratic], like: Tensor) -> 
 
 
 def _parameter(name: str, function: StatisticFunction) -> str:
-    if not isinstance(function, Quadratic):
+    if not isinstance(function, (Entries, SecondLayer, Overlaps, Gram, SquaredLengths)):
         raise ValueError(
             f"expected ready-made statistics (tl.statistics.entries, second_layer, overlaps, gram, "
             f"squared_lengths), got {name!r}, of which parameters are not known: give a lift of "
@@ -240,13 +241,13 @@ def _orthonormal(
             f"{basis.shape[1]} directions, got {N}"
         )
     if remainder == "random":
-        rows = torch.randn(N, count, generator=generator, dtype=torch.float64)
+        rows = torch.randn(N, count, generator=generator, dtype=torch.float64, device="cpu")
     else:
         # axes that the directions use least
-        order = torch.randperm(N, generator=generator)
+        order = torch.randperm(N, generator=generator, device="cpu")
         load = basis.square().sum(-1)[order]
         axes = order[load.argsort(stable=True)[:count]]
-        rows = torch.eye(N, dtype=torch.float64)[:, axes]
+        rows = torch.eye(N, dtype=torch.float64, device="cpu")[:, axes]
     for _ in range(2):  # twice: rounding
         rows = torch.linalg.qr(rows - basis @ (basis.mT @ rows)).Q
     return rows.mT

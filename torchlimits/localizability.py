@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from torchlimits.estimation import standard_error
+from torchlimits.exact import exactly
 from torchlimits.per_sample import PerSampleGradients
 from torchlimits.power_law import PowerLaw, Report, at_most, fit
 from torchlimits.quadratic import dense, total
@@ -237,6 +239,7 @@ def _step_exponent(at_n: Sequence[Triple]) -> float:
 # --- moments ------------------------------------------------------------------------------------
 
 
+@exactly()
 def _moments(triple: Triple, parameters: dict[str, Tensor], samples: int, seed: int) -> Moments:
     """The left sides of Definition 2.1 at one point, the largest over statistics, with errors."""
     generator = torch.Generator(device=triple.device).manual_seed(seed + 1)
@@ -310,7 +313,9 @@ def _derivative_norms(triple: Triple, parameters: dict[str, Tensor], seed: int) 
     moving = {n: parameters[n].double() for n in names}
     fixed = {n: p.double() for n, p in parameters.items() if n not in moving}
     k = len(triple.statistics(parameters))
-    generator = torch.Generator().manual_seed(seed)
+    normal: dict[str, Any] = {
+        "generator": torch.Generator().manual_seed(seed), "dtype": torch.float64, "device": "cpu",
+    }  # fmt: skip
     starts = 3
 
     def values(x: dict[str, Tensor]) -> Tensor:
@@ -332,10 +337,9 @@ def _derivative_norms(triple: Triple, parameters: dict[str, Tensor], seed: int) 
     chosen = torch.eye(k, dtype=torch.float64, device=triple.device).repeat(starts, 1)
     for order, product in ((2, second_on), (3, third_on)):
         w = {
-            n: torch.randn(len(chosen), *p.shape, generator=generator, dtype=p.dtype).to(p.device)
-            for n, p in moving.items()
+            n: torch.randn(len(chosen), *p.shape, **normal).to(p.device) for n, p in moving.items()
         }
-        norms = torch.zeros(len(chosen), dtype=torch.float64)
+        norms = chosen.new_zeros(len(chosen))
         for _ in range(_ITERATIONS):
             length = _squared_norms(w).sqrt().clamp_min(1e-300)
             w = {n: t / length.reshape(-1, *[1] * (t.ndim - 1)) for n, t in w.items()}

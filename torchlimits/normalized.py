@@ -46,8 +46,13 @@ class NormalizedSGD(torch.optim.SGD):
         tensor([-1.,  0.,  0.,  0.])
     """
 
+    #: a GradScaler has to unscale the gradients itself: here their scale is lost
+    _step_supports_amp_scaling = False
+
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any) -> None:
         super().__init__(params, lr, **options)
+        # torch sets it where fused=True
+        self._step_supports_amp_scaling = False
         for group in self.param_groups:
             if group["differentiable"]:
                 raise ValueError("expected differentiable=False, got True: the norm is not")

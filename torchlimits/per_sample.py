@@ -66,6 +66,8 @@ class PerSampleGradients:
             if not self._checked:
                 self._compare(gradients, parameters, batch)
             return gradients
+        except torch.OutOfMemoryError:
+            raise  # it says nothing of the model
         except (_NotOuterError, RuntimeError):
             self._layers = None
             return self._dense(parameters, batch)
@@ -94,6 +96,8 @@ class PerSampleGradients:
             if self._vectorised:
                 try:
                     return vmap(alone, randomness="different")(batch)
+                except torch.OutOfMemoryError:
+                    raise
                 except RuntimeError:
                     # .item(), data-dependent control flow: one sample at a time, if that works
                     self._vectorised = False
@@ -106,6 +110,8 @@ class PerSampleGradients:
             size = len(pytree.tree_leaves(batch)[0])
             samples = (pytree.tree_map(lambda x, s=s: x[s], batch) for s in range(size))
             rows = [alone(sample) for sample in samples]
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, IndexError, TypeError, NotImplementedError) as error:
             raise ValueError(
                 "expected a loss that torch.func can differentiate for a batch of one sample, got "
@@ -130,6 +136,8 @@ class PerSampleGradients:
                 total = self._total(output, y)
                 places = [seen[name][1] for name in self._layers if name in seen]
                 grads = torch.autograd.grad(total, places, materialize_grads=True)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, IndexError, TypeError, AttributeError) as error:
             raise _NotOuterError from error
         finally:

@@ -158,11 +158,32 @@ class Prober:
         self.parameters = dict(model.named_parameters())
         # refuse optimizers that the decomposition is not known for
         self._settings().check_plain("a probe")
-        device = next(iter(self.parameters.values())).device
-        self._generator = torch.Generator(device=device).manual_seed(probe.seed)
         self._steps: list[int] = []
         self._times: list[float] = []
         self._rows: list[tuple[Tensor, ...]] = []
+        self._generator = self._seeded()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def _seeded(self) -> torch.Generator:
+        # another seed than that of the probes before, if there are any
+        return torch.Generator(self._device).manual_seed(self.probe.seed + len(self._steps))
+
+    def moved(self, parameters: Mapping[str, Tensor]) -> None:
+        """Go on with the model's parameters as they are now, on their present device."""
+        self.parameters = dict(parameters)
+        if self._generator.device != self._device:
+            self._generator = self._seeded()
+
+    @property
+    def finite(self) -> bool:
+        """Whether all parameters are; each device is waited for once."""
+        found: dict[torch.device, list[Tensor]] = {}
+        for p in self.parameters.values():
+            found.setdefault(p.device, []).append(p.isfinite().all())
+        return all(bool(torch.stack(here).all()) for here in found.values())
 
     def _settings(self) -> SGDSettings:
         return SGDSettings.of(self._optimizer, dim=1, batch_size=self.probe.batch_size)
@@ -184,23 +205,21 @@ class Prober:
         q, per_batch = settings.drift_factor, settings.drift_factor**2 / settings.batch_size
         self._steps.append(step)
         self._times.append(time)
-        self._rows.append(
-            (
-                e.u,
-                q * e.drift.value,
-                per_batch * e.corrector.value,
-                q * e.drift.standard_error,
-                per_batch * e.corrector.standard_error,
-                per_batch * e.increment_covariance.value.diagonal(),
-            )
+        row = (
+            e.u,
+            q * e.drift.value,
+            per_batch * e.corrector.value,
+            q * e.drift.standard_error,
+            per_batch * e.corrector.standard_error,
+            per_batch * e.increment_covariance.value.diagonal(),
         )
+        # the model may be on another device at the next
+        self._rows.append(tuple(x.cpu() for x in row))
 
     def explanation(self) -> Explanation:
         """So far, the last probe included."""
-        times = torch.tensor(self._times, dtype=torch.float64)
-        u, f, g, f_error, g_error, noise = (
-            torch.stack(x).cpu() for x in zip(*self._rows, strict=True)
-        )
+        times = torch.tensor(self._times, dtype=torch.float64, device="cpu")
+        u, f, g, f_error, g_error, noise = map(torch.stack, zip(*self._rows, strict=True))
         weights = _trapezoid(times)
         drift, corrector = weights @ f, weights @ g
         drift_error, corrector_error = (
@@ -216,7 +235,7 @@ class Prober:
                 (drift_error.square() + corrector_error.square() + weights @ noise).sqrt(),
             ),
         }
-        steps = torch.tensor(self._steps)
+        steps = torch.tensor(self._steps, device="cpu")
         return Explanation(
             **{
                 name: Trajectory(times, steps, value, self._estimator.names, error)
@@ -236,15 +255,16 @@ class Prober:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Continue where `state_dict` was taken."""
         self._steps, self._times = list(state["steps"]), list(state["times"])  # type: ignore[call-overload]
-        self._rows = list(state["rows"])  # type: ignore[call-overload]
-        self._generator.set_state(state["generator"])  # type: ignore[arg-type]
+        # a checkpoint may have been loaded to a device with all that is in it
+        self._rows = [tuple(x.cpu() for x in row) for row in state["rows"]]  # type: ignore[attr-defined]
+        self._generator.set_state(state["generator"].cpu())  # type: ignore[attr-defined]
 
 
 def _trapezoid(times: Float[Tensor, " T"]) -> Float[Tensor, "T T"]:
     """Row j has the weights of the integral from times[0] to times[j]."""
     T = len(times)
     half = times.diff() / 2
-    weights = torch.zeros(T, T, dtype=times.dtype)
+    weights = times.new_zeros(T, T)
     for j in range(1, T):
         weights[j, :j] += half[:j]
         weights[j, 1 : j + 1] += half[:j]

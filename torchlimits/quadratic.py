@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -86,6 +86,13 @@ class Quadratic(ABC):
     @abstractmethod
     def __call__(self, parameters: Parameters) -> Tensor:
         """The value, with the parameter's leading dimensions."""
+
+    def near(self, parameters: Parameters) -> Quadratic:
+        """The same statistic, its directions on the device and in the dtype of the parameter.
+
+        Evaluated there, it copies nothing from the host, for which it would wait.
+        """
+        return self
 
     @abstractmethod
     def along(self, parameters: Parameters, gradient: Gradient) -> Tensor:
@@ -175,6 +182,10 @@ class Overlaps(Quadratic):
     parameter: str
     directions: Float[Tensor, "d N"]
 
+    def near(self, parameters: Parameters) -> Overlaps:
+        """With the directions beside the parameter."""
+        return replace(self, directions=self.directions.to(parameters[self.parameter]))
+
     def __call__(self, parameters: Parameters) -> Tensor:
         """m."""
         weight = parameters[self.parameter]
@@ -207,6 +218,12 @@ class Gram(Quadratic):
     parameter: str
     perpendicular_to: Float[Tensor, "d N"] | None = None
     degree = 2
+
+    def near(self, parameters: Parameters) -> Gram:
+        """With the directions beside the parameter."""
+        if self.perpendicular_to is None:
+            return self
+        return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))
 
     def __call__(self, parameters: Parameters) -> Tensor:
         """R."""
@@ -262,6 +279,12 @@ class SquaredLengths(Quadratic):
     parameter: str
     perpendicular_to: Float[Tensor, "d N"] | None = None
     degree = 2
+
+    def near(self, parameters: Parameters) -> SquaredLengths:
+        """With the directions beside the parameter."""
+        if self.perpendicular_to is None:
+            return self
+        return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))
 
     def __call__(self, parameters: Parameters) -> Tensor:
         """|W_i_perp|^2."""

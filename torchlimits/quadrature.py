@@ -328,7 +328,8 @@ def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:
 
 def _with_splits(kinks: Tensor, rule: Resolution) -> Tensor:
     """All borders along dimension 1, sorted: kinks, fixed splits and both ends."""
-    fixed = torch.tensor((-rule.reach, *rule.splits, rule.reach)).to(kinks)
+    ends = (-rule.reach, *rule.splits, rule.reach)
+    fixed = torch.tensor(ends, device=kinks.device).to(kinks.dtype)
     fixed = fixed.reshape(-1, *[1] * (kinks.ndim - 2)).expand(len(kinks), -1, *kinks.shape[2:])
     return torch.cat([kinks, fixed], 1).sort(dim=1).values
 
@@ -356,7 +357,9 @@ def _lattice(dim: int, size: int, stretch: float, device: torch.device) -> tuple
         )
     size = _prime_below(size)
     z = [pow(_korobov(dim, size), j, size) for j in range(dim)]
-    u = (torch.arange(size)[:, None] * torch.tensor(z) % size).double() / size
+    # on the CPU, so that all devices have the same points
+    k, z = torch.arange(size, device="cpu"), torch.tensor(z, device="cpu")
+    u = (k[:, None] * z % size).double() / size
     # centred: the point 0 maps to y = 0, and size is odd, so u = 0 never occurs
     y = stretch * torch.special.ndtri((u + 0.5) % 1)
     log_weight = -0.5 * (1 - stretch**-2) * y.square().sum(-1)

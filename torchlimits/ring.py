@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torchlimits import checks
+from torchlimits.exact import exactly
 from torchlimits.parameters import OwnParameters, whole
 from torchlimits.statistics import StatisticError, SummaryStatistics
 
@@ -39,7 +40,8 @@ class Ring(ABC):
         self.parameters = parameters
         self.capacity = capacity
         self.filled = 0
-        self.shapes = statistics.shapes_of(dict(_Exact(present)))
+        with exactly():
+            self.shapes = statistics.shapes_of(dict(_Exact(present)))
         self.names = statistics.entry_names(self.shapes)
         self._sources = list(parameters.tensors.values())
         self._kinds = [_kind(p) for p in self._sources]
@@ -87,6 +89,12 @@ class Ring(ABC):
 
         If a statistic failed or changed its shape, the records before, and the error.
         """
+
+    def _await_stores(self) -> None:
+        # the caller's stream need not be that of the steps: the loop may have had one of its own,
+        # or go on in another thread
+        for device in {p.device for p in self._sources if p.is_cuda}:
+            torch.cuda.synchronize(device)
 
     @abstractmethod
     def resume(self, records: int) -> None:
@@ -144,10 +152,13 @@ class SnapshotRing(Ring):
         """Evaluate the statistics for all snapshots at once."""
         new = slice(self._taken, self.filled)
         self.resume(self.filled)
-        with torch.no_grad():
+        self._await_stores()
+        with exactly():
             if self._vectorised:
                 try:
-                    return self._all_at_once()[..., new, :], None
+                    return self._all_at_once(new), None
+                except torch.OutOfMemoryError:
+                    pass  # one snapshot at a time this time; there may be room at the next
                 except (RuntimeError, TypeError, ValueError):
                     # .item(), data-dependent control flow, numpy: fine, one snapshot at a time;
                     # if a statistic fails, that says where
@@ -168,10 +179,10 @@ class SnapshotRing(Ring):
         buffers = zip(self.parameters, self._buffers, strict=True)
         return dict(_Exact({name: buffer[slots] for name, buffer in buffers}))
 
-    def _all_at_once(self) -> Tensor:
+    def _all_at_once(self, new: slice) -> Tensor:
         replicated = self.statistics.parameter_dims is not None
         of_all = self._row if replicated else torch.func.vmap(self._row)
-        return _runs_first(of_all(self._stored(slice(None))))
+        return _runs_first(of_all(self._stored(slice(None)))[new])
 
 
 class GatheredRing(SnapshotRing):
@@ -207,7 +218,7 @@ class EvaluatedRing(Ring):
             return False
         if self._error is None:
             try:
-                with torch.no_grad():
+                with exactly():
                     self._rows.append(self._row(dict(_Exact(self.parameters))))
             except (TypeError, ValueError) as error:  # of this record and no later one
                 self._error = error
@@ -226,6 +237,7 @@ class EvaluatedRing(Ring):
         """The stored values."""
         rows, error = self._rows, self._error
         self.resume(0)
+        self._await_stores()
         return self._stacked(rows), error
 
     def resume(self, records: int) -> None:
@@ -236,7 +248,9 @@ class EvaluatedRing(Ring):
 def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int) -> Ring:
     """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit."""
     before = parameters.versions()
-    read = parameters.select(statistics.parameters_read(_Exact(parameters), parameters.tensors))
+    with exactly():
+        names = statistics.parameters_read(_Exact(parameters), parameters.tensors)
+    read = parameters.select(names)
     changed = [name for name, version in parameters.versions().items() if version != before[name]]
     if changed:
         raise ValueError(
@@ -250,6 +264,7 @@ def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes
         )
     # gathered once, whatever the ring: processes do so together
     present = dict(read)
+    statistics = statistics.near(_Exact(present))
     # empty ones take no room
     size = max(sum(p.nbytes for p in present.values()), 1)
     on_cpu = all(p.device.type == "cpu" for p in present.values())

@@ -102,19 +102,20 @@ class FunctionSchedule(Schedule):
     def steps(self, times: Float[Tensor, " T"], dim: int) -> Int[Tensor, " T"]:
         """The integral by four Gauss-Legendre points in each of 512 panels."""
         _start(times)
-        marks = torch.linspace(0.0, max(float(times[-1]), 1e-300), _PANELS + 1, dtype=times.dtype)
+        like: dict[str, Any] = {"dtype": times.dtype, "device": times.device}
+        marks = torch.linspace(0.0, max(float(times[-1]), 1e-300), _PANELS + 1, **like)
         grid = torch.cat([times, marks]).unique()
         grid = grid[grid <= times[-1]]
-        x = torch.tensor([0.339981043584856, 0.861136311594053], dtype=times.dtype)
-        w = torch.tensor([0.652145154862546, 0.347854845137454], dtype=times.dtype) / 2
+        x = times.new_tensor([0.339981043584856, 0.861136311594053])
+        w = times.new_tensor([0.652145154862546, 0.347854845137454]) / 2
         x, w = torch.cat([-x.flip(0), x]), torch.cat([w.flip(0), w])
         middle, width = (grid[1:] + grid[:-1]) / 2, grid.diff()
         points = middle[:, None] + width[:, None] / 2 * x
         inverse = [1 / self._positive(t) for t in points.flatten().tolist()]
         for t in times.tolist():
             self._positive(t)
-        spent = (torch.tensor(inverse, dtype=times.dtype).reshape(points.shape) @ w) * width
-        total = torch.cat([torch.zeros(1, dtype=times.dtype), spent.cumsum(0)])
+        spent = (times.new_tensor(inverse).reshape(points.shape) @ w) * width
+        total = torch.cat([times.new_zeros(1), spent.cumsum(0)])
         return (dim * total[torch.searchsorted(grid, times)]).round().long()
 
     def _positive(self, t: float) -> float:
@@ -202,7 +203,7 @@ class SteppedSchedule(Schedule):
         """The steps whose ends are nearest to the times."""
         _start(times)
         self._reach(float(times[-1]))
-        ends = torch.tensor([0.0, *self._ends], dtype=times.dtype)
+        ends = times.new_tensor([0.0, *self._ends])
         right = torch.searchsorted(ends, times).clamp(1, len(ends) - 1)
         nearer = (times - ends[right - 1]) < (ends[right] - times)
         return torch.where(nearer, right - 1, right)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,16 +21,21 @@ from typing import Any, Protocol
 import torch
 from torch import distributed
 
+from torchlimits import checks
 from torchlimits.streams import threads
 from torchlimits.tracking import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
+
+#: the first process to end waits for the last; one that is gone is noticed at once
+_TIMEOUT = timedelta(days=30)
 
 
 @contextmanager
 def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     """The process group that ``torchrun`` asks for, closed at the end; None without torchrun.
 
-    Gloo on the CPU, NCCL on CUDA, where every process takes the device of its local rank.
+    Of gloo on every device: what the processes tell each other is on the CPU. On CUDA every process
+    takes the GPU of its local rank; if there are more processes than GPUs, they share them.
 
     Example:
         >>> with process_group() as group:  # not started by torchrun
@@ -39,10 +45,9 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield None
         return
-    on_cuda = torch.device(device).type == "cuda"
-    if on_cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if on_cuda else "gloo")
+    if checks.device(device).type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield distributed.group.WORLD
     finally:
@@ -117,7 +122,9 @@ def _await_start(process: Connection) -> None:
 
 
 def _in_group(work: Work, meeting: str, count: int, rank: int) -> Trajectory:
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
+    distributed.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=count, timeout=_TIMEOUT
+    )
     try:
         return work(group=distributed.group.WORLD)
     finally:
@@ -227,7 +234,9 @@ class Shard:
 
     def _exchange(self, mine: _Outcome) -> list[_Outcome]:
         parts: list[Any] | None = [None] * self.ranks if self.first else None
-        distributed.gather_object(mine, parts, group=self.group)
+        # dst counts the ranks of all processes
+        first = distributed.get_global_rank(self.group, 0)
+        distributed.gather_object(mine, parts, dst=first, group=self.group)
         return [mine] if parts is None else parts
 
     def _finished(self, parts: list[_Outcome], path: str | Path | None) -> Trajectory:

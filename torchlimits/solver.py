@@ -64,7 +64,7 @@ def integrate(
     solver = _Solver(right_hand_side, times.to(rows.device), rtol, atol, method)
     values = rows[:, None].repeat(1, len(times), 1)
     if len(times) > 1 and len(rows):
-        groups = torch.arange(len(rows)).tensor_split(-(-len(rows) // GROUP))
+        groups = torch.arange(len(rows), device="cpu").tensor_split(-(-len(rows) // GROUP))
         for group, solution in zip(groups, _side_by_side(solver, rows, groups), strict=True):
             values[group] = solution
     return values.reshape(*u0.shape[:-1], len(times), u0.shape[-1])
@@ -72,16 +72,16 @@ def integrate(
 
 def _side_by_side(solver: _Solver, rows: Tensor, groups: tuple[Tensor, ...]) -> list[Tensor]:
     # glibc asks the system for memory at every operation until it has seen so much freed at once
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
     workers = min(len(groups), torch.get_num_threads())
     if workers == 1 or rows.device.type != "cpu":
-        return [solver.solve(rows, group) for group in groups]
+        return [solver.solve(rows, group, _PATIENCE) for group in groups]
     # each with one thread for its operations
     with (
         threads(1),
         ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        return list(pool.map(lambda group: solver.solve(rows, group), groups))
+        return list(pool.map(lambda group: solver.solve(rows, group, _PATIENCE), groups))
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Solver:
     atol: float
     method: str
 
-    def solve(self, rows: Tensor, group: Tensor, patience: int | None = _PATIENCE) -> Tensor:
+    def solve(self, rows: Tensor, group: Tensor, patience: int | None) -> Tensor:
         """Values (G, T, k) from some of the starts, in parts if all together take too long."""
         attempt = _Attempt(self, rows, group, patience if len(group) > 1 else None)
         try:
@@ -119,7 +119,7 @@ class _Attempt:
     def __init__(self, solver: _Solver, rows: Tensor, group: Tensor, patience: int | None) -> None:
         self.solver, self.rows, self.group, self.patience = solver, rows, group, patience
         self.evaluations = 0
-        self.worst = torch.tensor(0)
+        self.worst = torch.tensor(0, device="cpu")
         # of each start, summed over the steps: its error over the largest
         self.share = torch.zeros(len(group), dtype=rows.dtype, device=rows.device)
 
@@ -140,11 +140,11 @@ class _Attempt:
         except (AssertionError, ValueError) as error:
             # torchdiffeq asserts that its step does not vanish; ValueError: u is not finite
             raise RuntimeError(self._failure(error)) from error
-        return torch.as_tensor(values).movedim(0, -2)
+        return torch.as_tensor(values, device=self.rows.device).movedim(0, -2)
 
     def limits(self) -> Bool[Tensor, " G"]:
-        """The starts that make the steps as short as they are."""
-        return self.share > 0.1 * self.share.max()
+        """The starts that make the steps as short as they are; on the CPU, where groups are."""
+        return (self.share > 0.1 * self.share.max()).cpu()
 
     def _derivative(self, t: Tensor, u: Tensor) -> Tensor:
         self.evaluations += 1

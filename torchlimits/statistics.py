@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
@@ -15,6 +16,7 @@ from torchlimits.quadratic import (
     Gram,
     Overlaps,
     Parameters,
+    Quadratic,
     SecondLayer,
     SquaredLengths,
 )
@@ -147,6 +149,10 @@ class SummaryStatistics:
         rows = [
             self._entries(name, value, batch) for name, value in self._evaluate(parameters).items()
         ]
+        devices = {row.device for row in rows}
+        if len(devices) > 1:  # one made on the CPU, of .item() for instance
+            device = max(devices, key=lambda device: device.type != "cpu")
+            rows = [row.to(device) for row in rows]
         return torch.cat(rows, dim=-1)
 
     def entries(self, values: Mapping[str, Tensor]) -> Float[Tensor, "B k"]:
@@ -224,6 +230,22 @@ class SummaryStatistics:
             symmetric=self.symmetric & set(names),
             parameter_dims=self.parameter_dims,
         )
+
+    def near(self, parameters: Parameters) -> SummaryStatistics:
+        """The same statistics, with all that they hold beside these parameters.
+
+        Example:
+            >>> import torch
+            >>> u = SummaryStatistics({"m": overlaps("weight", torch.eye(2, 3).double())})
+            >>> u.near({"weight": torch.zeros(1, 3)}).functions["m"].directions.dtype
+            torch.float32
+        """
+        result = copy.copy(self)
+        result.functions = {
+            name: f.near(parameters) if isinstance(f, Quadratic) else f
+            for name, f in self.functions.items()
+        }
+        return result
 
     def of_runs(self, runs: int) -> SummaryStatistics:
         """Those of the first ``runs`` replicas only, where parameters have replica dimensions."""

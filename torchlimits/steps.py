@@ -33,6 +33,8 @@ class Steps(ABC):
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
         self.every = checks.positive_int("every", every)
         self.step, self.time = 0, 0.0
+        self._rate = _Rate()
+        self._captured, self._may_capture = False, torch.cuda.is_available()
         self._model, self._optimizer = model, _unwrapped(optimizer)
         self._stands_still = False
         # other threads may look at what is recorded
@@ -67,6 +69,16 @@ class Steps(ABC):
         self._hook = self._optimizer.register_step_post_hook(hook)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._may_capture and torch.cuda.is_current_stream_capturing():
+            # nothing runs now; what were recorded here would be copied by every replay
+            if not self._captured:
+                self._captured = True
+                warn(
+                    "a step is captured as a CUDA graph, whose replays call no hooks: they are not "
+                    "recorded unless you .remove() the tracker before the capture and call "
+                    ".stepped() after each replay"
+                )
+            return
         # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
@@ -76,13 +88,14 @@ class Steps(ABC):
     def stepped(self) -> None:
         """Take note of an optimizer step; for steps that the hook does not see.
 
-        A replayed CUDA graph calls no hooks: `remove` the tracker and call this after each replay.
+        A replayed CUDA graph calls no hooks: `remove` the tracker before the capture and call this
+        after each replay, on the stream that replays.
         """
 
     def _advance(self) -> bool:
         """Count a step; returns whether it is one to record."""
         self.step += 1
-        lr = float(self._group()["lr"])
+        lr = self._rate.of(self._group())
         moved = self.time < self.time + lr < math.inf
         if moved:
             self.time += lr
@@ -101,6 +114,26 @@ class Steps(ABC):
     def remove(self) -> None:
         """Detach from the optimizer: later steps are not recorded; what was recorded stays."""
         self._hook.remove()
+
+
+class _Rate:
+    """A learning rate as a number; one on a device is asked for when it was changed, not each time.
+
+    A change that a replayed CUDA graph makes is not seen.
+    """
+
+    def __init__(self) -> None:
+        self._tensor: torch.Tensor | None = None
+        self._version, self._value = -1, math.nan
+
+    def of(self, group: dict[str, Any]) -> float:
+        """That of a parameter group."""
+        lr = group["lr"]
+        if not isinstance(lr, torch.Tensor) or lr.is_inference():
+            return float(lr)
+        if lr is not self._tensor or lr._version != self._version:
+            self._tensor, self._version, self._value = lr, lr._version, float(lr)
+        return self._value
 
 
 def check_types(model: object, optimizer: object) -> None:

@@ -131,13 +131,23 @@ def threads(count: int) -> Generator[None]:
         torch.set_num_threads(before)
 
 
-def ahead(blocks: Iterator[Block]) -> Generator[Block]:
+def ahead(blocks: Iterator[Block], device: torch.device) -> Generator[Block]:
     """The same, each made while the one before is used: random numbers take a thread of their own.
 
+    Only on the CPU: other devices do their work in the background anyway, in the order of the
+    stream that is current in the thread that asks for it.
+
+    Args:
+        blocks: made one after the other.
+        device: where they are made.
+
     Example:
-        >>> list(ahead(iter([1, 2, 3])))
+        >>> list(ahead(iter([1, 2, 3]), torch.device("cpu")))
         [1, 2, 3]
     """
+    if device.type != "cpu":
+        yield from blocks
+        return
     with ThreadPoolExecutor(max_workers=1) as pool:
         coming = pool.submit(next, blocks, None)
         while (block := coming.result()) is not None:

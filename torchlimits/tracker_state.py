@@ -90,9 +90,12 @@ class TrackerState:
             return
         try:
             steps, times, rows, generator = (self.probe[key] for key in _PROBE_KEYS)
-            torch.Generator(device).set_state(generator)
+            torch.Generator(device).set_state(generator.cpu())
             good = len(steps) == len(times) == len(rows) > 0
-        except (KeyError, TypeError, RuntimeError) as error:
+            tensors = all(isinstance(x, torch.Tensor) for row in rows for x in row)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             raise ValueError(f"expected the state of a probe, it is damaged: {error!r}") from error
-        if not good:
-            raise ValueError("expected as many steps, times and rows of a probe: it is damaged")
+        if not good or not tensors:
+            raise ValueError(
+                "expected as many steps, times and rows of tensors of a probe: it is damaged"
+            )

@@ -301,7 +301,7 @@ class Tracker(Steps):
         if self._prober is None or self._failure is not None:
             return
         # diverged parameters are reported by the statistics, with the step at which they did
-        if all(bool(p.isfinite().all()) for p in self._prober.parameters.values()):
+        if self._prober.finite:
             self._prober.measure(self.step, self.time)
 
     def _record(self) -> None:
@@ -329,7 +329,7 @@ class Tracker(Steps):
             self._failure = error
             raise
         if self._prober is not None:
-            self._prober.parameters = dict(unwrapped(self._model).named_parameters())
+            self._prober.moved(dict(unwrapped(self._model).named_parameters()))
         self._ring = ring
         self._ring.resume(self._records)
         self._ring.store()

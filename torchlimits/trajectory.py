@@ -84,7 +84,7 @@ class Trajectory:
     def __post_init__(self) -> None:
         # contiguous: columns of a file of rows are not, and torch.searchsorted warns of that
         times = checks.float64("times", self.times).contiguous()
-        steps = torch.as_tensor(self.steps).detach().to("cpu", torch.int64).contiguous()
+        steps = torch.as_tensor(self.steps, device="cpu").detach().long().contiguous()
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "values", checks.float64("values", self.values))
@@ -170,7 +170,8 @@ class Trajectory:
             raise ValueError(f"expected at least 2 points to keep first and last, got {points}")
         if len(self) <= points:
             return self
-        return self.slice(torch.linspace(0, len(self) - 1, points).round().long())
+        rows = torch.linspace(0, len(self) - 1, points, device="cpu").round().long()
+        return self.slice(rows)
 
     def to_pandas(self, *, wide: bool = True) -> pandas.DataFrame:
         """A table of the statistics; needs pandas.

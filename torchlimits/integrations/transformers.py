@@ -147,7 +147,8 @@ def _text_of(state: Mapping[str, Any]) -> str:
 
 def _state_of(text: str) -> dict[str, Any]:
     try:
-        return torch.load(io.BytesIO(base64.b64decode(text)), weights_only=True)
+        file = io.BytesIO(base64.b64decode(text))
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged text makes of base64 and torch
         raise ValueError(
             f"expected the recorded steps of a checkpoint, they are damaged: {error}"

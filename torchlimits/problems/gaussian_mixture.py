@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -16,11 +15,13 @@ from torch.nn import functional as F
 from torchlimits import checks, expectations, success
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion
+from torchlimits.kernel import Kernel, NoKernelError
 from torchlimits.layers import Layers
 from torchlimits.networks import TwoLayerNetwork
 from torchlimits.problems import small_noise
 from torchlimits.problems.mixture_chain import MixtureChain
 from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
+from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
 from torchlimits.schedule import Schedule, ScheduleLike
 from torchlimits.settings import SGDSettings
@@ -108,8 +109,8 @@ class GaussianMixture:
             self.directions = checks.float64("directions", directions)
         self.coordinates = _coordinates(self.means, self.directions)
         self.statistics = _mixture_statistics(self.directions)
-        self._means_like: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-        self._weight: weakref.ref[Tensor] | None = None
+        self._means_like: dict[DeviceAndType, tuple[Tensor, Tensor]] = {}
+        self._place = Place(self.device, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # made anew from its arguments: statistics are functions, which cannot be pickled
@@ -236,7 +237,7 @@ class GaussianMixture:
             device=device,
             dtype=dtype or self.dtype,
         )
-        self._weight = weakref.ref(network.first.weight)
+        self._place.follow(network.first.weight)
         return network
 
     def sample(
@@ -246,7 +247,7 @@ class GaussianMixture:
         replicas: tuple[int, ...] = (),
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:
-        """Fresh data (x, y), on the device and in the dtype of the model that `model` made last.
+        """Fresh data (x, y), on the device and in the dtype of the last model that there is.
 
         Args:
             batch: samples for each network.
@@ -257,7 +258,7 @@ class GaussianMixture:
             ValueError, TypeError: if batch is no int >= 1, or the generator on another device.
         """
         checks.positive_int("batch", batch)
-        device, dtype = self._place()
+        device, dtype = self._place.now
         checks.generator(generator, device)
         means, labels = self._on(device, dtype)
         shape = (*replicas, batch)
@@ -291,6 +292,29 @@ class GaussianMixture:
         total = F.binary_cross_entropy_with_logits(output, target, reduction="sum")
         batch = target.shape[-1]
         return total / batch if batch > 1 else total
+
+    def kernel(
+        self, model: TwoLayerNetwork, optimizer: torch.optim.SGD, *, batch_size: int, seed: int
+    ) -> Kernel:
+        """SGD on fresh data as one kernel for several steps, which `train` takes on CUDA.
+
+        Args:
+            model: of `model`, with one leading dimension, in float32, on CUDA.
+            optimizer: torch.optim.SGD over it.
+            batch_size: fresh samples of a step.
+            seed: of the data.
+
+        Raises:
+            NoKernelError: if there is none: without Triton, in another dtype, with Nesterov's
+                momentum, or for large networks with momentum or batches.
+        """
+        try:
+            from torchlimits.problems.mixture_kernel import MixtureSGD
+        except ImportError as error:
+            raise NoKernelError(
+                f"expected Triton, which comes with PyTorch for CUDA: {error}"
+            ) from error
+        return MixtureSGD(self, model, optimizer, batch_size=batch_size, seed=seed)
 
     def dynamics(
         self,
@@ -452,11 +476,12 @@ class GaussianMixture:
         if v.shape != (K,):
             raise ValueError(f"expected v of shape ({K},), got {tuple(v.shape)}")
         share = (self.dim - d) / self.dim
-        eye = torch.eye(K, dtype=torch.float64)
-        i, j = torch.triu_indices(K, K)
-        variances = [0 * v, torch.full((K * d,), 1 / self.dim).double()]
+        eye = torch.eye(K, dtype=torch.float64, device="cpu")
+        i, j = torch.triu_indices(K, K, device="cpu")
+        zero = v.new_zeros(K * d)
+        variances = [0 * v, zero + 1 / self.dim]
         variances.append(share / self.dim * (1 + eye[i, j]))
-        mean = torch.cat([v, torch.zeros(K * d).double(), share * eye[i, j]])
+        mean = torch.cat([v, zero, share * eye[i, j]])
         return mean, torch.diag(torch.cat(variances))
 
     def small_noise(self) -> GaussianMixture:
@@ -552,10 +577,6 @@ class GaussianMixture:
             "ridge": self.ridge,
         }
 
-    def _place(self) -> tuple[torch.device, torch.dtype]:
-        weight = None if self._weight is None else self._weight()
-        return (self.device, self.dtype) if weight is None else (weight.device, weight.dtype)
-
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = (device, dtype)
         if key not in self._means_like:
@@ -592,9 +613,9 @@ def _unit_directions(
     if dim < count:
         raise ValueError(f"expected dim >= {count}, the number of directions, got {dim}")
     if kind == "axis":
-        return torch.eye(count, dim, dtype=torch.float64)
+        return torch.eye(count, dim, dtype=torch.float64, device="cpu")
     if kind == "random":
-        normal = torch.randn(dim, count, generator=generator, dtype=torch.float64)
+        normal = torch.randn(dim, count, generator=generator, dtype=torch.float64, device="cpu")
         return torch.linalg.qr(normal).Q.mT.contiguous()
     raise ValueError(f"expected directions to be 'axis' or 'random', got {kind!r}")
 
@@ -635,7 +656,8 @@ def _coordinates(means: Tensor, directions: Tensor) -> Float[Tensor, "A d"]:
         raise ValueError(
             f"expected directions of shape (d, {means.shape[1]}), got {tuple(directions.shape)}"
         )
-    defect = (directions @ directions.mT - torch.eye(len(directions)).to(directions)).abs().max()
+    eye = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
+    defect = (directions @ directions.mT - eye).abs().max()
     if not float(defect) < _TOLERANCE:
         raise ValueError(
             f"expected means along orthonormal directions, got a Gram matrix {float(defect):.2g} "

@@ -50,17 +50,17 @@ def on_fastest_ray(
     c = _directions(dynamics, u)
     A = 2 * len(c)
     vs, ms = v[chosen].repeat(A, 1), m[chosen].repeat(A, 1, 1)
-    vs[:, -1] = length * torch.tensor([1.0, -1.0]).to(u).repeat_interleave(len(c))
+    vs[:, -1] = length * u.new_tensor([1.0, -1.0]).repeat_interleave(len(c))
     ms[:, -1] = length * c.repeat(2, 1)
     rays = few.join(vs, ms, R[chosen][:, chosen].expand(A, -1, -1))
 
-    one = torch.zeros(len(chosen)).to(u)
+    one = u.new_zeros(len(chosen))
     one[-1] = 1
     across = one[:, None].expand(ms.shape[1:])
     degrees = few.join(one, across, one[:, None] + one)
     measured = few.join(one, across, torch.zeros_like(one[:, None] * one))
     step = 1 / (1 + float(dynamics.coordinates.square().sum(-1).max()))
-    growth = torch.zeros(A).to(u)
+    growth = u.new_zeros(A)
     for _ in range(_STEPS):
         velocity = (degrees > 0) * few(0.0, rays)
         growth = (measured * rays * velocity).sum(-1) / (measured * rays.square()).sum(-1)

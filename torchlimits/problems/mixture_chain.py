@@ -48,7 +48,8 @@ class MixtureChain(ReducedChain):
         if recursion.momentum:  # rows of the buffer below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal, across, samples=recursion.batch_size)
-        samples = (sample for block in ahead(self._samples(frame, generator)) for sample in block)
+        blocks = ahead(self._samples(frame, generator), starts.device)
+        samples = (sample for block in blocks for sample in block)
         buffer, recorded = torch.zeros_like(v), [starts]
         for step in range(at[-1]):
             x, y = next(samples)

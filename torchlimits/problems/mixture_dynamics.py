@@ -128,7 +128,9 @@ class MixtureODE(EffectiveDynamics):
     def _random_starts(self, count: int, generator: torch.Generator) -> Tensor:
         """Entries of order 1: small starts would all end on the few attractors."""
         K, d = self.width, self.coordinates.shape[1]
-        normal: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
+        normal: dict[str, Any] = {
+            "generator": generator, "dtype": torch.float64, "device": "cpu",
+        }  # fmt: skip
         v, m = torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
         A = torch.randn(count, K, K, **normal) * 0.3
         return self.join(v, m, A @ A.mT)
@@ -339,10 +341,11 @@ class MixtureDynamics(MixtureODE):
         # w = (X_par, P) = (c_a, 0) + M zeta / sqrt(snr), zeta standard normal. Given xi = Q zeta,
         # what is left of zeta is independent of xi and of everything that depends on it.
         M = torch.zeros(*v.shape[:-1], e, e, dtype=v.dtype, device=v.device)
-        M[..., :d, :d] = torch.eye(d).to(v) / self.snr**0.5
+        eye = torch.eye(e, dtype=v.dtype, device=v.device)
+        M[..., :d, :d] = eye[:d, :d] / self.snr**0.5
         M[..., d:, d:] = expectations.psd_sqrt(R) / self.snr**0.5
         response = M @ Q.mT
-        rest = M @ (torch.eye(e).to(v) - Q.mT @ Q)
+        rest = M @ (eye - Q.mT @ Q)
         i, j = torch.triu_indices(K, K, device=v.device)
 
         def given_xi(
@@ -377,7 +380,7 @@ class MixtureDynamics(MixtureODE):
         # what the rest of zeta adds is linear in the gradient G: E[G G^T] = v v^T E[1 1^T s^2]
         activity = self._averages(v, m, L, Q)[-1]
         GG = v[..., :, None] * v[..., None, :] * activity
-        per_column = _moves(torch.eye(K).to(v), rest.mT[..., :, None, :], d).mT  # (..., e, k, K)
+        per_column = _moves(eye[:K, :K], rest.mT[..., :, None, :], d).mT  # (..., e, k, K)
         others = (per_column @ GG[..., None, :, :] @ per_column.mT).sum(-3)
         drift, corrector = self._terms(u)
         average = drift + self._decay(u) + step_size * corrector

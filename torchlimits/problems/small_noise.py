@@ -59,7 +59,8 @@ class SmallNoiseDynamics(MixtureODE):
         # a neuron that slides on h_a = 0 is thrown back at once: no diffusion along c_a
         c = self.coordinates.to(v)
         stiff = torch.einsum("a...k,ad,ae->...kde", held.to(v), c, c)
-        free = torch.eye(c.shape[1]).to(v) - torch.linalg.pinv(stiff, hermitian=True) @ stiff
+        eye = torch.eye(c.shape[1], dtype=v.dtype, device=v.device)
+        free = eye - torch.linalg.pinv(stiff, hermitian=True) @ stiff
         dm = torch.einsum("...kde,a...ke->a...kd", free, dm)
         moves = torch.cat([dv, dm.flatten(-2)], dim=-1)
         moves = moves - moves.mean(dim=0)
@@ -83,7 +84,7 @@ class SmallNoiseDynamics(MixtureODE):
 
         1{h > 0}, and in the layer of a neuron that slides what balances both sides.
         """
-        step = torch.heaviside(h.detach(), torch.full((), 0.5).to(h))
+        step = torch.heaviside(h.detach(), torch.full((), 0.5, dtype=h.dtype, device=h.device))
         c = self.coordinates.to(h)
         products = c @ c.mT
         opposite = (products + products.diag()[:, None]).abs() < 1e-9  # c_b = -c_a
@@ -151,9 +152,10 @@ class FixedPointComponent:
     def point(self, generator: torch.Generator | None = None) -> Float[Tensor, " k"]:
         """A point on it: uniform on the spheres, or of equal \\|v_i\\| without a generator."""
         K = len(self.classes)
-        weights = torch.ones(K, dtype=torch.float64)
+        weights = torch.ones(K, dtype=torch.float64, device="cpu")
         if generator is not None:
-            weights = torch.randn(K, generator=generator, dtype=torch.float64).abs()
+            normal = torch.randn(K, generator=generator, dtype=torch.float64, device="cpu")
+            weights = normal.abs()
         return _assembled(self._sizes(weights), self._signs(), self._along())
 
     def distance(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
@@ -171,7 +173,7 @@ class FixedPointComponent:
 
     def _signs(self) -> Tensor:
         signs = (2 * self._labels - 1).tolist()
-        return torch.tensor([0.0 if a is None else signs[a] for a in self.classes]).double()
+        return self._labels.new_tensor([0.0 if a is None else signs[a] for a in self.classes])
 
     def _along(self) -> Tensor:
         rows = [
@@ -184,7 +186,7 @@ class FixedPointComponent:
         """\\|v_i\\|: the weights scaled to the sphere, class by class."""
         sizes = torch.zeros_like(weights)
         for a in set(self.classes) - {None}:
-            mine = torch.tensor([b == a for b in self.classes])
+            mine = torch.tensor([b == a for b in self.classes], device="cpu")
             part = weights * mine
             sizes = sizes + self.radius2**0.5 * part / part.norm(dim=-1, keepdim=True)
         return sizes
@@ -252,9 +254,9 @@ def squared_radius(means: int, ridge: float) -> float:
 def kind_of_mixture(coordinates: Tensor, labels: Tensor) -> Literal["binary", "xor"]:
     """Which of the paper's mixtures it is, or ValueError."""
     d = coordinates.shape[1]
-    along = (coordinates - torch.cat([torch.eye(d), -torch.eye(d)]).to(coordinates)[:, None]).norm(
-        dim=-1
-    ) < 1e-6  # (2 d, A): which mean is which direction
+    eye = torch.eye(d, dtype=coordinates.dtype, device=coordinates.device)
+    ways = torch.cat([eye, -eye])[:, None]
+    along = (coordinates - ways).norm(dim=-1) < 1e-6  # (2 d, A): which mean is which direction
     if along.sum(0).eq(1).all() and along.sum(1).eq(1).all():
         plus, minus = (along.to(labels) @ labels).split(d)
         if d == 1 and bool(plus != minus):

@@ -44,7 +44,8 @@ class SpikedChain(ReducedChain):
         if self.recursion.momentum:
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal.clone(), across.clone(), samples=1)
-        vectors = (z for block in ahead(frame.vectors(generator)) for z in block)
+        blocks = ahead(frame.vectors(generator), starts.device)
+        vectors = (z for block in blocks for z in block)
         recorded = [starts]
         for step in range(at[-1]):
             z = next(vectors)

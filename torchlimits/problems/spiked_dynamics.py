@@ -181,7 +181,7 @@ class SpikedDynamics(EffectiveDynamics):
         return sorted(found, key=lambda p: (order[p.kind], *(round(x, 6) for x in p.u.tolist())))
 
     def _fixed_point(self, m: float, r2: float) -> FixedPoint:
-        u = torch.tensor([m, r2], dtype=torch.float64)
+        u = torch.tensor([m, r2], dtype=torch.float64, device="cpu")
         residual = float(self(0.0, u).abs().max())
         return FixedPoint(u, *classify(self, u), residual, u[None])
 
@@ -240,7 +240,7 @@ class SpikedDynamics(EffectiveDynamics):
 
     def _random_starts(self, count: int, generator: torch.Generator) -> Float[Tensor, "S 2"]:
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
-        uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64, device="cpu")
         reach = 1.2 * self.snr ** (1 / self.order)
         k, settings = self.order, self.settings
         radius = 2 * settings.effective_step_size
@@ -251,7 +251,7 @@ class SpikedDynamics(EffectiveDynamics):
         if settings.normalized:  # the origin is no fixed point
             return starts
         # the degenerate origin is where everything that is in doubt slowly converges to
-        return torch.cat([torch.zeros(1, 2, dtype=torch.float64), starts])
+        return torch.cat([starts.new_zeros(1, 2), starts])
 
     def _project(self, u: Tensor) -> Tensor:
         return torch.stack([u[..., 0], u[..., 1].clamp_min(0)], dim=-1)
@@ -320,8 +320,8 @@ class EquatorDynamics(DiffusiveDynamics):
                 "expected torch.optim.SGD for the equator, got normalised gradients: use dynamics("
                 "optimizer), from a measured start"
             )
-        centre = torch.zeros(2, dtype=torch.float64)
-        scale = torch.tensor([dim**0.5, 1.0], dtype=torch.float64)
+        centre = torch.zeros(2, dtype=torch.float64, device="cpu")
+        scale = centre.new_tensor([dim**0.5, 1.0])
         super().__init__(NAMES, dim, settings, centre, scale)
         self.order, self.scaled_snr = order, scaled_snr
 

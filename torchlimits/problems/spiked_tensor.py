@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import weakref
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torchlimits import checks
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion
+from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.spiked_chain import SpikedChain
 from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
+from torchlimits.quadratic import Gradient, Quadratic, dense
 from torchlimits.schedule import Schedule, ScheduleLike
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import Parameters, SummaryStatistics
@@ -114,14 +116,20 @@ class SpikedTensor:
         self.device = checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         self.direction = _direction(direction, dim, generator)
-        self.statistics = _spike_statistics(self.direction)
-        self._x: weakref.ref[Tensor] | None = None
-        self._spikes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self.statistics = SummaryStatistics(
+            {"m": _Overlap(self.direction), "r2": _SquaredRadius(self.direction)},
+            parameter_dims={"x": 1},
+        )
+        self._place = Place(self.device, self.dtype)
+        # of every place there is a model in: v, lambda v^k, and how many dense tensors fit
+        self._directions: dict[DeviceAndType, Tensor] = {}
+        self._spikes: dict[DeviceAndType, Tensor] = {}
+        self._fitting: dict[DeviceAndType, int] = {}
         if sampler == "dense":
             self._check_memory(1, self.device, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # made anew from its arguments: statistics are functions, which cannot be pickled
+        # made anew from its arguments: what is kept for devices stays here
         options = {
             "snr": self.snr, "sampler": self.sampler, "direction": self.direction,
             "ridge": self.ridge, "device": self.device, "dtype": self.dtype,
@@ -163,8 +171,11 @@ class SpikedTensor:
         x = x / self.dim**0.5
         if at is not None:
             x = self._placed(x, *at)
+        # here, not in the loss: a CUDA graph cannot hold a copy from the host, and what torch.func
+        # or torch.compile makes inside must not be kept
+        self._directions[x.device, x.dtype] = self.direction.to(x)
         model = SpikeEstimate(x)
-        self._x = weakref.ref(model.x)
+        self._place.follow(model.x)
         return model
 
     def lift(
@@ -177,9 +188,9 @@ class SpikedTensor:
             generator: of the direction, on the CPU; None: the same one in every call.
         """
         generator = torch.Generator().manual_seed(0) if generator is None else generator
-        x = torch.randn(self.dim, generator=generator, dtype=torch.float64)
+        x = torch.randn(self.dim, generator=generator, dtype=torch.float64, device="cpu")
         m, r2 = u.tolist()
-        return {"x": self._placed(x, m, max(r2, 0.0)).to(*self._place())}
+        return {"x": self._placed(x, m, max(r2, 0.0)).to(*self._place.now)}
 
     def sample(
         self,
@@ -188,7 +199,7 @@ class SpikedTensor:
         replicas: tuple[int, ...] = (),
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "*replicas batch 0"], Float[Tensor, "*replicas batch ..."]]:
-        """Fresh data, on the device and in the dtype of the model that `model` made last.
+        """Fresh data, on the device and in the dtype of the last model that there is.
 
         Args:
             batch: samples for each estimate.
@@ -204,7 +215,7 @@ class SpikedTensor:
             ValueError: if the dense tensors would not fit in memory.
         """
         checks.positive_int("batch", batch)
-        device, dtype = self._place()
+        device, dtype = self._place.now
         checks.generator(generator, device)
         shape = (*replicas, batch)
         features = torch.empty(*shape, 0, device=device, dtype=dtype)
@@ -324,8 +335,9 @@ class SpikedTensor:
             tensor([0.0000, 0.9900], dtype=torch.float64)
         """
         share = (self.dim - 1) / self.dim
-        mean = torch.tensor([0.0, share], dtype=torch.float64)
-        return mean, torch.diag(torch.tensor([1.0, 2 * share], dtype=torch.float64) / self.dim)
+        double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+        mean = torch.tensor([0.0, share], **double)
+        return mean, torch.diag(torch.tensor([1.0, 2 * share], **double) / self.dim)
 
     def diffusive(self, at: Float[Tensor, " 2"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(n) (u - u*) around a fixed point, linear in u~.
@@ -416,7 +428,7 @@ class SpikedTensor:
 
     def _population_loss(self, x: Tensor) -> Tensor:
         """Phi less its constant: R^{2k} - 2 lambda m^k."""
-        m = x @ self.direction.to(x)
+        m = x @ self._direction_beside(x)
         return x.square().sum(-1) ** self.order - 2 * self.snr * m**self.order
 
     def _implicit_loss(self, x: Tensor, normal: Tensor) -> Tensor:
@@ -442,9 +454,10 @@ class SpikedTensor:
     def _tensor_shape(self) -> tuple[int, ...]:
         return (self.dim,) * self.order
 
-    def _place(self) -> tuple[torch.device, torch.dtype]:
-        x = None if self._x is None else self._x()
-        return (self.device, self.dtype) if x is None else (x.device, x.dtype)
+    def _direction_beside(self, x: Tensor) -> Float[Tensor, " n"]:
+        """v on the device and in the dtype of x, without a copy where there was a model."""
+        v = self._directions.get((x.device, x.dtype))
+        return self.direction.to(x) if v is None else v
 
     def _placed(self, x: Tensor, m: float, r2: float) -> Tensor:
         checks.non_negative("r2", r2, "at is (m, r2), and r2 a squared length")
@@ -469,7 +482,9 @@ class SpikedTensor:
         return noise.add_(self._spikes[key])
 
     def _check_memory(self, tensors: int, device: torch.device, dtype: torch.dtype) -> None:
-        """ValueError if so many dense tensors, and the spike, do not fit."""
+        """ValueError if so many dense tensors, and the spike, do not fit; asked once a size."""
+        if tensors <= self._fitting.get((device, dtype), 0):
+            return
         entries = self.dim**self.order * (tensors + (float(self.direction[0]) != 1.0))
         needed, free = entries * dtype.itemsize, _free_memory(device)
         if needed > 0.9 * free:
@@ -479,20 +494,54 @@ class SpikedTensor:
                 f"entries need {needed / 2**30:.1f} GiB. Use sampler='implicit', which draws "
                 f"{self.dim} normals a step and has the same law"
             )
+        self._fitting[device, dtype] = tensors
 
 
-def _spike_statistics(direction: Tensor) -> SummaryStatistics:
-    def overlap(parameters: Parameters) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _AboutSpike(Quadratic):
+    """A statistic of x and a unit vector v."""
+
+    v: Float[Tensor, " n"]
+    parameter = "x"
+
+    def near(self, parameters: Parameters) -> _AboutSpike:
+        """With v beside x."""
+        return replace(self, v=self.v.to(parameters["x"]))
+
+
+class _Overlap(_AboutSpike):
+    """m = <x, v>."""
+
+    def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch"]:
         x = parameters["x"]
-        return x @ direction.to(x)
+        return x @ self.v.to(x)
 
-    def radius(parameters: Parameters) -> Tensor:
-        # project first: |x|^2 - m^2 would lose all digits where r2 is small
-        x = parameters["x"]
-        v = direction.to(x)
-        return (x - (x @ v)[..., None] * v).square().sum(-1)
+    def along(self, parameters: Parameters, gradient: Gradient) -> Float[Tensor, " B"]:
+        g = dense(gradient)
+        return g @ self.v.to(g)
 
-    return SummaryStatistics({"m": overlap, "r2": radius}, parameter_dims={"x": 1})
+
+class _SquaredRadius(_AboutSpike):
+    """r2 = |x_perp|^2, x_perp = x - m v: |x|^2 - m^2 would lose all digits where it is small."""
+
+    degree = 2
+
+    def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch"]:
+        return self._across(parameters["x"]).square().sum(-1)
+
+    def along(self, parameters: Parameters, gradient: Gradient) -> Float[Tensor, " B"]:
+        return 2 * self._across(dense(gradient)) @ self._across(parameters["x"])
+
+    def changes(
+        self, parameters: Parameters, gradient: Gradient, centre: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        g = dense(gradient)
+        kick, bend = (self._across(h).square().sum(-1) for h in (g, g - centre))
+        return self.along(parameters, g), bend, kick
+
+    def _across(self, x: Tensor) -> Float[Tensor, "*batch n"]:
+        v = self.v.to(x)
+        return x - (x @ v)[..., None] * v
 
 
 def _direction(
@@ -500,9 +549,9 @@ def _direction(
 ) -> Float[Tensor, " n"]:
     if isinstance(direction, str):
         if direction == "axis":
-            return torch.eye(1, dim, dtype=torch.float64)[0]
+            return torch.eye(1, dim, dtype=torch.float64, device="cpu")[0]
         if direction == "random":
-            v = torch.randn(dim, generator=generator, dtype=torch.float64)
+            v = torch.randn(dim, generator=generator, dtype=torch.float64, device="cpu")
             return v / v.norm()
         raise ValueError(f"expected direction 'axis', 'random' or a vector, got {direction!r}")
     v = checks.float64("direction", direction)
@@ -517,7 +566,9 @@ def _direction(
 def _free_memory(device: torch.device) -> int:
     """Bytes that an allocation may take; all of the machine's where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # what torch holds and does not use is free to us as well
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         fields = dict(line.split(":") for line in lines)
