@@ -184,15 +184,7 @@ def test_models_and_data_are_drawn_from_the_generator_given(problem):
 CALLS = {**DRAWS, **COMPUTED}
 
 
-#: what makes no tensor of its own of times in a list, or of points
-PLACED = [
-    *("estimated", "estimated, own", "fixed points", "starts", "lift", "direction"),
-    *("stationary", "random start, spiked", "accuracy"),
-    *(name for name in COMPUTED if name.startswith(("jacobian", "diffusion"))),
-]
-
-
-@pytest.mark.parametrize("name", PLACED)
+@pytest.mark.parametrize("name", CALLS)
 def test_no_tensor_is_made_on_the_default_device(name):
     """Where all that is given is on the CPU, so is all that is made."""
     expected = CALLS[name]()
@@ -218,8 +210,7 @@ def default_dtype(dtype):
         torch.set_default_dtype(before)
 
 
-# the equator's steps are counted from times that a list of floats gives in the default dtype
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "equator"])
+@pytest.mark.parametrize("name", CALLS)
 def test_the_default_dtype_does_not_matter_where_one_is_given(name):
     """Problems and points have their own; it is the dtype of what is made inside."""
     expected = CALLS[name]()

@@ -1,9 +1,11 @@
 """The scripts, run as a user runs them."""
 
 import importlib
+import json
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,51 @@ def test_all_benchmarks():
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(SCRIPTS))
     return importlib.import_module("benchmark")
+
+
+@pytest.fixture
+def bench_cuda(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("bench_cuda")
+
+
+def test_every_part_of_the_benchmark_for_cuda_runs_on_the_cpu(bench_cuda, tmp_path):
+    options = bench_cuda.Options(out=tmp_path, device="cpu", smoke=True)
+    assert bench_cuda.main(options) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert {finding["part"] for finding in results["findings"]} == set(bench_cuda.PARTS)
+    assert not results["failures"]
+    assert results["date"] == time.strftime("%Y-%m-%d")
+    table = (tmp_path / "table.md").read_text()
+    for name in ("bit_for_bit", "`tl.track`, SmallGPT", "captured, N", "reduced_chain", "peak"):
+        assert name in table
+
+
+def test_a_part_that_fails_says_why_and_the_next_goes_on(bench_cuda, tmp_path, monkeypatch):
+    def failing(options, report):
+        yield bench_cuda.Note("before", "kept")
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(bench_cuda, "tracking", failing)
+    parts = ("tracking", "memory")
+    options = bench_cuda.Options(out=tmp_path, device="cpu", smoke=True, parts=parts)
+    assert bench_cuda.main(options) == 1
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "out of luck" in results["failures"]["tracking"]
+    whats = [finding["what"] for finding in results["findings"]]
+    assert whats[0] == "before"
+    assert any("peak" in what for what in whats)
+
+
+def test_what_has_no_time_left_is_named(bench_cuda, tmp_path):
+    options = bench_cuda.Options(out=tmp_path, device="cpu", smoke=True, seconds=-1.0)
+    assert bench_cuda.main(options) == 0
+    assert (tmp_path / "table.md").read_text().count("left out: no time") == 5
+
+
+def test_unknown_parts_are_told(bench_cuda, tmp_path):
+    with pytest.raises(ValueError, match="parts among"):
+        bench_cuda.Options(out=tmp_path, parts=("speed",), device="cpu")
 
 
 def test_one_benchmark_by_itself(benchmark, monkeypatch, capsys):

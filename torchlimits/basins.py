@@ -87,7 +87,8 @@ def basins(
         >>> problem.is_optimal(found.final)
         tensor([ True, False, False])
     """
-    looks = torch.linspace(0, checks.positive("time", time), _LOOKS + 1, dtype=torch.float64)
+    time = checks.positive("time", time)
+    looks = torch.linspace(0, time, _LOOKS + 1, dtype=torch.float64, device="cpu")
     checks.positive("rtol", rtol)
     start = dynamics.started(u0)
     u = start.double().reshape(-1, start.shape[-1]).clone()

@@ -29,8 +29,6 @@ _LANES = 32
 _GROUP_NUMBERS = 2**19
 #: data that a replica draws at once, for as many steps as they last
 _BLOCK_NUMBERS = 2**14
-#: bytes for snapshots of the parameters
-_ROOM = 2**26
 
 
 @runtime_checkable
@@ -204,7 +202,6 @@ def train(
                 every=every,
                 writer=writer,
                 path=shard.part(path),
-                max_bytes=ensemble.room,
                 parameters=facts,
             ) as tracker,
             _step_counter(steps, progress and shard.first) as ticks,
@@ -237,10 +234,6 @@ class _Ensemble:
         small = _LANES * (parameters + data) <= _GROUP_NUMBERS
         self.lanes = _LANES if self.on_cpu and small else 1
         self.length = max(1, _BLOCK_NUMBERS // data)
-        #: for snapshots; on a device more of them are evaluated at once, and waited for
-        self.room = _ROOM
-        if device.type == "cuda":
-            self.room = max(_ROOM, torch.cuda.get_device_properties(device).total_memory // 64)
 
     def _numbers_of_a_step(self) -> tuple[int, int]:
         """How many parameters one replica has, and how many numbers its data."""

@@ -232,7 +232,7 @@ def _dots(axes: Axes, curves: _Curves, name: str, colour: str, max_points: int) 
 
 def _spread_rows(count: int, points: int) -> Tensor:
     """At most so many row numbers, evenly spread, first and last included."""
-    return torch.linspace(0, count - 1, min(count, points)).round().long()
+    return torch.linspace(0, count - 1, min(count, points), device="cpu").round().long()
 
 
 def _dress(axes: Axes) -> None:

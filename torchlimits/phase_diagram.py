@@ -63,7 +63,8 @@ class PhaseDiagram:
         A component counts once.
         """
         return torch.tensor(
-            [[sum(kind in ("total", p.kind) for p in cell) for cell in row] for row in self.points]
+            [[sum(kind in ("total", p.kind) for p in cell) for cell in row] for row in self.points],
+            device="cpu",
         )
 
     def draw(self, axes: Axes, what: What = "accuracy", **options: Any) -> QuadMesh:
@@ -166,7 +167,7 @@ def phase_diagram(
         accuracy.append(_best_accuracy(problem, found))
     columns = len(x[1])
     rows = [points[i : i + columns] for i in range(0, len(points), columns)]
-    return PhaseDiagram(x, y, rows, torch.tensor(accuracy).double().reshape(-1, columns))
+    return PhaseDiagram(x, y, rows, checks.float64("accuracy", accuracy).reshape(-1, columns))
 
 
 def _logarithmic(values: Sequence[float]) -> bool:
@@ -175,9 +176,9 @@ def _logarithmic(values: Sequence[float]) -> bool:
 
 def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
     """Borders of the cells around the values: half way between, on the axis's scale."""
-    x = torch.tensor(values).double()
+    x = checks.float64("values", values)
     x = x.log() if logarithmic else x
-    gaps = x.diff() if len(x) > 1 else torch.ones(1).double()
+    gaps = x.diff() if len(x) > 1 else torch.ones_like(x)
     edges = torch.cat([x[:1] - gaps[:1] / 2, x[1:] - x.diff() / 2, x[-1:] + gaps[-1:] / 2])
     # positive parameters have positive cells
     edges = edges.exp() if logarithmic else edges.clamp_min(0) if values[0] > 0 else edges

@@ -91,6 +91,15 @@ class Quadratic(ABC):
         """The same statistic, its directions on the device and in the dtype of the parameter.
 
         Evaluated there, it copies nothing from the host, for which it would wait.
+
+        Args:
+            parameters: where they are, ``{name: tensor}``.
+
+        Example:
+            >>> import torch
+            >>> m = Overlaps("weight", torch.eye(2, 3, dtype=torch.float64))
+            >>> m.near({"weight": torch.zeros(1, 3)}).directions.dtype
+            torch.float32
         """
         return self
 
@@ -183,7 +192,7 @@ class Overlaps(Quadratic):
     directions: Float[Tensor, "d N"]
 
     def near(self, parameters: Parameters) -> Overlaps:
-        """With the directions beside the parameter."""
+        """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
         return replace(self, directions=self.directions.to(parameters[self.parameter]))
 
     def __call__(self, parameters: Parameters) -> Tensor:
@@ -220,7 +229,7 @@ class Gram(Quadratic):
     degree = 2
 
     def near(self, parameters: Parameters) -> Gram:
-        """With the directions beside the parameter."""
+        """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
         if self.perpendicular_to is None:
             return self
         return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))
@@ -281,7 +290,7 @@ class SquaredLengths(Quadratic):
     degree = 2
 
     def near(self, parameters: Parameters) -> SquaredLengths:
-        """With the directions beside the parameter."""
+        """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
         if self.perpendicular_to is None:
             return self
         return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))

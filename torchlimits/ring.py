@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torchlimits.statistics import StatisticError, SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
+#: room for snapshots that is taken on any device
+_LEAST_BYTES = 2**26
 #: no more snapshots are evaluated at once: that would cost time at a flush, and gain none
 _MOST = 4096
 
@@ -65,7 +67,9 @@ class Ring(ABC):
         )
 
     def _stacked(self, rows: list[Tensor]) -> Tensor:
-        return _runs_first(torch.stack(rows) if rows else torch.empty(0, len(self.names)))
+        return _runs_first(
+            torch.stack(rows) if rows else torch.empty(0, len(self.names), device="cpu")
+        )
 
     @abstractmethod
     def store(self) -> bool:
@@ -245,8 +249,13 @@ class EvaluatedRing(Ring):
         self._rows, self._error, self.filled = [], None, 0
 
 
-def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int) -> Ring:
-    """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit."""
+def ring_for(
+    statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int | None
+) -> Ring:
+    """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit.
+
+    Without ``max_bytes``: 64 MiB or, if that is more, a 64th of a CUDA device's memory.
+    """
     before = parameters.versions()
     with exactly():
         names = statistics.parameters_read(_Exact(parameters), parameters.tensors)
@@ -267,12 +276,20 @@ def ring_for(statistics: SummaryStatistics, parameters: OwnParameters, max_bytes
     statistics = statistics.near(_Exact(present))
     # empty ones take no room
     size = max(sum(p.nbytes for p in present.values()), 1)
+    max_bytes = _room(present.values()) if max_bytes is None else max_bytes
     on_cpu = all(p.device.type == "cpu" for p in present.values())
     capacity = min(max_bytes // size, _CACHE_BYTES // size if on_cpu else _MOST, _MOST)
     if capacity < 2:
         return EvaluatedRing(statistics, read, present, max_bytes)
     kind = GatheredRing if read.sharded else SnapshotRing
     return kind(statistics, read, present, capacity)
+
+
+def _room(present: Iterable[Tensor]) -> int:
+    """Bytes for snapshots: large models should not be evaluated at every step."""
+    devices = {p.device for p in present if p.is_cuda}
+    memory = [torch.cuda.get_device_properties(device).total_memory for device in devices]
+    return max([_LEAST_BYTES, *(total // 64 for total in memory)])
 
 
 def _runs_first(rows: Tensor) -> Tensor:

@@ -47,11 +47,16 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
         return
     if checks.device(device).type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    distributed.init_process_group("gloo", timeout=_TIMEOUT)
+    distributed.init_process_group("gloo")
     try:
-        yield distributed.group.WORLD
+        yield _patient_group()
     finally:
         _leave()
+
+
+def _patient_group() -> Any:
+    """All processes, once they have met: who does not come to the meeting is not waited for."""
+    return distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def _leave() -> None:
@@ -122,11 +127,9 @@ def _await_start(process: Connection) -> None:
 
 
 def _in_group(work: Work, meeting: str, count: int, rank: int) -> Trajectory:
-    distributed.init_process_group(
-        "gloo", init_method=meeting, rank=rank, world_size=count, timeout=_TIMEOUT
-    )
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     try:
-        return work(group=distributed.group.WORLD)
+        return work(group=_patient_group())
     finally:
         _leave()
 

@@ -81,7 +81,7 @@ def track(
     every: int = 1,
     writer: Any = None,
     path: str | Path | None = None,
-    max_bytes: int = 64 * 2**20,
+    max_bytes: int | None = None,
     probe: Probe | None = None,
     parameters: Mapping[str, Any] | None = None,
 ) -> Tracker:
@@ -135,8 +135,9 @@ def track(
             exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
             recorded, which takes no time and can be memory-mapped. Without one, and with a log
             directory or a `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
-        max_bytes: bound on the ring. If not even two snapshots fit, the statistics are evaluated
-            in the hook itself.
+        max_bytes: bound on the ring; by default 64 MiB, or a 64th of a CUDA device's memory if that
+            is more. If not even two snapshots fit, the statistics are evaluated in the hook itself,
+            which takes a launch or more for each of them at every step.
         probe: a `Probe`: estimate drift and corrector along the run, so that
             `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
             statistics' change they explain; needs torch.optim.SGD and no sharded parameters.
@@ -249,7 +250,7 @@ class Tracker(Steps):
         every: int,
         writer: Any,
         path: str | Path | None,
-        max_bytes: int,
+        max_bytes: int | None,
         probe: Probe | None,
         parameters: Mapping[str, Any] | None,
     ) -> None:
@@ -258,7 +259,7 @@ class Tracker(Steps):
         checks.json_text("parameters", self._facts_given)
         self._display = Display(writer)
         self.path = _checked_path(path, self._display.sink)
-        self._max_bytes = checks.positive_int("max_bytes", max_bytes)
+        self._max_bytes = None if max_bytes is None else checks.positive_int("max_bytes", max_bytes)
         self._ring = ring_for(statistics, OwnParameters(model), max_bytes)
         self.names = self._ring.names
         if not self.names:

@@ -35,7 +35,7 @@ class Attached:
         every: int = 1,
         writer: Any = None,
         path: str | Path | None = None,
-        max_bytes: int = 64 * 2**20,
+        max_bytes: int | None = None,
         probe: Probe | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
@@ -43,7 +43,9 @@ class Attached:
         self._writer = writer
         self._options: dict[str, Any] = {
             "every": checks.positive_int("every", every),
-            "max_bytes": checks.positive_int("max_bytes", max_bytes),
+            "max_bytes": (
+                None if max_bytes is None else checks.positive_int("max_bytes", max_bytes)
+            ),
             "probe": probe,
             "parameters": parameters,
         }

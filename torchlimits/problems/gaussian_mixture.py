@@ -307,6 +307,17 @@ class GaussianMixture:
         Raises:
             NoKernelError: if there is none: without Triton, in another dtype, with Nesterov's
                 momentum, or for large networks with momentum or batches.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> problem = tl.GaussianMixture.binary(dim=50, snr=2.0)
+            >>> model = problem.model(replicas=(10,), dtype=torch.float64)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> try:
+            ...     problem.kernel(model, optimizer, batch_size=1, seed=0).advance(64)
+            ... except tl.kernel.NoKernelError:  # in float64
+            ...     print("captured steps instead")
+            captured steps instead
         """
         try:
             from torchlimits.problems.mixture_kernel import MixtureSGD

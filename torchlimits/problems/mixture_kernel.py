@@ -2,8 +2,7 @@
 
 A program takes one replica through several steps. Its weights stay in registers or, where they are
 too many, in the cache; normals are drawn by Philox where they are consumed, never written to
-memory. So a step costs neither a pass over memory nor a launch: on an H100 a sixth to a hundredth
-of what the same step costs as a captured graph.
+memory. So a step costs neither a pass over memory nor a launch (`scripts/cuda.md` has figures).
 
 Forward: h = W x, logit = v . relu(h). Backward, with g = (sigmoid(logit) - y)/B: dv = g relu(h),
 dW = (g v 1{h > 0}) x^T. Then torch.optim.SGD's update, buf = mu buf + gradient + alpha p,
