@@ -40,7 +40,7 @@ def test_wrapping_ones_own_loop_takes_twenty_lines():
 def test_both_commands_make_their_own_environment():
     make = "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     assert f"{make}. && .venv/bin/python scripts/run.py xor\n" in README
-    assert f"{make}'.[test]' && .venv/bin/pytest -n 2\n" in README
+    assert f"{make}'.[test]' && .venv/bin/pytest -n 2 -m 'not slow'\n" in README
 
 
 def test_files_the_readme_shows_exist():

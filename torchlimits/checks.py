@@ -53,7 +53,10 @@ def float64(name: str, value: object) -> Tensor:
 def _on_cpu(value: object) -> Tensor:
     if isinstance(value, np.ndarray) or hasattr(value, "__array__"):
         return torch.as_tensor(np.asarray(value), device="cpu")
-    return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    try:
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    except TypeError:  # complex numbers, or none
+        return torch.as_tensor(value, device="cpu")
 
 
 def names(values: Iterable[object]) -> list[str]:

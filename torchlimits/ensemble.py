@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torchlimits import checks, streams
 from torchlimits.captured import replayed
 from torchlimits.compiled import Gradients, compiled_gradients
-from torchlimits.kernel import NoKernelError, advanced, kernel_for
+from torchlimits.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
+from torchlimits.recording import warn
 from torchlimits.sharding import Shard, spawned
 from torchlimits.statistics import SummaryStatistics
 from torchlimits.tracking import Tracker, track
@@ -296,9 +297,11 @@ class _Ensemble:
                 kernel = kernel_for(
                     self.problem, model, optimizer, batch_size=self.batch_size, seed=seed
                 )
-            except NoKernelError:
+            except NoKernelError as error:
                 if compiled:
                     raise
+                if isinstance(error, BrokenKernelError):
+                    warn(f"training goes on by captured steps, which take longer: {error}")
             else:
                 return advanced(kernel, tracker)
         gradients = self._gradients(model)

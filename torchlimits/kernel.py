@@ -18,6 +18,10 @@ class NoKernelError(ValueError):
     """There is no kernel for this training; the message says what it would need."""
 
 
+class BrokenKernelError(NoKernelError):
+    """There is one, but it cannot be compiled here."""
+
+
 class Kernel(Protocol):
     """Takes the parameters of a model through steps of training."""
 
@@ -40,14 +44,26 @@ class KnowsKernel(Protocol):
 def kernel_for(
     problem: object, model: nn.Module, optimizer: torch.optim.SGD, *, batch_size: int, seed: int
 ) -> Kernel:
-    """A problem's kernel.
+    """A problem's kernel, compiled.
 
     Raises:
         NoKernelError: if it has none for this training.
+        BrokenKernelError: if it cannot be compiled: without a C compiler, for instance.
     """
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        raise NoKernelError(f"expected a model on CUDA, got one on {device}")
     if not isinstance(problem, KnowsKernel):
         raise NoKernelError(f"expected a problem with a kernel, got {type(problem).__name__}")
-    return problem.kernel(model, optimizer, batch_size=batch_size, seed=seed)
+    kernel = problem.kernel(model, optimizer, batch_size=batch_size, seed=seed)
+    try:
+        kernel.advance(0)
+    except Exception as error:
+        what = str(error).strip().partition("\n")[0]
+        raise BrokenKernelError(
+            f"expected a kernel that can be compiled, got {type(error).__name__}: {what}"
+        ) from error
+    return kernel
 
 
 def advanced(kernel: Kernel, tracker: Tracker) -> Generator[None]:

@@ -94,12 +94,6 @@ class Ring(ABC):
         If a statistic failed or changed its shape, the records before, and the error.
         """
 
-    def _await_stores(self) -> None:
-        # the caller's stream need not be that of the steps: the loop may have had one of its own,
-        # or go on in another thread
-        for device in {p.device for p in self._sources if p.is_cuda}:
-            torch.cuda.synchronize(device)
-
     @abstractmethod
     def resume(self, records: int) -> None:
         """Forget what was stored; the next record is the one after so many."""
@@ -156,7 +150,7 @@ class SnapshotRing(Ring):
         """Evaluate the statistics for all snapshots at once."""
         new = slice(self._taken, self.filled)
         self.resume(self.filled)
-        self._await_stores()
+        _await_stores(self._buffers)
         with exactly():
             if self._vectorised:
                 try:
@@ -241,7 +235,7 @@ class EvaluatedRing(Ring):
         """The stored values."""
         rows, error = self._rows, self._error
         self.resume(0)
-        self._await_stores()
+        _await_stores(rows[-1:])
         return self._stacked(rows), error
 
     def resume(self, records: int) -> None:
@@ -283,6 +277,13 @@ def ring_for(
         return EvaluatedRing(statistics, read, present, max_bytes)
     kind = GatheredRing if read.sharded else SnapshotRing
     return kind(statistics, read, present, capacity)
+
+
+def _await_stores(stored: Iterable[Tensor]) -> None:
+    # the caller's stream need not be that of the steps: the loop may have had one of its own, or
+    # go on in another thread
+    for device in {x.device for x in stored if x.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def _room(present: Iterable[Tensor]) -> int:

@@ -29,6 +29,8 @@ from torchlimits.statistics import SummaryStatistics, gram, overlaps, second_lay
 
 #: orthonormality and "in the span" are checked to this
 _TOLERANCE = 1e-6
+#: methods that the kernel does the work of
+_OF_THE_KERNEL = ("model", "sample", "loss")
 #: models drawn together by `starts`
 _AT_ONCE = 256
 
@@ -319,6 +321,12 @@ class GaussianMixture:
             ...     print("captured steps instead")
             captured steps instead
         """
+        own = [name for name in _OF_THE_KERNEL if self._overrides(name)]
+        if own or model.activation is not torch.relu:
+            raise NoKernelError(
+                "expected a mixture's own model, data and loss, which is what the kernel computes, "
+                f"got others: {own or 'activation'}"
+            )
         try:
             from torchlimits.problems.mixture_kernel import MixtureSGD
         except ImportError as error:
@@ -587,6 +595,10 @@ class GaussianMixture:
             "snr": self.snr,
             "ridge": self.ridge,
         }
+
+    def _overrides(self, name: str) -> bool:
+        """Whether a subclass, or this object, has another method."""
+        return name in vars(self) or getattr(type(self), name) is not getattr(GaussianMixture, name)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         key = (device, dtype)

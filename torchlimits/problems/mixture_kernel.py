@@ -247,19 +247,22 @@ class MixtureSGD:
 
     def advance(self, steps: int) -> None:
         """Take so many steps; the host does not wait for them."""
-        self._kernel[(self.replicas,)](
-            *self._arguments, steps, *self._shape, **self._constants, num_warps=self._warps
-        )
-        self.done.add_(steps)
+        # Triton launches on the current device
+        with torch.cuda.device_of(self.weight):
+            self._kernel[(self.replicas,)](
+                *self._arguments, steps, *self._shape, **self._constants, num_warps=self._warps
+            )
+            self.done.add_(steps)
 
     def drawn(self, step: int, sample: int = 0) -> tuple[Tensor, Tensor]:
         """The normals ``(R, N)`` and components ``(R,)`` of one step, to compare with."""
         normals = self.weight.new_empty(self.replicas, self.dim)
         component = torch.empty(self.replicas, dtype=torch.int32, device=normals.device)
         quads = max(4, triton.next_power_of_2(self.dim)) // 4
-        _draw[(self.replicas,)](
-            normals, component, self.seed, step, sample, self.dim, self.components, QUADS=quads
-        )
+        with torch.cuda.device_of(normals):
+            _draw[(self.replicas,)](
+                normals, component, self.seed, step, sample, self.dim, self.components, QUADS=quads
+            )
         return normals, component.long()
 
 
