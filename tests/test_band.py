@@ -72,6 +72,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_standard_deviations_of_runs(case):
     """Every statistic within 5 %; sampling alone gives 1.1 %."""
@@ -179,6 +180,7 @@ def test_std_falls_with_the_root_of_n():
     torch.testing.assert_close(small, 10 * large)
 
 
+@pytest.mark.slow
 def test_with_a_schedule():
     """Real SGD whose steps shrink; a band at the first step size is too wide."""
     problem = tl.SpikedTensor(dim=1000, order=2, snr=2.0)

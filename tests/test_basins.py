@@ -41,6 +41,7 @@ def test_xor_starts_go_where_the_fine_solution_takes_them():
     assert same(found.classes, fine.classes) == 1.0
 
 
+@pytest.mark.slow
 def test_xor_has_the_exact_probability_at_large_snr():
     problem = tl.GaussianMixture.xor(dim=1000, snr=1000.0, ridge=0.1)
     found = success.by_dynamics(problem, step_size=1.0, starts=200, seed=3)

@@ -143,22 +143,44 @@ def test_a_recorded_step_is_one_copy():
     assert seen.counts == {"_foreach_copy_.default": 1}
 
 
-def test_a_learning_rate_in_a_tensor_is_read_when_it_has_changed():
-    _, optimizer, tracker = loop(torch.tensor(0.5))
-    with Operations() as seen:
-        for _ in range(4):
-            tracker.stepped()
-    assert seen.counts["_local_scalar_dense.default"] == 1
-    optimizer.param_groups[0]["lr"].fill_(0.25)
+class OnDevice(torch.Tensor):
+    """Says that it is on CUDA, and counts how often it was waited for."""
+
+    reads = 0
+    device = torch.device("cuda")
+
+    def __float__(self):
+        OnDevice.reads += 1
+        return float(self.as_subclass(torch.Tensor))
+
+
+def test_a_learning_rate_on_a_device_is_read_when_it_has_changed():
+    _, optimizer, tracker = loop()
+    lr = torch.tensor(0.5).as_subclass(OnDevice)
+    optimizer.param_groups[0]["lr"] = lr
+    OnDevice.reads = 0
+    for _ in range(4):
+        tracker.stepped()
+    assert OnDevice.reads == 1
+    lr.fill_(0.25)
     tracker.stepped()
-    optimizer.param_groups[0]["lr"] = torch.tensor(1.0)
+    optimizer.param_groups[0]["lr"] = torch.tensor(1.0).as_subclass(OnDevice)
     tracker.stepped()
+    assert OnDevice.reads == 3
     assert tracker.trajectory().times.tolist() == [0, 0.5, 1, 1.5, 2, 2.25, 3.25]
+
+
+def test_a_learning_rate_on_the_cpu_is_read_at_every_step():
+    _, optimizer, tracker = loop(torch.tensor(0.5))
+    tracker.stepped()
+    optimizer.param_groups[0]["lr"].data.fill_(0.25)  # of which autograd is not told
+    tracker.stepped()
+    assert tracker.trajectory().times.tolist() == [0, 0.5, 0.75]
 
 
 def test_a_step_that_is_being_captured_is_not_recorded(monkeypatch):
     capturing = [False]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     model, optimizer, tracker = loop()
     model.weight.grad = torch.ones_like(model.weight)

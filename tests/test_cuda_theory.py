@@ -265,30 +265,26 @@ from torchlimits.sharding import process_group
 with process_group("cuda") as group:
     assert distributed.get_backend(group) == "gloo"
     assert torch.cuda.current_device() < torch.cuda.device_count()
-    tl.train(
-        tl.GaussianMixture.binary(dim=50, snr=2.0), step_size=1.0, time=0.5, runs=6, every=5,
-        device="cuda", progress=False, path=sys.argv[1], group=group,
-    )
+    for path in sys.argv[1:]:
+        tl.train(
+            tl.GaussianMixture.binary(dim=50, snr=2.0), step_size=1.0, time=0.5, runs=6, every=5,
+            device="cuda", progress=False, path=path, group=group,
+        )
 """
 
 
 def test_two_processes_share_a_gpu(tmp_path):
-    """Each trains runs of its own, and the same command gives the same runs."""
+    """Each trains runs of its own, and the same training gives the same runs."""
     script = tmp_path / "training.py"
     script.write_text(TRAINING)
-
-    def runs(name):
-        path = tmp_path / name
-        subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-             str(script), str(path)],
-            check=True, env=ENVIRONMENT, timeout=300,
-        )  # fmt: skip
-        return tl.Trajectory.load(path).values
-
-    values = runs("one.npz")
+    paths = [tmp_path / "one.npz", tmp_path / "two.npz"]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [sys.executable, *command, script, *paths], check=True, env=ENVIRONMENT, timeout=100
+    )
+    values, again = (tl.Trajectory.load(path).values for path in paths)
     assert values.shape == (6, 6, 7)
     assert bool(values.isfinite().all())
     final = values[:, -1]
     assert len(final.unique(dim=0)) == 6
-    assert torch.equal(runs("two.npz"), values)
+    assert torch.equal(again, values)

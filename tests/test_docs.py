@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pkgutil
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +134,15 @@ def test_extras(name):
     pytest.importorskip(name.rpartition(".")[2])
     kind = importlib.import_module(name).TrackerCallback
     assert not [*complaints(kind), *complaints_about_members(kind)]
+
+
+def test_every_module_can_be_imported():
+    """Doctests of one that cannot would be left out without a word."""
+    for found in pkgutil.walk_packages(tl.__path__, "torchlimits."):
+        try:
+            importlib.import_module(found.name)
+        except ImportError as error:
+            assert error.name == "triton"  # noqa: PT017
 
 
 def test_the_walk_reaches_what_users_call():

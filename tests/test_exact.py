@@ -1,5 +1,7 @@
 """Rows and estimates have the precision of the parameters, wherever the loop stands."""
 
+import threading
+
 import pytest
 import torch
 
@@ -62,6 +64,35 @@ def test_the_precision_of_products_is_the_highest_inside_and_as_it_was_outside(p
         assert torch.get_float32_matmul_precision() == precision
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_threads_that_overlap_put_the_precision_back():
+    torch.set_float32_matmul_precision("high")
+    both = threading.Barrier(2)
+    found = []
+
+    def first():
+        with exactly():
+            both.wait()  # the other one is inside as well
+        both.wait()  # and stays
+
+    def second():
+        with exactly():
+            both.wait()
+            both.wait()
+            found.append(torch.backends.cuda.matmul.fp32_precision)
+
+    try:
+        threads = [threading.Thread(target=work) for work in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == ["ieee"]
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.is_grad_enabled()
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.gpu

@@ -27,6 +27,7 @@ def growth(dynamics, length=1e-5):
     return max(rates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("snr", "c", "stable"),
     [(2.0, 0.0, False), (2.0, 4.25, False), (2.0, 8.0, True), (0.5, 0.5, True)],

@@ -195,3 +195,31 @@ def test_a_loss_on_held_out_data_is_a_statistic():
             optimizer.step()
     torch.testing.assert_close(tracker.trajectory()["loss"], torch.stack(naive).detach())
     tracker.close()
+
+
+def test_no_room_is_no_property_of_a_statistic():
+    """One snapshot at a time this once; the next flush evaluates all at once again."""
+    calls = []
+
+    def hungry(p):
+        calls.append(p["weight"].ndim)
+        if len(calls) == 3:  # after the two evaluations of `track`
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return p["weight"].norm()
+
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tracker = tl.track(model, optimizer, {"norm": hungry})
+    calls.clear()
+    calls += [0, 0]
+    norms = [float(model.weight.norm())]
+    for flush in (False, True, False, True):
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        norms.append(float(model.weight.norm()))
+        if flush:
+            tracker.flush()
+    assert tracker._ring._vectorised
+    torch.testing.assert_close(
+        tracker.trajectory()["norm"], torch.tensor(norms).double(), rtol=1e-6, atol=0
+    )

@@ -290,9 +290,10 @@ class _Ensemble:
     ) -> Generator[None]:
         """By the problem's own kernel, or steps of autograd and torch.optim in a graph."""
         if compiled is not False:
-            # one of the data's own: the device's generator, of starts, has the same cipher
+            # a seed of the data's own: starts are drawn by the same algorithm, which would meet the
+            # same numbers under the same key
             (source,) = streams.generators(self.seed, groups[:1], purpose=1)
-            seed = int(torch.randint(2**62, (), generator=source))
+            seed = int(torch.randint(2**62, (), generator=source, device="cpu"))
             try:
                 kernel = kernel_for(
                     self.problem, model, optimizer, batch_size=self.batch_size, seed=seed

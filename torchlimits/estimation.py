@@ -429,7 +429,7 @@ def _reproducible(generator: torch.Generator | None) -> Generator[None]:
         yield
         return
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    if torch.cuda.is_initialized():
+    if generator.device.type != "cpu" or torch.cuda.is_initialized():
         with torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             yield

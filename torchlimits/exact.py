@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import threading
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -35,30 +36,59 @@ def exactly() -> Generator[None]:
         for kind in _TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_highest_precision())
+        stack.enter_context(_highest_precision)
         yield
 
 
-@contextmanager
-def _highest_precision() -> Generator[None]:
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn]
-    backends[1] = getattr(backends[1], "matmul", None)
-    if hasattr(backends[0], "fp32_precision"):  # torch 2.9; the older interface warns of a mixture
-        before = [(one, one.fp32_precision) for one in backends]
-        lower = [(one, value) for one, value in before if value not in ("ieee", "none")]
-        for one, _ in lower:
-            one.fp32_precision = "ieee"
-        try:
-            yield
-        finally:
-            for one, value in lower:
-                one.fp32_precision = value
-        return
-    before = torch.get_float32_matmul_precision()
-    if before != "highest":
+class _HighestPrecision:
+    """Of matrix products of the whole program, as long as anybody is inside.
+
+    Threads come and go in any order: the first one to enter finds what the last one to leave has to
+    put back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._put_back: Callable[[], None] = _nothing
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._put_back = _raise_precision()
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._put_back()
+
+
+def _raise_precision() -> Callable[[], None]:
+    """Sets the highest precision; returns what sets the one before."""
+    matmul: Any = torch.backends.cuda.matmul
+    if not hasattr(matmul, "fp32_precision"):  # before torch 2.9
+        before = torch.get_float32_matmul_precision()
+        if before == "highest":
+            return _nothing
         torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+        return lambda: torch.set_float32_matmul_precision(before)
+    # later the older interface warns of a mixture
+    onednn: Any = torch.backends.mkldnn
+    backends = [(one, one.fp32_precision) for one in (matmul, onednn.matmul)]
+    lower = [(one, value) for one, value in backends if value not in ("ieee", "none")]
+    for one, _ in lower:
+        one.fp32_precision = "ieee"
+
+    def put_back() -> None:
+        for one, value in lower:
+            one.fp32_precision = value
+
+    return put_back
+
+
+def _nothing() -> None:
+    pass
+
+
+_highest_precision = _HighestPrecision()

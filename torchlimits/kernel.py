@@ -10,7 +10,7 @@ from torch import nn
 
 from torchlimits.tracking import Tracker
 
-#: steps of one launch at most: the progress bar and an interrupt wait for it to end
+#: steps of one launch at most: a screen that hangs on the same GPU waits for it to end
 _AT_ONCE = 64
 
 
@@ -58,6 +58,8 @@ def kernel_for(
     kernel = problem.kernel(model, optimizer, batch_size=batch_size, seed=seed)
     try:
         kernel.advance(0)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         what = str(error).strip().partition("\n")[0]
         raise BrokenKernelError(

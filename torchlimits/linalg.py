@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,19 +42,22 @@ def eigvalsh(matrices: Tensor) -> Tensor:
     return torch.cat(values).reshape(matrices.shape[:-1])
 
 
-def pinv(matrices: Tensor, rtol: float) -> Tensor:
+def pinv(matrices: Tensor, rtol: float | None = None, *, hermitian: bool = False) -> Tensor:
     """Pseudo-inverses ``(..., N, M)``.
 
     Args:
         matrices: ``(..., M, N)``.
-        rtol: singular values below this part of the largest count as 0.
+        rtol: singular values below this part of the largest count as 0; by default those below
+            rounding.
+        hermitian: whether they are symmetric.
 
     Example:
         >>> pinv(torch.diag(torch.tensor([2.0, 0.0])), rtol=1e-7)
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.0000]])
     """
-    inverses = [torch.linalg.pinv(piece, rtol=rtol) for piece in _pieces(matrices)]
+    options: dict[str, Any] = {"rtol": rtol, "hermitian": hermitian}
+    inverses = [torch.linalg.pinv(piece, **options) for piece in _pieces(matrices)]
     return torch.cat(inverses).reshape(matrices.mT.shape)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from torchlimits import checks
+from torchlimits.quadratic import near
 from torchlimits.statistics import SummaryStatistics
 
 
@@ -65,11 +66,11 @@ class Replicated(nn.Module):
         """Statistics of one module as those of all copies; `tl.track` calls it."""
         if statistics.parameter_dims is not None:
             return statistics  # they take leading dimensions already
-        names = dict(self._one.named_parameters())
+        dims = {name: p.ndim for name, p in self._one.named_parameters()}
         return SummaryStatistics(
-            {name: _over_copies(f, names) for name, f in statistics.functions.items()},
+            {name: _OverCopies(f, dims) for name, f in statistics.functions.items()},
             symmetric=statistics.symmetric,
-            parameter_dims={name: p.ndim for name, p in names.items()},
+            parameter_dims=dims,
         )
 
 
@@ -120,16 +121,20 @@ def _replace(module: nn.Module, name: str, value: Tensor) -> None:
     setattr(module.get_submodule(owner), leaf, value)
 
 
-def _over_copies(function: Any, names: Any) -> Any:
+class _OverCopies:
     """A function of one module's parameters, for parameters with any leading dimensions."""
 
-    def of_all(parameters: Any) -> Tensor:
-        given = {name: parameters[name] for name in names if name in parameters}
+    def __init__(self, function: Any, dims: Mapping[str, int]) -> None:
+        self.function, self.dims = function, dims
+
+    def near(self, parameters: Any) -> _OverCopies:
+        """What it holds beside the parameters."""
+        return _OverCopies(near(self.function, parameters), self.dims)
+
+    def __call__(self, parameters: Any) -> Tensor:
+        given = {name: parameters[name] for name in self.dims if name in parameters}
         name, first = next(iter(given.items()))
-        leading = first.shape[: first.ndim - names[name].ndim]
-        evaluated = function
-        for _ in leading:
+        evaluated = self.function
+        for _ in range(first.ndim - self.dims[name]):
             evaluated = torch.func.vmap(evaluated)
         return evaluated(given)
-
-    return of_all

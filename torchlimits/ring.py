@@ -165,7 +165,7 @@ class SnapshotRing(Ring):
             try:
                 for row in range(new.start, new.stop):
                     rows.append(self._row(self._stored(row)))
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, torch.OutOfMemoryError) as error:
                 return self._stacked(rows), error
             return self._stacked(rows), None
 
@@ -276,7 +276,12 @@ def ring_for(
     if capacity < 2:
         return EvaluatedRing(statistics, read, present, max_bytes)
     kind = GatheredRing if read.sharded else SnapshotRing
-    return kind(statistics, read, present, capacity)
+    try:
+        return kind(statistics, read, present, capacity)
+    except torch.OutOfMemoryError:
+        if max_bytes <= _LEAST_BYTES:
+            raise
+        return ring_for(statistics, parameters, _LEAST_BYTES)
 
 
 def _await_stores(stored: Iterable[Tensor]) -> None:

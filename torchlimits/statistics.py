@@ -16,9 +16,9 @@ from torchlimits.quadratic import (
     Gram,
     Overlaps,
     Parameters,
-    Quadratic,
     SecondLayer,
     SquaredLengths,
+    near,
 )
 
 StatisticFunction = Callable[[Parameters], Tensor]
@@ -241,10 +241,7 @@ class SummaryStatistics:
             torch.float32
         """
         result = copy.copy(self)
-        result.functions = {
-            name: f.near(parameters) if isinstance(f, Quadratic) else f
-            for name, f in self.functions.items()
-        }
+        result.functions = {name: near(f, parameters) for name, f in self.functions.items()}
         return result
 
     def of_runs(self, runs: int) -> SummaryStatistics:
@@ -269,6 +266,8 @@ class SummaryStatistics:
     def _value(self, name: str, function: StatisticFunction, parameters: Parameters) -> Tensor:
         try:
             value = function(parameters)
+        except torch.OutOfMemoryError:
+            raise  # it says nothing of the statistic
         except Exception as error:
             raise _failed(name, error, parameters) from error
         if not isinstance(value, Tensor):

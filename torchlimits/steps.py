@@ -34,7 +34,7 @@ class Steps(ABC):
         self.every = checks.positive_int("every", every)
         self.step, self.time = 0, 0.0
         self._rate = _Rate()
-        self._captured, self._may_capture = False, torch.cuda.is_available()
+        self._captured = False
         self._model, self._optimizer = model, _unwrapped(optimizer)
         self._stands_still = False
         # other threads may look at what is recorded
@@ -69,7 +69,7 @@ class Steps(ABC):
         self._hook = self._optimizer.register_step_post_hook(hook)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if self._may_capture and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             # nothing runs now; what were recorded here would be copied by every replay
             if not self._captured:
                 self._captured = True
@@ -117,9 +117,10 @@ class Steps(ABC):
 
 
 class _Rate:
-    """A learning rate as a number; one on a device is asked for when it was changed, not each time.
+    """A learning rate as a number.
 
-    A change that a replayed CUDA graph makes is not seen.
+    One on a device is asked for when it was changed, not each time, as that waits for the device; a
+    change that a replayed CUDA graph makes is not seen.
     """
 
     def __init__(self) -> None:
@@ -129,7 +130,7 @@ class _Rate:
     def of(self, group: dict[str, Any]) -> float:
         """That of a parameter group."""
         lr = group["lr"]
-        if not isinstance(lr, torch.Tensor) or lr.is_inference():
+        if not isinstance(lr, torch.Tensor) or lr.device.type == "cpu" or lr.is_inference():
             return float(lr)
         if lr is not self._tensor or lr._version != self._version:
             self._tensor, self._version, self._value = lr, lr._version, float(lr)

@@ -283,7 +283,8 @@ class Tracker(Steps):
     def stepped(self) -> None:
         """Take note of an optimizer step; for steps that the hook does not see.
 
-        A replayed CUDA graph calls no hooks: `remove` the tracker and call this after each replay.
+        A replayed CUDA graph calls no hooks: `remove` the tracker before the capture and call this
+        after each replay, on the stream that replays.
         """
         with self._lock:
             if self._advance():

@@ -99,8 +99,9 @@ def _in_registers(
             h = tl.sum(W * x[None, :], axis=1)
             active = tl.maximum(h, 0.0)
             g = 1 / (1 + tl.exp(-tl.sum(v * active))) - tl.load(labels + a)
-            W = (1 - lr * decay) * W - tl.where(h > 0, lr * g * v, 0.0)[:, None] * x[None, :]
-            v = (1 - lr * decay) * v - lr * g * active
+            # lr (decay W), not (1 - lr decay) W: that factor would be rounded, always to one side
+            W -= lr * (decay * W) + tl.where(h > 0, lr * g * v, 0.0)[:, None] * x[None, :]
+            v -= lr * (decay * v + g * active)
         else:
             dW, dv = decay * W, decay * v
             for sample in range(BATCH):
@@ -155,13 +156,16 @@ def _through_the_cache(
         active = tl.maximum(h, 0.0)
         g = 1 / (1 + tl.exp(-tl.sum(v * active))) - tl.load(labels + a)
         left = tl.where(h > 0, lr * g * v, 0.0)
+        # no thread writes what another one has still to read
+        tl.debug_barrier()
         for begin in range(0, N, 4 * QUADS):
             at = begin + column
             inside = (neuron[:, None] < K) & (at[None, :] < N)
             x = _data(seed, begin // 4 + quad, replica, step, 0, means, a, at, N, scale)
             W = tl.load(row + at[None, :], mask=inside, other=0.0)
-            tl.store(row + at[None, :], (1 - lr * decay) * W - left[:, None] * x[None, :], inside)
-        v = (1 - lr * decay) * v - lr * g * active
+            W -= lr * (decay * W) + left[:, None] * x[None, :]
+            tl.store(row + at[None, :], W, mask=inside)
+        v -= lr * (decay * v + g * active)
         # threads read in the next step what others wrote in this one
         tl.debug_barrier()
     tl.store(second + there, v, mask=neuron < K)
@@ -190,6 +194,7 @@ class MixtureSGD:
         batch_size: fresh samples of a step.
         seed: of the data, >= 0 and below 2^63.
         warps: of a program, by default as many as are fast.
+        in_registers: keep all weights there; by default if they are not too many.
 
     Raises:
         NoKernelError: if there is none for these.
@@ -207,7 +212,7 @@ class MixtureSGD:
         in_registers: bool | None = None,
     ) -> None:
         weight, second = model.first.weight.detach(), model.second.weight.detach()
-        group = _only_group(optimizer)
+        group = _only_group(optimizer, model)
         momentum = group["momentum"]
         if weight.ndim != 3 or weight.dtype != torch.float32:
             raise NoKernelError(
@@ -266,8 +271,15 @@ class MixtureSGD:
         return normals, component.long()
 
 
-def _only_group(optimizer: torch.optim.SGD) -> dict[str, Any]:
+def _only_group(optimizer: torch.optim.SGD, model: TwoLayerNetwork) -> dict[str, Any]:
     group, *others = optimizer.param_groups
+    if {id(p) for p in group["params"]} != {id(p) for p in model.parameters()} or optimizer.state:
+        raise NoKernelError(
+            "expected an optimizer that holds both layers and has taken no step, got one with "
+            f"{len(group['params'])} parameters and {len(optimizer.state)} states"
+        )
+    if isinstance(group["lr"], Tensor):
+        raise NoKernelError("expected a learning rate that is a number, got a tensor")
     odd = [name for name in ("nesterov", "dampening", "maximize") if group[name]]
     if others or odd:
         raise NoKernelError(

@@ -32,7 +32,7 @@ class Place:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self._default = (device, dtype)
-        # a tuple: other threads may ask meanwhile
+        # a tuple: other threads may ask while one makes a model
         self._followed: tuple[weakref.ref[Tensor], ...] = ()
 
     def follow(self, parameter: Tensor) -> None:
