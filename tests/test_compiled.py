@@ -58,19 +58,21 @@ def test_a_compiled_run_does_not_depend_on_how_many_there_are():
 
 
 @needs_compiler
-def test_many_problems_are_compiled(monkeypatch):
+def test_many_problems_are_compiled():
     """More than torch.compile makes of one function."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
-    with warnings.catch_warnings():
+    # not by monkeypatch: undoing, it would delete the setting for the tests that follow
+    with torch._dynamo.config.patch(recompile_limit=1), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         for dim in (20, 21, 22):
             trained(mixture(dim), True, time=0.5)
 
 
-def test_without_a_compiler_there_is_a_warning(monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/compiler",))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
-    with pytest.warns(RuntimeWarning, match=r"torch.compile failed, training goes on without"):
+def test_without_a_compiler_there_is_a_warning():
+    settings = {"cpp.cxx": ("/no/compiler",), "force_disable_caches": True}
+    with (
+        torch._inductor.config.patch(settings),
+        pytest.warns(RuntimeWarning, match=r"torch.compile failed, training goes on without"),
+    ):
         fast = trained(mixture(), True, runs=3)
     assert torch.equal(fast.values, trained(mixture(), False, runs=3).values)
 
