@@ -306,9 +306,7 @@ class SquaredLengths(Quadratic):
 
     def near(self, parameters: Parameters) -> SquaredLengths:
         """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
-        if self.perpendicular_to is None:
-            return self
-        return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))
+        return replace(self, perpendicular_to=self._gram.near(parameters).perpendicular_to)
 
     def __call__(self, parameters: Parameters) -> Tensor:
         """|W_i_perp|^2."""
