@@ -37,7 +37,7 @@ from cuda_checks import CHECKS
 from torch import Tensor, nn
 
 import torchlimits as tl
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.ensemble import _Ensemble
 
 #: `compiled=` of `tl.train`
@@ -59,7 +59,7 @@ class Options:
     """what has not begun by then is left out, which the table says"""
 
     def __post_init__(self) -> None:
-        checks.device(self.device)
+        _checks.device(self.device)
         if unknown := set(self.parts) - set(PARTS):
             raise ValueError(f"expected parts among {PARTS}, got {sorted(unknown)}")
 
@@ -345,7 +345,7 @@ class Stepping:
     """The steps of `tl.train`, taken in one of the ways, without its start and end."""
 
     def __init__(self, way: str, problem: Any, runs: int, options: Options) -> None:
-        ensemble = _Ensemble(problem, 1, 0, checks.device(options.device), None)
+        ensemble = _Ensemble(problem, 1, 0, _checks.device(options.device), None)
         ensemble.on_cpu = False  # on the CPU, for rehearsal, what CUDA does
         ensemble.lanes = 1
         model = ensemble.model(range(runs))

@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import torchlimits as tl
-from torchlimits import checks
+from torchlimits import _checks
 
 
 @dataclass(kw_only=True)
@@ -56,7 +56,7 @@ class Options:
     """print a table to paste"""
 
     def __post_init__(self) -> None:
-        checks.positive_int("rounds", self.rounds)
+        _checks.positive_int("rounds", self.rounds)
 
 
 @dataclass
@@ -113,7 +113,7 @@ class Training:
 
 def timed(work: Callable[[], object], units: float = 1.0) -> float:
     """Seconds a unit of one call, with what it left running on a device."""
-    checks.positive("units", units, "the work of a round")
+    _checks.positive("units", units, "the work of a round")
     begin = time.perf_counter()
     work()
     if torch.cuda.is_initialized():
@@ -167,7 +167,7 @@ def main(
     """The command line of a benchmark: measure, and print the machine and the table."""
     try:
         chosen = tyro.cli(options, description=description)
-        device = str(checks.device(getattr(chosen, "device", "cpu")))
+        device = str(_checks.device(getattr(chosen, "device", "cpu")))
         lines = itertools.chain([machine(device), "", HEADER], map(str, measure(chosen)))
         if chosen.markdown:
             for line in lines:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import streams
+from torchlimits import _random
 from torchlimits.ensemble import _Ensemble
 
 
@@ -31,9 +31,9 @@ def test_one_step_of_all_runs_is_a_step_of_each(problem):
     ensemble = _Ensemble(problem, 2, 3, torch.device("cpu"), torch.float64)
     groups = range(2)
     starts = ensemble.model(groups)
-    data = streams.stream(
+    data = _random.stream(
         partial(problem.sample, 2),
-        streams.generators(3, groups, purpose=1),
+        _random.generators(3, groups, purpose=1),
         lanes=ensemble.lanes,
         length=ensemble.length,
     )
@@ -64,7 +64,7 @@ def test_a_run_does_not_depend_on_how_many_there_are(dtype):
     options = {"step_size": 1.0, "seed": 5, "every": 7, "dtype": dtype, "progress": False}
     one = tl.train(problem, runs=1, time=1.0, **options)
     some = tl.train(problem, runs=37, time=1.0, **options)
-    with streams.threads(5):
+    with _random.threads(5):
         many = tl.train(problem, runs=300, time=1.3, **options)
     rows = len(one)
     assert torch.equal(one.values[0], some.values[0])
@@ -86,7 +86,7 @@ def test_seeds_of_one_run_are_all_different():
     seeds = {
         generator.initial_seed()
         for purpose in (0, 1)
-        for generator in streams.generators(7, numbers, purpose)
+        for generator in _random.generators(7, numbers, purpose)
     }
     assert len(seeds) == 200_000
 
@@ -94,8 +94,8 @@ def test_seeds_of_one_run_are_all_different():
 def test_data_have_the_law_of_the_mixture():
     """Component frequencies and the noise's moments of drawn-ahead data; z < 4.5, 12 numbers."""
     problem = tl.GaussianMixture.xor(dim=20, width=4, snr=4.0, directions="random")
-    data = streams.stream(
-        partial(problem.sample, 1), streams.generators(0, range(4), 1), lanes=32, length=10
+    data = _random.stream(
+        partial(problem.sample, 1), _random.generators(0, range(4), 1), lanes=32, length=10
     )
     # clones: the tensors are overwritten
     steps = [(x.clone(), y.clone()) for x, y in itertools.islice(data, 10)]

@@ -7,7 +7,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import ring
-from torchlimits.exact import exactly
+from torchlimits._exact import exactly
 
 
 def tracked(around, max_bytes):

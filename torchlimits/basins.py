@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import checks, solver
+from torchlimits import _checks, solver
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
 #: how often to look which neurons have turned to a mean
@@ -87,9 +87,9 @@ def basins(
         >>> problem.is_optimal(found.final)
         tensor([ True, False, False])
     """
-    time = checks.positive("time", time)
+    time = _checks.positive("time", time)
     looks = torch.linspace(0, time, _LOOKS + 1, dtype=torch.float64, device="cpu")
-    checks.positive("rtol", rtol)
+    _checks.positive("rtol", rtol)
     start = dynamics.started(u0)
     u = start.double().reshape(-1, start.shape[-1]).clone()
     times = torch.zeros(len(u), dtype=u.dtype, device=u.device)

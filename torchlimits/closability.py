@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.estimation import Estimate, Estimator
 from torchlimits.power_law import Report, vanishes
 from torchlimits.triple import LiftFunction, Triple, triples
@@ -77,10 +77,10 @@ def closability(
         ['drift, random', 'drift, aligned', 'drift, run']
     """
     for name, value in (("points", points), ("remainders", remainders), ("samples", samples)):
-        checks.positive_int(name, value)
+        _checks.positive_int(name, value)
     if remainders < 3:
         raise ValueError(f"expected at least 3 remainders to see how they differ, got {remainders}")
-    checks.positive("tolerance", tolerance)
+    _checks.positive("tolerance", tolerance)
     settings = _Settings(remainders, samples, seed)
     at_n = triples(triple_at, dims, least=1)
     runs = [triple.run(time, points, seed) for triple in at_n]

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
 
@@ -111,13 +111,13 @@ class DiffusiveDynamics(ABC):
             >>> limit.solve(u0, [0.0, 1.0], paths=1000, generator=torch.Generator().manual_seed(0))
             Trajectory(2 statistics, 2 times, t = 0 ... 1, runs=1000)
         """
-        instants = checks.increasing_times(times)
-        u0 = checks.statistics(u0, len(self.names))
-        checks.generator(generator, u0.device)
+        instants = _checks.increasing_times(times)
+        u0 = _checks.statistics(u0, len(self.names))
+        _checks.generator(generator, u0.device)
         if paths is not None:
-            u0 = u0.expand(checks.positive_int("paths", paths), *u0.shape)
+            u0 = u0.expand(_checks.positive_int("paths", paths), *u0.shape)
         step = (
-            _RESOLUTION / self.rate if max_step is None else checks.positive("max_step", max_step)
+            _RESOLUTION / self.rate if max_step is None else _checks.positive("max_step", max_step)
         )
         u, rows = u0, [u0]
         for span in instants.diff().tolist():
@@ -223,7 +223,7 @@ class LinearDiffusion(DiffusiveDynamics):
             >>> limit.covariance([0.0, 20.0])[:, 0, 0]  # of sqrt(n) m: from 0 to 1/(1 - snr)
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
-        instants = checks.increasing_times(times).to(self.matrix.device)
+        instants = _checks.increasing_times(times).to(self.matrix.device)
         if float(instants[0]) < 0:
             raise ValueError(f"expected times >= 0, got {float(instants[0]):g}")
         A, D = self.jacobian, self.matrix

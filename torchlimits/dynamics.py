@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchlimits import checks, fixed_points
+from torchlimits import _checks, fixed_points
 from torchlimits.band import fluctuations
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.fixed_points import FixedPoint
@@ -216,7 +216,7 @@ class EffectiveDynamics(nn.Module, ABC):
         """
         self._check_autonomous("fixed points")
         if starts is None:
-            checks.positive_int("count", count)
+            _checks.positive_int("count", count)
             starts = self._random_starts(count, torch.Generator().manual_seed(seed))
         return fixed_points.find(self, starts, flow=self.settling_time if flow is None else flow)
 
@@ -337,11 +337,11 @@ class EffectiveDynamics(nn.Module, ABC):
             RuntimeError: if the solver cannot reach the tolerance.
             NotImplementedError: if a band is asked and the diffusion matrix is not known.
         """
-        instants = checks.increasing_times(times)
+        instants = _checks.increasing_times(times)
         steps = self._steps(instants)
         u0 = self.started(u0)
-        rtol = self.rtol if rtol is None else checks.positive("rtol", rtol)
-        atol = self.atol if atol is None else checks.positive("atol", atol)
+        rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
+        atol = self.atol if atol is None else _checks.positive("atol", atol)
         if initial_covariance is not None and not band:
             raise ValueError("expected initial_covariance together with band=True, got it alone")
         if band and not corrector:
@@ -396,7 +396,7 @@ class EffectiveDynamics(nn.Module, ABC):
             >>> 1000 * P[:, 0, 0]  # of sqrt(n) m: to 1/(1 - snr)
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
-        instants = checks.increasing_times(times)
+        instants = _checks.increasing_times(times)
         u0 = self.started(u0)
         return self._fluctuating(u0, instants, self.rtol, self.atol, initial_covariance)[1]
 

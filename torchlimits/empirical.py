@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.utils import _pytree as pytree
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.estimation import (
     Estimate,
@@ -99,10 +99,10 @@ class EmpiricalDynamics(EffectiveDynamics):
         settings = SGDSettings(
             step_size, momentum, weight_decay=weight_decay, batch_size=batch_size
         )
-        checks.positive_int("dim", dim)
+        _checks.positive_int("dim", dim)
         if not callable(lift) and lift is not None:
             raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
-        data = _Replay(checked_sampler(sampler), checks.positive_int("samples", samples))
+        data = _Replay(checked_sampler(sampler), _checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
         super().__init__(estimator.names, dim, settings)
         self.samples, self.seed = samples, seed

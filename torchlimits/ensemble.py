@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from torch import Tensor, nn
 
-from torchlimits import checks, streams
+from torchlimits import _checks, _random
 from torchlimits.captured import replayed
 from torchlimits.compiled import Gradients, compiled_gradients
 from torchlimits.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
@@ -156,8 +156,8 @@ def train(
         Trajectory(7 statistics, 51 times, t = 0 ... 1, runs=3)
     """
     steps = _steps(problem, step_size, time)
-    checks.positive_int("runs", runs)
-    checks.positive_int("processes", processes)
+    _checks.positive_int("runs", runs)
+    _checks.positive_int("processes", processes)
     if processes > 1:
         if group is not None or torch.device(device).type != "cpu":
             raise ValueError(
@@ -171,7 +171,7 @@ def train(
         )  # fmt: skip
         return spawned(processes, work)
     every = max(1, steps // 1000) if every is None else every
-    ensemble = _Ensemble(problem, batch_size, seed, checks.device(device), dtype)
+    ensemble = _Ensemble(problem, batch_size, seed, _checks.device(device), dtype)
     shard = Shard.of(group, runs, ensemble.lanes)
     facts = {
         **problem.describe(),
@@ -249,9 +249,9 @@ class _Ensemble:
         place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         replicas = (len(groups) * self.lanes,)
         if not self.on_cpu:
-            (self._generator,) = streams.generators(self.seed, groups[:1], device=self.device)
+            (self._generator,) = _random.generators(self.seed, groups[:1], device=self.device)
             return self.problem.model(replicas=replicas, generator=self._generator, **place)
-        sources = streams.generators(self.seed, groups)
+        sources = _random.generators(self.seed, groups)
         parts = [
             self.problem.model(replicas=(self.lanes,), generator=source, **place)
             for source in sources
@@ -292,7 +292,7 @@ class _Ensemble:
         if compiled is not False:
             # a seed of the data's own: starts are drawn by the same algorithm, which would meet the
             # same numbers under the same key
-            (source,) = streams.generators(self.seed, groups[:1], purpose=1)
+            (source,) = _random.generators(self.seed, groups[:1], purpose=1)
             seed = int(torch.randint(2**62, (), generator=source, device="cpu"))
             try:
                 kernel = kernel_for(
@@ -322,14 +322,14 @@ class _Ensemble:
         self, gradients: Gradients, optimizer: torch.optim.Optimizer, groups: range
     ) -> Generator[None]:
         workers = max(1, torch.get_num_threads() // 2)
-        data = streams.stream(
+        data = _random.stream(
             partial(self.problem.sample, self.batch_size),
-            streams.generators(self.seed, groups, purpose=1),
+            _random.generators(self.seed, groups, purpose=1),
             lanes=self.lanes,
             length=self.length,
             workers=workers,
         )
-        with closing(data), streams.threads(max(1, torch.get_num_threads() - workers)):
+        with closing(data), _random.threads(max(1, torch.get_num_threads() - workers)):
             for x, y in data:
                 gradients(x, y)
                 optimizer.step()
@@ -349,8 +349,8 @@ class _Ensemble:
 
 
 def _steps(problem: Problem, step_size: float, time: float) -> int:
-    checks.positive("step_size", step_size, "it is c_delta = lr * dim")
-    checks.positive("time", time, "limit time is steps * lr")
+    _checks.positive("step_size", step_size, "it is c_delta = lr * dim")
+    _checks.positive("time", time, "limit time is steps * lr")
     steps = round(time * problem.dim / step_size)
     if steps < 1:
         raise ValueError(

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchlimits import checks
-from torchlimits.exact import exactly
+from torchlimits import _checks
+from torchlimits._exact import exactly
 from torchlimits.increments import Step, increments_of
 from torchlimits.per_sample import PerSampleGradients
 from torchlimits.quadratic import Gradient, OuterGradient, Quadratic, total
@@ -205,7 +205,7 @@ class Estimator:
         statistics = SummaryStatistics.of(statistics)
         self.statistics, self.model = statistics, model
         self.sampler = checked_sampler(sampler)
-        self.max_bytes = checks.positive_int("max_bytes", max_bytes)
+        self.max_bytes = _checks.positive_int("max_bytes", max_bytes)
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
         parameters = dict(model.named_parameters())
@@ -232,9 +232,9 @@ class Estimator:
         generator: torch.Generator | None = None,
     ) -> Estimate:
         """The estimate at parameters that may be others than the model's; see `estimate`."""
-        delta = checks.positive("step_size", step_size, "it is delta, the learning rate")
-        alpha = checks.non_negative("weight_decay", weight_decay)
-        if checks.positive_int("samples", samples) < 2:
+        delta = _checks.positive("step_size", step_size, "it is delta, the learning rate")
+        alpha = _checks.non_negative("weight_decay", weight_decay)
+        if _checks.positive_int("samples", samples) < 2:
             raise ValueError("expected at least 2 samples, got 1: there is no error bar to one")
         if not isinstance(generator, (torch.Generator, type(None))):
             raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")

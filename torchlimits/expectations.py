@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import linalg, quadrature
+from torchlimits import _linalg, quadrature
 
 
 class ReluMoments(NamedTuple):
@@ -201,7 +201,7 @@ def factor_gaussian(
     # torch's derivative of QR divides by the diagonal of L, which vanishes where neurons align.
     dT = T - fixed
     dL = dT @ q
-    dQ = linalg.pinv(L, rtol=1e-7) @ (dT - dL @ Q)
+    dQ = _linalg.pinv(L, rtol=1e-7) @ (dT - dL @ Q)
     return L + dL, Q + dQ
 
 
@@ -223,7 +223,7 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
     """
     symmetric = (matrix + matrix.mT) / 2
     fixed = symmetric.detach()
-    values, vectors = linalg.eigh(fixed)
+    values, vectors = _linalg.eigh(fixed)
     roots = values.clamp_min(0).sqrt()
     root = (vectors * roots[..., None, :]) @ vectors.mT
     total = roots[..., :, None] + roots[..., None, :]

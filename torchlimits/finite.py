@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import checks, streams
+from torchlimits import _checks, _random
 from torchlimits.settings import SGDSettings
 from torchlimits.trajectory import Trajectory
 
@@ -156,14 +156,14 @@ class ReducedChain(ABC):
             Trajectory(2 statistics, 11 times, t = 0 ... 1e-07, runs=50)
         """
         for name, value in (("steps", steps), ("runs", runs), ("every", every)):
-            checks.positive_int(name, value)
-        u0 = checks.statistics(u0, len(self.names))
-        checks.generator(generator, u0.device)
+            _checks.positive_int(name, value)
+        u0 = _checks.statistics(u0, len(self.names))
+        _checks.generator(generator, u0.device)
         batch = u0.shape[:-1] if runs == 1 and u0.ndim > 1 else (runs, *u0.shape[:-1])
         starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
         at = sorted({*range(0, steps + 1, every), steps})
         # torch would share small arrays out among threads, which takes longer than the sums
-        with streams.threads(1 if len(starts) <= _SHARED else torch.get_num_threads()):
+        with _random.threads(1 if len(starts) <= _SHARED else torch.get_num_threads()):
             values = torch.stack(self._walk(starts, at, generator), dim=1)
         if not bool(values.isfinite().all()):
             raise RuntimeError(

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.parameters import OwnParameters
 from torchlimits.ring import ring_for
 from torchlimits.statistics import SummaryStatistics
@@ -79,5 +79,5 @@ class Follower(Tracker):
             raise ValueError(
                 f"expected a tracker's state_dict, with step and time, got {type(state).__name__}"
             )
-        self.time = checks.non_negative("the state's time", state["time"])
+        self.time = _checks.non_negative("the state's time", state["time"])
         self.step = int(state["step"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
 from torchlimits.statistics import StatisticError, StatisticFunction
 
@@ -170,7 +170,7 @@ class GeneralIncrements(Increments):
                 f"expected statistic {self.name!r} to be one that torch.func can differentiate "
                 "twice (vmap of jvp of jvp: no .item(), no branches on values), got "
                 f"{type(error).__name__}: {error}; it was given "
-                + checks.shapes(self.step.parameters)
+                + _checks.shapes(self.step.parameters)
             ) from error
 
 

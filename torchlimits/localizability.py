@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from torchlimits._exact import exactly
 from torchlimits.estimation import standard_error
-from torchlimits.exact import exactly
 from torchlimits.per_sample import PerSampleGradients
 from torchlimits.power_law import PowerLaw, Report, at_most, fit
 from torchlimits.quadratic import dense, total

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from rich.progress import track
 from torch import Tensor
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.problems import GaussianMixture, SpikedTensor, small_noise
 from torchlimits.problems.mixture_dynamics import MixtureODE
@@ -155,7 +155,7 @@ def phase_diagram(
     x, y = _axis("x", x), _axis("y", y)
     if x[0] == y[0]:
         raise ValueError(f"expected two different parameters, got {x[0]!r} on both axes")
-    checks.non_negative("step_size", step_size)
+    _checks.non_negative("step_size", step_size)
     cells = list(itertools.product(y[1], x[1]))
     points, accuracy = [], []
     for cell in track(cells, description="phase diagram", disable=not progress):
@@ -167,7 +167,7 @@ def phase_diagram(
         accuracy.append(_best_accuracy(problem, found))
     columns = len(x[1])
     rows = [points[i : i + columns] for i in range(0, len(points), columns)]
-    return PhaseDiagram(x, y, rows, checks.float64("accuracy", accuracy).reshape(-1, columns))
+    return PhaseDiagram(x, y, rows, _checks.float64("accuracy", accuracy).reshape(-1, columns))
 
 
 def _logarithmic(values: Sequence[float]) -> bool:
@@ -176,7 +176,7 @@ def _logarithmic(values: Sequence[float]) -> bool:
 
 def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
     """Borders of the cells around the values: half way between, on the axis's scale."""
-    x = checks.float64("values", values)
+    x = _checks.float64("values", values)
     x = x.log() if logarithmic else x
     gaps = x.diff() if len(x) > 1 else torch.ones_like(x)
     edges = torch.cat([x[:1] - gaps[:1] / 2, x[1:] - x.diff() / 2, x[-1:] + gaps[-1:] / 2])

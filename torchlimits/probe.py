@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.estimation import Estimator, Loss, Sampler
 from torchlimits.settings import SGDSettings
 from torchlimits.statistics import SummaryStatistics
@@ -66,7 +66,7 @@ class Probe:
 
     def __post_init__(self) -> None:
         for name in ("every", "samples", "batch_size"):
-            checks.positive_int(name, getattr(self, name))
+            _checks.positive_int(name, getattr(self, name))
         for name in ("loss", "sampler"):
             if not callable(getattr(self, name)):
                 raise TypeError(

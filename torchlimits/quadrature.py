@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from torchlimits import linalg
+from torchlimits import _linalg
 
 #: nodes that one piece of work may hold (times some 20 doubles each: about 20 MiB)
 PIECE = 2**17
@@ -181,7 +181,7 @@ def line_frame(
         return eye.expand(len(mean), 1, 1)
     norm = factor.norm(dim=-1, keepdim=True).clamp_min(1e-150)
     rows = factor / norm
-    direction = linalg.eigh(rows.mT @ rows)[1][..., -1]
+    direction = _linalg.eigh(rows.mT @ rows)[1][..., -1]
     if width <= 8:
         fixed = _directions(width, directions, mean.device).expand(len(mean), -1, -1)
         trial = torch.cat([fixed, direction[:, None]], 1)
@@ -200,7 +200,7 @@ def line_frame(
     if width > 4:
         # the first coordinates of a lattice are its best: give them where psi varies most
         seen = v[..., None] * (factor @ rest)
-        rest = rest @ _signed(linalg.eigh(seen.mT @ seen)[1].flip(-1))
+        rest = rest @ _signed(_linalg.eigh(seen.mT @ seen)[1].flip(-1))
     return torch.cat([direction[..., None], rest], -1)
 
 

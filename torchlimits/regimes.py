@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from torchlimits import checks
+from torchlimits import _checks
 
 #: c_delta within these is taken as critical where only one dimension is known
 CRITICAL = (0.05, 20.0)
@@ -81,8 +81,8 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
     if len(dims) != len(rates) or not dims:
         raise ValueError(f"expected one lr a dim, got {len(dims)} dims and {len(rates)} lrs")
     for one_dim, one_rate in zip(dims, rates, strict=True):
-        checks.positive_int("dim", one_dim)
-        checks.positive("lr", one_rate)
+        _checks.positive_int("dim", one_dim)
+        _checks.positive("lr", one_rate)
     largest = max(range(len(dims)), key=dims.__getitem__)
     constant = rates[largest] * dims[largest]
     exponent = None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.quadratic import near
 from torchlimits.statistics import SummaryStatistics
 
@@ -97,7 +97,7 @@ def replicate(model: nn.Module | Sequence[nn.Module], replicas: int | None = Non
         (torch.Size([5, 1, 3]), torch.Size([5, 7, 1]))
     """
     if isinstance(model, nn.Module):
-        modules = [model] * checks.positive_int("replicas", replicas or 0)
+        modules = [model] * _checks.positive_int("replicas", replicas or 0)
     else:
         modules = list(model) if isinstance(model, Sequence) else []
         if not modules or not all(isinstance(one, nn.Module) for one in modules):

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from torchlimits import checks
-from torchlimits.exact import exactly
+from torchlimits import _checks
+from torchlimits._exact import exactly
 from torchlimits.parameters import OwnParameters, whole
 from torchlimits.statistics import StatisticError, SummaryStatistics
 
@@ -63,7 +63,7 @@ class Ring(ABC):
         before, after = ({name: shapes[name] for name in names} for shapes in (self.shapes, now))
         raise StatisticError(
             f"statistics changed shape: expected {before} as at step 0, got {after}: return "
-            f"tensors of a fixed shape; they were given {checks.shapes(parameters)}"
+            f"tensors of a fixed shape; they were given {_checks.shapes(parameters)}"
         )
 
     def _stacked(self, rows: list[Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.normalized import NormalizedSGD
 
 #: options that parameter groups may differ in
@@ -56,11 +56,11 @@ class SGDSettings:
     normalized: bool = False
 
     def __post_init__(self) -> None:
-        checks.non_negative("step_size", self.step_size, "it is c_delta = lr * dim")
-        checks.non_negative("weight_decay", self.weight_decay)
-        checks.positive_int("batch_size", self.batch_size)
+        _checks.non_negative("step_size", self.step_size, "it is c_delta = lr * dim")
+        _checks.non_negative("weight_decay", self.weight_decay)
+        _checks.positive_int("batch_size", self.batch_size)
         for name in ("momentum", "dampening"):
-            if not checks.non_negative(name, getattr(self, name)) < 1:
+            if not _checks.non_negative(name, getattr(self, name)) < 1:
                 raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")
 
     @classmethod

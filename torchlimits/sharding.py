@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import distributed
 
-from torchlimits import checks
-from torchlimits.streams import threads
+from torchlimits import _checks
+from torchlimits._random import threads
 from torchlimits.tracking import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 
@@ -45,7 +45,7 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     if not distributed.is_available() or not distributed.is_torchelastic_launched():
         yield None
         return
-    if checks.device(device).type == "cuda":
+    if _checks.device(device).type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     distributed.init_process_group("gloo")
     try:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.quadratic import (
     Entries,
     Gram,
@@ -335,7 +335,7 @@ def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
 
 def _given(parameters: Parameters) -> str:
     known = parameters.known() if isinstance(parameters, _ReadRecorder) else parameters
-    return f"it was given {checks.shapes(known)}"
+    return f"it was given {_checks.shapes(known)}"
 
 
 def _failed(name: str, error: Exception, parameters: Parameters) -> StatisticError:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.recording import warn
 
 
@@ -31,7 +31,7 @@ class Steps(ABC):
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
-        self.every = checks.positive_int("every", every)
+        self.every = _checks.positive_int("every", every)
         self.step, self.time = 0, 0.0
         self._rate = _Rate()
         self._captured = False

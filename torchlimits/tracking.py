@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.parameters import OwnParameters, unwrapped
 from torchlimits.probe import Explanation, Probe, Prober
 from torchlimits.recording import Recording
@@ -256,10 +256,12 @@ class Tracker(Steps):
     ) -> None:
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
-        checks.json_text("parameters", self._facts_given)
+        _checks.json_text("parameters", self._facts_given)
         self._display = Display(writer)
         self.path = _checked_path(path, self._display.sink)
-        self._max_bytes = None if max_bytes is None else checks.positive_int("max_bytes", max_bytes)
+        self._max_bytes = (
+            None if max_bytes is None else _checks.positive_int("max_bytes", max_bytes)
+        )
         self._ring = ring_for(statistics, OwnParameters(model), max_bytes)
         self.names = self._ring.names
         if not self.names:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import archive, checks, row_file
+from torchlimits import _checks, archive, row_file
 
 if TYPE_CHECKING:
     import pandas
@@ -83,14 +83,14 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         # contiguous: columns of a file of rows are not, and torch.searchsorted warns of that
-        times = checks.float64("times", self.times).contiguous()
+        times = _checks.float64("times", self.times).contiguous()
         steps = torch.as_tensor(self.steps, device="cpu").detach().long().contiguous()
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "values", checks.float64("values", self.values))
-        object.__setattr__(self, "names", checks.names(self.names))
+        object.__setattr__(self, "values", _checks.float64("values", self.values))
+        object.__setattr__(self, "names", _checks.names(self.names))
         if self.std is not None:
-            object.__setattr__(self, "std", checks.float64("std", self.std))
+            object.__setattr__(self, "std", _checks.float64("std", self.std))
         self._validate()
 
     def _validate(self) -> None:
@@ -110,7 +110,7 @@ class Trajectory:
             twice = sorted({n for n in self.names if list(self.names).count(n) > 1})
             raise ValueError(f"expected k different names, got {twice} more than once: rename them")
         if len(self.times):
-            checks.increasing_times(self.times)
+            _checks.increasing_times(self.times)
 
     @property
     def initial(self) -> Float[Tensor, "*runs k"]:
@@ -310,7 +310,7 @@ class Trajectory:
             "steps": self.steps.numpy(),
             "values": self.values.numpy(),
             "names": np.array(list(self.names), dtype=np.str_),
-            "metadata": np.array(checks.json_text("metadata", self.metadata)),
+            "metadata": np.array(_checks.json_text("metadata", self.metadata)),
         }
         if self.std is not None:
             arrays["std"] = self.std.numpy()

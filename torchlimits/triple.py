@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.estimation import Estimator, Loss, Sampler
 from torchlimits.lifting import Lift
 from torchlimits.per_sample import takes_model
@@ -60,9 +60,9 @@ class Triple:
     lift: LiftFunction | None = None
 
     def __post_init__(self) -> None:
-        checks.positive("step_size", self.step_size, "it is delta, the learning rate")
-        checks.positive_int("dim", self.dim)
-        checks.non_negative("weight_decay", self.weight_decay)
+        _checks.positive("step_size", self.step_size, "it is delta, the learning rate")
+        _checks.positive_int("dim", self.dim)
+        _checks.non_negative("weight_decay", self.weight_decay)
         object.__setattr__(self, "statistics", SummaryStatistics.of(self.statistics))
 
     @classmethod
@@ -120,8 +120,8 @@ class Triple:
         Raises:
             ValueError: if a number is out of its range.
         """
-        checks.positive("time", time)
-        checks.positive_int("points", points)
+        _checks.positive("time", time)
+        _checks.positive_int("points", points)
         generator = torch.Generator(device=self.device).manual_seed(seed)
         parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         optimizer = torch.optim.SGD(
@@ -147,7 +147,7 @@ def triples(
     triple_at: Callable[[int], Triple], dims: Sequence[int], *, least: int = 2
 ) -> list[Triple]:
     """One for each dimension, checked; at least so many."""
-    dims = [checks.positive_int("dims", n) for n in dims]
+    dims = [_checks.positive_int("dims", n) for n in dims]
     if len(dims) < least or any(b <= a for a, b in itertools.pairwise(dims)):
         raise ValueError(f"expected at least {least} increasing dimensions, got {dims}")
     found = [triple_at(n) for n in dims]

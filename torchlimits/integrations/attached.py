@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.probe import Probe
 from torchlimits.recording import warn
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
@@ -42,9 +42,9 @@ class Attached:
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
         self._options: dict[str, Any] = {
-            "every": checks.positive_int("every", every),
+            "every": _checks.positive_int("every", every),
             "max_bytes": (
-                None if max_bytes is None else checks.positive_int("max_bytes", max_bytes)
+                None if max_bytes is None else _checks.positive_int("max_bytes", max_bytes)
             ),
             "probe": probe,
             "parameters": parameters,

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchlimits import checks, expectations, success
+from torchlimits import _checks, expectations, success
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion
 from torchlimits.kernel import Kernel, NoKernelError
@@ -97,18 +97,18 @@ class GaussianMixture:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.means = checks.float64("means", means)
-        self.labels = checks.float64("labels", labels)
-        self.width = checks.positive_int("width", width)
-        self.snr = math.inf if snr == math.inf else checks.positive("snr", snr)
-        self.ridge = checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
-        self.device = checks.device(device or "cpu")
+        self.means = _checks.float64("means", means)
+        self.labels = _checks.float64("labels", labels)
+        self.width = _checks.positive_int("width", width)
+        self.snr = math.inf if snr == math.inf else _checks.positive("snr", snr)
+        self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         _check_components(self.means, self.labels, self.width)
         if directions is None:
             self.directions = _distinct_up_to_sign(self.means)
         else:
-            self.directions = checks.float64("directions", directions)
+            self.directions = _checks.float64("directions", directions)
         self.coordinates = _coordinates(self.means, self.directions)
         self.statistics = _mixture_statistics(self.directions)
         self._means_like: dict[DeviceAndType, tuple[Tensor, Tensor]] = {}
@@ -229,8 +229,8 @@ class GaussianMixture:
             generator: of the start; on the device of the model.
             device, dtype: by default the problem's.
         """
-        device = checks.device(device or self.device)
-        checks.generator(generator, device)
+        device = _checks.device(device or self.device)
+        _checks.generator(generator, device)
         network = TwoLayerNetwork(
             self.dim,
             self.width,
@@ -259,9 +259,9 @@ class GaussianMixture:
         Raises:
             ValueError, TypeError: if batch is no int >= 1, or the generator on another device.
         """
-        checks.positive_int("batch", batch)
+        _checks.positive_int("batch", batch)
         device, dtype = self._place.now
-        checks.generator(generator, device)
+        _checks.generator(generator, device)
         means, labels = self._on(device, dtype)
         shape = (*replicas, batch)
         component = torch.randint(len(means), shape, generator=generator, device=device)
@@ -369,7 +369,7 @@ class GaussianMixture:
                 are out of range.
             TypeError: if the optimizer is not SGD.
         """
-        dim = self.dim if dim is None else checks.positive_int("dim", dim)
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         layers = None
         if optimizer is None or step_size is not None:
             settings = SGDSettings.chosen(
@@ -464,7 +464,7 @@ class GaussianMixture:
             >>> tl.GaussianMixture.xor(dim=100, snr=10.0).starts(1000).shape
             torch.Size([1000, 22])
         """
-        checks.positive_int("count", count)
+        _checks.positive_int("count", count)
         drawn = []
         # a model's weights are N/K times as many numbers: not all models at once
         for done in range(0, count, _AT_ONCE):
@@ -491,7 +491,7 @@ class GaussianMixture:
             tensor([0.0100, 0.0100, 0.0198], dtype=torch.float64)
         """
         K, d = self.width, len(self.directions)
-        v = checks.float64("v", v)
+        v = _checks.float64("v", v)
         if v.shape != (K,):
             raise ValueError(f"expected v of shape ({K},), got {tuple(v.shape)}")
         share = (self.dim - d) / self.dim
@@ -632,7 +632,7 @@ def _mixture_statistics(directions: Tensor) -> SummaryStatistics:
 def _unit_directions(
     count: int, dim: int, kind: str, generator: torch.Generator | None
 ) -> Float[Tensor, "count dim"]:
-    checks.positive_int("dim", dim)
+    _checks.positive_int("dim", dim)
     if dim < count:
         raise ValueError(f"expected dim >= {count}, the number of directions, got {dim}")
     if kind == "axis":

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits._random import ahead
 from torchlimits.expectations import psd_sqrt
 from torchlimits.finite import Frame, Recursion, ReducedChain
 from torchlimits.problems.mixture_dynamics import MixtureODE
-from torchlimits.streams import ahead
 
 
 class MixtureChain(ReducedChain):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import expectations, fixed_points, linalg, quadrature
+from torchlimits import _linalg, expectations, fixed_points, quadrature
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.layers import Layers
 from torchlimits.problems import idle_neurons
@@ -112,7 +112,7 @@ class MixtureODE(EffectiveDynamics):
 
     def _check_start(self, u0: Tensor) -> None:
         R = self.split(u0)[2].double()
-        smallest = float(linalg.eigvalsh(R).min())
+        smallest = float(_linalg.eigvalsh(R).min())
         # rounding of a float32 Gram matrix passes
         if smallest < -1e-5 * max(1.0, float(R.abs().max())):
             raise ValueError(
@@ -122,7 +122,7 @@ class MixtureODE(EffectiveDynamics):
 
     def _project(self, u: Tensor) -> Tensor:
         v, m, R = self.split(u)
-        values, vectors = linalg.eigh(R)
+        values, vectors = _linalg.eigh(R)
         return self.join(v, m, (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT)
 
     def _random_starts(self, count: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import linalg
+from torchlimits import _linalg
 from torchlimits.fixed_points import Kind
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
@@ -61,7 +61,7 @@ class SmallNoiseDynamics(MixtureODE):
         c = self.coordinates.to(v)
         stiff = torch.einsum("a...k,ad,ae->...kde", held.to(v), c, c)
         eye = torch.eye(c.shape[1], dtype=v.dtype, device=v.device)
-        free = eye - linalg.pinv(stiff, hermitian=True) @ stiff
+        free = eye - _linalg.pinv(stiff, hermitian=True) @ stiff
         dm = torch.einsum("...kde,a...ke->a...kd", free, dm)
         moves = torch.cat([dv, dm.flatten(-2)], dim=-1)
         moves = moves - moves.mean(dim=0)

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits._random import ahead
 from torchlimits.finite import Frame, Recursion, ReducedChain
 from torchlimits.problems.spiked_dynamics import NAMES
-from torchlimits.streams import ahead
 
 
 class SpikedChain(ReducedChain):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion
 from torchlimits.problems.place import DeviceAndType, Place
@@ -102,18 +102,18 @@ class SpikedTensor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.dim = checks.positive_int("dim", dim)
-        self.order = checks.positive_int("order", order)
+        self.dim = _checks.positive_int("dim", dim)
+        self.order = _checks.positive_int("order", order)
         if order < 2:
             raise ValueError(f"expected order >= 2 (2 is matrix PCA), got {order}")
         if dim < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        self.snr = checks.positive("snr", snr)
-        self.ridge = checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self.snr = _checks.positive("snr", snr)
+        self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
         if sampler not in ("dense", "implicit"):
             raise ValueError(f"expected sampler 'dense' or 'implicit', got {sampler!r}")
         self.sampler = sampler
-        self.device = checks.device(device or "cpu")
+        self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         self.direction = _direction(direction, dim, generator)
         self.statistics = SummaryStatistics(
@@ -165,8 +165,8 @@ class SpikedTensor:
             generator: of the start; on the device of the model.
             device, dtype: by default the problem's.
         """
-        device, dtype = checks.device(device or self.device), dtype or self.dtype
-        checks.generator(generator, device)
+        device, dtype = _checks.device(device or self.device), dtype or self.dtype
+        _checks.generator(generator, device)
         x = torch.randn(*replicas, self.dim, generator=generator, device=device, dtype=dtype)
         x = x / self.dim**0.5
         if at is not None:
@@ -214,9 +214,9 @@ class SpikedTensor:
         Raises:
             ValueError: if the dense tensors would not fit in memory.
         """
-        checks.positive_int("batch", batch)
+        _checks.positive_int("batch", batch)
         device, dtype = self._place.now
-        checks.generator(generator, device)
+        _checks.generator(generator, device)
         shape = (*replicas, batch)
         features = torch.empty(*shape, 0, device=device, dtype=dtype)
         normal: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
@@ -289,7 +289,7 @@ class SpikedTensor:
                 are out of range.
             TypeError: if the optimizer is not SGD.
         """
-        dim = self.dim if dim is None else checks.positive_int("dim", dim)
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
         return SpikedDynamics(
             order=self.order,
@@ -316,7 +316,7 @@ class SpikedTensor:
             optimizer, step_size, momentum, batch_size, dim: as in `dynamics`; Nesterov's momentum
                 and dampening are read from the optimizer.
         """
-        dim = self.dim if dim is None else checks.positive_int("dim", dim)
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         if dim < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
         settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
@@ -383,7 +383,7 @@ class SpikedTensor:
         """
         settings = self._settings(optimizer, step_size, momentum, batch_size, self.dim)
         own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
-        strength = own if scaled_snr is None else checks.non_negative("scaled_snr", scaled_snr)
+        strength = own if scaled_snr is None else _checks.non_negative("scaled_snr", scaled_snr)
         return EquatorDynamics(
             order=self.order, scaled_snr=strength, dim=self.dim, settings=settings
         )
@@ -460,7 +460,7 @@ class SpikedTensor:
         return self.direction.to(x) if v is None else v
 
     def _placed(self, x: Tensor, m: float, r2: float) -> Tensor:
-        checks.non_negative("r2", r2, "at is (m, r2), and r2 a squared length")
+        _checks.non_negative("r2", r2, "at is (m, r2), and r2 a squared length")
         if not isinstance(m, (int, float)) or not math.isfinite(m):
             raise ValueError(f"expected at=(m, r2) with a finite m, got m={m!r}")
         v = self.direction.to(x)
@@ -554,7 +554,7 @@ def _direction(
             v = torch.randn(dim, generator=generator, dtype=torch.float64, device="cpu")
             return v / v.norm()
         raise ValueError(f"expected direction 'axis', 'random' or a vector, got {direction!r}")
-    v = checks.float64("direction", direction)
+    v = _checks.float64("direction", direction)
     if v.shape != (dim,) or not abs(float(v.norm()) - 1) < 1e-6:
         raise ValueError(
             f"expected direction as a unit vector of shape ({dim},), got shape {tuple(v.shape)} "

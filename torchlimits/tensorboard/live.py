@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.probe import Explanation
 from torchlimits.tensorboard import events
 from torchlimits.tensorboard.events import (
@@ -43,7 +43,7 @@ class _Live(ABC):
     def __init__(self, max_points: int | None, total_steps: int | None) -> None:
         check_cap(max_points)
         if total_steps is not None:
-            checks.positive_int("total_steps", total_steps)
+            _checks.positive_int("total_steps", total_steps)
         self._max_points, self._total_steps = max_points, total_steps
         #: the last step taken, and the last that was written; -1: none
         self.newest, self._written = -1, -1
@@ -231,7 +231,7 @@ class Writer(_Live):
         max_runs: int = 16,
     ) -> None:
         super().__init__(max_points, total_steps)
-        self._max_runs = checks.positive_int("max_runs", max_runs)
+        self._max_runs = _checks.positive_int("max_runs", max_runs)
         # the folder behind a symbolic link, which is made if the link leads nowhere yet
         self._folder = log_folder(os.path.realpath(logdir))
         self._files: list[events.EventFile] = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.comparison import compare
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
@@ -99,7 +99,7 @@ def write(
         ['measured', 'predicted']
     """
     check_cap(max_points)
-    checks.positive_int("max_runs", max_runs)
+    _checks.positive_int("max_runs", max_runs)
     sides = _checked_sides(measured, predicted)
     names = next(iter(sides.values())).names
     band = any(path.std is not None for path in sides.values())

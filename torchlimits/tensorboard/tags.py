@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from torchlimits import checks
+from torchlimits import _checks
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.trajectory import BAND, Trajectory
@@ -110,7 +110,7 @@ def wall_times_of(path: Trajectory, now: float) -> Float[np.ndarray, " T"]:
 def check_cap(max_points: int | None) -> None:
     """An int >= 4 or None, or ValueError."""
     if max_points is not None:
-        checks.positive_int("max_points", max_points)
+        _checks.positive_int("max_points", max_points)
         if max_points < 4:
             raise ValueError(f"expected max_points to be at least 4 or None, got {max_points}")
 
