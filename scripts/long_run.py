@@ -3,7 +3,7 @@
     python scripts/long_run.py
 
 A small network under torch.optim.SGD, 22 statistics at each step. Recorded rows are kept in a file,
-memory-mapped when they are asked for; see `torchlimits.row_file`.
+memory-mapped when they are asked for; see `torchlimits.files.row_file`.
 """
 
 from __future__ import annotations

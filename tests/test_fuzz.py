@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 import torchlimits as tl
-from torchlimits import row_file
+from torchlimits.files import row_file
+from torchlimits.files.row_file import Header
 from torchlimits.recording import Recording
-from torchlimits.row_file import Header
 
 # --- what is trained ------------------------------------------------------------------------------
 

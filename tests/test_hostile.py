@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchlimits as tl
-from torchlimits import row_file, tracking
+from torchlimits import tracking
+from torchlimits.files import row_file
 
 
 def trained(steps=40, **options):

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from torchlimits.files.row_file import append_whole
 from torchlimits.logged import newest_of
-from torchlimits.row_file import append_whole
 from torchlimits.trajectory import Trajectory
 
 #: how every such file begins

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from torchlimits import row_file
-from torchlimits.row_file import Header, RowFile
+from torchlimits.files import row_file
+from torchlimits.files.row_file import Header, RowFile
 from torchlimits.trajectory import Trajectory
 
 #: the suffix of a `Trajectory` that is kept as it was recorded, row by row

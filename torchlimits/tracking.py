@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.files.row_file import Header
 from torchlimits.parameters import OwnParameters, unwrapped
 from torchlimits.probe import Explanation, Probe, Prober
 from torchlimits.recording import Recording
 from torchlimits.replicas import Replicated
 from torchlimits.ring import ring_for
-from torchlimits.row_file import Header
 from torchlimits.sink import Display
 from torchlimits.statistics import StatisticFunction, SummaryStatistics
 from torchlimits.steps import Steps, check_types

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import _checks, archive, row_file
+from torchlimits import _checks
+from torchlimits.files import archive, row_file
 
 if TYPE_CHECKING:
     import pandas
@@ -335,7 +336,7 @@ class Trajectory:
 
         Nothing is unpickled. A recording is memory-mapped: its values are read when they are used,
         and a torn row at its end, of a program that was killed, is left out. Its layout is that of
-        `torchlimits.row_file`.
+        `torchlimits.files.row_file`.
 
         Args:
             path: the file.
@@ -389,7 +390,7 @@ class Trajectory:
         """The trajectory that recorded rows make, without a copy of them.
 
         Args:
-            header: what all rows share; see `torchlimits.row_file`.
+            header: what all rows share; see `torchlimits.files.row_file`.
             rows: of ``header.row``, shape ``(T,)``.
 
         Example:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-from torchlimits.row_file import append_whole
+from torchlimits.files.row_file import append_whole
 
 #: how the files that this package wrote, and may replace, are told from everybody else's
 SUFFIX = ".torchlimits"
