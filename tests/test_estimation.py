@@ -15,7 +15,8 @@ from torch.utils import _pytree as pytree
 import torchlimits as tl
 from torchlimits.estimation import Estimator
 from torchlimits.per_sample import takes_model
-from torchlimits.statistics import SummaryStatistics, entries, gram, overlaps, squared_lengths
+from torchlimits.statistics import entries, gram, overlaps, squared_lengths
+from torchlimits.statistics.summary import SummaryStatistics
 
 DELTA = 0.1
 

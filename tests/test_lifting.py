@@ -5,14 +5,8 @@ import torch
 from torch import nn
 
 import torchlimits as tl
-from torchlimits.statistics import (
-    SummaryStatistics,
-    entries,
-    gram,
-    overlaps,
-    row_norms,
-    squared_lengths,
-)
+from torchlimits.statistics import entries, gram, overlaps, row_norms, squared_lengths
+from torchlimits.statistics.summary import SummaryStatistics
 
 
 def normal(*shape, seed=0):

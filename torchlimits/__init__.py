@@ -21,7 +21,7 @@ from torchlimits.probe import Explanation, Probe
 from torchlimits.problems import GaussianMixture, SpikedTensor
 from torchlimits.regimes import Regime, regime
 from torchlimits.replicas import replicate
-from torchlimits.statistics import StatisticError, SummaryStatistics
+from torchlimits.statistics.summary import StatisticError, SummaryStatistics
 from torchlimits.tracking import NonFiniteStatistic, Tracker, track
 from torchlimits.trajectory import Trajectory
 from torchlimits.triple import Triple

@@ -24,7 +24,7 @@ from torchlimits.estimation import (
 )
 from torchlimits.lifting import Lift
 from torchlimits.settings import SGDSettings
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics.summary import SummaryStatistics
 
 #: half the distance of central differences, over 1 + |u|
 _DIFFERENCE = 0.05

@@ -19,7 +19,7 @@ from torchlimits.compiled import Gradients, compiled_gradients
 from torchlimits.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
 from torchlimits.recording import warn
 from torchlimits.sharding import Shard, spawned
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.tracking import Tracker, track
 from torchlimits.trajectory import Trajectory
 

@@ -18,8 +18,8 @@ from torchlimits import _checks
 from torchlimits._exact import exactly
 from torchlimits.increments import Step, increments_of
 from torchlimits.per_sample import PerSampleGradients
-from torchlimits.quadratic import Gradient, OuterGradient, Quadratic, total
-from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.statistics.quadratic import Gradient, OuterGradient, Quadratic, total
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 Loss = Callable[..., Tensor]
 Sampler = Callable[..., Any]

@@ -11,7 +11,7 @@ from torch import nn
 from torchlimits import _checks
 from torchlimits.parameters import OwnParameters
 from torchlimits.ring import ring_for
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.steps import Steps
 from torchlimits.tracking import Tracker
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import jvp, vmap
 
 from torchlimits import _checks
-from torchlimits.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
-from torchlimits.statistics import StatisticError, StatisticFunction
+from torchlimits.statistics.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
+from torchlimits.statistics.summary import StatisticError, StatisticFunction
 
 
 class Step(NamedTuple):

@@ -11,15 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits.expectations import psd_sqrt
-from torchlimits.quadratic import (
-    Entries,
-    Gram,
-    Overlaps,
-    Quadratic,
-    SecondLayer,
-    SquaredLengths,
-)
-from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.statistics.quadratic import Quadratic
+from torchlimits.statistics.ready_made import Entries, Gram, Overlaps, SecondLayer, SquaredLengths
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 Remainder = Literal["random", "aligned"]
 _Kind = TypeVar("_Kind", bound=Quadratic)

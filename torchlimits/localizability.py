@@ -17,7 +17,7 @@ from torchlimits._exact import exactly
 from torchlimits.estimation import standard_error
 from torchlimits.per_sample import PerSampleGradients
 from torchlimits.power_law import PowerLaw, Report, at_most, fit
-from torchlimits.quadratic import dense, total
+from torchlimits.statistics.quadratic import dense, total
 from torchlimits.triple import Triple, triples
 
 _ITERATIONS = 30

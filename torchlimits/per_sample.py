@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
 from torchlimits.networks import MatrixProduct
-from torchlimits.quadratic import Gradient, OuterGradient
+from torchlimits.statistics.quadratic import Gradient, OuterGradient
 
 #: samples on which the two ways to a gradient are compared
 _COMPARED = 2

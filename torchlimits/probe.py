@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchlimits import _checks
 from torchlimits.estimation import Estimator, Loss, Sampler
 from torchlimits.settings import SGDSettings
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
 #: the parts of an `Explanation`, and what they are called in TensorBoard

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from torchlimits import _checks
-from torchlimits.quadratic import near
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics.quadratic import near
+from torchlimits.statistics.summary import SummaryStatistics
 
 
 class Replicated(nn.Module):

@@ -22,7 +22,7 @@ from torchlimits.recording import Recording
 from torchlimits.replicas import Replicated
 from torchlimits.ring import ring_for
 from torchlimits.sink import Display
-from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 from torchlimits.steps import Steps, check_types
 from torchlimits.tracker_state import TrackerState
 from torchlimits.trajectory import Trajectory

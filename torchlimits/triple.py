@@ -14,7 +14,7 @@ from torchlimits import _checks
 from torchlimits.estimation import Estimator, Loss, Sampler
 from torchlimits.lifting import Lift
 from torchlimits.per_sample import takes_model
-from torchlimits.statistics import SummaryStatistics
+from torchlimits.statistics.summary import SummaryStatistics
 
 LiftFunction = Callable[..., Mapping[str, Tensor]]
 

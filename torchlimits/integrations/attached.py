@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torchlimits import _checks
 from torchlimits.probe import Probe
 from torchlimits.recording import warn
-from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 from torchlimits.tracking import Tracker, track
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchlimits.integrations.attached import Attached
-from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 try:
     from lightning.pytorch.callbacks import Callback

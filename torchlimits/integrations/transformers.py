@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchlimits.integrations.attached import Attached
-from torchlimits.statistics import StatisticFunction, SummaryStatistics
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 try:
     from transformers import TrainerCallback

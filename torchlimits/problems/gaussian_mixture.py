@@ -25,7 +25,8 @@ from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
 from torchlimits.schedule import Schedule, ScheduleLike
 from torchlimits.settings import SGDSettings
-from torchlimits.statistics import SummaryStatistics, gram, overlaps, second_layer
+from torchlimits.statistics import gram, overlaps, second_layer
+from torchlimits.statistics.summary import SummaryStatistics
 
 #: orthonormality and "in the span" are checked to this
 _TOLERANCE = 1e-6

@@ -19,10 +19,10 @@ from torchlimits.finite import Recursion
 from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.spiked_chain import SpikedChain
 from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
-from torchlimits.quadratic import Gradient, Quadratic, dense
 from torchlimits.schedule import Schedule, ScheduleLike
 from torchlimits.settings import SGDSettings
-from torchlimits.statistics import Parameters, SummaryStatistics
+from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
+from torchlimits.statistics.summary import SummaryStatistics
 
 
 class SpikeEstimate(nn.Module):

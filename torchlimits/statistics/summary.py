@@ -11,15 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.quadratic import (
-    Entries,
-    Gram,
-    Overlaps,
-    Parameters,
-    SecondLayer,
-    SquaredLengths,
-    near,
-)
+from torchlimits.statistics.quadratic import Parameters, near
 
 StatisticFunction = Callable[[Parameters], Tensor]
 
@@ -235,8 +227,8 @@ class SummaryStatistics:
         """The same statistics, with all that they hold beside these parameters.
 
         Example:
-            >>> import torch
-            >>> u = SummaryStatistics({"m": overlaps("weight", torch.eye(2, 3).double())})
+            >>> import torch, torchlimits as tl
+            >>> u = SummaryStatistics({"m": tl.statistics.overlaps("weight", torch.eye(2, 3).double())})
             >>> u.near({"weight": torch.zeros(1, 3)}).functions["m"].directions.dtype
             torch.float32
         """
@@ -374,26 +366,3 @@ class _ReadRecorder(  # pyright: ignore[reportGeneralTypeIssues, reportIncompati
 
     def copy(self) -> dict[str, Tensor]:
         return {name: self[name] for name in self}
-
-
-# --- ready-made statistics: functions of the parameters, for any leading dimensions ------------
-
-entries = Entries
-overlaps = Overlaps
-gram = Gram
-second_layer = SecondLayer
-squared_lengths = SquaredLengths
-
-
-def row_norms(parameter: str) -> StatisticFunction:
-    r"""Euclidean norms :math:`|W_i|` of the rows, shape ``(..., K)``.
-
-    Args:
-        parameter: name of the weight W, shape ``(..., K, N)``.
-
-    Example:
-        >>> import torch
-        >>> row_norms("weight")({"weight": torch.tensor([[3.0, 4.0]])})
-        tensor([5.])
-    """
-    return lambda parameters: parameters[parameter].norm(dim=-1)

@@ -1,0 +1,141 @@
+"""Statistics that are linear or quadratic in one parameter: they know their own derivatives."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+Parameters = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class OuterGradient:
+    r"""Gradients of a weight that are outer products, :math:`g_s = a_s x_s^T`, one a sample.
+
+    Those of a linear layer are: a is the gradient of its output, x its input. Numbers of size
+    K + N a sample stand for K N.
+
+    Args:
+        left: a, shape ``(B, K)``.
+        right: x, shape ``(B, N)``.
+    """
+
+    left: Float[Tensor, "B K"]
+    right: Float[Tensor, "B N"]
+    _overlaps: dict[int, Tensor] = field(default_factory=dict, repr=False)
+
+    def overlaps(self, directions: Float[Tensor, "d N"]) -> Float[Tensor, "B d"]:
+        """<x_s, e_j>, made once for statistics that share their directions."""
+        if id(directions) not in self._overlaps:
+            self._overlaps[id(directions)] = self.right @ directions.to(self.right).mT
+        return self._overlaps[id(directions)]
+
+    def dense(self) -> Float[Tensor, "B K N"]:
+        """The products themselves."""
+        return self.left[:, :, None] * self.right[:, None, :]
+
+    def sum(self) -> Float[Tensor, "K N"]:
+        """Over the samples."""
+        if len(self.left) % 2:
+            return self.left.mT @ self.right
+        # two halves in a batch: BLAS takes half the time for them that it takes for the whole
+        a, x = (t.unflatten(0, (2, -1)) for t in (self.left, self.right))
+        return (a.mT @ x).sum(0)
+
+
+Gradient = Tensor | OuterGradient
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A statistic that holds tensors of its own."""
+
+    def near(self, parameters: Parameters) -> Any:
+        """The same statistic, with these tensors beside the parameters."""
+        ...
+
+
+def near(function: Any, parameters: Parameters) -> Any:
+    """A statistic with what it holds beside the parameters; any other function as it is."""
+    return function.near(parameters) if isinstance(function, Placed) else function
+
+
+def total(gradient: Gradient) -> Tensor:
+    """Over the samples, in the parameter's shape."""
+    return gradient.sum() if isinstance(gradient, OuterGradient) else gradient.sum(0)
+
+
+def dense(gradient: Gradient) -> Tensor:
+    """A gradient as one tensor, ``(B, *shape)``."""
+    return gradient.dense() if isinstance(gradient, OuterGradient) else gradient
+
+
+class Quadratic(ABC):
+    """A homogeneous statistic of degree 1 or 2 in one parameter; a function of the parameters.
+
+    Attributes:
+        parameter: its name.
+        degree: 1 or 2.
+
+    Example:
+        >>> import torch
+        >>> from torchlimits.statistics import squared_lengths
+        >>> lengths, x = squared_lengths("weight"), {"weight": torch.tensor([[3.0, 4.0]])}
+        >>> gradients = torch.tensor([[[1.0, 0.0]], [[1.0, 2.0]]])  # of two samples
+        >>> lengths.along(x, gradients)
+        tensor([[ 6.],
+                [22.]])
+        >>> lengths.changes(x, gradients, centre=torch.zeros(1, 2))[1]
+        tensor([[1.],
+                [5.]])
+    """
+
+    parameter: str
+    degree: int = 1
+
+    @abstractmethod
+    def __call__(self, parameters: Parameters) -> Tensor:
+        """The value, with the parameter's leading dimensions."""
+
+    def near(self, parameters: Parameters) -> Quadratic:
+        """The same statistic, its directions on the device and in the dtype of the parameter.
+
+        Evaluated there, it copies nothing from the host, for which it would wait.
+
+        Args:
+            parameters: where they are, ``{name: tensor}``.
+
+        Example:
+            >>> import torch
+            >>> from torchlimits.statistics import overlaps
+            >>> m = overlaps("weight", torch.eye(2, 3, dtype=torch.float64))
+            >>> m.near({"weight": torch.zeros(1, 3)}).directions.dtype
+            torch.float32
+        """
+        return self
+
+    @abstractmethod
+    def along(self, parameters: Parameters, gradient: Gradient) -> Tensor:
+        """Du[g_s] for every sample, ``(B, *value)``.
+
+        Args:
+            parameters: the point, ``{name: tensor}``.
+            gradient: the g_s, B gradients of this statistic's parameter.
+        """
+
+    def changes(
+        self, parameters: Parameters, gradient: Gradient, centre: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Du[g_s], and half of D^2 u along g_s - centre and along g_s, twice; None: 0.
+
+        Args:
+            parameters: the point, ``{name: tensor}``.
+            gradient: the g_s, B gradients of this statistic's parameter.
+            centre: about their mean, in the parameter's shape.
+        """
+        return self.along(parameters, gradient), None, None
