@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from torchlimits.panels import Panel, panels_of
+from torchlimits.figures.panels import Panel, panels_of
 from torchlimits.trajectory import BAND, Trajectory
 
 _MOST_ROWS, _LINE_POINTS = 4, 300
