@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 
 import torchlimits as tl
-from torchlimits import ring, solver
+from torchlimits import solver
 from torchlimits.captured import replayed
 from torchlimits.estimation import Estimated
+from torchlimits.record import ring
 
 #: bound on every |z|; a check that compares a thousand numbers fails by chance once in 150 times
 Z = 4.5

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import ring
 from torchlimits._exact import exactly
+from torchlimits.record import ring
 
 
 def tracked(around, max_bytes):

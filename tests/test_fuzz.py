@@ -31,7 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 import torchlimits as tl
 from torchlimits.files import row_file
 from torchlimits.files.row_file import Header
-from torchlimits.recording import Recording
+from torchlimits.record.recording import Recording
 
 # --- what is trained ------------------------------------------------------------------------------
 

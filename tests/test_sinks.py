@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import csv_file
+from torchlimits.record.sinks import csv
 
 NAMES = ["m[0]", "m[1]", "norm"]
 
@@ -239,7 +239,7 @@ def test_a_full_disk_delays_the_table(monkeypatch, whole, tmp_path):
     tracker.flush()
     take(20)
     with monkeypatch.context() as patch:
-        patch.setattr(csv_file, "append_whole", full)
+        patch.setattr(csv, "append_whole", full)
         with pytest.warns(RuntimeWarning, match=r"CSV cannot show .* training goes on"):
             tracker.flush()
     take(20)

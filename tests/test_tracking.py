@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.ring import EvaluatedRing, SnapshotRing
+from torchlimits.record.ring import EvaluatedRing, SnapshotRing
 
 
 @pytest.fixture

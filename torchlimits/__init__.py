@@ -6,7 +6,6 @@ from torchlimits import statistics, success
 from torchlimits.basins import Basins, basins
 from torchlimits.closability import closability
 from torchlimits.comparison import Comparison, compare
-from torchlimits.csv_file import CSV
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.empirical import EmpiricalDynamics
 from torchlimits.ensemble import train
@@ -19,10 +18,11 @@ from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.power_law import Report
 from torchlimits.probe import Explanation, Probe
 from torchlimits.problems import GaussianMixture, SpikedTensor
+from torchlimits.record.replicas import replicate
+from torchlimits.record.sinks.csv import CSV
+from torchlimits.record.tracker import NonFiniteStatistic, Tracker, track
 from torchlimits.regimes import Regime, regime
-from torchlimits.replicas import replicate
 from torchlimits.statistics.summary import StatisticError, SummaryStatistics
-from torchlimits.tracking import NonFiniteStatistic, Tracker, track
 from torchlimits.trajectory import Trajectory
 from torchlimits.triple import Triple
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 import torch
 
-from torchlimits.tracking import Tracker
+from torchlimits.record.tracker import Tracker
 
 #: eager steps before the capture: kernels are chosen and memory is taken in the first ones
 _WARM_UP = 3

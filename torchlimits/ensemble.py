@@ -17,10 +17,10 @@ from torchlimits import _checks, _random
 from torchlimits.captured import replayed
 from torchlimits.compiled import Gradients, compiled_gradients
 from torchlimits.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
-from torchlimits.recording import warn
+from torchlimits.record.recording import warn
+from torchlimits.record.tracker import Tracker, track
 from torchlimits.sharding import Shard, spawned
 from torchlimits.statistics.summary import SummaryStatistics
-from torchlimits.tracking import Tracker, track
 from torchlimits.trajectory import Trajectory
 
 #: replicas are drawn and computed in groups: torch's kernels take this many numbers at once and a

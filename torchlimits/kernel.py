@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from torchlimits.tracking import Tracker
+from torchlimits.record.tracker import Tracker
 
 #: steps of one launch at most: a screen that hangs on the same GPU waits for it to end
 _AT_ONCE = 64

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from torchlimits import _checks
 from torchlimits.probe import Probe
-from torchlimits.recording import warn
+from torchlimits.record.recording import warn
+from torchlimits.record.tracker import Tracker, track
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
-from torchlimits.tracking import Tracker, track
 
 
 class Attached:

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.files.row_file import Header
-from torchlimits.parameters import OwnParameters, unwrapped
 from torchlimits.probe import Explanation, Probe, Prober
-from torchlimits.recording import Recording
-from torchlimits.replicas import Replicated
-from torchlimits.ring import ring_for
-from torchlimits.sink import Display
+from torchlimits.record.display import Display
+from torchlimits.record.optimizer_hook import Steps, check_types
+from torchlimits.record.own_parameters import OwnParameters, unwrapped
+from torchlimits.record.recording import Recording
+from torchlimits.record.replicas import Replicated
+from torchlimits.record.ring import ring_for
+from torchlimits.record.state import TrackerState
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
-from torchlimits.steps import Steps, check_types
-from torchlimits.tracker_state import TrackerState
 from torchlimits.trajectory import Trajectory
 
 _log = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ def track(
             "in one process; track without one"
         )
     if not own.leads:
-        from torchlimits.follower import Follower
+        from torchlimits.record.follower import Follower
 
         return Follower(model, optimizer, statistics, every)
     return Tracker(

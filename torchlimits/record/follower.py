@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from torchlimits import _checks
-from torchlimits.parameters import OwnParameters
-from torchlimits.ring import ring_for
+from torchlimits.record.optimizer_hook import Steps
+from torchlimits.record.own_parameters import OwnParameters
+from torchlimits.record.ring import ring_for
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import SummaryStatistics
-from torchlimits.steps import Steps
-from torchlimits.tracking import Tracker
 
 
 class Follower(Tracker):

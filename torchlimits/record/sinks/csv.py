@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from torchlimits.files.row_file import append_whole
-from torchlimits.logged import newest_of
+from torchlimits.record.sinks.log_function import newest_of
 from torchlimits.trajectory import Trajectory
 
 #: how every such file begins

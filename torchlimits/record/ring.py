@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits._exact import exactly
-from torchlimits.parameters import OwnParameters, whole
+from torchlimits.record.own_parameters import OwnParameters, whole
 from torchlimits.statistics.summary import StatisticError, SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torchlimits.logged import Logged
 from torchlimits.probe import Prober
-from torchlimits.recording import Recording, warn
+from torchlimits.record.recording import Recording, warn
+from torchlimits.record.sinks.log_function import Logged
 from torchlimits.trajectory import Trajectory
 
 

@@ -1,0 +1,1 @@
+"""Where recorded rows are shown while the training goes on."""
