@@ -8,7 +8,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits.diffusive import DiffusiveDynamics, LinearDiffusion
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 
 Z = 4.0
 SETTINGS = SGDSettings(1.0)

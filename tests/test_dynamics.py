@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 
 
 class Relaxation(tl.EffectiveDynamics):

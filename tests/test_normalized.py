@@ -8,7 +8,7 @@ import torch
 from real_sgd import copies, misses, one_step, train
 
 import torchlimits as tl
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 
 Z = 4.0
 

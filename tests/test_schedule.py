@@ -10,7 +10,7 @@ from real_sgd import copies, misses, train
 from torch.optim import lr_scheduler
 
 import torchlimits as tl
-from torchlimits.schedule import FunctionSchedule, Schedule, SteppedSchedule
+from torchlimits.optim.schedule import FunctionSchedule, Schedule, SteppedSchedule
 
 N = 400
 
@@ -232,7 +232,7 @@ def test_groups_that_part_company():
 
 
 def test_a_schedule_that_never_gets_there(monkeypatch):
-    monkeypatch.setattr("torchlimits.schedule._MOST_STEPS", 1000)
+    monkeypatch.setattr("torchlimits.optim.schedule._MOST_STEPS", 1000)
     optimizer = sgd(0.1)
     dying = lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step) ** 2)
     with pytest.raises(ValueError, match=r"t=1 not reached after 1,000 steps of LambdaLR \(t=0.16"):

@@ -8,8 +8,8 @@ import torch
 from real_sgd import copies, misses, one_step, train
 
 import torchlimits as tl
-from torchlimits.layers import Layers
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.sgd import SGDSettings
 
 #: |z| of one of some 50 comparisons; a normal variable exceeds it once in 15,000 times
 Z = 4.0

@@ -13,7 +13,7 @@ from torchlimits.estimation import Estimate, estimate
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.lifting import Lift
 from torchlimits.localizability import CriticalStepSize, critical_step_size, localizability
-from torchlimits.normalized import NormalizedSGD
+from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.power_law import Report
 from torchlimits.probe import Explanation, Probe

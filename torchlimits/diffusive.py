@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.trajectory import Trajectory
 
 #: a solver step is this fraction of the fastest relaxation time

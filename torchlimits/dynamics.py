@@ -15,8 +15,8 @@ from torchlimits.band import fluctuations
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.fixed_points import FixedPoint
 from torchlimits.langevin import LangevinDynamics
-from torchlimits.schedule import Schedule
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.schedule import Schedule
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.solver import integrate
 from torchlimits.trajectory import Trajectory
 

@@ -23,7 +23,7 @@ from torchlimits.estimation import (
     checked_samples,
 )
 from torchlimits.lifting import Lift
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.summary import SummaryStatistics
 
 #: half the distance of central differences, over 1 + |u|

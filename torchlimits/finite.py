@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks, _random
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.trajectory import Trajectory
 
 #: new directions that the frame takes up before it is turned and cut

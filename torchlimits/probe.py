@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.estimation import Estimator, Loss, Sampler
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 

@@ -16,15 +16,15 @@ from torchlimits import _checks, expectations, success
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion
 from torchlimits.kernel import Kernel, NoKernelError
-from torchlimits.layers import Layers
 from torchlimits.networks import TwoLayerNetwork
+from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.problems import small_noise
 from torchlimits.problems.mixture_chain import MixtureChain
 from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
 from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
-from torchlimits.schedule import Schedule, ScheduleLike
-from torchlimits.settings import SGDSettings
 from torchlimits.statistics import gram, overlaps, second_layer
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -358,7 +358,7 @@ class GaussianMixture:
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
-                optimizer's LR scheduler, stepped after every step; see `torchlimits.schedule`.
+                optimizer's LR scheduler, stepped after every step; see `torchlimits.optim.schedule`.
             dim: N, if not the problem's; 10^9 takes no more memory.
             level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from torchlimits import _linalg, expectations, fixed_points, quadrature
 from torchlimits.dynamics import EffectiveDynamics
-from torchlimits.layers import Layers
+from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.schedule import Schedule
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.problems import idle_neurons
-from torchlimits.schedule import Schedule
-from torchlimits.settings import SGDSettings
 
 #: `_lasting` turns parallel neurons apart by this much, relative to their squared lengths
 _APART = 1e-6

@@ -13,8 +13,8 @@ from torch import Tensor
 from torchlimits.diffusive import DiffusiveDynamics
 from torchlimits.dynamics import EffectiveDynamics
 from torchlimits.fixed_points import FixedPoint, classify
-from torchlimits.schedule import Schedule
-from torchlimits.settings import SGDSettings
+from torchlimits.optim.schedule import Schedule
+from torchlimits.optim.sgd import SGDSettings
 
 NAMES = ["m", "r2"]
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torchlimits import _checks
 from torchlimits.diffusive import LinearDiffusion
 from torchlimits.finite import Recursion
+from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.spiked_chain import SpikedChain
 from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
-from torchlimits.schedule import Schedule, ScheduleLike
-from torchlimits.settings import SGDSettings
 from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -281,7 +281,7 @@ class SpikedTensor:
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
-                optimizer's LR scheduler, stepped after every step; see `torchlimits.schedule`.
+                optimizer's LR scheduler, stepped after every step; see `torchlimits.optim.schedule`.
             dim: n, if not the problem's; 10^9 takes no more memory.
 
         Raises:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torchlimits.normalized import NormalizedSGD
-from torchlimits.settings import SGDSettings, parameter_groups
+from torchlimits.optim.normalized_sgd import NormalizedSGD
+from torchlimits.optim.sgd import SGDSettings, parameter_groups
 
 
 @dataclass(frozen=True)

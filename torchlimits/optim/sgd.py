@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchlimits import _checks
-from torchlimits.normalized import NormalizedSGD
+from torchlimits.optim.normalized_sgd import NormalizedSGD
 
 #: options that parameter groups may differ in
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "maximize")
