@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 import torchlimits as tl
-from torchlimits import solver
 from torchlimits.captured import replayed
+from torchlimits.dynamics import solver
 from torchlimits.estimation import Estimated
 from torchlimits.record import ring
 

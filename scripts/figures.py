@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import torchlimits as tl
-from torchlimits.diffusive import LinearDiffusion
+from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.problems.small_noise import FixedPointComponent
 
 BLUE, RED, GREEN, GREY = "#3b6fb6", "#c8452f", "#2f8f5b", "#777777"

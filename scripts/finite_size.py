@@ -29,7 +29,7 @@ from torch import Tensor
 
 import torchlimits as tl
 from torchlimits import power_law
-from torchlimits.finite import ReducedChain
+from torchlimits.dynamics.reduced_chain import ReducedChain
 
 
 @dataclass

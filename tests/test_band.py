@@ -8,8 +8,8 @@ import torchdiffeq
 from real_sgd import copies, train
 
 import torchlimits as tl
-from torchlimits.band import fluctuations
-from torchlimits.solver import integrate
+from torchlimits.dynamics.band import fluctuations
+from torchlimits.dynamics.solver import integrate
 
 RUNS = 4000
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import fixed_points, solver
+from torchlimits.dynamics import fixed_points, solver
 from torchlimits.problems import spiked_tensor
 from torchlimits.statistics import gram
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.diffusive import DiffusiveDynamics, LinearDiffusion
+from torchlimits.dynamics.diffusive import DiffusiveDynamics, LinearDiffusion
 from torchlimits.optim.sgd import SGDSettings
 
 Z = 4.0

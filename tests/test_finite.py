@@ -10,7 +10,7 @@ from scipy import stats
 
 import torchlimits as tl
 from torchlimits import _random
-from torchlimits.finite import Frame
+from torchlimits.dynamics.reduced_chain import Frame
 
 RUNS = 4000
 #: steps at which the laws are compared

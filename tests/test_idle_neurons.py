@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import fixed_points
+from torchlimits.dynamics import fixed_points
 
 
 def xor(c, *, width=1, snr=2.0, ridge=0.05, level=1):

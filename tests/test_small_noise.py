@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import fixed_points
+from torchlimits.dynamics import fixed_points
 from torchlimits.problems import small_noise
 
 

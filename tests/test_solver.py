@@ -4,7 +4,7 @@ import torchdiffeq
 from scipy.integrate import solve_ivp
 
 import torchlimits as tl
-from torchlimits import solver
+from torchlimits.dynamics import solver
 
 TIMES = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
 

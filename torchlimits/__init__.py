@@ -6,11 +6,11 @@ from torchlimits import statistics, success
 from torchlimits.basins import Basins, basins
 from torchlimits.closability import closability
 from torchlimits.comparison import Comparison, compare
-from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.empirical import EmpiricalDynamics
 from torchlimits.ensemble import train
 from torchlimits.estimation import Estimate, estimate
-from torchlimits.fixed_points import FixedPoint
 from torchlimits.lifting import Lift
 from torchlimits.localizability import CriticalStepSize, critical_step_size, localizability
 from torchlimits.optim.normalized_sgd import NormalizedSGD

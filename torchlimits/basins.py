@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import _checks, solver
+from torchlimits import _checks
+from torchlimits.dynamics import solver
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
 #: how often to look which neurons have turned to a mean

@@ -13,7 +13,7 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.utils import _pytree as pytree
 
 from torchlimits import _checks
-from torchlimits.dynamics import EffectiveDynamics
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.estimation import (
     Estimate,
     Estimator,

@@ -13,7 +13,7 @@ from rich.progress import track
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.fixed_points import FixedPoint
+from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.problems import GaussianMixture, SpikedTensor, small_noise
 from torchlimits.problems.mixture_dynamics import MixtureODE
 

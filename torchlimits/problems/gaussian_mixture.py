@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torchlimits import _checks, expectations, success
-from torchlimits.diffusive import LinearDiffusion
-from torchlimits.finite import Recursion
+from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.kernel import Kernel, NoKernelError
 from torchlimits.networks import TwoLayerNetwork
 from torchlimits.optim.parameter_groups import Layers

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits import fixed_points
+from torchlimits.dynamics import fixed_points
 
 if TYPE_CHECKING:
     from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE

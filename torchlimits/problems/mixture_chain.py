@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits._random import ahead
+from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
 from torchlimits.expectations import psd_sqrt
-from torchlimits.finite import Frame, Recursion, ReducedChain
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
 

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import _linalg, expectations, fixed_points, quadrature
-from torchlimits.dynamics import EffectiveDynamics
+from torchlimits import _linalg, expectations, quadrature
+from torchlimits.dynamics import fixed_points
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings

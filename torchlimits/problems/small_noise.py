@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
-from torchlimits.fixed_points import Kind
+from torchlimits.dynamics.fixed_points import Kind
 from torchlimits.problems.mixture_dynamics import MixtureODE
 
 #: half-width of the layer around h = 0 in which a neuron held there slides

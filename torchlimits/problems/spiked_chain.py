@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits._random import ahead
-from torchlimits.finite import Frame, Recursion, ReducedChain
+from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
 from torchlimits.problems.spiked_dynamics import NAMES
 
 

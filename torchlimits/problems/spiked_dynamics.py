@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.diffusive import DiffusiveDynamics
-from torchlimits.dynamics import EffectiveDynamics
-from torchlimits.fixed_points import FixedPoint, classify
+from torchlimits.dynamics.diffusive import DiffusiveDynamics
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.fixed_points import FixedPoint, classify
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
 

@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.diffusive import LinearDiffusion
-from torchlimits.finite import Recursion
+from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.problems.place import DeviceAndType, Place

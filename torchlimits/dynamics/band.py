@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.diffusive import van_loan
-from torchlimits.fixed_points import POINTS
+from torchlimits.dynamics.diffusive import van_loan
+from torchlimits.dynamics.fixed_points import POINTS
 
 if TYPE_CHECKING:
-    from torchlimits.dynamics import EffectiveDynamics
+    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 
 #: times at which derivatives and diffusion matrices are evaluated; between them they are linear
 _NODES = 41

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.diffusive import DiffusiveDynamics
+from torchlimits.dynamics.diffusive import DiffusiveDynamics
 
 if TYPE_CHECKING:
-    from torchlimits.dynamics import EffectiveDynamics
+    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 
 
 class LangevinDynamics(DiffusiveDynamics):

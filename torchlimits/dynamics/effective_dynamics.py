@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from torchlimits import _checks, fixed_points
-from torchlimits.band import fluctuations
-from torchlimits.diffusive import LinearDiffusion
-from torchlimits.fixed_points import FixedPoint
-from torchlimits.langevin import LangevinDynamics
+from torchlimits import _checks
+from torchlimits.dynamics import fixed_points
+from torchlimits.dynamics.band import fluctuations
+from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.dynamics.fixed_points import FixedPoint
+from torchlimits.dynamics.langevin import LangevinDynamics
+from torchlimits.dynamics.solver import integrate
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
-from torchlimits.solver import integrate
 from torchlimits.trajectory import Trajectory
 
 
@@ -202,7 +203,7 @@ class EffectiveDynamics(nn.Module, ABC):
     ) -> list[FixedPoint]:
         """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
 
-        See `torchlimits.fixed_points.find`, which also says what is stable, unstable and marginal.
+        See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and marginal.
 
         Args:
             starts: shape ``(S, k)``; by default ``count`` random ones of the problem's choosing.

@@ -10,7 +10,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from torchlimits.dynamics import EffectiveDynamics
+    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 
 Kind = Literal["stable", "unstable", "marginal"]
 

@@ -1,0 +1,1 @@
+"""What high-dimensional theory predicts for summary statistics."""
