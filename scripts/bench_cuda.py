@@ -449,7 +449,7 @@ def side_by_side(ways: list[str], dim: int, runs: int, options: Options) -> dict
 
 def tuned(options: Options, report: Report) -> Iterator[Finding]:
     """The kernel with more and fewer warps than it takes by itself."""
-    from torchlimits.problems.mixture_kernel import MixtureSGD
+    from torchlimits.problems.mixture.kernel import MixtureSGD
 
     warps = {250: (1, 2), 1000: (2, 4, 8), 10_000: (8, 16, 32)}
     for dim, runs in ((1000, 10_000), (250, 10_000), (10_000, 1000), (10_000, 10_000)):

@@ -28,7 +28,7 @@ from rich.console import Console
 
 import torchlimits as tl
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.problems.small_noise import FixedPointComponent
+from torchlimits.problems.mixture.small_noise import FixedPointComponent
 
 BLUE, RED, GREEN, GREY = "#3b6fb6", "#c8452f", "#2f8f5b", "#777777"
 #: critical, as in the paper

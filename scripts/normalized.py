@@ -24,7 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 import torchlimits as tl
-from torchlimits.problems.spiked_dynamics import SpikedDynamics
+from torchlimits.problems.spiked.dynamics import SpikedDynamics
 
 KINDS = {"SGD": torch.optim.SGD, "SGD-U": tl.NormalizedSGD}
 COLOURS = {"SGD": "#3b6fb6", "SGD-U": "#c8452f"}

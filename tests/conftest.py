@@ -12,10 +12,10 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "torchlimits.comparison",
-        "torchlimits.expectations",
-        "torchlimits.networks",
-        "torchlimits.problems.mixture_dynamics",
-        "torchlimits.quadrature",
+        "torchlimits.problems.mixture.expectations",
+        "torchlimits.problems.two_layer",
+        "torchlimits.problems.mixture.dynamics",
+        "torchlimits.problems.mixture.quadrature",
     ],
     "beartype.beartype",
 )

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import _random, networks
+from torchlimits import _random
+from torchlimits.problems import two_layer
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
@@ -18,7 +19,7 @@ needs_compiler = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def as_users_have_it(monkeypatch):
     """Without the checks of types that tests put around it, which torch.compile cannot trace."""
-    for module in (networks.TwoLayerNetwork, networks.MatrixProduct):
+    for module in (two_layer.TwoLayerNetwork, two_layer.MatrixProduct):
         monkeypatch.setattr(module, "forward", inspect.unwrap(module.forward))
 
 

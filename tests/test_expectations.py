@@ -9,8 +9,13 @@ import torch
 from jaxtyping import TypeCheckError
 from scipy import integrate, special
 
-from torchlimits import quadrature
-from torchlimits.expectations import expect, factor_gaussian, psd_sqrt, relu_moments
+from torchlimits.problems.mixture import quadrature
+from torchlimits.problems.mixture.expectations import (
+    expect,
+    factor_gaussian,
+    psd_sqrt,
+    relu_moments,
+)
 
 D = torch.float64
 

@@ -17,7 +17,7 @@ CASES = [(50, 4, 1, 0.0, True), (50, 3, 1, 0.0, False), (37, 3, 3, 0.9, True), (
 
 def gap(case, device):
     """The largest difference to steps of autograd, and how far the weights have moved."""
-    from torchlimits.problems.mixture_kernel import MixtureSGD
+    from torchlimits.problems.mixture.kernel import MixtureSGD
 
     dim, width, batch, momentum, in_registers = case
     problem = tl.GaussianMixture.xor(dim, width, snr=4.0, ridge=0.1, device=device)
@@ -53,7 +53,7 @@ def gap(case, device):
 
 def moments(device):
     """z of what independent normals and uniform components make 0, for 200 replicas of N = 64."""
-    from torchlimits.problems.mixture_kernel import MixtureSGD
+    from torchlimits.problems.mixture.kernel import MixtureSGD
 
     problem = tl.GaussianMixture.xor(64, 4, snr=4.0, device=device)
     model = problem.model(replicas=(200,))
@@ -87,7 +87,7 @@ def decay(device, in_registers):
     Weights are across the means, and the noise is small: h and the gradient are some 1e-6. A factor
     1 - lr alpha rounded to float32 would be wrong by 1.3 %.
     """
-    from torchlimits.problems.mixture_kernel import MixtureSGD
+    from torchlimits.problems.mixture.kernel import MixtureSGD
 
     problem = tl.GaussianMixture.binary(128, 2, snr=1e12, device=device)
     model = problem.model(replicas=(4,))

@@ -9,7 +9,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits.dynamics import fixed_points
-from torchlimits.problems import small_noise
+from torchlimits.problems.mixture import small_noise
 
 
 def binary(width=2, ridge=0.1, **options):

@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 
 SETUP = """
 import torch, torchlimits as tl
-from torchlimits.expectations import relu_moments
+from torchlimits.problems.mixture.expectations import relu_moments
 PATH = tl.Trajectory(torch.tensor([0.0, 1.0]), torch.tensor([0, 1]), torch.ones(2, 1), ["m"])
 PROBLEM = tl.GaussianMixture.binary(dim=10, snr=2.0)
 EYE, ONES, INTS = torch.eye(2), torch.ones, torch.ones(2, dtype=torch.int64)

@@ -17,7 +17,8 @@ from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.power_law import Report
 from torchlimits.probe import Explanation, Probe
-from torchlimits.problems import GaussianMixture, SpikedTensor
+from torchlimits.problems.mixture.problem import GaussianMixture
+from torchlimits.problems.spiked.problem import SpikedTensor
 from torchlimits.record.replicas import replicate
 from torchlimits.record.sinks.csv import CSV
 from torchlimits.record.tracker import NonFiniteStatistic, Tracker, track

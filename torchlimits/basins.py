@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics import solver
-from torchlimits.problems.mixture_dynamics import MixtureODE
+from torchlimits.problems.mixture.dynamics import MixtureODE
 
 #: how often to look which neurons have turned to a mean
 _LOOKS = 10

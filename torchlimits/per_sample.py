@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
-from torchlimits.networks import MatrixProduct
+from torchlimits.problems.two_layer import MatrixProduct
 from torchlimits.statistics.quadratic import Gradient, OuterGradient
 
 #: samples on which the two ways to a gradient are compared

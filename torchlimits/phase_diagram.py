@@ -14,8 +14,10 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.fixed_points import FixedPoint
-from torchlimits.problems import GaussianMixture, SpikedTensor, small_noise
-from torchlimits.problems.mixture_dynamics import MixtureODE
+from torchlimits.problems.mixture import small_noise
+from torchlimits.problems.mixture.dynamics import MixtureODE
+from torchlimits.problems.mixture.problem import GaussianMixture
+from torchlimits.problems.spiked.problem import SpikedTensor
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,7 +13,7 @@ from torchlimits.basins import basins
 from torchlimits.ensemble import train
 
 if TYPE_CHECKING:
-    from torchlimits.problems import GaussianMixture
+    from torchlimits.problems.mixture.problem import GaussianMixture
 
 
 @dataclass(frozen=True)

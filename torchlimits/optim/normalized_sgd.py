@@ -17,7 +17,7 @@ class NormalizedSGD(torch.optim.SGD):
     n the size of a parameter's last dimension. The step is adaptive: small where gradients are
     large. The critical scaling is that of SGD, lr = c_delta / n, and
     ``SpikedTensor.dynamics(optimizer)`` knows the limit, see
-    `torchlimits.problems.spiked_dynamics.SpikedDynamics`.
+    `torchlimits.problems.spiked.dynamics.SpikedDynamics`.
 
     Source: "SGD-U" of *Momentum and adaptive step-sizes* (ICLR 2026).
 

@@ -27,8 +27,8 @@ from torch import Tensor
 from torchlimits.kernel import NoKernelError
 
 if TYPE_CHECKING:
-    from torchlimits.networks import TwoLayerNetwork
-    from torchlimits.problems.gaussian_mixture import GaussianMixture
+    from torchlimits.problems.mixture.problem import GaussianMixture
+    from torchlimits.problems.two_layer import TwoLayerNetwork
 
 #: most entries that a program keeps in registers, of the weights, their momentum and gradient
 _IN_REGISTERS = 2**14

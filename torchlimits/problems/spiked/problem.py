@@ -19,8 +19,8 @@ from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.problems.place import DeviceAndType, Place
-from torchlimits.problems.spiked_chain import SpikedChain
-from torchlimits.problems.spiked_dynamics import NAMES, EquatorDynamics, SpikedDynamics
+from torchlimits.problems.spiked.chain import SpikedChain
+from torchlimits.problems.spiked.dynamics import NAMES, EquatorDynamics, SpikedDynamics
 from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
 from torchlimits.statistics.summary import SummaryStatistics
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torchlimits import _linalg
 from torchlimits.dynamics.fixed_points import Kind
-from torchlimits.problems.mixture_dynamics import MixtureODE
+from torchlimits.problems.mixture.dynamics import MixtureODE
 
 #: half-width of the layer around h = 0 in which a neuron held there slides
 _LAYER = 1e-2

@@ -12,19 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchlimits import _checks, expectations, success
+from torchlimits import _checks, success
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.kernel import Kernel, NoKernelError
-from torchlimits.networks import TwoLayerNetwork
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
-from torchlimits.problems import small_noise
-from torchlimits.problems.mixture_chain import MixtureChain
-from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
+from torchlimits.problems.mixture import expectations, small_noise
+from torchlimits.problems.mixture.chain import MixtureChain
+from torchlimits.problems.mixture.dynamics import MixtureDynamics, MixtureODE
+from torchlimits.problems.mixture.small_noise import FixedPointComponent, SmallNoiseDynamics
 from torchlimits.problems.place import DeviceAndType, Place
-from torchlimits.problems.small_noise import FixedPointComponent, SmallNoiseDynamics
+from torchlimits.problems.two_layer import TwoLayerNetwork
 from torchlimits.statistics import gram, overlaps, second_layer
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -329,7 +329,7 @@ class GaussianMixture:
                 f"got others: {own or 'activation'}"
             )
         try:
-            from torchlimits.problems.mixture_kernel import MixtureSGD
+            from torchlimits.problems.mixture.kernel import MixtureSGD
         except ImportError as error:
             raise NoKernelError(
                 f"expected Triton, which comes with PyTorch for CUDA: {error}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchlimits.dynamics import fixed_points
 
 if TYPE_CHECKING:
-    from torchlimits.problems.mixture_dynamics import MixtureDynamics, MixtureODE
+    from torchlimits.problems.mixture.dynamics import MixtureDynamics, MixtureODE
 
 _STEPS = 2000
 

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import _linalg, expectations, quadrature
+from torchlimits import _linalg
 from torchlimits.dynamics import fixed_points
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
-from torchlimits.problems import idle_neurons
+from torchlimits.problems.mixture import expectations, idle_neurons, quadrature
 
 #: `_lasting` turns parallel neurons apart by this much, relative to their squared lengths
 _APART = 1e-6
@@ -47,7 +47,7 @@ class MixtureODE(EffectiveDynamics):
         layers: Layers | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        from torchlimits.problems.gaussian_mixture import mixture_names
+        from torchlimits.problems.mixture.problem import mixture_names
 
         super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings, schedule)
         self.width, self.snr, self.layers = width, snr, layers
@@ -252,7 +252,7 @@ class MixtureDynamics(MixtureODE):
         level: accuracy of the Gaussian expectations, -3 (coarse), -2, -1, 0, 1 ...
 
     Errors of drift and corrector at random points with entries of order 1, snr from 0.1 to 1e6
-    (the table and the measure are those of `torchlimits.expectations.relu_moments`), at 99 % of
+    (the table and the measure are those of `torchlimits.problems.mixture.expectations.relu_moments`), at 99 % of
     the points and level 0: 6e-9 for K = 2, 1e-4 for K = 4; for K > 4 and snr < 4, where the sigmoid
     is sharp, the rule of the next level is taken: K = 8 is then within 1e-3 from snr 0.5 on, and
     within 2e-3 of values up to 20 at snr 0.1. `solve` uses tolerances that fit: `rtol`, `atol`.

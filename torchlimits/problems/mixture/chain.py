@@ -10,8 +10,8 @@ from torch import Tensor
 
 from torchlimits._random import ahead
 from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
-from torchlimits.expectations import psd_sqrt
-from torchlimits.problems.mixture_dynamics import MixtureODE
+from torchlimits.problems.mixture.dynamics import MixtureODE
+from torchlimits.problems.mixture.expectations import psd_sqrt
 
 
 class MixtureChain(ReducedChain):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torchlimits._random import ahead
 from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
-from torchlimits.problems.spiked_dynamics import NAMES
+from torchlimits.problems.spiked.dynamics import NAMES
 
 
 class SpikedChain(ReducedChain):

@@ -1,0 +1,1 @@
+"""Spiked matrix and tensor PCA."""
