@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import torchlimits as tl
 from torchlimits.captured import replayed
 from torchlimits.dynamics import solver
-from torchlimits.estimation import Estimated
+from torchlimits.estimation.estimate import Estimated
 from torchlimits.record import ring
 
 #: bound on every |z|; a check that compares a thousand numbers fails by chance once in 150 times

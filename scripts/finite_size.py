@@ -28,8 +28,8 @@ from rich.table import Table
 from torch import Tensor
 
 import torchlimits as tl
-from torchlimits import power_law
 from torchlimits.dynamics.reduced_chain import ReducedChain
+from torchlimits.estimation.conditions import power_law
 
 
 @dataclass

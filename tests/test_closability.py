@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import power_law
-from torchlimits.localizability import _moments
+from torchlimits.estimation.conditions import power_law
+from torchlimits.estimation.conditions.localizability import _moments
 from torchlimits.statistics import overlaps, second_layer, squared_lengths
 
 DIMS = [100, 200, 400, 800]

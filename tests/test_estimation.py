@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import torchlimits as tl
-from torchlimits.estimation import Estimator
-from torchlimits.per_sample import takes_model
+from torchlimits.estimation.estimate import Estimator
+from torchlimits.estimation.per_sample_gradients import takes_model
 from torchlimits.statistics import entries, gram, overlaps, squared_lengths
 from torchlimits.statistics.summary import SummaryStatistics
 

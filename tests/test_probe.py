@@ -6,7 +6,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import torchlimits as tl
-from torchlimits.probe import Prober, _trapezoid
+from torchlimits.estimation.probe import Prober, _trapezoid
 
 PROBLEM = tl.GaussianMixture.binary(dim=400, snr=1.0, ridge=0.05, dtype=torch.float64)
 

@@ -4,28 +4,32 @@ from typing import TYPE_CHECKING, Any
 
 from torchlimits import statistics, success
 from torchlimits.basins import Basins, basins
-from torchlimits.closability import closability
 from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
-from torchlimits.empirical import EmpiricalDynamics
 from torchlimits.ensemble import train
-from torchlimits.estimation import Estimate, estimate
-from torchlimits.lifting import Lift
-from torchlimits.localizability import CriticalStepSize, critical_step_size, localizability
+from torchlimits.estimation.conditions.closability import closability
+from torchlimits.estimation.conditions.localizability import (
+    CriticalStepSize,
+    critical_step_size,
+    localizability,
+)
+from torchlimits.estimation.conditions.power_law import Report
+from torchlimits.estimation.conditions.sized_problem import Triple
+from torchlimits.estimation.conditions.step_size import Regime, regime
+from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
+from torchlimits.estimation.estimate import Estimate, estimate
+from torchlimits.estimation.lift import Lift
+from torchlimits.estimation.probe import Explanation, Probe
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
-from torchlimits.power_law import Report
-from torchlimits.probe import Explanation, Probe
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.spiked.problem import SpikedTensor
 from torchlimits.record.replicas import replicate
 from torchlimits.record.sinks.csv import CSV
 from torchlimits.record.tracker import NonFiniteStatistic, Tracker, track
-from torchlimits.regimes import Regime, regime
 from torchlimits.statistics.summary import StatisticError, SummaryStatistics
 from torchlimits.trajectory import Trajectory
-from torchlimits.triple import Triple
 
 if TYPE_CHECKING:
     from torchlimits import figures, integrations, tensorboard

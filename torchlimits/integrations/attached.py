@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchlimits import _checks
-from torchlimits.probe import Probe
+from torchlimits.estimation.probe import Probe
 from torchlimits.record.recording import warn
 from torchlimits.record.tracker import Tracker, track
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torchlimits.probe import Prober
+from torchlimits.estimation.probe import Prober
 from torchlimits.record.recording import Recording, warn
 from torchlimits.record.sinks.log_function import Logged
 from torchlimits.trajectory import Trajectory

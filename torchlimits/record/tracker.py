@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.estimation.probe import Explanation, Probe, Prober
 from torchlimits.files.row_file import Header
-from torchlimits.probe import Explanation, Probe, Prober
 from torchlimits.record.display import Display
 from torchlimits.record.optimizer_hook import Steps, check_types
 from torchlimits.record.own_parameters import OwnParameters, unwrapped

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from torchlimits import _checks
-from torchlimits.probe import Explanation
+from torchlimits.estimation.probe import Explanation
 from torchlimits.tensorboard import events
 from torchlimits.tensorboard.events import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.estimation import Estimator, Loss, Sampler
-from torchlimits.lifting import Lift
-from torchlimits.per_sample import takes_model
+from torchlimits.estimation.estimate import Estimator, Loss, Sampler
+from torchlimits.estimation.lift import Lift
+from torchlimits.estimation.per_sample_gradients import takes_model
 from torchlimits.statistics.summary import SummaryStatistics
 
 LiftFunction = Callable[..., Mapping[str, Tensor]]

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from torchlimits._exact import exactly
-from torchlimits.estimation import standard_error
-from torchlimits.per_sample import PerSampleGradients
-from torchlimits.power_law import PowerLaw, Report, at_most, fit
+from torchlimits.estimation.conditions.power_law import PowerLaw, Report, at_most, fit
+from torchlimits.estimation.conditions.sized_problem import Triple, triples
+from torchlimits.estimation.estimate import standard_error
+from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import dense, total
-from torchlimits.triple import Triple, triples
 
 _ITERATIONS = 30
 #: directions whose derivatives are taken at once

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 
 from torchlimits import _checks
 from torchlimits._exact import exactly
-from torchlimits.increments import Step, increments_of
-from torchlimits.per_sample import PerSampleGradients
+from torchlimits.estimation.increments import Step, increments_of
+from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import Gradient, OuterGradient, Quadratic, total
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
-from torchlimits.estimation import (
+from torchlimits.estimation.estimate import (
     Estimate,
     Estimator,
     Loss,
@@ -22,7 +22,7 @@ from torchlimits.estimation import (
     checked_sampler,
     checked_samples,
 )
-from torchlimits.lifting import Lift
+from torchlimits.estimation.lift import Lift
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -38,7 +38,7 @@ class EmpiricalDynamics(EffectiveDynamics):
     u is lifted to parameters that have these statistics, and f and g are estimated there
     (`torchlimits.estimate`). That is a prediction where the statistics close (Theorem 2.2 of
     arXiv 2206.04030): where f and g are the same at all parameters with these statistics.
-    `torchlimits.closability` says whether they are.
+    `torchlimits.estimation.conditions.closability` says whether they are.
 
     All evaluations share one set of samples and one remainder of the lift, drawn once from
     ``seed``: the right-hand side is a function, smooth to its own error, of order

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.estimation import Estimator, Loss, Sampler
+from torchlimits.estimation.estimate import Estimator, Loss, Sampler
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.estimation import Estimate, Estimator
-from torchlimits.power_law import Report, vanishes
-from torchlimits.triple import LiftFunction, Triple, triples
+from torchlimits.estimation.conditions.power_law import Report, vanishes
+from torchlimits.estimation.conditions.sized_problem import LiftFunction, Triple, triples
+from torchlimits.estimation.estimate import Estimate, Estimator
 
 _QUANTITIES = ("drift", "corrector", "diffusion")
 #: entries smaller than this, relative to the largest, are measured on its scale

@@ -1,0 +1,1 @@
+"""Effective dynamics estimated from data, for any model, loss and statistics."""

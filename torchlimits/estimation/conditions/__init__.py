@@ -1,0 +1,1 @@
+"""Do the conditions of the limit theorem hold?"""
