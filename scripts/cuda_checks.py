@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 
 import torchlimits as tl
-from torchlimits.captured import replayed
 from torchlimits.dynamics import solver
+from torchlimits.ensemble.cuda_graph import replayed
 from torchlimits.estimation.estimate import Estimated
 from torchlimits.record import ring
 
@@ -1018,7 +1018,7 @@ def training_takes_no_more_memory_than_its_parts(device: str) -> Remark:
 _RANK = """
 import sys
 import torchlimits as tl
-from torchlimits.sharding import process_group
+from torchlimits.ensemble.processes import process_group
 
 with process_group(sys.argv[1]) as group:
     assert group is not None

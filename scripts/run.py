@@ -20,7 +20,7 @@ import tyro
 from rich.console import Console
 
 import torchlimits as tl
-from torchlimits.sharding import process_group, rank_in
+from torchlimits.ensemble.processes import process_group, rank_in
 
 
 @dataclass

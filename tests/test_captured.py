@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlimits as tl
-from torchlimits import captured
+from torchlimits.ensemble import cuda_graph
 
 
 class Stream:
@@ -67,7 +67,7 @@ class Steps:
         self.log.append("remove")
 
     def run(self, count):
-        with closing(captured.replayed(self.step, self.generator, self)) as steps:
+        with closing(cuda_graph.replayed(self.step, self.generator, self)) as steps:
             for _ in zip(range(count), steps, strict=False):
                 pass
 

@@ -260,7 +260,7 @@ import sys
 import torch
 import torchlimits as tl
 from torch import distributed
-from torchlimits.sharding import process_group
+from torchlimits.ensemble.processes import process_group
 
 with process_group("cuda") as group:
     assert distributed.get_backend(group) == "gloo"

@@ -6,7 +6,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import _random
-from torchlimits.ensemble import _Ensemble
+from torchlimits.ensemble.train import _Ensemble
 
 
 @pytest.fixture

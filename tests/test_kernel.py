@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
+from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
 
 
 class Counting:

@@ -205,7 +205,7 @@ def _message(call):
 
 
 def main():
-    from torchlimits.sharding import process_group, rank_in
+    from torchlimits.ensemble.processes import process_group, rank_in
 
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.sharding import Shard, process_group
+from torchlimits.ensemble.processes import Shard, process_group
 
 TRAINING = """
 import os, sys
 from pathlib import Path
 import torchlimits as tl
-from torchlimits.sharding import process_group
+from torchlimits.ensemble.processes import process_group
 
 problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
 folder, time = Path(sys.argv[1]), float(sys.argv[2])
@@ -81,7 +81,7 @@ IN_A_PART = """
 import sys
 import torchlimits as tl
 from torch import distributed
-from torchlimits.sharding import process_group
+from torchlimits.ensemble.processes import process_group
 
 problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
 with process_group() as everybody:
@@ -203,8 +203,10 @@ def test_shares_are_whole_groups():
 
 
 def test_more_processes_than_groups(monkeypatch):
-    monkeypatch.setattr("torchlimits.sharding.distributed.get_rank", lambda group: 3)
-    monkeypatch.setattr("torchlimits.sharding.distributed.get_world_size", lambda group: 4)
+    monkeypatch.setattr("torchlimits.ensemble.processes.distributed.get_rank", lambda group: 3)
+    monkeypatch.setattr(
+        "torchlimits.ensemble.processes.distributed.get_world_size", lambda group: 4
+    )
     with pytest.raises(ValueError, match="at most one process for every 32 runs"):
         Shard.of(object(), runs=70, lanes=32)
 

@@ -7,7 +7,7 @@ from torchlimits.basins import Basins, basins
 from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
-from torchlimits.ensemble import train
+from torchlimits.ensemble.train import train
 from torchlimits.estimation.conditions.closability import closability
 from torchlimits.estimation.conditions.localizability import (
     CriticalStepSize,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from torchlimits.basins import basins
-from torchlimits.ensemble import train
+from torchlimits.ensemble.train import train
 
 if TYPE_CHECKING:
     from torchlimits.problems.mixture.problem import GaussianMixture

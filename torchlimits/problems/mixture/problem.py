@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchlimits import _checks, success
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.reduced_chain import Recursion
-from torchlimits.kernel import Kernel, NoKernelError
+from torchlimits.ensemble.kernel import Kernel, NoKernelError
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings

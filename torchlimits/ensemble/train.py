@@ -14,12 +14,12 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from torchlimits import _checks, _random
-from torchlimits.captured import replayed
-from torchlimits.compiled import Gradients, compiled_gradients
-from torchlimits.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
+from torchlimits.ensemble.compiled import Gradients, compiled_gradients
+from torchlimits.ensemble.cuda_graph import replayed
+from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
+from torchlimits.ensemble.processes import Shard, spawned
 from torchlimits.record.recording import warn
 from torchlimits.record.tracker import Tracker, track
-from torchlimits.sharding import Shard, spawned
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
@@ -129,7 +129,7 @@ def train(
         path: save the trajectory there, also where the training ends in an exception.
         start: a module whose parameters all runs start from; by default each has its own start.
         group: a torch.distributed process group whose ranks share the runs: all call `train` alike,
-            rank 0 gets all runs, the others their own. See `torchlimits.sharding`.
+            rank 0 gets all runs, the others their own. See `torchlimits.ensemble.processes`.
         processes: so many share the runs on the CPU, this one included: cores are used better by
             processes than by threads. They take seconds to start, import the script (whose own work
             has to be under ``if __name__ == "__main__"``) and are given the problem by pickle.

@@ -1,0 +1,1 @@
+"""Many independent runs of online SGD."""
