@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 import torchlimits as tl
-from torchlimits.phase_diagram import What
+from torchlimits.experiments.phase_diagram import What
 
 
 @dataclass

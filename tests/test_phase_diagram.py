@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.phase_diagram import representatives
+from torchlimits.experiments.phase_diagram import representatives
 
 MATRIX = partial(tl.SpikedTensor, dim=100, order=2)
 BINARY = partial(tl.GaussianMixture.binary, dim=100)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import success
+from torchlimits.experiments import success
 
 
 @pytest.mark.parametrize("means", [2, 4])

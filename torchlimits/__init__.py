@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torchlimits import statistics, success
-from torchlimits.basins import Basins, basins
+from torchlimits import statistics
 from torchlimits.comparison import Comparison, compare
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
@@ -21,8 +20,10 @@ from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
 from torchlimits.estimation.estimate import Estimate, estimate
 from torchlimits.estimation.lift import Lift
 from torchlimits.estimation.probe import Explanation, Probe
+from torchlimits.experiments import success
+from torchlimits.experiments.basins import Basins, basins
+from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.optim.normalized_sgd import NormalizedSGD
-from torchlimits.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.spiked.problem import SpikedTensor
 from torchlimits.record.replicas import replicate

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from torchlimits.integrations.attached import Attached
+from torchlimits.integrations.base import Attached
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 try:

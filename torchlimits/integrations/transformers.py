@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from torchlimits.integrations.attached import Attached
+from torchlimits.integrations.base import Attached
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 try:

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchlimits import _checks, success
+from torchlimits import _checks
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.ensemble.kernel import Kernel, NoKernelError
+from torchlimits.experiments import success
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings

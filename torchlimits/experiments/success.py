@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from torchlimits.basins import basins
 from torchlimits.ensemble.train import train
+from torchlimits.experiments.basins import basins
 
 if TYPE_CHECKING:
     from torchlimits.problems.mixture.problem import GaussianMixture
@@ -104,7 +104,7 @@ def by_dynamics(
         step_size: c_delta.
         starts: how many.
         time: limit time; leaving the saddle at the start takes O(log N).
-        level: accuracy of the Gaussian expectations; see `torchlimits.basins`.
+        level: accuracy of the Gaussian expectations; see `torchlimits.experiments.basins`.
         seed: of the starts.
 
     Raises:

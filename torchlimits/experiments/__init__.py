@@ -1,0 +1,1 @@
+"""Questions asked of a problem as a whole: basins, success, phase diagrams."""
