@@ -8,7 +8,7 @@ import time
 import torch
 
 import torchlimits as tl
-from torchlimits.record import tracker
+from torchlimits.record import tracker as recorder
 
 #: snapshots in the ring: at most so many rows are not yet on disk
 RING = 64
@@ -30,7 +30,7 @@ def statistics():
 def train(folder, steps, progress=None, *, checkpoint_every=None, every=1):
     """Train up to a step, from the checkpoint in the folder if there is one."""
     torch.set_num_threads(1)
-    tracker._FLUSH_EVERY_SECONDS = 0.01
+    recorder._FLUSH_EVERY_SECONDS = 0.01
     generator = torch.Generator().manual_seed(0)
     model = torch.nn.Linear(30, 8, bias=False)
     torch.nn.init.normal_(model.weight, generator=generator)

@@ -10,7 +10,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits.dynamics import fixed_points, solver
-from torchlimits.problems.spiked import problem
+from torchlimits.problems.spiked import problem as spiked_tensor
 from torchlimits.statistics import gram
 
 pytestmark = pytest.mark.gpu
@@ -39,12 +39,12 @@ def test_steps_on_spiked_tensors_are_captured(sampler, direction):
 def test_memory_that_torch_holds_is_free():
     device = torch.device("cuda")
     torch.cuda.empty_cache()
-    before = problem._free_memory(device)
+    before = spiked_tensor._free_memory(device)
     held = torch.empty(2**28, dtype=torch.uint8, device=device)
-    assert problem._free_memory(device) < before - 2**27
+    assert spiked_tensor._free_memory(device) < before - 2**27
     del held  # to the allocator, which keeps it
     assert torch.cuda.mem_get_info(device)[0] < before - 2**27
-    assert problem._free_memory(device) > before - 2**26
+    assert spiked_tensor._free_memory(device) > before - 2**26
 
 
 # --- dynamics -------------------------------------------------------------------------------------

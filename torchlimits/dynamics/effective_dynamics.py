@@ -203,7 +203,8 @@ class EffectiveDynamics(nn.Module, ABC):
     ) -> list[FixedPoint]:
         """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
 
-        See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and marginal.
+        See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and
+        marginal.
 
         Args:
             starts: shape ``(S, k)``; by default ``count`` random ones of the problem's choosing.

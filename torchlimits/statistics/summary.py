@@ -228,7 +228,8 @@ class SummaryStatistics:
 
         Example:
             >>> import torch, torchlimits as tl
-            >>> u = SummaryStatistics({"m": tl.statistics.overlaps("weight", torch.eye(2, 3).double())})
+            >>> m = tl.statistics.overlaps("weight", torch.eye(2, 3).double())
+            >>> u = SummaryStatistics({"m": m})
             >>> u.near({"weight": torch.zeros(1, 3)}).functions["m"].directions.dtype
             torch.float32
         """

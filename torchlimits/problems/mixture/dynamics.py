@@ -252,9 +252,10 @@ class MixtureDynamics(MixtureODE):
         level: accuracy of the Gaussian expectations, -3 (coarse), -2, -1, 0, 1 ...
 
     Errors of drift and corrector at random points with entries of order 1, snr from 0.1 to 1e6
-    (the table and the measure are those of `torchlimits.problems.mixture.expectations.relu_moments`), at 99 % of
-    the points and level 0: 6e-9 for K = 2, 1e-4 for K = 4; for K > 4 and snr < 4, where the sigmoid
-    is sharp, the rule of the next level is taken: K = 8 is then within 1e-3 from snr 0.5 on, and
+    (the table and the measure are those of
+    `torchlimits.problems.mixture.expectations.relu_moments`), at 99 % of the points and level 0:
+    6e-9 for K = 2, 1e-4 for K = 4; for K > 4 and snr < 4, where the sigmoid is sharp, the rule of
+    the next level is taken: K = 8 is then within 1e-3 from snr 0.5 on, and
     within 2e-3 of values up to 20 at snr 0.1. `solve` uses tolerances that fit: `rtol`, `atol`.
     """
 

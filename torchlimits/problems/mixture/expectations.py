@@ -38,7 +38,8 @@ def relu_moments(
     and :math:`\psi = \sum_i v_i\, relu(h_i)`. Drift and corrector of a two-layer network on a
     Gaussian mixture are linear in them.
 
-    Source: sections 4 and 5 of arXiv 2206.04030; the rule is `torchlimits.problems.mixture.quadrature`.
+    Source: sections 4 and 5 of arXiv 2206.04030; the rule is
+    `torchlimits.problems.mixture.quadrature`.
 
     Args:
         mean: of the pre-activations h, shape ``(..., K)``.

@@ -359,7 +359,8 @@ class GaussianMixture:
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
-                optimizer's LR scheduler, stepped after every step; see `torchlimits.optim.schedule`.
+                optimizer's LR scheduler, stepped after every step; see
+                `torchlimits.optim.schedule`.
             dim: N, if not the problem's; 10^9 takes no more memory.
             level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
 

@@ -281,7 +281,8 @@ class SpikedTensor:
             momentum: with ``step_size``.
             batch_size: fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
-                optimizer's LR scheduler, stepped after every step; see `torchlimits.optim.schedule`.
+                optimizer's LR scheduler, stepped after every step; see
+                `torchlimits.optim.schedule`.
             dim: n, if not the problem's; 10^9 takes no more memory.
 
         Raises:

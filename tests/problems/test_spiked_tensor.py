@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlimits as tl
-from torchlimits.problems.spiked import problem
+from torchlimits.problems.spiked import problem as spiked_tensor
 
 #: |z| of one of some 50 comparisons
 Z = 4.0
@@ -284,7 +284,7 @@ def test_memory_is_asked_for_once_a_size(monkeypatch):
         asked.append(device)
         return 2**30
 
-    monkeypatch.setattr(problem, "_free_memory", free)
+    monkeypatch.setattr(spiked_tensor, "_free_memory", free)
     problem = tl.SpikedTensor(5, 2, snr=1.0, sampler="dense")
     for batch in (1, 4, 2, 4, 5):
         problem.sample(batch)

@@ -3,7 +3,7 @@
 In CI each test has 50 examples, the same ones every time. For a thousand new ones each (some
 minutes), with a line to reproduce what fails::
 
-    pytest tests/test_fuzz.py tests/test_hostile.py --hypothesis-profile=nightly
+    pytest tests/record/test_fuzz.py tests/record/test_hostile.py --hypothesis-profile=nightly
 
 or ``HYPOTHESIS_PROFILE=nightly`` in the environment; the profiles are in ``tests/conftest.py``.
 """

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import torchlimits as tl
 from torchlimits.files import row_file
-from torchlimits.record import tracker
+from torchlimits.record import tracker as recorder
 
 
 def trained(steps=40, **options):
@@ -183,7 +183,7 @@ def test_what_a_full_disk_has_not_taken_is_said_at_the_end(disk, suffix):
 
 def test_what_neither_disk_nor_memory_can_hold_is_thinned(monkeypatch, disk):
     """Rows are given up evenly, the newest is there, and how many are is said."""
-    monkeypatch.setattr(tracker, "_ROWS_BYTES", 100_000)
+    monkeypatch.setattr(recorder, "_ROWS_BYTES", 100_000)
     loop = Loop(path=disk.folder / "u.npz")
     loop.take(20)
     disk.fill(room=0)

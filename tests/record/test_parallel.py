@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import torchlimits as tl
-from torchlimits.record import tracker
+from torchlimits.record import tracker as recorder
 
 STEPS = 12
 #: entries, which show single bits, and functions of a whole matrix that no shard can give
@@ -139,7 +139,7 @@ def diverge(folder, rank):
     With room for some rows and for no copies, the error waits for a flush; here for the one that
     is asked for, however slow the machine is.
     """
-    tracker._FLUSH_EVERY_SECONDS = math.inf
+    recorder._FLUSH_EVERY_SECONDS = math.inf
     for name, statistics, options in (
         ("diverge", STATISTICS, {}),
         ("fail", {"sum": fussy}, {"max_bytes": 300}),
