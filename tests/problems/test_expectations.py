@@ -9,11 +9,10 @@ import torch
 from jaxtyping import TypeCheckError
 from scipy import integrate, special
 
+from torchlimits._linalg import factor_gaussian, psd_sqrt
 from torchlimits.problems.mixture import quadrature
 from torchlimits.problems.mixture.expectations import (
     expect,
-    factor_gaussian,
-    psd_sqrt,
     relu_moments,
 )
 

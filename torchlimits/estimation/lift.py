@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits.problems.mixture.expectations import psd_sqrt
+from torchlimits._linalg import psd_sqrt
 from torchlimits.statistics.quadratic import Quadratic
 from torchlimits.statistics.ready_made import Entries, Gram, Overlaps, SecondLayer, SquaredLengths
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics

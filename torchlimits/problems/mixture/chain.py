@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _linalg
 from torchlimits._random import ahead
 from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
 from torchlimits.problems.mixture.dynamics import MixtureODE
-from torchlimits.problems.mixture.expectations import psd_sqrt
 
 
 class MixtureChain(ReducedChain):
@@ -44,7 +44,8 @@ class MixtureChain(ReducedChain):
         K, recursion = self.dynamics.width, self.recursion
         v, m, R = self.dynamics.split(starts)
         # the chains are in the last dimension, the fastest
-        v, signal, across = v.mT.contiguous(), m.permute(1, 2, 0), psd_sqrt(R).permute(1, 2, 0)
+        v, signal = v.mT.contiguous(), m.permute(1, 2, 0)
+        across = _linalg.psd_sqrt(R).permute(1, 2, 0)
         if recursion.momentum:  # rows of the buffer below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal, across, samples=recursion.batch_size)

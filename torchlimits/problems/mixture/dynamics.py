@@ -282,7 +282,7 @@ class MixtureDynamics(MixtureODE):
     def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
         v, m, R = self.split(u)
         first, second = self._signs
-        L, Q = expectations.factor_gaussian(m, R, self.snr)
+        L, Q = _linalg.factor_gaussian(m, R, self.snr)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
         pull = first * v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
         descent = self.join(-second * residual, -first * v[..., None] * overlap, -pull - pull.mT)
@@ -339,13 +339,13 @@ class MixtureDynamics(MixtureODE):
         K, d = self.width, self.coordinates.shape[1]
         e = d + K
         first, second = self._signs
-        L, Q = expectations.factor_gaussian(m, R, self.snr)
+        L, Q = _linalg.factor_gaussian(m, R, self.snr)
         # w = (X_par, P) = (c_a, 0) + M zeta / sqrt(snr), zeta standard normal. Given xi = Q zeta,
         # what is left of zeta is independent of xi and of everything that depends on it.
         M = torch.zeros(*v.shape[:-1], e, e, dtype=v.dtype, device=v.device)
         eye = torch.eye(e, dtype=v.dtype, device=v.device)
         M[..., :d, :d] = eye[:d, :d] / self.snr**0.5
-        M[..., d:, d:] = expectations.psd_sqrt(R) / self.snr**0.5
+        M[..., d:, d:] = _linalg.psd_sqrt(R) / self.snr**0.5
         response = M @ Q.mT
         rest = M @ (eye - Q.mT @ Q)
         i, j = torch.triu_indices(K, K, device=v.device)

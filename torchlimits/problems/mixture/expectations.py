@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _linalg
 from torchlimits.problems.mixture import quadrature
 
 
@@ -162,79 +161,6 @@ def second_moment(
         tensor([[0.5000]], dtype=torch.float64)
     """
     return _expectation(_sum_of_products, integrand, mean, factor, v, arguments, level)
-
-
-def factor_gaussian(
-    m: Float[Tensor, "*#batch K d"],
-    gram: Float[Tensor, "*#batch K K"],
-    snr: Float[Tensor, "*#batch"] | float,
-) -> tuple[Float[Tensor, "*batch K K"], Float[Tensor, "*batch K e"]]:
-    r"""L and Q with :math:`[m, S] / \sqrt{snr} = L Q`, S = sqrt(R), Q Q^T = I, e = d + K.
-
-    The pre-activations are h = m c + L xi, and the e standard normals zeta of the data (first d:
-    along the means) satisfy E[zeta g(h)] = Q^T E[xi g(h)].
-
-    Args:
-        m: overlaps with the means' directions, shape ``(..., K, d)``.
-        gram: R, shape ``(..., K, K)``, symmetric positive semi-definite; singular is fine.
-        snr: lambda, shape ``(...)``.
-
-    Returns:
-        L and Q. Values are right for every R >= 0. First derivatives are right where [m, S] has
-        rank K. At aligned neurons or R = 0 the drift has none in R (it grows like R^{-1/2} towards
-        the edge of the cone); what comes then is finite and drops the directions out of the range.
-
-    Example:
-        >>> import torch
-        >>> L, Q = factor_gaussian(torch.zeros(2, 1), torch.eye(2), 4.0)
-        >>> L @ L.mT
-        tensor([[0.2500, 0.0000],
-                [0.0000, 0.2500]])
-    """
-    scale = torch.as_tensor(snr, dtype=gram.dtype, device=gram.device).sqrt()[..., None, None]
-    root = psd_sqrt(gram)
-    batch = torch.broadcast_shapes(m.shape[:-2], root.shape[:-2], scale.shape[:-2])
-    blocks = [x.expand(*batch, *x.shape[-2:]) for x in (m, root)]
-    T = torch.cat(blocks, -1) / scale
-    fixed = T.detach()
-    q, r = torch.linalg.qr(fixed.mT)
-    L, Q = r.mT, q.mT
-    # First order in dT = T - fixed, which is zero in value: dL Q + L dQ = dT, dQ orthogonal to Q.
-    # torch's derivative of QR divides by the diagonal of L, which vanishes where neurons align.
-    dT = T - fixed
-    dL = dT @ q
-    dQ = _linalg.pinv(L, rtol=1e-7) @ (dT - dL @ Q)
-    return L + dL, Q + dQ
-
-
-def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]:
-    r"""The symmetric square root S of a positive semi-definite R, S S = R.
-
-    Derivative: the Sylvester equation S dS + dS S = dR, in the eigenbasis
-    :math:`dS_{ij} = dR_{ij} / (s_i + s_j)`, which equal eigenvalues do not disturb (that of
-    torch.linalg.eigh is not defined there); 0 where :math:`s_i + s_j = 0`. First order only.
-
-    Args:
-        matrix: R, symmetric; eigenvalues below 0 (rounding) count as 0.
-
-    Example:
-        >>> import torch
-        >>> psd_sqrt(torch.diag(torch.tensor([4.0, 0.0])))
-        tensor([[2., 0.],
-                [0., 0.]])
-    """
-    symmetric = (matrix + matrix.mT) / 2
-    fixed = symmetric.detach()
-    values, vectors = _linalg.eigh(fixed)
-    roots = values.clamp_min(0).sqrt()
-    root = (vectors * roots[..., None, :]) @ vectors.mT
-    total = roots[..., :, None] + roots[..., None, :]
-    # eigenvalues below rounding are zeros: their roots are not to be divided by
-    solvable = total > 1e-7 * roots[..., -1:, None]
-    inverse = torch.where(solvable, 1 / total.where(solvable, 1.0), 0.0)
-    # zero in value, with the derivative of the root
-    change = vectors @ ((vectors.mT @ (symmetric - fixed) @ vectors) * inverse) @ vectors.mT
-    return root + change
 
 
 def _expectation(

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from torchlimits import _checks
+from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.ensemble.kernel import Kernel, NoKernelError
@@ -20,7 +20,7 @@ from torchlimits.experiments import success
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
-from torchlimits.problems.mixture import expectations, small_noise
+from torchlimits.problems.mixture import small_noise
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics, MixtureODE
 from torchlimits.problems.mixture.small_noise import FixedPointComponent, SmallNoiseDynamics
@@ -567,7 +567,7 @@ class GaussianMixture:
         uniform = engine.draw(1 if self.snr == math.inf else 2**14, dtype=torch.float64)
         normal = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12)) * self.snr**-0.5
         x = self.coordinates[:, None] + normal[:, :d]  # (A, points, d)
-        across = normal[:, d:] @ expectations.psd_sqrt(R)  # (..., points, K)
+        across = normal[:, d:] @ _linalg.psd_sqrt(R)  # (..., points, K)
         h = torch.einsum("...kd,apd->...apk", m, x) + across[..., None, :, :]
         logits = torch.einsum("...k,...apk->...ap", v, h.relu())
         right = logits.sign() * (2 * self.labels[:, None] - 1)
