@@ -77,7 +77,7 @@ def test_bands_and_limits_at_fixed_points_are_those_of_the_cpu():
     torch.testing.assert_close(*covariances)
     kinds = [fixed_points.classify(dynamics, at.to(d))[1:] for d in ("cpu", "cuda")]
     assert kinds[0] == kinds[1] == ("stable", 0)
-    starts = dynamics._random_starts(50, generator("cpu")).cuda()
+    starts = dynamics.geometry.starts(dynamics, 50, generator("cpu")).cuda()
     found = dynamics.fixed_points(starts)
     expected = dynamics.fixed_points(starts.cpu())
     assert [p.kind for p in found] == [p.kind for p in expected]

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from torchlimits import statistics
 from torchlimits.comparison import Comparison, compare
+from torchlimits.contracts.geometry import Geometry
+from torchlimits.contracts.vector_field import VectorField
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.ensemble.train import train
@@ -46,6 +48,7 @@ __all__ = [
     "Explanation",
     "FixedPoint",
     "GaussianMixture",
+    "Geometry",
     "Lift",
     "NonFiniteStatistic",
     "NormalizedSGD",
@@ -59,6 +62,7 @@ __all__ = [
     "Tracker",
     "Trajectory",
     "Triple",
+    "VectorField",
     "basins",
     "closability",
     "compare",

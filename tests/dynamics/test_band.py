@@ -8,8 +8,6 @@ import torchdiffeq
 from real_sgd import copies, train
 
 import torchlimits as tl
-from torchlimits.dynamics.band import fluctuations
-from torchlimits.dynamics.solver import integrate
 
 RUNS = 4000
 
@@ -85,9 +83,9 @@ def test_standard_deviations_of_runs(case):
 def test_the_first_order_of_the_increment_is_not_enough(monkeypatch):
     """Negative control: delta J V J^T alone, which is the diffusion at vanishing steps."""
     problem, start, time, settings = CASES["binary"]
-    dynamics = type(problem.dynamics(step_size=1.0))
-    full = dynamics._increment_covariance
-    monkeypatch.setattr(dynamics, "_increment_covariance", lambda self, u, c: full(self, u, 0.0))
+    field = type(problem.dynamics(step_size=1.0).field)
+    full = field.increment_covariance
+    monkeypatch.setattr(field, "increment_covariance", lambda self, u, c: full(self, u, 0.0))
     ratio = ratios(problem, start(problem), time, settings=settings)
     names = problem.names
     worst = [float(ratio[-1, names.index(n)]) for n in ("R[0,0]", "R[0,1]", "R[1,1]")]
@@ -231,11 +229,11 @@ def test_bad_input():
         with pytest.raises(ValueError, match="positive semidefinite"):
             dynamics.solve(u0, [0.0, 1.0], band=True, initial_covariance=wrong)
 
-    class Unknown(tl.EffectiveDynamics):
-        def _terms(self, u):
+    class Unknown(tl.VectorField):
+        def terms(self, u):
             return -u, 0 * u
 
-    unknown = Unknown(["a"], 10, dynamics.settings)
+    unknown = tl.EffectiveDynamics(Unknown(["a"], 10), step_size=1.0)
     with pytest.raises(NotImplementedError, match="diffusion matrix of Unknown"):
         unknown.solve(torch.ones(1), [0.0, 1.0], band=True)
     assert dynamics.solve(u0, [0.0], band=True).std.tolist() == [[0.0, 0.0]]
@@ -247,10 +245,9 @@ def test_another_default_device_changes_nothing():
     times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
 
     def numbers():
-        solve = partial(integrate, dynamics, u0, rtol=1e-4, atol=1e-5)
-        band = fluctuations(dynamics, solve, times, dynamics._covariance_at_start(None))
+        band = dynamics.solve(u0, times, rtol=1e-4, atol=1e-5, band=True)
         noise = dynamics.langevin()
-        return [*band, noise.centre, noise.scale]
+        return [band.values, band.std, noise.centre, noise.scale]
 
     expected = numbers()
     with torch.device("meta"):

@@ -9,15 +9,16 @@ import torch
 import torchlimits as tl
 from torchlimits.dynamics.diffusive import DiffusiveDynamics, LinearDiffusion
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 
 Z = 4.0
-SETTINGS = SGDSettings(1.0)
+SETTINGS = SGDLimit(SGDSettings(1.0))
 
 
 def linear(A, D, dim=100):
     A, D = (torch.tensor(x, dtype=torch.float64) for x in (A, D))
     return LinearDiffusion(
-        torch.zeros(len(A)).double(), A, D, names=list("abc")[: len(A)], dim=dim, settings=SETTINGS
+        torch.zeros(len(A)).double(), A, D, names=list("abc")[: len(A)], dim=dim, limit=SETTINGS
     )
 
 
@@ -351,13 +352,13 @@ def test_bad_calls():
         escape.solve(torch.tensor([3.0, 1.0]), [0.0, 5.0])
     with pytest.raises(ValueError, match="scaled_snr"):
         tl.SpikedTensor(dim=100, order=4, snr=1.0).equator(step_size=1.0, scaled_snr=-1.0)
-    plain = Decay(["a"], 10, SETTINGS)
+    plain = tl.EffectiveDynamics(Decay(["a"], 10), step_size=1.0)
     with pytest.raises(NotImplementedError, match="diffusion matrix of"):
         plain.diffusive(torch.zeros(1))
 
 
-class Decay(tl.EffectiveDynamics):
+class Decay(tl.VectorField):
     """du/dt = -u, with nothing known of its diffusion."""
 
-    def _terms(self, u):
+    def terms(self, u):
         return -u, 0 * u

@@ -9,19 +9,27 @@ import torchlimits as tl
 from torchlimits.optim.sgd import SGDSettings
 
 
+class Rates(tl.VectorField):
+    """-f_i = -rate_i u_i and g_i = 1."""
+
+    def __init__(self, rates):
+        super().__init__([f"u[{i}]" for i in range(len(rates))], 100)
+        self.rates = torch.tensor(rates, dtype=torch.float64)
+
+    def terms(self, u):
+        return -self.rates.to(u) * u, torch.ones_like(u)
+
+
 class Relaxation(tl.EffectiveDynamics):
     """du_i/dt = -rate_i u_i + c: u(t) = c/rate + (u0 - c/rate) exp(-rate t)."""
 
     def __init__(self, rates, **settings):
-        super().__init__([f"u[{i}]" for i in range(len(rates))], 100, SGDSettings(**settings))
-        self.rates = torch.tensor(rates, dtype=torch.float64)
-
-    def _terms(self, u):
-        return -self.rates.to(u) * u, torch.ones_like(u)
+        super().__init__(Rates(rates), **settings)
 
     def exact(self, u0, times, corrector=True):
-        rates = self.rates * self.settings.drift_factor
-        level = self.settings.corrector_factor * corrector / rates
+        settings = self.limit.settings
+        rates = self.field.rates * settings.drift_factor
+        level = settings.corrector_factor * corrector / rates
         return level + (u0[..., None, :] - level) * torch.exp(-rates * times[:, None])
 
 
@@ -86,12 +94,12 @@ def test_bad_u():
 
 
 def test_a_blow_up_says_what_happened():
-    class BlowUp(Relaxation):
-        def _terms(self, u):
+    class BlowUp(Rates):
+        def terms(self, u):
             return u**2, torch.zeros_like(u)
 
     with pytest.raises(RuntimeError, match="could not hold rtol"):
-        BlowUp([1.0], step_size=0.5).solve(torch.ones(1), [0.0, 2.0])
+        tl.EffectiveDynamics(BlowUp([1.0]), step_size=0.5).solve(torch.ones(1), [0.0, 2.0])
 
 
 def test_settings_are_read_from_the_optimizer():
@@ -125,3 +133,62 @@ def test_optimizers_without_a_limit_here():
     groups = [{"params": [p], "lr": 0.1}, {"params": [q], "lr": 0.2}]
     with pytest.raises(ValueError, match="one lr for all parameter groups"):
         SGDSettings.of(torch.optim.SGD(groups, lr=0.1), 10)
+
+
+# --- fields that other people write ---------------------------------------------------------------
+
+
+def sgd(**options):
+    return torch.optim.SGD([torch.nn.Parameter(torch.ones(3))], lr=0.01, **options)
+
+
+def test_the_optimizer_comes_from_the_limit():
+    """A field knows nothing of it: sign, momentum and batches are applied to any field alike."""
+    u = torch.tensor([0.5, -2.0])
+    plain = tl.EffectiveDynamics(Rates([1.0, 3.0]), sgd())
+    ascent = tl.EffectiveDynamics(Rates([1.0, 3.0]), sgd(maximize=True, momentum=0.5), batch_size=2)
+    torch.testing.assert_close(ascent.drift(u), -2 * plain.drift(u))
+    torch.testing.assert_close(ascent.corrector(u), 4 / 2 * plain.corrector(u))
+
+
+class Known(Rates):
+    """With all that an optimizer may ask for: u is linear in the parameters."""
+
+    def decay(self, u):
+        return u
+
+    def gradient_length(self, u):
+        return torch.full_like(u[..., 0], 2.0)
+
+    def increment_covariance(self, u, step_size):
+        return torch.eye(2).to(u).expand(*u.shape, 2)
+
+
+def test_what_a_field_does_not_know_is_refused():
+    normalized = tl.NormalizedSGD([torch.nn.Parameter(torch.ones(3))], lr=0.01)
+    with pytest.raises(ValueError, match=r"weight_decay 0 for Rates, got 0.2: .* define decay"):
+        tl.EffectiveDynamics(Rates([1.0, 3.0]), step_size=1.0, weight_decay=0.2)
+    with pytest.raises(ValueError, match=r"expected torch.optim.SGD for Rates, got NormalizedSGD"):
+        tl.EffectiveDynamics(Rates([1.0, 3.0]), normalized)
+    with pytest.raises(NotImplementedError, match="diffusion matrix of Rates is not known"):
+        tl.EffectiveDynamics(Rates([1.0, 3.0]), step_size=1.0).diffusion(torch.ones(2))
+    with pytest.raises(TypeError, match=r"expected field as a VectorField, got list"):
+        tl.EffectiveDynamics([1.0], step_size=1.0)
+    with pytest.raises(ValueError, match="either an optimizer or step_size"):
+        tl.EffectiveDynamics(Rates([1.0]))
+    adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(3))])
+    with pytest.raises(TypeError, match="recording works with any optimizer"):
+        tl.EffectiveDynamics(Rates([1.0]), adam)
+
+
+def test_what_a_field_knows_is_used():
+    u = torch.tensor([0.5, -2.0], dtype=torch.float64)
+    plain = tl.EffectiveDynamics(Known([1.0, 3.0]), step_size=1.0)
+    decayed = tl.EffectiveDynamics(Known([1.0, 3.0]), step_size=1.0, weight_decay=0.2)
+    torch.testing.assert_close(decayed.drift(u), plain.drift(u) - 0.2 * u)
+    optimizer = tl.NormalizedSGD([torch.nn.Parameter(torch.ones(3))], lr=0.01)
+    scaled = tl.EffectiveDynamics(Known([1.0, 3.0]), optimizer, batch_size=4)
+    # the gradient of a batch of 4 has the length 1: it is as if it were not scaled
+    torch.testing.assert_close(scaled.drift(u), plain.drift(u))
+    torch.testing.assert_close(scaled.corrector(u), plain.corrector(u))
+    torch.testing.assert_close(scaled.diffusion(u), plain.diffusion(u))

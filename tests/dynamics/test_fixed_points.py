@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.optim.sgd import SGDSettings
 
 
 def spiked(order, snr, c, **options):
@@ -113,23 +112,27 @@ def test_at_finite_snr():
     optimal = [p for p in stable if bool(problem.is_optimal(p.u))]
     assert optimal
     for point in optimal:
-        back = dynamics.solve(dynamics._project(point.u + 0.01), [0.0, 150.0]).final
+        back = dynamics.solve(dynamics.geometry.project(point.u + 0.01), [0.0, 150.0]).final
         torch.testing.assert_close(back, point.u, atol=1e-3, rtol=0)
 
 
-class Rotor(tl.EffectiveDynamics):
+class Rotor(tl.VectorField):
     """A circle of fixed points, |u| = 1."""
 
     def __init__(self):
-        super().__init__(["a", "b"], 10, SGDSettings(0.0))
+        super().__init__(["a", "b"], 10)
 
-    def _terms(self, u):
+    def terms(self, u):
         return u * (1 - u.square().sum(-1, keepdim=True)), torch.zeros_like(u)
+
+
+def flow_of(field):
+    return tl.EffectiveDynamics(field(), step_size=0.0)
 
 
 def test_a_circle_counts_once():
     generator = torch.Generator().manual_seed(0)
-    found = Rotor().fixed_points(torch.randn(40, 2, generator=generator))
+    found = flow_of(Rotor).fixed_points(torch.randn(40, 2, generator=generator))
     assert [p.kind for p in found] == ["marginal", "unstable"]
     assert found[0].dimension == 1
     assert len(found[0].members) > 20
@@ -139,32 +142,32 @@ def test_a_circle_counts_once():
 class Semistable(Rotor):
     """da/dt = a^2, db/dt = -b: zero eigenvalue, and a way out on one side."""
 
-    def _terms(self, u):
+    def terms(self, u):
         return torch.stack([u[..., 0] ** 2, -u[..., 1]], -1), torch.zeros_like(u)
 
 
 class Nowhere(Rotor):
     """du/dt = 1 + u^2 has no fixed point."""
 
-    def _terms(self, u):
+    def terms(self, u):
         return 1 + u**2, torch.zeros_like(u)
 
 
 def test_semistable_points_are_unstable():
-    (point,) = Semistable().fixed_points(torch.randn(10, 2), flow=0.0)
+    (point,) = flow_of(Semistable).fixed_points(torch.randn(10, 2), flow=0.0)
     assert point.kind == "unstable"
 
 
 def test_nothing_found():
     with pytest.raises(RuntimeError, match="no fixed point found from 10 starts"):
-        Nowhere().fixed_points(torch.randn(10, 2), flow=0.0)
+        flow_of(Nowhere).fixed_points(torch.randn(10, 2), flow=0.0)
 
 
 def test_bad_starts():
     with pytest.raises(ValueError, match="expected starts"):
-        Rotor().fixed_points()
+        flow_of(Rotor).fixed_points()
     for starts in (torch.zeros(2), torch.zeros(0, 2), torch.full((3, 2), torch.nan)):
         with pytest.raises(ValueError, match="starts of shape"):
-            Rotor().fixed_points(starts)
+            flow_of(Rotor).fixed_points(starts)
     with pytest.raises(ValueError, match="shape"):
-        Rotor().fixed_points(torch.zeros(3, 5))
+        flow_of(Rotor).fixed_points(torch.zeros(3, 5))

@@ -9,6 +9,7 @@ from real_sgd import copies, misses, one_step, train
 
 import torchlimits as tl
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.problems.spiked.dynamics import SpikedDynamics
 
 Z = 4.0
 
@@ -123,7 +124,7 @@ def test_one_step_of_normalised_gradients(order, batch, options):
     assert bool(((rise.mean(0) - dynamics(0.0, u)).abs() < Z * error + slack).all())
     plain = problem.dynamics(torch.optim.SGD([torch.nn.Parameter(start.x.detach())], lr=c / n,
                                              **options), batch_size=batch)  # fmt: skip
-    eta = float(dynamics._eta(u[0] ** 2 + u[1]))
+    eta = float(dynamics.limit.eta(dynamics.field, u))
     for wrong in (plain(0.0, u), eta * plain(0.0, u), dynamics.drift(u)):
         assert not bool(((rise.mean(0) - wrong).abs() < Z * error + slack).all())
     rise = (rise - rise.mean(0)) * c**0.5
@@ -161,10 +162,7 @@ def settings(c, **options):
 
 
 def dynamics_of(order, snr, c, **options):
-    problem = tl.SpikedTensor(100, order, snr=snr)
-    result = problem.dynamics(step_size=c)
-    result.settings = settings(c, **options)
-    return result
+    return SpikedDynamics(order=order, snr=snr, dim=100, settings=settings(c, **options))
 
 
 @pytest.mark.parametrize("c", [0.3, 1.0, 2.5])

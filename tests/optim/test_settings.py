@@ -10,6 +10,7 @@ from real_sgd import copies, misses, one_step, train
 import torchlimits as tl
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 
 #: |z| of one of some 50 comparisons; a normal variable exceeds it once in 15,000 times
 Z = 4.0
@@ -66,7 +67,7 @@ def test_one_step_of_ascent_on_a_mixture():
     slack = 10 / 400 * dynamics.corrector(u).abs() + 2e-3
     assert worst_mean(rise, dynamics(0.0, u), slack) < 1
     descent = problem.dynamics(step_size=c)
-    ridge = descent._decay(u)
+    ridge = descent.limit.settings.weight_decay * descent.field.decay(u)
     # naive: everything turned round, or the ridge turned round with the loss, or nothing
     for wrong in (
         -descent(0.0, u),
@@ -188,12 +189,13 @@ def test_one_step_of_layers_that_differ(case):
     # negative control: the settings of the first group for both layers, and layers swapped
     same = SGDSettings.of_group(make(copies(problem, start, 1)).param_groups[0], 400)
     naive = problem.dynamics(step_size=c)
-    naive.settings = same
+    naive.limit = SGDLimit(same)
     assert worst_mean(rise, naive(0.0, u), slack) > 1.5
     if case != "decay":
         assert worst_covariance(rise, naive.diffusion(u), c) > 1.5
     layers = dynamics.layers
-    dynamics.layers = Layers(layers.reference, layers.second, layers.first)
+    swapped = Layers(layers.reference, layers.second, layers.first)
+    dynamics.limit = SGDLimit(layers.reference, swapped)
     assert worst_mean(rise, dynamics(0.0, u), slack) > 1.5
 
 
@@ -231,7 +233,7 @@ def test_layers_in_the_small_noise_limit():
     assert misses(measured, dynamics.solve(u0, measured.times), slack=4 / n) < 1
     for settings in (dynamics.layers.first, dynamics.layers.second):
         naive = problem.dynamics(step_size=1.0)
-        naive.settings = settings
+        naive.limit = SGDLimit(settings)
         assert misses(measured, naive.solve(u0, measured.times), slack=4 / n) > 1.5
 
 
@@ -253,12 +255,14 @@ def test_runs_of_layers_that_differ():
     layers = dynamics.layers
     halved = SGDSettings(0.5, 0.0, weight_decay=0.1)
     wrong = problem.dynamics(step_size=0.5)
-    wrong.layers = Layers(halved, SGDSettings(1.0, weight_decay=0.1), layers.second)
+    wrong.limit = SGDLimit(
+        halved, Layers(halved, SGDSettings(1.0, weight_decay=0.1), layers.second)
+    )
     assert wrong.layers.speeds[0] == dynamics.layers.speeds[0]
     assert misses(measured, wrong.solve(u0, measured.times), slack=8 / n) > 1.5
     for settings in (layers.first, layers.second):
         naive = problem.dynamics(step_size=1.0)
-        naive.settings = settings
+        naive.limit = SGDLimit(settings)
         assert misses(measured, naive.solve(u0, measured.times), slack=8 / n) > 3
 
 
@@ -294,7 +298,7 @@ def test_layers_alike_go_on_as_one():
     assert torch.equal(a(0.0, u), b(0.0, u))
     # written as layers they give the same
     c = problem.dynamics(one)
-    c.layers = Layers(a.settings, a.settings, a.settings)
+    c.limit = SGDLimit(a.settings, Layers(a.settings, a.settings, a.settings))
     torch.testing.assert_close(c(0.0, u), a(0.0, u))
     torch.testing.assert_close(c.diffusion(u), a.diffusion(u))
 

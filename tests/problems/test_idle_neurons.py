@@ -45,7 +45,7 @@ def test_the_ray_is_needed():
     dynamics = xor(8.0)
     v, m, R = dynamics.split(torch.zeros(4).double())
     towards = dynamics.join(v, m + 1e-6 * dynamics.coordinates[:1].double(), R)
-    naive = torch.linalg.eigvals(fixed_points.jacobian(dynamics, towards[None])[0]).real.max()
+    naive = torch.linalg.eigvals(dynamics.jacobian(towards[None])[0]).real.max()
     assert float(naive) > 0 > growth(dynamics)
 
 
@@ -75,16 +75,16 @@ def test_zeros_of_v_and_m_alone_are_no_fixed_points():
     start = dynamics.join(0.0046 * sign, 0.0058 * dynamics.coordinates.double(), R)
     speed = dynamics(0.0, start).abs()
     assert float(speed.max()) < dynamics.error * float(start.abs().max())
-    assert not bool((speed <= dynamics._error_at(start)).all())
+    assert not bool((speed <= dynamics.geometry.tolerance(dynamics.error, start)).all())
     (zero,) = dynamics.fixed_points(start[None], flow=0)
     assert bool((zero.u == 0).all())
 
 
 def parallel(dynamics, angle=0.0):
     """Binary, K = 2: the arc v = |v| (cos, sin) of both neurons on one mean, parallel."""
-    one = dynamics.of_neurons(1)
+    one = tl.EffectiveDynamics(dynamics.field.of_neurons(1), dynamics.limit)
     best = max(one.fixed_points(count=20), key=lambda p: float(p.u[0]))
-    v, m, R = one.split(best.u)
+    v, m, R = one.field.split(best.u)
     k = torch.tensor([0.6, 0.8]).double()
     return dynamics.join(v * k, m * k[:, None], R * torch.outer(k, k) + angle * torch.diag(k**2))
 
@@ -97,7 +97,7 @@ def test_parallel_neurons_part_at_once_with_the_corrector(c):
     point = parallel(dynamics)
     # to the error of the integrals, one neuron's and two neurons' rules being different
     assert float(dynamics(0.0, point).abs().max()) < dynamics.error
-    assert bool(dynamics._lasting(point[None])) is (c == 0)
+    assert bool(dynamics.geometry.persists(dynamics, point[None])) is (c == 0)
     # 0 is a fixed point at any c
     starts = torch.stack([point, point + 1e-3, torch.zeros_like(point)])
     found = dynamics.fixed_points(starts, flow=0)

@@ -219,7 +219,7 @@ def test_another_default_device_changes_nothing():
         dynamics, limit = problem.dynamics(step_size=1.0), sharp.dynamics(step_size=1.0)
         component = sharp.fixed_point_components()[0]
         return [
-            dynamics._random_starts(3, torch.Generator().manual_seed(1)),
+            dynamics.geometry.starts(dynamics, 3, torch.Generator().manual_seed(1)),
             dynamics(0.0, u), dynamics.diffusion(u), limit(0.0, u), limit.diffusion(u),
             component.point(torch.Generator().manual_seed(2)), component.distance(u),
         ]  # fmt: skip

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.dynamics.diffusive import van_loan
-from torchlimits.dynamics.fixed_points import POINTS
-
-if TYPE_CHECKING:
-    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.flow import POINTS, Flow
 
 #: times at which derivatives and diffusion matrices are evaluated; between them they are linear
 _NODES = 41
@@ -24,7 +21,7 @@ Solve = Callable[[Float[Tensor, " T"]], Float[Tensor, "*batch T k"]]
 
 
 def fluctuations(
-    dynamics: EffectiveDynamics,
+    flow: Flow,
     solve: Solve,
     times: Float[Tensor, " T"],
     initial: Float[Tensor, "*#batch k k"],
@@ -39,7 +36,7 @@ def fluctuations(
     covariance is carried by the exponentials of short steps, which keep it positive semidefinite.
 
     Args:
-        dynamics: gives A, D and n.
+        flow: gives A, D and n.
         solve: u at increasing times, the first of them ``times[0]``.
         times: shape ``(T,)``.
         initial: P at ``times[0]``.
@@ -50,11 +47,11 @@ def fluctuations(
     grid = _grid(times)
     u = solve(grid)
     rows = _nodes(grid, u)
-    A, D = _coefficients(dynamics, grid[rows], u[..., rows, :])
-    flow, gained = _steps(grid, grid[rows], A, D / dynamics.dim)
+    A, D = _coefficients(flow, grid[rows], u[..., rows, :])
+    propagators, gained = _steps(grid, grid[rows], A, D / flow.dim)
     covariances = [initial.to(u).expand(*u.shape[:-2], *initial.shape[-2:])]
     for step in range(len(grid) - 1):
-        F = flow[..., step, :, :]
+        F = propagators[..., step, :, :]
         P = F @ covariances[-1] @ F.mT + gained[..., step, :, :]
         covariances.append((P + P.mT) / 2)
     asked = torch.searchsorted(grid, times)
@@ -85,10 +82,10 @@ def _nodes(grid: Float[Tensor, " G"], u: Float[Tensor, "*batch G k"]) -> Tensor:
 
 
 def _coefficients(
-    dynamics: EffectiveDynamics, times: Float[Tensor, " M"], u: Float[Tensor, "*batch M k"]
+    flow: Flow, times: Float[Tensor, " M"], u: Float[Tensor, "*batch M k"]
 ) -> tuple[Float[Tensor, "*batch M k k"], Float[Tensor, "*batch M k k"]]:
-    coarse = dynamics._for_band()
-    if dynamics.schedule is None:
+    coarse = flow.on(flow.field.for_band())
+    if flow.schedule is None:
         return _coefficients_at(coarse, u, 0.0)
     moments = zip(times.tolist(), u.unbind(-2), strict=True)
     pairs = [_coefficients_at(coarse, at, t) for t, at in moments]
@@ -97,11 +94,11 @@ def _coefficients(
 
 
 def _coefficients_at(
-    dynamics: EffectiveDynamics, u: Float[Tensor, "*batch k"], t: float
+    flow: Flow, u: Float[Tensor, "*batch k"], t: float
 ) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch k k"]]:
     flat = u.reshape(-1, u.shape[-1])
-    A = dynamics.jacobian(flat, t)
-    D = torch.cat([dynamics.diffusion(piece, t) for piece in flat.split(POINTS)])
+    A = flow.jacobian(flat, t)
+    D = torch.cat([flow.diffusion(piece, t) for piece in flat.split(POINTS)])
     shape = (*u.shape, u.shape[-1])
     return A.reshape(shape), D.reshape(shape)
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks
-from torchlimits.optim.sgd import SGDSettings
+from torchlimits import _checks, _linalg
+from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.trajectory import Trajectory
 
 #: a solver step is this fraction of the fastest relaxation time
@@ -29,7 +29,7 @@ class DiffusiveDynamics(ABC):
     Args:
         names: of the k statistics.
         dim: the dimension n.
-        settings: what the optimizer does.
+        limit: what the optimizer does.
         centre: u*, shape ``(k,)``.
         scale: the factor of each statistic, u~ = scale (u - u*), shape ``(k,)``.
     """
@@ -38,13 +38,13 @@ class DiffusiveDynamics(ABC):
         self,
         names: Sequence[str],
         dim: int,
-        settings: SGDSettings,
+        limit: OptimizerLimit,
         centre: Float[Tensor, " k"],
         scale: Float[Tensor, " k"],
     ) -> None:
         self.names = list(names)
         self.dim = dim
-        self.settings = settings
+        self.limit = limit
         self.centre = centre
         self.scale = scale
 
@@ -132,7 +132,7 @@ class DiffusiveDynamics(ABC):
                 f"the rescaled statistics blow up before t = {instants[-1]:g}: they have left the "
                 "diffusive phase; use shorter times, and the ballistic limit after that"
             )
-        learning_rate = (self.settings.step_size or 1.0) / self.dim
+        learning_rate = (self.limit.step_size or 1.0) / self.dim
         steps = (instants / learning_rate).round().long()
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata())
 
@@ -145,7 +145,7 @@ class DiffusiveDynamics(ABC):
 
     def _noise_factor(self, u: Tensor) -> Tensor:
         """A matrix S with S S^T = diffusion(u)."""
-        return _symmetric_root(self.diffusion(u))
+        return _linalg.symmetric_root(self.diffusion(u))
 
     def _check_names(self, trajectory: Trajectory) -> None:
         if list(trajectory.names) != self.names:
@@ -156,7 +156,7 @@ class DiffusiveDynamics(ABC):
     def _metadata(self) -> dict[str, Any]:
         return {
             "equation": self.equation(),
-            "parameters": {"dim": self.dim, **self.settings.describe()},
+            "parameters": {"dim": self.dim, **self.limit.describe()},
         }
 
     def equation(self) -> str:
@@ -177,7 +177,7 @@ class LinearDiffusion(DiffusiveDynamics):
         centre: u*, shape ``(k,)``.
         jacobian: A, shape ``(k, k)``.
         covariance: D, the diffusion matrix, shape ``(k, k)``.
-        names, dim, settings: as in `DiffusiveDynamics`.
+        names, dim, limit: as in `DiffusiveDynamics`.
     """
 
     def __init__(
@@ -188,12 +188,12 @@ class LinearDiffusion(DiffusiveDynamics):
         *,
         names: Sequence[str],
         dim: int,
-        settings: SGDSettings,
+        limit: OptimizerLimit,
     ) -> None:
-        super().__init__(names, dim, settings, centre, torch.full_like(centre, dim**0.5))
+        super().__init__(names, dim, limit, centre, torch.full_like(centre, dim**0.5))
         self.jacobian = jacobian
         self.matrix = (covariance + covariance.mT) / 2
-        self.factor = _symmetric_root(self.matrix)
+        self.factor = _linalg.symmetric_root(self.matrix)
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """A u~."""
@@ -252,10 +252,11 @@ class LinearDiffusion(DiffusiveDynamics):
                 "expected a stable fixed point, got one whose Jacobian has an eigenvalue of real "
                 f"part {float(values.max()):.3g}: there is no stationary law; use covariance(times)"
             )
-        k = len(values)
-        eye = torch.eye(k, dtype=self.matrix.dtype, device=self.matrix.device)
-        operator = torch.kron(self.jacobian, eye) + torch.kron(eye, self.jacobian)
-        P = torch.linalg.solve(operator, -self.matrix.reshape(-1)).reshape(k, k)
+        # imported here: scipy takes a second
+        from scipy.linalg import solve_continuous_lyapunov
+
+        A, D = self.jacobian.cpu().numpy(), self.matrix.cpu().numpy()
+        P = torch.as_tensor(solve_continuous_lyapunov(A, -D)).to(self.matrix)
         return (P + P.mT) / 2
 
     def rank(self, tolerance: float = 1e-9) -> int:
@@ -286,8 +287,3 @@ def van_loan(
     exponential = torch.linalg.matrix_exp(block * h)
     flow = exponential[..., k:, k:].mT
     return flow, flow @ exponential[..., :k, k:]
-
-
-def _symmetric_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()[..., None, :]) @ vectors.mT

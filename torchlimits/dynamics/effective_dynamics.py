@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.contracts.vector_field import VectorField
 from torchlimits.dynamics import fixed_points
 from torchlimits.dynamics.band import fluctuations
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.fixed_points import FixedPoint
+from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.dynamics.solver import integrate
-from torchlimits.optim.schedule import Schedule
+from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.trajectory import Trajectory
 
 
-class EffectiveDynamics(nn.Module, ABC):
-    r"""The ballistic limit of SGD's summary statistics, an ODE
+class EffectiveDynamics(Flow):
+    r"""The ballistic limit of the summary statistics under an optimizer, an ODE
 
     .. math:: \dot u = -f(u) + g(u)
 
@@ -33,15 +36,24 @@ class EffectiveDynamics(nn.Module, ABC):
 
     Source: Theorem 2.2 of Ben Arous, Gheissari and Jagannath (arXiv 2206.04030).
 
-    Subclasses give ``_terms(u)``: -f and g at plain SGD with c_delta = 1 and batch size 1; the
-    optimizer's factors (`SGDSettings`) come on top here. They may give ``_increment_covariance``
-    (for `diffusion`), ``_random_starts`` and ``_project`` (for `fixed_points`).
+    Problems make them (``problem.dynamics(...)``); for a problem of your own, write its
+    `VectorField`.
 
     Args:
-        names: of the k statistics.
-        dim: the dimension n that turns limit time into steps.
-        settings: what the optimizer does.
-        schedule: c_delta(t), in place of the settings' c_delta.
+        field: a `VectorField`: drift and corrector for plain SGD.
+        optimizer: a `torch.optim.SGD` or a `NormalizedSGD`, whose options are read, or an
+            `OptimizerLimit`.
+        step_size: c_delta = lr * dim, instead of an optimizer; 0 is gradient flow.
+        momentum: with ``step_size``.
+        batch_size: fresh samples averaged in one step.
+        weight_decay: the problem's ridge; an optimizer's own counts, with a warning if it is
+            another one.
+        schedule: c_delta(t), a function of limit time, or the optimizer's LR scheduler.
+
+    Raises:
+        ValueError: if not exactly one of optimizer and step_size is given, a number is out of
+            range, or the field does not have what the optimizer needs.
+        TypeError: if ``field`` is not a `VectorField`, or the optimizer has no known limit.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -68,130 +80,35 @@ class EffectiveDynamics(nn.Module, ABC):
             dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) - alpha m
     """
 
-    #: what `solve` asks of torchdiffeq unless told otherwise: no finer than the error of `forward`
-    rtol: float = 1e-6
-    atol: float = 1e-8
-    #: absolute error of `forward` where u is of order 1
-    error: float = 1e-13
-    #: `fixed_points` lets its starts flow for so long
-    settling_time: float = 100.0
-
     def __init__(
         self,
-        names: Sequence[str],
-        dim: int,
-        settings: SGDSettings,
-        schedule: Schedule | None = None,
+        field: VectorField,
+        optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+        weight_decay: float = 0.0,
+        schedule: ScheduleLike | Schedule | None = None,
     ) -> None:
-        super().__init__()
-        self.names = list(names)
-        self.dim = dim
-        self.settings = settings
-        self.schedule = schedule
-
-    @abstractmethod
-    def _terms(
-        self, u: Float[Tensor, "*batch k"]
-    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """-f(u) and g(u) for plain SGD, batch size 1, c_delta = 1."""
-
-    def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The population drift -f(u), with the optimizer's factor.
-
-        Args:
-            u: shape ``(..., k)``.
-
-        Raises:
-            ValueError, TypeError: as in `forward`.
-        """
-        return self._speed(u) * self._evaluated(u)[0]
-
-    def corrector(
-        self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0
-    ) -> Float[Tensor, "*batch k"]:
-        """The population corrector g(u), with c_delta and the optimizer's factors in.
-
-        Args:
-            u: shape ``(..., k)``.
-            t: limit time, of which c_delta is taken where there is a schedule.
-
-        Raises:
-            ValueError, TypeError: as in `forward`.
-        """
-        return self._corrector_factor(u, t) * self._evaluated(u)[1]
-
-    def step_size_at(self, t: Float[Tensor, ""] | float = 0.0) -> float:
-        """c_delta at limit time t.
-
-        Raises:
-            ValueError: if there is a schedule that has ended by then.
-        """
-        return self.settings.step_size if self.schedule is None else self.schedule(float(t))
-
-    def _speed(self, u: Tensor) -> Tensor | float:
-        """q: how much faster than plain SGD the parameters behind each statistic move."""
-        return self.settings.drift_factor
-
-    def _second_order_speed(self) -> float:
-        """q of the parameters whose second order counts, in `_increment_covariance`."""
-        return self.settings.drift_factor
-
-    def _corrector_factor(self, u: Tensor, t: Tensor | float) -> Tensor | float:
-        speed = self._speed(u)
-        if self.schedule is None and isinstance(speed, float):
-            return self.settings.corrector_factor
-        return self.step_size_at(t) / self.settings.batch_size * speed**2
-
-    def forward(
-        self, t: Float[Tensor, ""] | float, u: Float[Tensor, "*batch k"]
-    ) -> Float[Tensor, "*batch k"]:
-        """The right-hand side -f(u) + g(u), shape ``(..., k)``, on u's device and dtype.
-
-        Args:
-            t: limit time, of which c_delta is taken where there is a schedule.
-            u: shape ``(..., k)``.
-
-        Raises:
-            TypeError: if u is no float32 or float64 tensor.
-            ValueError: if its last dimension is not k, or it is not finite.
-        """
-        drift, corrector = self._evaluated(u)
-        return self._speed(u) * drift + self._corrector_factor(u, t) * corrector
-
-    def diffusion(
-        self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0
-    ) -> Float[Tensor, "*batch k k"]:
-        r"""The diffusion matrix of the unrescaled statistics times n,
-
-        .. math:: D(u) = \lim_n n\,\delta\, Cov((u(X_{l+1}) - u(X_l)) / \delta \mid u(X_l) = u),
-
-        so that D/n is the covariance that u gains per unit of limit time at dimension n. It is
-        n delta J V J^T of Theorem 2.2, with the increment's second-order part where that is of the
-        same order (in R, for the mixtures). Shape ``(..., k, k)``.
-
-        Args:
-            u: shape ``(..., k)``.
-            t: limit time, of which c_delta is taken where there is a schedule.
-
-        Raises:
-            NotImplementedError: if it is not known for this problem.
-            ValueError, TypeError: as in `forward`.
-        """
-        c = self.step_size_at(t) / self.settings.batch_size
-        exact = self._checked(u).double()
-        covariance = self._increment_covariance(exact, c * self._second_order_speed())
-        speed = torch.as_tensor(self._speed(u), dtype=covariance.dtype, device=covariance.device)
-        speed = speed.expand(len(self.names))
-        return (c * torch.outer(speed, speed) * covariance).to(u.dtype)
-
-    def _increment_covariance(
-        self, u: Float[Tensor, "*batch k"], step_size: float
-    ) -> Float[Tensor, "*batch k k"]:
-        """lim Cov of one step's increment of u over delta, plain SGD, c_delta = step_size."""
-        raise NotImplementedError(
-            f"the diffusion matrix of {type(self).__name__} is not known to this package: define "
-            "_increment_covariance(u, step_size)"
-        )
+        if not isinstance(field, VectorField):
+            raise TypeError(
+                f"expected field as a VectorField, got {type(field).__name__}: subclass "
+                "tl.VectorField and define terms(u)"
+            )
+        if isinstance(optimizer, OptimizerLimit):
+            limit, optimizer = optimizer, None
+        else:
+            settings = SGDSettings.chosen(
+                optimizer,
+                dim=field.dim,
+                ridge=weight_decay,
+                step_size=step_size,
+                momentum=momentum,
+                batch_size=batch_size,
+            )
+            limit = SGDLimit.of(settings)
+        super().__init__(field, limit, Schedule.of(schedule, optimizer, field.dim))
 
     def fixed_points(
         self,
@@ -216,17 +133,13 @@ class EffectiveDynamics(nn.Module, ABC):
             ValueError: if starts are no finite ``(S, k)``, or none are given and none are known.
             RuntimeError: if no start leads to a fixed point.
         """
-        self._check_autonomous("fixed points")
+        self.check_autonomous("fixed points")
         if starts is None:
             _checks.positive_int("count", count)
-            starts = self._random_starts(count, torch.Generator().manual_seed(seed))
-        return fixed_points.find(self, starts, flow=self.settling_time if flow is None else flow)
-
-    def jacobian(
-        self, u: Float[Tensor, "S k"], t: Float[Tensor, ""] | float = 0.0
-    ) -> Float[Tensor, "S k k"]:
-        """Derivatives of -f + g at each of S points u, ``(S, k)``, at limit time t."""
-        return fixed_points.jacobian(self, self._checked(u), float(t))
+            generator = torch.Generator().manual_seed(seed)
+            starts = self.geometry.starts(self, count, generator)
+        longest = self.field.settling_time if flow is None else flow
+        return fixed_points.find(self, starts, settling_time=longest)
 
     def diffusive(self, at: Float[Tensor, " k"]) -> LinearDiffusion:
         r"""The diffusive limit around a fixed point u*: :math:`\tilde u = \sqrt n (u - u^*)`.
@@ -242,8 +155,8 @@ class EffectiveDynamics(nn.Module, ABC):
             ValueError: if u* is not a fixed point.
             NotImplementedError: if the diffusion matrix is not known.
         """
-        self._check_autonomous("diffusive limits around fixed points")
-        at = self._checked(at).detach().double()
+        self.check_autonomous("diffusive limits around fixed points")
+        at = self.checked(at).detach().double()
         if at.ndim != 1 or not bool(at.isfinite().all()):
             raise ValueError(f"expected one finite point at, shape (k,), got {tuple(at.shape)}")
         speed = self(0.0, at).abs()
@@ -261,47 +174,8 @@ class EffectiveDynamics(nn.Module, ABC):
             covariance=self.diffusion(at),
             names=self.names,
             dim=self.dim,
-            settings=self.settings,
+            limit=self.limit,
         )
-
-    def _check_autonomous(self, what: str) -> None:
-        if self.schedule is not None:
-            raise ValueError(
-                f"expected a constant step size for {what}, got the schedule "
-                f"{self.schedule.describe()}: the dynamics change in time; make dynamics with the "
-                "step size of one moment"
-            )
-
-    def _random_starts(self, count: int, generator: torch.Generator) -> Float[Tensor, "S k"]:
-        """Starts for `fixed_points`; subclasses know where to look."""
-        raise ValueError(
-            f"expected starts for the fixed points of {type(self).__name__}, got none: give a "
-            f"tensor of shape (S, {len(self.names)})"
-        )
-
-    def _project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The nearest values that parameters can have, for instance R >= 0."""
-        return u
-
-    def _slopes(self, u: Float[Tensor, " k"]) -> Float[Tensor, "P k k"]:
-        """Jacobians of -f + g at u, one-sided ones for every smooth piece that meets there."""
-        return self.jacobian(u[None])
-
-    def _error_at(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """What `error` is in each entry: integrals err in proportion to u where u is small."""
-        return (self.error * u.abs().amax(-1, keepdim=True)).expand_as(u)
-
-    def _settled(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
-        """Zeros of -f + g with what cannot be told from 0 made 0."""
-        return u
-
-    def _cell(self, u: Float[Tensor, " k"]) -> Tensor:
-        """Labels of the part of space that u is in; components of fixed points end at borders."""
-        return u.new_zeros(1)
-
-    def _lasting(self, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
-        """False at zeros of -f + g that any perturbation leaves: it is not Lipschitz there."""
-        return torch.ones_like(u[:, 0], dtype=torch.bool)
 
     def solve(
         self,
@@ -335,12 +209,12 @@ class EffectiveDynamics(nn.Module, ABC):
         Raises:
             ValueError: if times do not increase or u0 is not ``(..., k)`` and finite, or a band is
                 asked without the corrector.
-            TypeError: if u0 is no float32 or float64 tensor.
+            TypeError: if u0 is not a float32 or float64 tensor.
             RuntimeError: if the solver cannot reach the tolerance.
             NotImplementedError: if a band is asked and the diffusion matrix is not known.
         """
         instants = _checks.increasing_times(times)
-        steps = self._steps(instants)
+        steps = self.steps(instants)
         u0 = self.started(u0)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
@@ -356,8 +230,8 @@ class EffectiveDynamics(nn.Module, ABC):
             values, P = self._fluctuating(u0, instants, rtol, atol, initial_covariance)
             std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
-            right_hand_side = self if corrector else _GradientFlow(self)
-            values = integrate(right_hand_side, u0, instants, rtol, atol)
+            velocity = self if corrector else lambda _, u: self.drift(u)
+            values = integrate(velocity, u0, instants, rtol, atol)
         return Trajectory(
             instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
         )
@@ -410,15 +284,9 @@ class EffectiveDynamics(nn.Module, ABC):
         def solution(times: Tensor) -> Tensor:
             return integrate(self, u0, times, rtol, atol)
 
-        return fluctuations(self, solution, instants, self._covariance_at_start(initial))
-
-    def _steps(self, instants: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
-        """Steps of SGD up to limit times; ValueError if the schedule does not get there."""
-        if self.schedule is not None:
-            return self.schedule.steps(instants, self.dim)
-        # gradient flow has no steps of its own: count those of c_delta = 1
-        learning_rate = (self.settings.step_size or 1.0) / self.dim
-        return (instants / learning_rate).round().long()
+        return fluctuations(
+            self, solution, instants, _covariance_at_start(initial, len(self.names))
+        )
 
     def langevin(self) -> LangevinDynamics:
         r"""The same dynamics with their noise at dimension n, an SDE: see `LangevinDynamics`.
@@ -430,72 +298,23 @@ class EffectiveDynamics(nn.Module, ABC):
             >>> bool(paths["m"][:, -1].min() < 0 < paths["m"][:, -1].max())  # both ways
             True
         """
-        self._check_autonomous("Langevin dynamics")
+        self.check_autonomous("Langevin dynamics")
         return LangevinDynamics(self)
 
-    def _for_band(self) -> EffectiveDynamics:
-        """Dynamics whose derivatives and diffusion matrices are as right as a band needs them."""
-        return self
-
-    def _covariance_at_start(self, given: Tensor | None) -> Tensor:
-        k = len(self.names)
-        if given is None:
-            return torch.zeros(k, k, dtype=torch.float64, device="cpu")
-        if not isinstance(given, Tensor) or given.shape[-2:] != (k, k):
-            what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise ValueError(f"expected initial_covariance of shape (..., {k}, {k}), got {what}")
-        given = given.detach().double()
-        finite = bool(given.isfinite().all())
-        allowed = 1e-9 * float(given.abs().max()) if finite else 0.0
-        symmetric = finite and torch.allclose(given, given.mT, atol=allowed)
-        if not symmetric or float(torch.linalg.eigvalsh(given).min()) < -allowed:
-            what = (
-                "an indefinite one" if symmetric else "an asymmetric one" if finite else "nan, inf"
-            )
-            raise ValueError(
-                "expected initial_covariance to be symmetric positive semidefinite and finite, got "
-                f"{what}: give the covariance of the start"
-            )
-        return given
-
-    def _evaluated(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            return self._terms(self._checked(u))
-        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
-            # decompositions are the first to notice
-            raise ValueError("expected a finite u, got NaN or infinity in it") from error
-
     def started(self, u0: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """u0 itself: a finite start that parameters can have; otherwise the errors of `solve`."""
-        u0 = self._checked(u0)
+        """u0 itself, if it is a finite start that parameters can have.
+
+        Args:
+            u0: statistics, shape ``(..., k)``.
+
+        Raises:
+            ValueError, TypeError: as in `solve`.
+        """
+        u0 = self.checked(u0)
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
-        self._check_start(u0)
+        self.field.check_start(u0)
         return u0
-
-    def _check_start(self, u0: Tensor) -> None:
-        """ValueError if no parameters have these statistics; subclasses know which."""
-
-    def _checked(self, u: Tensor) -> Tensor:
-        if not isinstance(u, Tensor) or u.dtype not in (torch.float32, torch.float64):
-            what = u.dtype if isinstance(u, Tensor) else type(u).__name__
-            raise TypeError(f"expected u as a float32 or float64 tensor, got {what}: convert it")
-        k = len(self.names)
-        if u.ndim == 0 or u.shape[-1] != k:
-            raise ValueError(
-                f"expected u of shape (..., {k}) for the statistics {', '.join(self.names[:3])} "
-                f"... {self.names[-1]}, got shape {tuple(u.shape)}"
-            )
-        return u
-
-    def describe(self) -> dict[str, Any]:
-        """Parameters that a reader of the prediction wants to see, JSON-able."""
-        schedule = {} if self.schedule is None else {"schedule": self.schedule.describe()}
-        return {"dim": self.dim, **self.settings.describe(), **schedule}
-
-    def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown, with or without the corrector."""
-        return "du/dt = -f(u) + g(u)" if corrector else "du/dt = -f(u)"
 
     def _metadata(self, corrector: bool) -> dict[str, Any]:
         return {
@@ -504,12 +323,20 @@ class EffectiveDynamics(nn.Module, ABC):
         }
 
 
-class _GradientFlow(nn.Module):
-    """du/dt = -f(u): an EffectiveDynamics without its corrector."""
-
-    def __init__(self, dynamics: EffectiveDynamics) -> None:
-        super().__init__()
-        self.dynamics = dynamics
-
-    def forward(self, t: Tensor, u: Tensor) -> Tensor:
-        return self.dynamics.drift(u)
+def _covariance_at_start(given: Tensor | None, k: int) -> Tensor:
+    if given is None:
+        return torch.zeros(k, k, dtype=torch.float64, device="cpu")
+    if not isinstance(given, Tensor) or given.shape[-2:] != (k, k):
+        what = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise ValueError(f"expected initial_covariance of shape (..., {k}, {k}), got {what}")
+    given = given.detach().double()
+    finite = bool(given.isfinite().all())
+    allowed = 1e-9 * float(given.abs().max()) if finite else 0.0
+    symmetric = finite and torch.allclose(given, given.mT, atol=allowed)
+    if not symmetric or float(torch.linalg.eigvalsh(given).min()) < -allowed:
+        what = "an indefinite one" if symmetric else "an asymmetric one" if finite else "nan, inf"
+        raise ValueError(
+            "expected initial_covariance to be symmetric positive semidefinite and finite, got "
+            f"{what}: give the covariance of the start"
+        )
+    return given

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.flow import Flow
+from torchlimits.dynamics.solver import integrate
 
 Kind = Literal["stable", "unstable", "marginal"]
+#: in which points are listed
+ORDER: dict[Kind, int] = {"stable": 0, "marginal": 1, "unstable": 2}
 
 _ITERATIONS = 200
 #: points closer than this or than the error of the integrals (relative to 1 + |u|) are one
 _SAME = 1e-6
 #: steps of a walk along a component
 _WALK = 8
-#: points in one evaluation of derivatives, which holds all of an expectation's nodes
-POINTS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +66,10 @@ class FixedPoint:
 
 
 def find(
-    dynamics: EffectiveDynamics,
+    flow: Flow,
     starts: Float[Tensor, "S k"],
     *,
-    flow: float = 100.0,
+    settling_time: float = 100.0,
 ) -> list[FixedPoint]:
     r"""Fixed points of the ballistic limit, :math:`-f(u) + g(u) = 0`.
 
@@ -78,9 +78,9 @@ def find(
     from where they flow to, which finds attractors. Points of one connected component count once.
 
     Args:
-        dynamics: an `EffectiveDynamics`.
+        flow: an `EffectiveDynamics`.
         starts: shape ``(S, k)``.
-        flow: limit time that the second set of starts flows for; 0 leaves it out.
+        settling_time: limit time that the second set of starts flows for; 0 leaves it out.
 
     Returns:
         The points, stable ones first. A point not found is no proof that there is none: give more
@@ -102,93 +102,74 @@ def find(
         FixedPoint([0, 0], unstable)
         FixedPoint([0, 1], unstable)
     """
-    starts = dynamics._checked(starts).detach().double()
+    starts = flow.checked(starts).detach().double()
     if starts.ndim != 2 or not len(starts) or not bool(starts.isfinite().all()):
         raise ValueError(
-            f"expected finite starts of shape (S, {len(dynamics.names)}), got {tuple(starts.shape)}"
+            f"expected finite starts of shape (S, {len(flow.names)}), got {tuple(starts.shape)}"
         )
     with torch.no_grad():
-        starts = dynamics._project(starts)
-        if flow > 0:
-            flown = _flown(dynamics, starts, flow)
+        starts = flow.geometry.project(starts)
+        if settling_time > 0:
+            flown = _flown(flow, starts, settling_time)
             starts = torch.cat([flown, starts])
-        u = dynamics._settled(_levenberg(dynamics, starts))
-        speed = dynamics(0.0, u).abs().amax(-1)
-        lasting = dynamics._lasting(u)
-        kept = _distinct(u[lasting], speed[lasting], max(_SAME, dynamics.error))
+        u = flow.geometry.snap(_levenberg(flow, starts))
+        speed = flow(0.0, u).abs().amax(-1)
+        lasting = flow.geometry.persists(flow, u)
+        kept = _distinct(u[lasting], speed[lasting], max(_SAME, flow.error))
         if not len(kept):
             raise RuntimeError(
                 f"no fixed point found from {len(starts)} starts: give starts nearer to one, or "
                 "flow= for longer"
             )
-        points = [_classified(dynamics, row) for row in kept]
-        points = _components(dynamics, points)
-    order = {"stable": 0, "marginal": 1, "unstable": 2}
-    return sorted(points, key=lambda p: (order[p.kind], *(round(x, 6) for x in p.u.tolist())))
+        points = [_classified(flow, row) for row in kept]
+        points = _components(flow, points)
+    return in_order(points)
 
 
-def jacobian(
-    dynamics: EffectiveDynamics, u: Float[Tensor, "S k"], t: float = 0.0
-) -> Float[Tensor, "S k k"]:
-    """Derivatives of -f + g, in reverse mode: forward mode took three times as long."""
-    return torch.cat([_jacobian(dynamics, piece, t) for piece in u.split(POINTS)])
+def in_order(points: list[FixedPoint]) -> list[FixedPoint]:
+    """Stable ones first, then marginal, then unstable ones; each by the entries of u."""
+    return sorted(points, key=lambda p: (ORDER[p.kind], *(round(x, 6) for x in p.u.tolist())))
 
 
-def _jacobian(
-    dynamics: EffectiveDynamics, u: Float[Tensor, "S k"], t: float
-) -> Float[Tensor, "S k k"]:
-    with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        # + 0 u: constant entries have derivatives too
-        velocity = (dynamics(t, u) + 0 * u).unbind(-1)
-    rows = [
-        torch.autograd.grad(
-            entry, u, torch.ones_like(entry), retain_graph=True, materialize_grads=True
-        )[0]
-        for entry in velocity
-    ]
-    return torch.stack(rows, dim=-2)
-
-
-def classify(dynamics: EffectiveDynamics, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
+def classify(flow: Flow, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
     """Eigenvalues, kind and dimension of a fixed point; see `FixedPoint`."""
     # one small matrix or a few: on the CPU, for which torch always has it
-    values, vectors = torch.linalg.eig(dynamics._slopes(u).cpu())
+    values, vectors = torch.linalg.eig(flow.geometry.pieces(flow, u).cpu())
     fastest = int(values.real.max(dim=-1).values.argmax())
     values, vectors = values[fastest], vectors[fastest]
     order = values.real.argsort(descending=True)
     values, vectors = values[order], vectors[:, order]
     scale = max(1.0, float(values.abs().max()))
-    tolerance = scale * max(1e-6, dynamics.error)
+    tolerance = scale * max(1e-6, flow.error)
     if float(values.real[0]) > tolerance:
         return values, "unstable", 0
     zero = values.real.abs() <= tolerance
     if not bool(zero.any()):
         return values, "stable", 0
-    leaves = _leaves(dynamics, u, vectors[:, zero].real.mT.to(u))
+    leaves = _leaves(flow, u, vectors[:, zero].real.mT.to(u))
     return values, "unstable" if leaves else "marginal", 0 if leaves else int(zero.sum())
 
 
 # --- the steps of find ----------------------------------------------------------------------------
 
 
-def _flown(dynamics: EffectiveDynamics, starts: Tensor, time: float) -> Tensor:
+def _flown(flow: Flow, starts: Tensor, time: float) -> Tensor:
     """Where the starts are after some time; those that blow up are left where they were."""
     try:
-        final = dynamics.solve(starts, [0.0, time], rtol=1e-3, atol=1e-4).final
+        times = starts.new_tensor([0.0, time])
+        final = integrate(flow, starts, times, 1e-3, 1e-4)[..., -1, :]
     except RuntimeError:
         return starts
-    final = final.to(starts.device)
-    return dynamics._project(torch.where(final.isfinite(), final, starts))
+    return flow.geometry.project(torch.where(final.isfinite(), final, starts))
 
 
-def _levenberg(dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = True) -> Tensor:
+def _levenberg(flow: Flow, starts: Tensor, *, polish: bool = True) -> Tensor:
     """The starts that converged, (C, k).
 
     With ``polish`` until nothing moves any more, without until -f + g is small.
     """
     u = starts.clone()
-    value = dynamics(0.0, u)
+    value = flow(0.0, u)
     # what rests at 0 (a neuron, the overlap at an equator) stays: rounding would grow at kinks
     resting = (u == 0) & (value.abs() <= 1e-13)
     damping = torch.full_like(u[:, 0], 1e-2)
@@ -196,17 +177,17 @@ def _levenberg(dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = Tr
     done = torch.zeros(len(u), dtype=torch.bool, device=u.device)
     for _ in range(_ITERATIONS):
         x, f, mu, still = u[active], value[active], damping[active], resting[active]
-        slope = torch.where(still[:, None, :], 0.0, dynamics.jacobian(x))
-        stepped = dynamics._settled(dynamics._project(x + _step(slope, f, mu)))
+        slope = torch.where(still[:, None, :], 0.0, flow.jacobian(x))
+        stepped = flow.geometry.snap(flow.geometry.project(x + _step(slope, f, mu)))
         trial = torch.where(still, 0.0, stepped)
-        f_trial = dynamics(0.0, trial)
+        f_trial = flow(0.0, trial)
         better = f_trial.norm(dim=-1) < f.norm(dim=-1)
         moved = (trial - x).norm(dim=-1) / (1 + x.norm(dim=-1))
         u[active] = torch.where(better[:, None], trial, x)
         value[active] = torch.where(better[:, None], f_trial, f)
         damping[active] = torch.where(better, mu / 10, mu * 10).clamp_min(1e-20)
         resting[active] |= (u[active] == 0) & (value[active].abs() <= 1e-13)
-        small = _small(dynamics, u[active], value[active])
+        small = _small(flow, u[active], value[active])
         finished = small & ((moved < 1e-12) | ~better | (not polish))
         stuck = ~small & (damping[active] > 1e8)
         done[active[finished]] = True
@@ -214,13 +195,13 @@ def _levenberg(dynamics: EffectiveDynamics, starts: Tensor, *, polish: bool = Tr
         if not len(active):
             break
     # slow ends, at degenerate points or at the error of the integrals, count where they are small
-    done[active] = _small(dynamics, u[active], value[active])
+    done[active] = _small(flow, u[active], value[active])
     return u[done]
 
 
-def _small(dynamics: EffectiveDynamics, u: Tensor, value: Tensor) -> Tensor:
+def _small(flow: Flow, u: Tensor, value: Tensor) -> Tensor:
     rounding = 1e-11 * (1 + u.abs().amax(-1, keepdim=True))
-    return (value.abs() <= rounding + dynamics._error_at(u)).all(-1)
+    return (value.abs() <= rounding + flow.geometry.tolerance(flow.error, u)).all(-1)
 
 
 def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
@@ -242,38 +223,38 @@ def _distinct(u: Tensor, speed: Tensor, same: float) -> Tensor:
     return kept
 
 
-def _classified(dynamics: EffectiveDynamics, u: Tensor) -> FixedPoint:
+def _classified(flow: Flow, u: Tensor) -> FixedPoint:
     rounded = torch.where(u.abs() < 1e-12, 0.0, u)
-    if float(dynamics(0.0, rounded).abs().max()) <= 1e-11:
+    if float(flow(0.0, rounded).abs().max()) <= 1e-11:
         u = rounded
-    values, kind, dimension = classify(dynamics, u)
-    residual = float(dynamics(0.0, u).abs().max())
+    values, kind, dimension = classify(flow, u)
+    residual = float(flow(0.0, u).abs().max())
     return FixedPoint(u, values, kind, dimension, residual, u[None])
 
 
-def _leaves(dynamics: EffectiveDynamics, u: Tensor, directions: Tensor) -> bool:
+def _leaves(flow: Flow, u: Tensor, directions: Tensor) -> bool:
     """Whether the dynamics move away along one of +-directions, to second or higher order."""
     w = torch.cat([directions, -directions])
     w = w / w.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    noise = max(1e-11, 100 * dynamics.error)
+    noise = max(1e-11, 100 * flow.error)
     out = torch.ones_like(w[:, 0], dtype=torch.bool)
     # at every scale: further off there may be a kink, nearer rounding wins
     for distance, least in ((1e-2, noise), (1e-3, noise), (1e-4, -noise)):
-        beside = dynamics._project(u + distance * (1 + u.norm()) * w)
+        beside = flow.geometry.project(u + distance * (1 + u.norm()) * w)
         away = beside - u
         length = away.norm(dim=-1)
-        growth = (dynamics(0.0, beside) * away).sum(-1) / length.clamp_min(1e-300) ** 2
+        growth = (flow(0.0, beside) * away).sum(-1) / length.clamp_min(1e-300) ** 2
         # a direction in which parameters cannot go is no way out
         possible = length > 0.5 * distance
         out &= possible & (growth > least)
     return bool(out.any())
 
 
-def _components(dynamics: EffectiveDynamics, points: list[FixedPoint]) -> list[FixedPoint]:
+def _components(flow: Flow, points: list[FixedPoint]) -> list[FixedPoint]:
     """Merge the marginal points that walks over fixed points join."""
     merged: list[FixedPoint] = []
     for point in points:
-        joined = [other for other in merged if _joined(dynamics, point, other)]
+        joined = [other for other in merged if _joined(flow, point, other)]
         # the first found stands for the component; a new point may join two parts of it
         first = joined[0] if joined else point
         members = torch.cat([*(other.members for other in joined), point.members])
@@ -282,16 +263,16 @@ def _components(dynamics: EffectiveDynamics, points: list[FixedPoint]) -> list[F
     return merged
 
 
-def _joined(dynamics: EffectiveDynamics, a: FixedPoint, b: FixedPoint) -> bool:
+def _joined(flow: Flow, a: FixedPoint, b: FixedPoint) -> bool:
     """Whether the chord from a to b's nearest, corrected to fixed points, is a gapless path."""
     if not (a.kind == b.kind == "marginal" and a.dimension == b.dimension > 0):
         return False
-    if not torch.equal(dynamics._cell(a.u), dynamics._cell(b.u)):
+    if not torch.equal(flow.geometry.cell(a.u), flow.geometry.cell(b.u)):
         return False
     nearest = b.members[(b.members - a.u).norm(dim=-1).argmin()]
     weights = torch.linspace(0, 1, _WALK + 1, dtype=a.u.dtype, device=a.u.device)[1:-1, None]
-    chord = dynamics._project(a.u + weights * (nearest - a.u))
-    path = _levenberg(dynamics, chord, polish=False)
+    chord = flow.geometry.project(a.u + weights * (nearest - a.u))
+    path = _levenberg(flow, chord, polish=False)
     if len(path) < len(chord):
         return False
     path = torch.cat([a.u[None], path, nearest[None]])

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.dynamics.diffusive import DiffusiveDynamics
-
-if TYPE_CHECKING:
-    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.flow import Flow
 
 
 class LangevinDynamics(DiffusiveDynamics):
@@ -28,31 +24,31 @@ class LangevinDynamics(DiffusiveDynamics):
     Source: diffusion approximation of the chain of Theorem 2.2 of arXiv 2206.04030 (Kurtz).
 
     Args:
-        dynamics: gives -f + g, D and n; made by its `EffectiveDynamics.langevin`.
+        flow: gives -f + g, D and n; made by its `EffectiveDynamics.langevin`.
     """
 
-    def __init__(self, dynamics: EffectiveDynamics) -> None:
-        k = len(dynamics.names)
+    def __init__(self, flow: Flow) -> None:
+        k = len(flow.names)
         zero = torch.zeros(k, dtype=torch.float64, device="cpu")
-        super().__init__(dynamics.names, dynamics.dim, dynamics.settings, zero, zero + 1)
-        self.dynamics = dynamics
+        super().__init__(flow.names, flow.dim, flow.limit, zero, zero + 1)
+        self.flow = flow
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """-f + g at u, or at the nearest u that parameters can have."""
-        return self.dynamics(0.0, self.dynamics._project(u))
+        return self.flow(0.0, self.flow.geometry.project(u))
 
     def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
         """D(u)/n."""
-        return self.dynamics.diffusion(self.dynamics._project(u)) / self.dim
+        return self.flow.diffusion(self.flow.geometry.project(u)) / self.dim
 
     def _advance(self, u: Tensor, step: float, brownian: Tensor) -> Tensor:
-        return self.dynamics._project(super()._advance(u, step, brownian))
+        return self.flow.geometry.project(super()._advance(u, step, brownian))
 
     @property
     def rate(self) -> float:
         """Of the package's problems at parameters of order 1: several a unit of limit time."""
-        return 5.0 * max(1.0, self.settings.drift_factor)
+        return 5.0 * max(1.0, self.limit.speed)
 
     def equation(self) -> str:
         """The equation solved, in markdown."""
-        return f"{self.dynamics.equation()}\n\nand at dimension n: du + (D(u)/n)^(1/2) dB"
+        return f"{self.flow.equation()}\n\nand at dimension n: du + (D(u)/n)^(1/2) dB"

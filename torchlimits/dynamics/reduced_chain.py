@@ -4,97 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks, _random
-from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.trajectory import Trajectory
 
 #: new directions that the frame takes up before it is turned and cut
 _FRESH = 6
 #: chains up to which one thread is faster than several
 _SHARED = 5000
-
-
-@dataclass(frozen=True)
-class Recursion:
-    """The constants of torch.optim.SGD's step, as they are at dimension n.
-
-    Attributes:
-        lr: delta.
-        momentum, dampening, weight_decay: beta, tau, alpha.
-        nesterov: the gradient looks ahead.
-        batch_size: B.
-    """
-
-    lr: float
-    momentum: float = 0.0
-    dampening: float = 0.0
-    weight_decay: float = 0.0
-    nesterov: bool = False
-    batch_size: int = 1
-
-    @classmethod
-    def of(
-        cls, settings: SGDSettings, dim: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> Recursion:
-        """Those of settings whose step is c_delta / n, and were read from an optimizer, if any.
-
-        Raises:
-            ValueError: if c_delta is 0: there are no steps then.
-        """
-        if settings.step_size == 0:
-            raise ValueError(
-                "expected step_size > 0, got 0: gradient flow is a limit and takes no steps"
-            )
-        return cls(
-            lr=settings.step_size / dim,
-            momentum=settings.momentum,
-            dampening=settings.dampening,
-            weight_decay=settings.weight_decay,
-            # the effective dynamics, and so the settings, do not depend on it
-            nesterov=optimizer is not None and bool(optimizer.param_groups[0]["nesterov"]),
-            batch_size=settings.batch_size,
-        )
-
-    def update(self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, first: bool) -> None:
-        """One step of torch.optim.SGD on a parameter and its momentum buffer, in place."""
-        if self.weight_decay:
-            gradient = gradient.add_(parameter, alpha=self.weight_decay)
-        if not self.momentum:
-            parameter.sub_(gradient, alpha=self.lr)
-            return
-        if first:  # torch starts with the gradient, undamped
-            buffer.copy_(gradient)
-        else:
-            buffer.mul_(self.momentum).add_(gradient, alpha=1 - self.dampening)
-        if self.nesterov:
-            parameter.sub_(gradient, alpha=self.lr).sub_(buffer, alpha=self.lr * self.momentum)
-        else:
-            parameter.sub_(buffer, alpha=self.lr)
-
-    def update_rows(
-        self,
-        rows: Float[Tensor, "K columns S"],
-        buffer: Float[Tensor, "K columns S"],
-        pull: Float[Tensor, "B K S"],
-        x: Float[Tensor, "B columns S"],
-        *,
-        first: bool,
-    ) -> None:
-        """`update` along the mean of the outer products pull x^T."""
-        if self.momentum or self.batch_size > 1:
-            gradient = (pull[:, :, None] * x[:, None]).mean(0)
-            self.update(rows, buffer, gradient, first=first)
-            return
-        # the same without an array for the gradient
-        if self.weight_decay:
-            rows.mul_(1 - self.lr * self.weight_decay)
-        rows.addcmul_(pull[0][:, None], x[0], value=-self.lr)
 
 
 class ReducedChain(ABC):
@@ -116,11 +39,13 @@ class ReducedChain(ABC):
     Args:
         names: of the k statistics.
         dim: n.
-        recursion: what the optimizer does.
+        limit: what the optimizer does.
     """
 
-    def __init__(self, names: Sequence[str], dim: int, recursion: Recursion) -> None:
-        self.names, self.dim, self.recursion = list(names), dim, recursion
+    def __init__(self, names: Sequence[str], dim: int, limit: SGDLimit) -> None:
+        self.names, self.dim, self.limit = list(names), dim, limit
+        #: the learning rate, delta = c_delta / n
+        self.lr = limit.step_size / dim
 
     def run(
         self,
@@ -171,12 +96,24 @@ class ReducedChain(ABC):
             )
         recorded = torch.tensor(at, device="cpu")
         return Trajectory(
-            recorded.double() * self.recursion.lr,
+            recorded.double() * self.lr,
             recorded,
             values.reshape(*batch, len(at), len(self.names)),
             self.names,
-            metadata={"parameters": {"dim": self.dim, **vars(self.recursion)}},
+            metadata={"parameters": self._parameters()},
         )
+
+    def _parameters(self) -> dict[str, Any]:
+        settings = self.limit.settings
+        return {
+            "dim": self.dim,
+            "lr": self.lr,
+            "momentum": settings.momentum,
+            "dampening": settings.dampening,
+            "weight_decay": settings.weight_decay,
+            "nesterov": self.limit.nesterov,
+            "batch_size": settings.batch_size,
+        }
 
     @abstractmethod
     def _walk(

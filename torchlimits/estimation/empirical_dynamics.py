@@ -13,6 +13,8 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.utils import _pytree as pytree
 
 from torchlimits import _checks
+from torchlimits.contracts.geometry import Geometry
+from torchlimits.contracts.vector_field import VectorField
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.estimation.estimate import (
     Estimate,
@@ -24,6 +26,7 @@ from torchlimits.estimation.estimate import (
 )
 from torchlimits.estimation.lift import Lift
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.statistics.summary import SummaryStatistics
 
 #: half the distance of central differences, over 1 + |u|
@@ -75,10 +78,8 @@ class EmpiricalDynamics(EffectiveDynamics):
         'du/dt = -f(u), estimated from 1000 samples'
     """
 
-    #: no finer than the steps that single samples make in the right-hand side
-    rtol = 1e-3
-    atol = 1e-4
-    settling_time = 0.0
+    field: EmpiricalField
+    limit: SGDLimit
 
     def __init__(
         self,
@@ -104,15 +105,9 @@ class EmpiricalDynamics(EffectiveDynamics):
             raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
         data = _Replay(checked_sampler(sampler), _checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
-        super().__init__(estimator.names, dim, settings)
-        self.samples, self.seed = samples, seed
-        self.lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
-        self._data, self._estimator = data, estimator
-
-    @property
-    def error(self) -> float:  # type: ignore[override]
-        """Of the right-hand side, where gradients along the statistics are of order 1."""
-        return 3 / math.sqrt(self.samples)
+        lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
+        field = EmpiricalField(estimator, data, lift, dim=dim, samples=samples, seed=seed)
+        super().__init__(field, SGDLimit(settings))
 
     def estimate(self, u: Float[Tensor, " k"], step_size: float | None = None) -> Estimate:
         """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
@@ -124,19 +119,83 @@ class EmpiricalDynamics(EffectiveDynamics):
         Raises:
             ValueError, TypeError: as in `forward`, and as `torchlimits.estimate` does.
         """
-        estimator = self._estimator
+        settings = self.limit.settings
+        c = (settings.step_size or 1.0) if step_size is None else step_size
+        return self.field.estimate(self.checked(u), c, settings.weight_decay)
+
+
+class EmpiricalField(VectorField):
+    """Drift and corrector estimated at parameters that a lift gives; see `EmpiricalDynamics`.
+
+    Args:
+        estimator: of f, g and Sigma, from the samples of ``data``.
+        data: serves the same samples at every evaluation.
+        lift: u -> ``{parameter name: tensor}``.
+        dim: n.
+        samples: how many.
+        seed: of the samples.
+    """
+
+    #: no finer than the steps that single samples make in the right-hand side
+    rtol = 1e-3
+    atol = 1e-4
+    settling_time = 0.0
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        data: _Replay,
+        lift: Callable[..., Mapping[str, Tensor]],
+        *,
+        dim: int,
+        samples: int,
+        seed: int,
+    ) -> None:
+        super().__init__(estimator.names, dim)
+        self.samples, self.seed, self.lift = samples, seed, lift
+        self.geometry = EmpiricalGeometry(self)
+        self._estimator, self._data = estimator, data
+
+    @property
+    def error(self) -> float:  # type: ignore[override]
+        """Of the terms, where gradients along the statistics are of order 1."""
+        return 3 / math.sqrt(self.samples)
+
+    def estimate(
+        self, u: Float[Tensor, " k"], step_size: float, weight_decay: float = 0.0
+    ) -> Estimate:
+        """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
+
+        Args:
+            u: statistics, shape ``(k,)``.
+            step_size: c_delta.
+            weight_decay: alpha.
+        """
         self._data.restart()
-        c = (self.settings.step_size or 1.0) if step_size is None else step_size
-        return estimator(
-            self._lifted(self._checked(u).detach()),
-            step_size=c / self.dim,
+        return self._estimator(
+            self.lifted(u.detach()),
+            step_size=step_size / self.dim,
             samples=self.samples,
-            weight_decay=self.settings.weight_decay,
+            weight_decay=weight_decay,
             generator=torch.Generator(device=self._device).manual_seed(self.seed),
         )
 
-    def _lifted(self, u: Tensor) -> dict[str, Tensor]:
-        """All parameters of the model, with those that the lift gives."""
+    def statistics(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The statistics of the lift.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+        statistics = self._estimator.statistics
+        rows = [statistics(self.lifted(row)) for row in u.reshape(-1, u.shape[-1])]
+        return torch.stack(rows).reshape(u.shape).to(u)
+
+    def lifted(self, u: Float[Tensor, " k"]) -> dict[str, Tensor]:
+        """All parameters of the model, with those that the lift gives.
+
+        Args:
+            u: statistics, shape ``(k,)``.
+        """
         estimator, parameters = self._estimator, self.lift(u)
         missing = set(estimator.gradients.names) - set(parameters)
         if missing:
@@ -158,54 +217,67 @@ class EmpiricalDynamics(EffectiveDynamics):
     def _device(self) -> torch.device:
         return next(self._estimator.model.parameters()).device
 
-    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(
+        self, u: Float[Tensor, "*batch k"]
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
+        """-f and g, as `VectorField.terms`."""
         dual = unpack_dual(u).tangent is not None
         if dual or (u.requires_grad and torch.is_grad_enabled()):
             raise ValueError(
                 "expected u without gradient, got one with: estimates have no derivative by "
                 "autograd (it would miss the samples that cross a kink); use dynamics.jacobian(u)"
             )
-        found = [self.estimate(row, step_size=1.0) for row in u.reshape(-1, u.shape[-1])]
+        found = [self.estimate(row, 1.0) for row in u.reshape(-1, u.shape[-1])]
         drift, corrector = (
             torch.stack(x).reshape(u.shape).to(u)
             for x in ([e.drift.value for e in found], [e.corrector.value for e in found])
         )
         return drift, corrector
 
-    def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
-        step_size = step_size or 1.0  # gradient flow: any, `diffusion` takes it times 0
+    def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """Du[x] at the lift."""
+        rows = [self._growth(self.lifted(row.detach())) for row in u.reshape(-1, u.shape[-1])]
+        return torch.stack(rows).reshape(u.shape).to(u)
+
+    def _growth(self, parameters: dict[str, Tensor]) -> Tensor:
+        jacobian = self._estimator.statistics.jacobian(parameters)
+        return sum(
+            (slope.flatten(1) @ parameters[name].flatten() for name, slope in jacobian.items()),
+            torch.zeros(()),
+        )
+
+    def increment_covariance(
+        self, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> Float[Tensor, "*batch k k"]:
+        """The covariance of one step, as `VectorField.increment_covariance`."""
+        step_size = step_size or 1.0  # gradient flow: any, the diffusion takes it times 0
         delta = step_size / self.dim
         rows = [self.estimate(row, step_size) for row in u.reshape(-1, u.shape[-1])]
         found = torch.stack([e.increment_covariance.value / delta for e in rows])
         return found.reshape(*u.shape, u.shape[-1]).to(u)
 
     def jacobian(
-        self, u: Float[Tensor, "S k"], t: Float[Tensor, ""] | float = 0.0
+        self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
     ) -> Float[Tensor, "S k k"]:
         """By central differences with the same samples, over distances that they resolve.
 
         Args:
+            velocity: a combination of the terms.
             u: S points, shape ``(S, k)``.
-            t: limit time, of which c_delta is taken where there is a schedule.
         """
-        u = self._checked(u).detach()
+        u = u.detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
         # as far as there are parameters: beyond R >= 0 there are none
-        ahead, behind = self._project(u[:, None] + moves), self._project(u[:, None] - moves)
-        rise = self(t, ahead) - self(t, behind)
+        ahead, behind = self.statistics(u[:, None] + moves), self.statistics(u[:, None] - moves)
+        rise = velocity(ahead) - velocity(behind)
         # on the CPU, whose driver does not take the rank for full: at R = 0 it is not
         spread, rise = (ahead - behind).cpu(), rise.cpu()
         return torch.linalg.lstsq(spread, rise).solution.mT.to(u)
 
-    def _project(self, u: Tensor) -> Tensor:
-        """The statistics of the lift."""
-        statistics = self._estimator.statistics
-        rows = [statistics(self._lifted(row)) for row in u.reshape(-1, u.shape[-1])]
-        return torch.stack(rows).reshape(u.shape).to(u)
-
-    def _check_start(self, u0: Tensor) -> None:
-        gap = (self._project(u0) - u0).abs().reshape(-1, u0.shape[-1]).amax(0)
+    def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
+        """ValueError if the lift of a start has other statistics."""
+        gap = (self.statistics(u0) - u0).abs().reshape(-1, u0.shape[-1]).amax(0)
         worst = int(gap.argmax())
         if float(gap[worst]) > _UNLIKE * (1 + float(u0.abs().max())):
             raise ValueError(
@@ -214,8 +286,27 @@ class EmpiricalDynamics(EffectiveDynamics):
             )
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown, with or without the corrector."""
+        """The equation, in markdown.
+
+        Args:
+            corrector: False leaves the corrector out.
+        """
         return f"{super().equation(corrector)}, estimated from {self.samples} samples"
+
+
+class EmpiricalGeometry(Geometry):
+    """The space of the statistics that lifts have.
+
+    Args:
+        field: the vector field.
+    """
+
+    def __init__(self, field: EmpiricalField) -> None:
+        self.field = field
+
+    def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The statistics of the lift."""
+        return self.field.statistics(u)
 
 
 class _Replay:

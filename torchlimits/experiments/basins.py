@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics import solver
-from torchlimits.problems.mixture.dynamics import MixtureODE
+from torchlimits.problems.mixture.dynamics import MixtureDynamics
 
 #: how often to look which neurons have turned to a mean
 _LOOKS = 10
@@ -49,7 +49,7 @@ class Basins:
 
 
 def basins(
-    dynamics: MixtureODE,
+    dynamics: MixtureDynamics,
     u0: Float[Tensor, "*batch k"],
     *,
     time: float = 100.0,

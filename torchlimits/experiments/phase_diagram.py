@@ -15,7 +15,7 @@ from torch import Tensor
 from torchlimits import _checks
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.problems.mixture import small_noise
-from torchlimits.problems.mixture.dynamics import MixtureODE
+from torchlimits.problems.mixture.dynamics import MixtureDynamics
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.spiked.problem import SpikedTensor
 
@@ -214,11 +214,11 @@ def _fixed_points(
     starts = _spread(dynamics, representatives(problem, idle=idle))
     if count:
         generator = torch.Generator().manual_seed(seed)
-        starts = torch.cat([starts, dynamics._random_starts(count, generator)])
+        starts = torch.cat([starts, dynamics.geometry.starts(dynamics, count, generator)])
     return _up_to_symmetry(dynamics, dynamics.fixed_points(starts, flow=flow))
 
 
-def _spread(dynamics: MixtureODE, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
+def _spread(dynamics: MixtureDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
     """In several sizes, with R > 0: at R = 0 neurons of one mean would stay parallel."""
     v, m, R = dynamics.split(u)
     positive = R + _SPREAD * torch.diag_embed(m.square().sum(-1))
@@ -260,13 +260,13 @@ def _orbit(classes: Sequence[int], symmetries: Sequence[Sequence[int]]) -> tuple
     return min(tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
 
 
-def _up_to_symmetry(dynamics: MixtureODE, points: Sequence[FixedPoint]) -> list[FixedPoint]:
+def _up_to_symmetry(dynamics: MixtureDynamics, points: Sequence[FixedPoint]) -> list[FixedPoint]:
     """One of the points that the symmetries of `representatives` turn into each other."""
     symmetries = _symmetries(dynamics.coordinates, dynamics.labels)
     same = max(1e-4, dynamics.error)
     kept: dict[tuple[Any, ...], list[tuple[Tensor, FixedPoint]]] = {}
     for point in points:
-        orbit = _orbit(dynamics._cell(point.u).tolist(), symmetries)
+        orbit = _orbit(dynamics.geometry.cell(point.u).tolist(), symmetries)
         v, m, R = dynamics.split(point.u)
         invariants = torch.cat(
             [v.abs().sort().values, torch.linalg.eigvalsh(m @ m.mT), torch.linalg.eigvalsh(R)]

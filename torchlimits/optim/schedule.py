@@ -55,7 +55,7 @@ class Schedule(ABC):
 
     @staticmethod
     def of(
-        given: ScheduleLike | None, optimizer: torch.optim.Optimizer | None, dim: int
+        given: ScheduleLike | Schedule | None, optimizer: torch.optim.Optimizer | None, dim: int
     ) -> Schedule | None:
         """A `Schedule` from what problems take.
 
@@ -63,8 +63,8 @@ class Schedule(ABC):
             TypeError: if it is neither a function nor a scheduler, or one that depends on losses.
             ValueError: if a scheduler is not the optimizer's.
         """
-        if given is None:
-            return None
+        if given is None or isinstance(given, Schedule):
+            return given
         if isinstance(given, LRScheduler):
             return SteppedSchedule(given, optimizer, dim)
         if not callable(given):

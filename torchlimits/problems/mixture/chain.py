@@ -10,8 +10,9 @@ from torch import Tensor
 
 from torchlimits import _linalg
 from torchlimits._random import ahead
-from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
-from torchlimits.problems.mixture.dynamics import MixtureODE
+from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
+from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.mixture.field import MixtureField
 
 
 class MixtureChain(ReducedChain):
@@ -29,26 +30,26 @@ class MixtureChain(ReducedChain):
     beside those of W, and batches by the Gram matrix of their samples (Bartlett).
 
     Args:
-        dynamics: of the same problem; gives the mixture's constants.
-        recursion: what the optimizer does.
+        field: of the same problem; gives the mixture's constants.
+        limit: what the optimizer does.
     """
 
-    def __init__(self, dynamics: MixtureODE, recursion: Recursion) -> None:
-        super().__init__(dynamics.names, dynamics.dim, recursion)
-        self.dynamics = dynamics
+    def __init__(self, field: MixtureField, limit: SGDLimit) -> None:
+        super().__init__(field.names, field.dim, limit)
+        self.field = field
 
     def _walk(
         self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
     ) -> list[Float[Tensor, "S k"]]:
-        self.dynamics._check_start(starts)
-        K, recursion = self.dynamics.width, self.recursion
-        v, m, R = self.dynamics.split(starts)
+        self.field.check_start(starts)
+        K, settings = self.field.width, self.limit.settings
+        v, m, R = self.field.split(starts)
         # the chains are in the last dimension, the fastest
         v, signal = v.mT.contiguous(), m.permute(1, 2, 0)
         across = _linalg.psd_sqrt(R).permute(1, 2, 0)
-        if recursion.momentum:  # rows of the buffer below those of W
+        if settings.momentum:  # rows of the buffer below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
-        frame = Frame(self.dim, signal, across, samples=recursion.batch_size)
+        frame = Frame(self.dim, signal, across, samples=settings.batch_size)
         blocks = ahead(self._samples(frame, generator), starts.device)
         samples = (sample for block in blocks for sample in block)
         buffer, recorded = torch.zeros_like(v), [starts]
@@ -61,8 +62,8 @@ class MixtureChain(ReducedChain):
             s = (torch.sigmoid((v * active).sum(1)) - y)[:, None]
             pull = torch.where(h > 0, s * v, 0.0)  # as torch: no slope at 0
             first = step == 0
-            recursion.update(v, buffer, (s * active).mean(0), first=first)
-            recursion.update_rows(W, velocity, pull, x, first=first)
+            self.limit.update(v, buffer, (s * active).mean(0), lr=self.lr, first=first)
+            self.limit.update_rows(W, velocity, pull, x, lr=self.lr, first=first)
             if step + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(v, W))
         return recorded
@@ -71,19 +72,19 @@ class MixtureChain(ReducedChain):
         self, frame: Frame, generator: torch.Generator | None
     ) -> Iterator[list[tuple[Float[Tensor, "B columns S"], Float[Tensor, "B S"]]]]:
         """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
-        c, labels = (t.to(frame.rows) for t in (self.dynamics.coordinates, self.dynamics.labels))
-        shape = (self.recursion.batch_size, frame.rows.shape[2])
+        c, labels = (t.to(frame.rows) for t in (self.field.coordinates, self.field.labels))
+        shape = (self.limit.settings.batch_size, frame.rows.shape[2])
         for vectors in frame.vectors(generator):
             size = (len(vectors), *shape)
             component = torch.randint(len(c), size, generator=generator, device=c.device)
             means, targets = c[component].movedim(-1, 2), labels[component]
             for x, mean in zip(vectors, means, strict=True):
-                x.mul_(self.dynamics.snr**-0.5)[:, : frame.d].add_(mean)
+                x.mul_(self.field.snr**-0.5)[:, : frame.d].add_(mean)
             yield list(zip(vectors, targets, strict=True))
 
     def _statistics(
         self, v: Float[Tensor, "K S"], W: Float[Tensor, "K columns S"]
     ) -> Float[Tensor, "S k"]:
-        d = self.dynamics.coordinates.shape[1]
+        d = self.field.coordinates.shape[1]
         across = W[:, d:].movedim(-1, 0)
-        return self.dynamics.join(v.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
+        return self.field.join(v.mT, W[:, :d].movedim(-1, 0), across @ across.mT)

@@ -9,45 +9,46 @@ is perpendicular to the means.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits.dynamics import fixed_points
-
-if TYPE_CHECKING:
-    from torchlimits.problems.mixture.dynamics import MixtureDynamics, MixtureODE
+from torchlimits.contracts.geometry import Velocity
+from torchlimits.problems.mixture.field import MixtureField
 
 _STEPS = 2000
 
 
 def towards_means(
-    dynamics: MixtureODE, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"], length: float
+    field: MixtureField, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"], length: float
 ) -> Float[Tensor, "A k"]:
     """u with the m_i of its idle neurons moved by ``length`` towards each mean."""
-    v, m, R = dynamics.split(u)
+    v, m, R = field.split(u)
     return torch.stack(
-        [dynamics.join(v, m + length * idle[:, None] * a, R) for a in _directions(dynamics, u)]
+        [field.join(v, m + length * idle[:, None] * a, R) for a in _directions(field, u)]
     )
 
 
 def on_fastest_ray(
-    dynamics: MixtureDynamics, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"], length: float
+    field: MixtureField,
+    few: MixtureField,
+    velocity: Velocity,
+    u: Float[Tensor, " k"],
+    idle: Bool[Tensor, " K"],
+    length: float,
 ) -> Float[Tensor, " k"]:
     """u with its idle neurons moved by ``length`` along the ray with the largest gamma.
 
-    To first order idle neurons do not feel each other, so one of them is followed, for all, along
+    ``velocity`` is that of ``few``, the field of the active neurons and one idle one. To first
+    order idle neurons do not feel each other, so one of them is followed, for all, along
     du/dt = F(u) - gamma D u, with F = -f + g and D the degree of homogeneity in that neuron: 1 for
     v_i, m_i and R_ij, 2 for R_ii. Here gamma keeps v_i^2 + \\|m_i\\|^2.
     """
     active = (~idle).nonzero()[:, 0]
     first = idle.nonzero()[:1, 0]
-    few = dynamics.of_neurons(len(active) + 1)
     chosen = torch.cat([active, first])
-    v, m, R = (x.clone() for x in dynamics.split(u))
-    c = _directions(dynamics, u)
+    v, m, R = (x.clone() for x in field.split(u))
+    c = _directions(field, u)
     A = 2 * len(c)
     vs, ms = v[chosen].repeat(A, 1), m[chosen].repeat(A, 1, 1)
     vs[:, -1] = length * u.new_tensor([1.0, -1.0]).repeat_interleave(len(c))
@@ -59,12 +60,12 @@ def on_fastest_ray(
     across = one[:, None].expand(ms.shape[1:])
     degrees = few.join(one, across, one[:, None] + one)
     measured = few.join(one, across, torch.zeros_like(one[:, None] * one))
-    step = 1 / (1 + float(dynamics.coordinates.square().sum(-1).max()))
+    step = 1 / (1 + float(field.coordinates.square().sum(-1).max()))
     growth = u.new_zeros(A)
     for _ in range(_STEPS):
-        velocity = (degrees > 0) * few(0.0, rays)
-        growth = (measured * rays * velocity).sum(-1) / (measured * rays.square()).sum(-1)
-        change = velocity - growth[:, None] * degrees * rays
+        moved = (degrees > 0) * velocity(0.0, rays)
+        growth = (measured * rays * moved).sum(-1) / (measured * rays.square()).sum(-1)
+        change = moved - growth[:, None] * degrees * rays
         rays = rays + step * change
         fastest = int(growth.argmax())
         if float(change[fastest].abs().max()) < 1e-8 * length:
@@ -74,11 +75,11 @@ def on_fastest_ray(
     for i in idle.nonzero()[:, 0]:
         R[i, active] = R[active, i] = Rs[-1, :-1]
         R[i, i] = Rs[-1, -1]
-    return dynamics.join(v, m, R)
+    return field.join(v, m, R)
 
 
 def one_sided_jacobian(
-    dynamics: MixtureODE, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"]
+    field: MixtureField, velocity: Velocity, u: Float[Tensor, " k"], idle: Bool[Tensor, " K"]
 ) -> Float[Tensor, "k k"]:
     r"""Jacobian of -f + g close to idle neurons, with :math:`\sqrt{R_{ii}}` in R_ii's place there.
 
@@ -86,14 +87,14 @@ def one_sided_jacobian(
     where u is on a ray: :math:`d\rho/dt = F_R / 2 \rho` has the derivative
     :math:`\partial F_R / \partial R - F_R / 2R`.
     """
-    _, m, gram = dynamics.split(u)
+    _, m, gram = field.split(u)
     R = gram.diagonal()
-    dR = dynamics.split(dynamics(0.0, u))[2].diagonal()
+    dR = field.split(velocity(0.0, u))[2].diagonal()
     rate = torch.where(idle & (R > 0), dR / (2 * R).clamp_min(1e-300), 0.0)
-    correction = dynamics.join(torch.zeros_like(rate), torch.zeros_like(m), torch.diag(rate))
-    return fixed_points.jacobian(dynamics, u[None])[0] - torch.diag(correction)
+    correction = field.join(torch.zeros_like(rate), torch.zeros_like(m), torch.diag(rate))
+    return velocity.jacobian(u[None])[0] - torch.diag(correction)
 
 
-def _directions(dynamics: MixtureODE, u: Tensor) -> Float[Tensor, "A d"]:
-    c = dynamics.coordinates.to(u)
+def _directions(field: MixtureField, u: Tensor) -> Float[Tensor, "A d"]:
+    c = field.coordinates.to(u)
     return c / c.norm(dim=-1, keepdim=True).clamp_min(1e-300)

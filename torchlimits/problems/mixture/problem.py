@@ -14,16 +14,17 @@ from torch.nn import functional as F
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.ensemble.kernel import Kernel, NoKernelError
 from torchlimits.experiments import success
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import small_noise
 from torchlimits.problems.mixture.chain import MixtureChain
-from torchlimits.problems.mixture.dynamics import MixtureDynamics, MixtureODE
-from torchlimits.problems.mixture.small_noise import FixedPointComponent, SmallNoiseDynamics
+from torchlimits.problems.mixture.coordinates import mixture_names
+from torchlimits.problems.mixture.dynamics import MixtureDynamics
+from torchlimits.problems.mixture.small_noise import FixedPointComponent
 from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.two_layer import TwoLayerNetwork
 from torchlimits.statistics import gram, overlaps, second_layer
@@ -347,7 +348,7 @@ class GaussianMixture:
         schedule: ScheduleLike | None = None,
         dim: int | None = None,
         level: int = 0,
-    ) -> MixtureODE:
+    ) -> MixtureDynamics:
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
         Args:
@@ -365,7 +366,7 @@ class GaussianMixture:
             level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
 
         Returns:
-            `MixtureDynamics`, or `SmallNoiseDynamics` at snr = inf.
+            `MixtureDynamics`; at snr = inf those of the small-noise limit.
 
         Raises:
             ValueError: if not exactly one of optimizer and step_size is given, or their values
@@ -401,8 +402,6 @@ class GaussianMixture:
             "layers": layers,
             "schedule": Schedule.of(schedule, optimizer, dim),
         }
-        if self.snr == math.inf:
-            return SmallNoiseDynamics(self.coordinates, self.labels, **place)
         return MixtureDynamics(self.coordinates, self.labels, level=level, **place)
 
     def reduced_chain(
@@ -426,12 +425,11 @@ class GaussianMixture:
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
         dynamics.check_plain("the reduced chain")
-        recursion = Recursion.of(dynamics.settings, dynamics.dim, optimizer)
         if dynamics.dim < len(self.directions) + 1:
             raise ValueError(
                 f"expected dim > {len(self.directions)}, the number of directions, got {dim}"
             )
-        return MixtureChain(dynamics, recursion)
+        return MixtureChain(dynamics.field, SGDLimit.at_finite_n(dynamics.settings, optimizer))
 
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.
@@ -608,16 +606,6 @@ class GaussianMixture:
         if key not in self._means_like:
             self._means_like[key] = (self.means.to(device, dtype), self.labels.to(device, dtype))
         return self._means_like[key]
-
-
-def mixture_names(width: int, directions: int) -> list[str]:
-    """v[i], m[i,j], R[i,j] (i <= j), in the order of u."""
-    neurons = range(width)
-    return [
-        *(f"v[{i}]" for i in neurons),
-        *(f"m[{i},{j}]" for i in neurons for j in range(directions)),
-        *(f"R[{i},{j}]" for i in neurons for j in range(i, width)),
-    ]
 
 
 def _mixture_statistics(directions: Tensor) -> SummaryStatistics:

@@ -11,107 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _linalg
-from torchlimits.dynamics.fixed_points import Kind
-from torchlimits.problems.mixture.dynamics import MixtureODE
+from torchlimits.dynamics.fixed_points import ORDER, Kind
 
-#: half-width of the layer around h = 0 in which a neuron held there slides
-_LAYER = 1e-2
 #: more components than this are not listed one by one
 _MOST_COMPONENTS = 1_000_000
-
-
-class SmallNoiseDynamics(MixtureODE):
-    r"""ODE of (v, m, R) for snr -> infinity after N -> infinity, any means and any width K.
-
-    Neuron i sees the components on its positive side, h_ai = m_i . c_a > 0 (half of those at
-    h_ai = 0); with s_a = sigmoid(sum_i v_i relu(h_ai)) - y_a and averages over the components a,
-
-    .. math::
-        \dot v_i = -\langle relu(h_{ai}) s_a \rangle - \alpha v_i, \quad
-        \dot m_i = -v_i \langle c_a 1_{h_{ai} > 0} s_a \rangle - \alpha m_i, \quad
-        \dot R = -2 \alpha R.
-
-    There is no corrector: gradient flow whatever the step size. Source: Propositions 4.2 (binary)
-    and D.3 (XOR) of arXiv 2206.04030.
-
-    The right-hand side jumps where a neuron is orthogonal to a mean. Where both sides push the
-    neuron there (XOR: it serves mu and is pushed off nu and -nu) it slides along h_ai = 0, seeing
-    that component with the probability that balances both sides, as it does for any large snr; the
-    jump is spread over \|h_ai\| < 0.01, which leaves fixed points where they are.
-
-    Args:
-        coordinates, labels, width, snr, dim, settings, layers, schedule: as in `MixtureODE`; snr is
-            inf.
-    """
-
-    rtol = 1e-8
-    atol = 1e-10
-
-    def _terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        v, m, R = self.split(u)
-        dv, dm, _ = self._moves_by_component(v, m)
-        descent = self.join(dv.mean(0), dm.mean(0), torch.zeros_like(R))
-        return descent - self._decay(u), torch.zeros_like(u)
-
-    def _increment_covariance(self, u: Tensor, step_size: float) -> Tensor:
-        v, m, _ = self.split(u)
-        dv, dm, held = self._moves_by_component(v, m)
-        # a neuron that slides on h_a = 0 is thrown back at once: no diffusion along c_a
-        c = self.coordinates.to(v)
-        stiff = torch.einsum("a...k,ad,ae->...kde", held.to(v), c, c)
-        eye = torch.eye(c.shape[1], dtype=v.dtype, device=v.device)
-        free = eye - _linalg.pinv(stiff, hermitian=True) @ stiff
-        dm = torch.einsum("...kde,a...ke->a...kd", free, dm)
-        moves = torch.cat([dv, dm.flatten(-2)], dim=-1)
-        moves = moves - moves.mean(dim=0)
-        covariance = torch.einsum("a...k,a...l->...kl", moves, moves) / len(moves)
-        rest = len(self.names) - moves.shape[-1]
-        return torch.nn.functional.pad(covariance, (0, rest, 0, rest))
-
-    def _moves_by_component(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-relu(h_a) s_a, -v c_a 1{h_a > 0} s_a, and who slides; the components in front."""
-        c, y = self.coordinates.to(v), self.labels.to(v)
-        h = torch.einsum("...kd,ad->a...k", m, c)
-        psi = (v * h.relu()).sum(-1)
-        s = (torch.sigmoid(psi) - y.reshape(-1, *(1,) * (psi.ndim - 1)))[..., None]
-        first, second = self._signs
-        activity, slides = self._activity(h, first * v * s)
-        gradient = -first * s * v * activity
-        return -second * h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c), slides
-
-    def _activity(self, h: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
-        """How much of each component a neuron sees, and where it slides on h = 0.
-
-        1{h > 0}, and in the layer of a neuron that slides what balances both sides.
-        """
-        step = torch.heaviside(h.detach(), torch.full((), 0.5, dtype=h.dtype, device=h.device))
-        c = self.coordinates.to(h)
-        products = c @ c.mT
-        opposite = (products + products.diag()[:, None]).abs() < 1e-9  # c_b = -c_a
-        other = products * ~(opposite | torch.eye(len(c), dtype=torch.bool, device=c.device))
-        # the velocity of c_a . m_i, times A, in front of and behind h_ai = 0
-        beside = -torch.einsum("ab,b...->a...", other, pull * step)
-        front = beside - products.diag().reshape(-1, *(1,) * (h.ndim - 1)) * pull
-        behind = beside - torch.einsum("ab,b...->a...", products * opposite, pull)
-        slides = (front < 0) & (behind > 0) & (h.abs() < _LAYER)
-        balance = behind / (behind - front).where(slides, 1.0)
-        r = h / _LAYER
-        ramp = torch.where(r > 0, balance + (1 - balance) * r, balance * (1 + r))
-        return torch.where(slides, ramp, step), slides
-
-    def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown."""
-        return "\n".join(
-            [
-                "Small-noise limit (Propositions 4.2 and D.3 of arXiv 2206.04030), "
-                "h_a = m c_a, s_a = sigmoid(v . relu(h_a)) - y_a, means over the components a:",
-                "",
-                "    dv_i/dt = - <relu(h_ai) s_a> - alpha v_i",
-                "    dm_i/dt = - v_i <c_a 1{h_ai>0} s_a> - alpha m_i",
-                "    dR/dt   = - 2 alpha R",
-            ]
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,8 +131,7 @@ def components(
         )
         for classes in itertools.product(choices, repeat=width)
     ]
-    order = {"stable": 0, "marginal": 1, "unstable": 2}
-    return sorted(found, key=lambda c: order[c.kind])
+    return sorted(found, key=lambda c: ORDER[c.kind])
 
 
 def squared_radius(means: int, ridge: float) -> float:

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits._random import ahead
-from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
-from torchlimits.problems.spiked.dynamics import NAMES
+from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
+from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.spiked.field import NAMES
 
 
 class SpikedChain(ReducedChain):
@@ -27,11 +28,11 @@ class SpikedChain(ReducedChain):
     Args:
         order, snr: k, lambda.
         dim: n.
-        recursion: what the optimizer does.
+        limit: what the optimizer does.
     """
 
-    def __init__(self, *, order: int, snr: float, dim: int, recursion: Recursion) -> None:
-        super().__init__(NAMES, dim, recursion)
+    def __init__(self, *, order: int, snr: float, dim: int, limit: SGDLimit) -> None:
+        super().__init__(NAMES, dim, limit)
         self.order, self.snr = order, snr
 
     def _walk(
@@ -41,7 +42,7 @@ class SpikedChain(ReducedChain):
         if float(r2.min()) < 0:
             raise ValueError(f"expected r2 >= 0 (it is a squared length), got {float(r2.min()):g}")
         signal, across = m[None, None], r2.sqrt()[None, None]
-        if self.recursion.momentum:
+        if self.limit.settings.momentum:
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal.clone(), across.clone(), samples=1)
         blocks = ahead(frame.vectors(generator), starts.device)
@@ -51,7 +52,7 @@ class SpikedChain(ReducedChain):
             z = next(vectors)
             rows = frame.take_up(z)
             x, velocity = rows[:1], rows[1:]
-            self.recursion.update(x, velocity, self._gradient(x, z), first=step == 0)
+            self.limit.update(x, velocity, self._gradient(x, z), lr=self.lr, first=step == 0)
             if step + 1 == at[len(recorded)]:
                 recorded.append(torch.stack([x[0, 0], x[0, 1:].square().sum(0)], dim=-1))
         return recorded
@@ -63,7 +64,7 @@ class SpikedChain(ReducedChain):
         square = x.square().sum(1, keepdim=True)
         # <z, x> x / R^2: at x = 0 the gradient is 0 whatever the direction
         along = (z * x).sum(1, keepdim=True) / square.where(square > 0, 1.0) * x
-        noise = 2 * (k / self.recursion.batch_size) ** 0.5 * square ** ((k - 1) / 2)
+        noise = 2 * (k / self.limit.settings.batch_size) ** 0.5 * square ** ((k - 1) / 2)
         gradient = 2 * k * square ** (k - 1) * x + noise * (z + (k**0.5 - 1) * along)
         gradient[:, 0] -= 2 * k * self.snr * x[:, 0] ** (k - 1)
         return gradient

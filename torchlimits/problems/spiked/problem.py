@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.place import DeviceAndType, Place
 from torchlimits.problems.spiked.chain import SpikedChain
-from torchlimits.problems.spiked.dynamics import NAMES, EquatorDynamics, SpikedDynamics
+from torchlimits.problems.spiked.dynamics import SpikedDynamics
+from torchlimits.problems.spiked.equator import EquatorDynamics
+from torchlimits.problems.spiked.field import NAMES
 from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -322,8 +324,8 @@ class SpikedTensor:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
         settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
         settings.check_plain("the reduced chain")
-        recursion = Recursion.of(settings, dim, optimizer)
-        return SpikedChain(order=self.order, snr=self.snr, dim=dim, recursion=recursion)
+        limit = SGDLimit.at_finite_n(settings, optimizer)
+        return SpikedChain(order=self.order, snr=self.snr, dim=dim, limit=limit)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
         """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.

@@ -1,0 +1,1 @@
+"""What parts promise each other: base classes of what people write themselves."""

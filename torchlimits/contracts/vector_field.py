@@ -1,0 +1,177 @@
+"""`VectorField`: population drift and corrector of some statistics, for plain SGD."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits.contracts.geometry import Geometry
+
+
+class VectorField(nn.Module, ABC):
+    r"""The population drift -f and the population corrector g of k statistics, for plain SGD.
+
+    Subclasses give `terms`, and as much of the rest as they know. They never deal with the
+    optimizer: its sign, momentum, batches, weight decay and schedule are applied by
+    `EffectiveDynamics`, which refuses an optimizer that needs something a field does not have.
+
+    Source: Theorem 2.2 of Ben Arous, Gheissari and Jagannath (arXiv 2206.04030).
+
+    Args:
+        names: the names of the k statistics.
+        dim: the dimension n, with which a step has the size c_delta / n.
+
+    Attributes:
+        parameter_names: the name of the parameter behind each of the k statistics; None where all
+            parameters have the same settings.
+        quadratic_in: the name of the parameter whose step enters the statistics to second order.
+        rtol, atol: the tolerances of `EffectiveDynamics.solve`, no finer than `error`.
+        error: the absolute error of `terms` where u is of order 1.
+        settling_time: `EffectiveDynamics.fixed_points` lets its starts flow for so long.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> class Decay(VectorField):
+        ...     def terms(self, u):
+        ...         return -u, torch.ones_like(u)
+        >>> dynamics = tl.EffectiveDynamics(Decay(["r"], dim=100), step_size=0.5)
+        >>> dynamics.solve(torch.ones(1), [0.0, 50.0]).final
+        tensor([0.5000], dtype=torch.float64)
+    """
+
+    parameter_names: Sequence[str] | None = None
+    quadratic_in: str | None = None
+    geometry: Geometry = Geometry()
+    rtol: float = 1e-6
+    atol: float = 1e-8
+    error: float = 1e-13
+    settling_time: float = 100.0
+
+    def __init__(self, names: Sequence[str], dim: int) -> None:
+        super().__init__()
+        self.names, self.dim = list(names), dim
+
+    @abstractmethod
+    def terms(
+        self, u: Float[Tensor, "*batch k"]
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
+        """-f(u) and g(u) of the loss alone, for plain SGD with batches of 1 and c_delta = 1.
+
+        Args:
+            u: statistics, shape ``(..., k)``, float32 or float64.
+        """
+
+    def increment_covariance(
+        self, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> Float[Tensor, "*batch k k"]:
+        r"""The limit of :math:`Cov(u(X_{l+1}) - u(X_l)) / \delta^2 n` of one step of plain SGD.
+
+        Without weight decay; with the increment's second-order part where that is of the same
+        order as the first, times ``step_size``.
+
+        Args:
+            u: statistics, shape ``(..., k)``, float64.
+            step_size: c_delta; negative where the loss is ascended.
+
+        Raises:
+            NotImplementedError: if it is not known.
+        """
+        raise NotImplementedError(
+            f"the diffusion matrix of {type(self).__name__} is not known to this package: define "
+            "increment_covariance(u, step_size)"
+        )
+
+    def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """How fast the statistics change when all parameters grow at rate 1, Du(x)[x].
+
+        That is p u for statistics that are homogeneous of degree p. Weight decay needs it.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+
+        Raises:
+            NotImplementedError: if it is not known.
+        """
+        raise NotImplementedError(
+            f"how the statistics of {type(self).__name__} decay is not known: define decay(u), "
+            "p u for statistics of degree p in the parameters"
+        )
+
+    def gradient_length(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        r"""The limit of :math:`\|\nabla L\| / \sqrt n` for one sample; normalised SGD needs it.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+
+        Raises:
+            NotImplementedError: if it is not known.
+        """
+        raise NotImplementedError(
+            f"the length of the gradient of {type(self).__name__} is not known: define "
+            "gradient_length(u)"
+        )
+
+    def normalized_corrector(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The corrector over the squared `gradient_length`.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+        return self.terms(u)[1] / self.gradient_length(u)[..., None] ** 2
+
+    def jacobian(
+        self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
+    ) -> Float[Tensor, "S k k"]:
+        """Derivatives of a combination of the terms, by autograd in reverse mode.
+
+        Args:
+            velocity: the combination, ``(S, k)`` -> ``(S, k)``, row by row.
+            u: S points, shape ``(S, k)``.
+        """
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            # + 0 u: constant entries have derivatives too
+            entries = (velocity(u) + 0 * u).unbind(-1)
+        # in reverse mode: forward mode took three times as long
+        rows = [
+            torch.autograd.grad(
+                entry, u, torch.ones_like(entry), retain_graph=True, materialize_grads=True
+            )[0]
+            for entry in entries
+        ]
+        return torch.stack(rows, dim=-2)
+
+    def for_band(self) -> VectorField:
+        """The same field, as fast as can be for derivatives that are right to 1e-3."""
+        return self
+
+    def for_ascent(self) -> VectorField:
+        """The field whose terms, with the sign turned, are those of ascending the loss.
+
+        The same one, unless it jumps: where solutions slide along a jump depends on the sign.
+        """
+        return self
+
+    def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
+        """Raise ValueError if no parameters have these statistics.
+
+        Args:
+            u0: finite statistics, shape ``(..., k)``.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """The parameters of the problem that a reader of the prediction wants to see."""
+        return {}
+
+    def equation(self, corrector: bool = True) -> str:
+        """The equation, in markdown.
+
+        Args:
+            corrector: False leaves the corrector out.
+        """
+        return "du/dt = -f(u) + g(u)" if corrector else "du/dt = -f(u)"

@@ -1,0 +1,67 @@
+"""`OptimizerLimit`: how an optimizer moves the parameters behind the statistics, as n grows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.contracts.vector_field import VectorField
+
+
+class OptimizerLimit(ABC):
+    """What an optimizer makes of a `VectorField`: one class an optimizer."""
+
+    @property
+    @abstractmethod
+    def step_size(self) -> float:
+        """c_delta = lr * n, of the learning rate whose sum is the limit time."""
+
+    @property
+    @abstractmethod
+    def speed(self) -> float:
+        """How many times as fast as by plain SGD the fastest parameters move."""
+
+    @abstractmethod
+    def prepared(self, field: VectorField) -> VectorField:
+        """The field as this optimizer needs it.
+
+        Args:
+            field: the vector field.
+
+        Raises:
+            ValueError: if the field does not have what the optimizer's options need.
+        """
+
+    @abstractmethod
+    def rates(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
+        """Drift and corrector of the statistics under this optimizer.
+
+        Args:
+            field: the vector field.
+            u: statistics, shape ``(..., k)``.
+            step_size: c_delta at that time.
+        """
+
+    @abstractmethod
+    def diffusion(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> Float[Tensor, "*batch k k"]:
+        """n times the covariance that the statistics gain per unit of limit time.
+
+        Args:
+            field: the vector field.
+            u: statistics, shape ``(..., k)``, float64.
+            step_size: c_delta at that time.
+
+        Raises:
+            NotImplementedError: if the field does not know its increments' covariance.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The settings, as JSON takes them."""

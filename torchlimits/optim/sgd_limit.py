@@ -1,0 +1,256 @@
+"""`SGDLimit`, `NormalizedLimit`: the limits of torch.optim.SGD and of `NormalizedSGD`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.contracts.vector_field import VectorField
+from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.sgd import SGDSettings
+
+Factor = Tensor | float
+
+
+@dataclass(frozen=True)
+class SGDLimit(OptimizerLimit):
+    r"""SGD with momentum, batches, weight decay, ascent, and settings for each layer.
+
+    A parameter moves q times as fast as by plain SGD (`SGDSettings`), up the loss or down, and
+    decays by its own alpha; so a statistic's
+
+    .. math:: drift = q\,(\pm f_{loss} - \alpha\, Du[x]), \quad corrector = c_\delta q^2 g / B.
+
+    Args:
+        settings: what SGD does, or, with layers, what it does to their reference.
+        layers: what it does to each layer, where they differ.
+        nesterov: the gradient looks ahead; only steps at a finite n depend on it.
+
+    Example:
+        >>> limit = SGDLimit(SGDSettings(step_size=1.0, momentum=0.5))
+        >>> limit.step_size, limit.describe()["momentum"]
+        (1.0, 0.5)
+    """
+
+    settings: SGDSettings
+    layers: Layers | None = None
+    nesterov: bool = False
+
+    @staticmethod
+    def of(settings: SGDSettings, layers: Layers | None = None) -> SGDLimit:
+        """The limit that goes with the settings: `NormalizedLimit` if they say so."""
+        return (NormalizedLimit if settings.normalized else SGDLimit)(settings, layers)
+
+    @staticmethod
+    def at_finite_n(
+        settings: SGDSettings, optimizer: torch.optim.Optimizer | None = None
+    ) -> SGDLimit:
+        """That of settings whose steps are to be taken, as read from an optimizer, if any.
+
+        Raises:
+            ValueError: if c_delta is 0: there are no steps then.
+        """
+        if settings.step_size == 0:
+            raise ValueError(
+                "expected step_size > 0, got 0: gradient flow is a limit and takes no steps"
+            )
+        # the effective dynamics, and so the settings, do not depend on it
+        nesterov = optimizer is not None and bool(optimizer.param_groups[0]["nesterov"])
+        return SGDLimit(settings, nesterov=nesterov)
+
+    @property
+    def step_size(self) -> float:
+        """c_delta of the reference."""
+        return self.settings.step_size
+
+    @property
+    def speed(self) -> float:
+        """q, of the reference."""
+        return self.settings.drift_factor
+
+    def prepared(self, field: VectorField) -> VectorField:
+        """The field, refused if it lacks what the settings need.
+
+        Args:
+            field: the vector field.
+
+        Raises:
+            ValueError: as `check`.
+        """
+        self.check(field)
+        return field.for_ascent() if self._second_order_speed(field) < 0 else field
+
+    def check(self, field: VectorField) -> None:
+        """Refuse weight decay where `VectorField.decay` is not known, layers where they are not.
+
+        Args:
+            field: the vector field.
+
+        Raises:
+            ValueError: if the field lacks one of the two and the settings need it.
+        """
+        name = type(field).__name__
+        ridges = (self.settings.weight_decay,) if self.layers is None else self.layers.ridges
+        if any(ridges) and type(field).decay is VectorField.decay:
+            raise ValueError(
+                f"expected weight_decay 0 for {name}, got {max(ridges):g}: the field does not say "
+                "how its statistics decay; define decay(u), p u for statistics of degree p"
+            )
+        if self.layers is not None and field.parameter_names is None:
+            raise ValueError(
+                f"expected one group of settings for all parameters of {name}, got groups that "
+                "differ: the field does not say which parameter is behind which statistic"
+            )
+
+    def rates(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
+        """Drift and corrector, as `OptimizerLimit.rates`."""
+        drift, corrector = self._terms(field, u)
+        speed, sign, ridge = self._factors(field, u)
+        if isinstance(sign, Tensor) or sign != 1:
+            drift = sign * drift
+        if isinstance(ridge, Tensor) or ridge:
+            drift = drift - ridge * field.decay(u)
+        return speed * drift, step_size * speed**2 / self.settings.batch_size * corrector
+
+    def diffusion(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+    ) -> Float[Tensor, "*batch k k"]:
+        """The diffusion matrix, as `OptimizerLimit.diffusion`.
+
+        Ascent turns the first order of an increment round and not the second: with the signs in
+        front, that is the covariance at -c_delta.
+        """
+        c = step_size / self.settings.batch_size
+        speed, sign, _ = self._factors(field, u)
+        signed = torch.as_tensor(speed * sign, dtype=u.dtype, device=u.device).expand(u.shape[-1])
+        covariance = self._covariance(field, u, c * self._second_order_speed(field))
+        return c * torch.outer(signed, signed) * covariance
+
+    def _terms(self, field: VectorField, u: Tensor) -> tuple[Tensor, Tensor]:
+        return field.terms(u)
+
+    def _covariance(self, field: VectorField, u: Tensor, step_size: float) -> Tensor:
+        return field.increment_covariance(u, step_size)
+
+    def _factors(self, field: VectorField, u: Tensor) -> tuple[Factor, Factor, Factor]:
+        """Speed, sign and alpha of the parameter behind each statistic."""
+        if self.layers is None:
+            return self.settings.drift_factor, self.settings.sign, self.settings.weight_decay
+        names = field.parameter_names or ()
+        pairs = (self.layers.speeds, self.layers.signs, self.layers.ridges)
+        speed, sign, ridge = (
+            u.new_tensor([first if name == "first" else second for name in names])
+            for first, second in pairs
+        )
+        return speed, sign, ridge
+
+    def _second_order_speed(self, field: VectorField) -> float:
+        if self.layers is None:
+            return self.settings.drift_factor * self.settings.sign
+        layer = 0 if field.quadratic_in == "first" else 1
+        return self.layers.speeds[layer] * self.layers.signs[layer]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, and those of the layers."""
+        layers = {} if self.layers is None else self.layers.describe()
+        return {**self.settings.describe(), **layers}
+
+    # --- steps at a finite n ----------------------------------------------------------------------
+
+    def update(
+        self,
+        parameter: Tensor,
+        buffer: Tensor,
+        gradient: Tensor,
+        *,
+        lr: float,
+        first: bool,
+    ) -> None:
+        """One step of torch.optim.SGD on a parameter and its momentum buffer, in place."""
+        settings = self.settings
+        if settings.weight_decay:
+            gradient = gradient.add_(parameter, alpha=settings.weight_decay)
+        if not settings.momentum:
+            parameter.sub_(gradient, alpha=lr)
+            return
+        if first:  # torch starts with the gradient, undamped
+            buffer.copy_(gradient)
+        else:
+            buffer.mul_(settings.momentum).add_(gradient, alpha=1 - settings.dampening)
+        if self.nesterov:
+            parameter.sub_(gradient, alpha=lr).sub_(buffer, alpha=lr * settings.momentum)
+        else:
+            parameter.sub_(buffer, alpha=lr)
+
+    def update_rows(
+        self,
+        rows: Float[Tensor, "K columns S"],
+        buffer: Float[Tensor, "K columns S"],
+        pull: Float[Tensor, "B K S"],
+        x: Float[Tensor, "B columns S"],
+        *,
+        lr: float,
+        first: bool,
+    ) -> None:
+        """`update` along the mean of the outer products pull x^T."""
+        settings = self.settings
+        if settings.momentum or settings.batch_size > 1:
+            gradient = (pull[:, :, None] * x[:, None]).mean(0)
+            self.update(rows, buffer, gradient, lr=lr, first=first)
+            return
+        # the same without an array for the gradient
+        if settings.weight_decay:
+            rows.mul_(1 - lr * settings.weight_decay)
+        rows.addcmul_(pull[0][:, None], x[0], value=-lr)
+
+
+@dataclass(frozen=True)
+class NormalizedLimit(SGDLimit):
+    r"""SGD on gradients of length :math:`\sqrt n` (`NormalizedSGD`).
+
+    The length of a batch's gradient tends to `VectorField.gradient_length` over
+    :math:`\sqrt B`, the noise being all of it in high dimension. So the loss's part of the drift
+    has the factor :math:`\eta = \sqrt B / length`, corrector and diffusion :math:`\eta^2`; the
+    ridge, which comes after the scaling, none.
+    """
+
+    def check(self, field: VectorField) -> None:
+        """Refuse fields of whose gradients the length is not known, as `SGDLimit.check` does.
+
+        Args:
+            field: the vector field.
+
+        Raises:
+            ValueError: if `VectorField.gradient_length` is not known, or increments have a second
+                order that is as large as the first.
+        """
+        super().check(field)
+        known = type(field).gradient_length is not VectorField.gradient_length
+        if not known or field.quadratic_in is not None:
+            raise ValueError(
+                f"expected torch.optim.SGD for {type(field).__name__}, got NormalizedSGD: the "
+                "limit of its gradient's length is not known; define gradient_length(u)"
+            )
+
+    def _terms(self, field: VectorField, u: Tensor) -> tuple[Tensor, Tensor]:
+        B = self.settings.batch_size
+        return self.eta(field, u) * field.terms(u)[0], B * field.normalized_corrector(u)
+
+    def _covariance(self, field: VectorField, u: Tensor, step_size: float) -> Tensor:
+        return self.eta(field, u)[..., None] ** 2 * super()._covariance(field, u, step_size)
+
+    def eta(self, field: VectorField, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch 1"]:
+        """sqrt(n) over the length of a batch's gradient.
+
+        Args:
+            field: the vector field.
+            u: statistics, shape ``(..., k)``.
+        """
+        return self.settings.batch_size**0.5 / field.gradient_length(u)[..., None]

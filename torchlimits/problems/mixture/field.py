@@ -1,0 +1,120 @@
+"""`MixtureField`: what the fields of two-layer networks on mixtures share, at any snr."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _linalg
+from torchlimits.contracts.vector_field import VectorField
+from torchlimits.problems.mixture.coordinates import mixture_names
+
+
+class MixtureField(VectorField):
+    """Statistics of a two-layer network on a Gaussian mixture, at finite and infinite snr.
+
+    u is ``(..., K + K d + K (K + 1)/2)``: v, then m by rows, then R by rows with i <= j.
+
+    Args:
+        coordinates: the means in the orthonormal directions, shape ``(A, d)``.
+        labels: y_a in {0, 1}, shape ``(A,)``.
+        width, snr, dim: K, lambda, N.
+        weights: the probabilities of the components, shape ``(A,)``; None: all the same.
+    """
+
+    quadratic_in = "first"
+
+    def __init__(
+        self,
+        coordinates: Float[Tensor, "A d"],
+        labels: Float[Tensor, " A"],
+        *,
+        width: int,
+        snr: float,
+        dim: int,
+        weights: Float[Tensor, " A"] | None = None,
+    ) -> None:
+        super().__init__(mixture_names(width, coordinates.shape[1]), dim)
+        self.width, self.snr = width, snr
+        self.register_buffer("coordinates", coordinates)
+        self.register_buffer("labels", labels)
+        self.register_buffer("weights", weights)
+        self.coordinates: Tensor
+        self.labels: Tensor
+        self.weights: Tensor | None
+        self.parameter_names = ["second"] * width + ["first"] * (len(self.names) - width)
+
+    def split(
+        self, u: Float[Tensor, "*batch k"]
+    ) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"], Float[Tensor, "*batch K K"]]:
+        """u as v, m and the full symmetric R."""
+        K, d = self.width, self.coordinates.shape[1]
+        v, m, upper = u.split([K, K * d, K * (K + 1) // 2], dim=-1)
+        return v, m.unflatten(-1, (K, d)), _linalg.unpacked(upper, K)
+
+    def join(
+        self,
+        v: Float[Tensor, "*batch K"],
+        m: Float[Tensor, "*batch K d"],
+        R: Float[Tensor, "*batch K K"],
+    ) -> Float[Tensor, "*batch k"]:
+        """The inverse of `split`."""
+        return torch.cat([v, m.flatten(-2), _linalg.packed(R)], dim=-1)
+
+    def mean(self, values: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*rest"]:
+        """The average over the mixture.
+
+        Args:
+            values: of the components.
+            dim: the dimension of the components, negative.
+        """
+        if self.weights is None:
+            return values.mean(dim)
+        weights = self.weights.to(values)
+        return (values * weights.reshape(-1, *(1,) * (-dim - 1))).sum(dim)
+
+    def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """v, m and 2 R."""
+        v, m, R = self.split(u)
+        return self.join(v, m, 2 * R)
+
+    def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
+        """ValueError unless R is positive semidefinite."""
+        R = self.split(u0)[2].double()
+        smallest = float(_linalg.eigvalsh(R).min())
+        # rounding of a float32 Gram matrix passes
+        if smallest < -1e-5 * max(1.0, float(R.abs().max())):
+            raise ValueError(
+                "expected R to be positive semidefinite (it is a Gram matrix), got an eigenvalue "
+                f"{smallest:.3g}: start from measured statistics, or from R = A A^T"
+            )
+
+    def along_means(self, m: Float[Tensor, "*batch K d"]) -> Float[Tensor, "*batch K A"]:
+        r"""The overlaps with the directions of the means, :math:`m_i \cdot c_a / |c_a|`."""
+        c = self.coordinates.to(m)
+        return m @ (c / c.norm(dim=-1, keepdim=True)).mT
+
+    def of_neurons(self, width: int) -> MixtureField:
+        """The field of another number of neurons.
+
+        Args:
+            width: K.
+        """
+        return type(self)(
+            self.coordinates, self.labels, width=width, snr=self.snr, dim=self.dim,
+            weights=self.weights,
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """Width and snr."""
+        return {"width": self.width, "snr": self.snr}
+
+
+def squared_lengths(
+    m: Float[Tensor, "*batch K d"], R: Float[Tensor, "*batch K K"]
+) -> Float[Tensor, "*batch K"]:
+    r""":math:`\|W_i\|^2 = |m_i|^2 + R_{ii}`."""
+    return m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
