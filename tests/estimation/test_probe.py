@@ -113,7 +113,7 @@ def test_momentum_and_batches_enter():
 
     def rates(sgd, batch_size):
         _, tracker = train(0, probe_of(batch_size=batch_size, **small), sgd=sgd)
-        return tracker._prober._rows[0][1:3]
+        return tracker._observer._rows[0][1:3]
 
     f, g = rates({}, 1)
     f_momentum, g_momentum = rates({"momentum": 0.5}, 4)

@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchlimits import _checks
-from torchlimits.estimation.probe import Probe
-from torchlimits.record.recording import warn
-from torchlimits.record.tracker import Tracker, track
+from torchlimits._checks import warn
+from torchlimits.contracts.observer import Watcher
+from torchlimits.record.track import track
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 
@@ -36,7 +37,7 @@ class Attached:
         writer: Any = None,
         path: str | Path | None = None,
         max_bytes: int | None = None,
-        probe: Probe | None = None,
+        probe: Watcher | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchlimits import _checks
-from torchlimits.record.recording import warn
+from torchlimits._checks import warn
 
 
 class Steps(ABC):

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from torchlimits.estimation.probe import PARTS, Explanation
+from torchlimits.contracts.explanation import PARTS, Explanation
 from torchlimits.tensorboard import events
 from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags_of, wall_times_of
 

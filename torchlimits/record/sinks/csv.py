@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from torchlimits.contracts.sink import Sink, check_continues
 from torchlimits.files.row_file import append_whole
 from torchlimits.record.sinks.log_function import newest_of
 from torchlimits.trajectory import Trajectory
@@ -21,7 +22,7 @@ from torchlimits.trajectory import Trajectory
 _BEGINNING = b"step,time,"
 
 
-class CSV:
+class CSV(Sink):
     """Recorded statistics as a CSV file; give it to `tl.track` as ``writer``.
 
     One row a record, with columns ``step``, ``time`` (limit time), ``run`` where there are
@@ -61,12 +62,12 @@ class CSV:
         3
     """
 
+    newest: int = -1
+
     def __init__(self, path: str | Path) -> None:
         # the file behind a symbolic link, not a file in the place of the link
         self.path = Path(os.path.realpath(path))
         self._like: Trajectory | None = None
-        #: the last step that is in the file; -1: none of this run
-        self.newest = -1
         if self.path.exists():
             self._check_ours()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +94,7 @@ class CSV:
             )
         if self._like is None:
             self._like = chunk.slice(slice(0, 0))
-        if _header(chunk) != _header(self._like) or chunk.runs != self._like.runs:
-            raise ValueError(
-                f"expected pieces of one trajectory, of {list(self._like.names)} and "
-                f"{self._like.runs} runs, got {chunk!r} of {list(chunk.names)}: give each "
-                "trajectory a CSV of its own"
-            )
+        check_continues(self._like, chunk, "CSV")
 
     def add(self, chunk: Trajectory) -> None:
         """Append the chunk's rows that are not in the file yet: all or, with an OSError, none."""
