@@ -19,7 +19,7 @@ _NO_TEXT = re.compile("[\0\r\ud800-\udfff]")
 
 
 def warn(message: str) -> None:
-    """Give a RuntimeWarning in the name of the calling module: no line of the user's is at fault."""
+    """Give a RuntimeWarning in the name of the calling module: no line of a user's is at fault."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 

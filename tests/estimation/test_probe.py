@@ -189,7 +189,7 @@ def test_no_estimate_where_parameters_are_not_finite():
     probe = tl.Probe(
         nn.functional.mse_loss, lambda batch, generator=None: (torch.ones(batch, 3),) * 2
     )
-    prober = Prober(probe, model, optimizer, tl.statistics.SummaryStatistics(
+    prober = Prober(probe, model, optimizer, tl.SummaryStatistics(
         {"norm": lambda p: p["weight"].norm()}
     ))  # fmt: skip
     assert prober.finite

@@ -45,7 +45,7 @@ class Observer(ABC):
         """
 
     def explanation(self) -> Explanation | None:
-        """What was found so far, for `Tracker.explanation` and for sinks; None if not in parts."""
+        """What was found so far, for `Tracker.explanation` and for sinks; by default None."""
         return None
 
     def state_dict(self) -> Any:

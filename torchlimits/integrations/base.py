@@ -42,11 +42,12 @@ class Attached:
     ) -> None:
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
+        _checks.positive_int("every", every)
+        if max_bytes is not None:
+            _checks.positive_int("max_bytes", max_bytes)
         self._options: dict[str, Any] = {
-            "every": _checks.positive_int("every", every),
-            "max_bytes": (
-                None if max_bytes is None else _checks.positive_int("max_bytes", max_bytes)
-            ),
+            "every": every,
+            "max_bytes": max_bytes,
             "probe": probe,
             "parameters": parameters,
         }

@@ -63,6 +63,12 @@ class Steps(ABC):
         # groups are other dicts after optimizer.load_state_dict
         return self._optimizer.param_groups[self._number]
 
+    def _settings(self) -> dict[str, bool | int | float | str]:
+        """The optimizer's name and settings, of that parameter group."""
+        group = {**self._group(), "lr": float(self._group()["lr"])}
+        settings = {k: v for k, v in group.items() if isinstance(v, (bool, int, float, str))}
+        return {"optimizer": type(self._optimizer).__name__, **settings}
+
     def _attach(self) -> None:
         # compiled steps call it as it is: traced, it would be compiled again and again
         hook: Any = torch.compiler.disable(self._after_step)
@@ -86,11 +92,7 @@ class Steps(ABC):
 
     @abstractmethod
     def stepped(self) -> None:
-        """Take note of an optimizer step; for steps that the hook does not see.
-
-        A replayed CUDA graph calls no hooks: `remove` the tracker before the capture and call this
-        after each replay, on the stream that replays.
-        """
+        """Take note of an optimizer step."""
 
     def _advance(self) -> bool:
         """Count a step; returns whether it is one to record."""

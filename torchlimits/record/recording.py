@@ -39,7 +39,7 @@ class Recording:
     Args:
         header: what all rows share.
         path: where the trajectory is in the end, or None.
-        max_bytes: bound on the rows in memory.
+        max_bytes: bound on the rows in memory; a `Tracker` allows 64 MiB.
     """
 
     def __init__(self, header: Header, path: Path | None, max_bytes: int) -> None:

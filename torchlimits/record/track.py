@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchlimits import _checks
 from torchlimits.contracts.observer import Watcher
 from torchlimits.record.follower import Follower
 from torchlimits.record.optimizer_hook import check_types
@@ -40,18 +41,17 @@ def track(
 
     Nothing recorded is lost: with a ``path`` (or a log directory) rows are appended to
     ``<path>.unfinished`` at every flush. A program that is killed leaves that file, which
-    `Trajectory.load` opens; `Tracker.close` turns it into ``path``. Without, rows beyond 64 MiB go
-    to a temporary file. What a full disk or a broken writer refuses is kept in memory up to 64 MiB
-    and tried again, while training goes on: see `Recording` for what happens beyond.
+    `Trajectory.load` opens; `Tracker.close` turns it into ``path``. What a full disk or a broken
+    writer refuses is kept and tried again, while training goes on: see `Recording`.
 
     To resume, put `Tracker.state_dict` into your checkpoint, make the tracker with the same
     arguments in the new program, and call `Tracker.load_state_dict` before the first step.
 
     **Steps.** A step is a call of ``optimizer.step`` that ended, whatever came before it: several
     backward passes, or a closure evaluated several times (LBFGS). Steps that a ``GradScaler`` skips
-    are none (with a fused optimizer on CUDA, asking for that synchronises the device). Limit time
-    grows by the learning rate that the step had, of the first parameter group with a parameter of
-    the model; while that is 0, or too small to change the sum, steps count and are not recorded.
+    do not count (with a fused optimizer on CUDA, asking for that synchronises the device). Limit
+    time grows by the step's learning rate in the first parameter group with a parameter of the
+    model; while that is 0, or too small to change the sum, steps count and are not recorded.
 
     **Models.** Whatever is around the model (`torch.compile`, DataParallel,
     DistributedDataParallel, Lightning Fabric), names are those of the user's own module. Tied
@@ -62,10 +62,10 @@ def track(
 
     **Processes.** With DistributedDataParallel, ``fully_shard`` or other DTensor parameters, make
     the tracker on every rank, of the wrapped model: rank 0 records the whole parameters, the others
-    take part in gathering them at every recorded step, need no ``writer`` or ``path`` and ignore
-    them. There, `Tracker.trajectory` is a ValueError, and `Tracker.load_state_dict` takes the state
-    of rank 0 or one of its own. `Tracker.remove` and `Tracker.close` are for all ranks at the same
-    step. Gathering costs the communication of one forward pass; ``every`` spares it.
+    take part in gathering them at every recorded step, and ignore ``writer`` and ``path`` (see
+    `Follower` for what else their trackers do). `Tracker.remove` and `Tracker.close` are for all
+    ranks at the same step. Gathering costs the communication of one forward pass; ``every`` saves
+    it.
 
     Args:
         model: any module.
@@ -75,7 +75,7 @@ def track(
         every: record every so many steps.
         writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
             ``torch.utils.tensorboard.SummaryWriter`` (to resume, made with ``purge_step=`` the
-            checkpoint's step + 1), or any `Sink`.
+            checkpoint's step + 1), a function ``log(dict, step)``, or any `Sink`.
         path: where the trajectory is after `Tracker.close`, also when the loop ends in an
             exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
             recorded, which takes no time and can be memory-mapped. Without one, and with a log
@@ -85,7 +85,8 @@ def track(
             which takes a launch or more for each of them at every step.
         probe: a `Probe`: estimate drift and corrector along the run, so that
             `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
-            statistics' change they explain; needs torch.optim.SGD and no sharded parameters.
+            statistics' change they explain; needs torch.optim.SGD and no sharded parameters. Or
+            a `Watcher` of your own: its `Observer` follows the run.
         parameters: facts about the run, JSON-able, for the trajectory's
             ``metadata["parameters"]``, beside the optimizer's settings.
 
@@ -115,7 +116,12 @@ def track(
     """
     check_types(model, optimizer)
     statistics = _statistics_of(statistics, model)
+    _checks.json_text("parameters", parameters or {})
+    if max_bytes is not None:
+        _checks.positive_int("max_bytes", max_bytes)
     own = OwnParameters(model)
+    if not isinstance(probe, (Watcher, type(None))):
+        raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
     if probe is not None and own.sharded:
         raise ValueError(
             "expected parameters that one process has, got sharded ones: a probe runs the model "
@@ -123,22 +129,12 @@ def track(
         )
     if not own.leads:
         return Follower(model, optimizer, statistics, every)
-    return Tracker(
-        model,
-        optimizer,
-        statistics,
-        every=every,
-        writer=writer,
-        path=path,
-        max_bytes=max_bytes,
-        probe=probe,
-        parameters=parameters,
-    )
+    return Tracker(model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters)
 
 
 def _statistics_of(
     statistics: SummaryStatistics | Mapping[str, StatisticFunction], model: nn.Module
 ) -> SummaryStatistics:
-    """Those to record, of all copies if the model holds several."""
+    """The statistics to record: of all copies, if the model holds several."""
     result, own = SummaryStatistics.of(statistics), unwrapped(model)
     return own.statistics(result) if isinstance(own, Replicated) else result

@@ -7,13 +7,11 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchlimits import _checks
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.observer import Observer, Watcher
 from torchlimits.files.row_file import Header
@@ -88,7 +86,6 @@ class Tracker(Steps):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         statistics: SummaryStatistics,
-        *,
         every: int,
         writer: Any,
         path: str | Path | None,
@@ -98,13 +95,10 @@ class Tracker(Steps):
     ) -> None:
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
-        _checks.json_text("parameters", self._facts_given)
         self._display = Display(writer)
         sink = self._display.sink
         self.path = place_of(path, None if sink is None else sink.logdir)
-        self._max_bytes = (
-            None if max_bytes is None else _checks.positive_int("max_bytes", max_bytes)
-        )
+        self._max_bytes = max_bytes
         self._ring = ring_for(statistics, OwnParameters(model), max_bytes)
         self.names = self._ring.names
         if not self.names:
@@ -116,19 +110,19 @@ class Tracker(Steps):
         self._failure: Exception | None = None
         self._closed = False
         self._recording: Recording | None = None
-        self._observer = _observer_of(probe, model, self._optimizer, statistics)
+        self._observer: Observer | None = None
+        if probe is not None:
+            self._observer = probe.watch(unwrapped(model), self._optimizer, statistics)
         self._record()
         self._evaluate_pending()
         self._display.check(next(self._rows.after(-1)))
         self._observe()
         self._attach()
 
-    # --- recording -------------------------------------------------------------------------
-
     def stepped(self) -> None:
-        """Take note of an optimizer step; for steps that the hook does not see.
+        """Take note of an optimizer step; call it for steps that the optimizer's hook does not see.
 
-        A replayed CUDA graph calls no hooks: `remove` the tracker before the capture and call this
+        A replayed CUDA graph calls no hooks: `remove` the tracker before the capture, and call this
         after each replay, on the stream that replays.
         """
         with self._lock:
@@ -226,8 +220,6 @@ class Tracker(Steps):
         assert self._recording is not None
         return self._recording
 
-    # --- what was recorded -----------------------------------------------------------------
-
     def trajectory(self) -> Trajectory:
         """All that was recorded so far, step 0 included, values ``(T, k)`` or ``(runs, T, k)``.
 
@@ -239,14 +231,7 @@ class Tracker(Steps):
             return dataclasses.replace(self._rows.trajectory(), metadata=self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        group = {**self._group(), "lr": float(self._group()["lr"])}
-        settings = {
-            key: value
-            for key, value in group.items()
-            if isinstance(value, (bool, int, float, str)) and key != "params"
-        }
-        optimizer = {"optimizer": type(self._optimizer).__name__, **settings}
-        return {"parameters": {**optimizer, **self._facts_given}}
+        return {"parameters": {**self._settings(), **self._facts_given}}
 
     def explanation(self) -> Explanation:
         """What drift and corrector explain of the change since step 0, up to the present step.
@@ -317,8 +302,6 @@ class Tracker(Steps):
         self._ring.resume(self._records)
         self._rows.restore(checked.rows)
 
-    # --- the end ---------------------------------------------------------------------------
-
     def close(self) -> None:
         """Flush, detach, save to ``path`` if there is one, close the writer if it is ours.
 
@@ -342,12 +325,7 @@ class Tracker(Steps):
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         try:
             self.close()
         except Exception:
@@ -355,16 +333,3 @@ class Tracker(Steps):
                 raise
             # the loop's own exception is the one to see
             _log.exception("the tracker could not be closed cleanly")
-
-
-def _observer_of(
-    probe: Watcher | None,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    statistics: SummaryStatistics,
-) -> Observer | None:
-    if probe is None:
-        return None
-    if not isinstance(probe, Watcher):
-        raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
-    return probe.watch(unwrapped(model), optimizer, statistics)

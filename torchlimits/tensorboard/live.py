@@ -257,7 +257,11 @@ class Writer(_Live):
             file.flush()
 
     def explain(self, explanation: Explanation) -> None:
-        """Write an explanation (`Tracker.explanation`) into ``<logdir>/explained``.
+        """Show the measured change of each statistic, and what explains it, in one chart.
+
+        There is a run ``<logdir>/explained/<part>`` for each part of the explanation
+        (`Tracker.explanation`), with a band of 1.96 standard errors under *Custom Scalars*.
+        Writing again replaces them.
 
         Example:
             >>> import tempfile, torch
@@ -265,8 +269,8 @@ class Writer(_Live):
             >>> flat = Trajectory(t, torch.tensor([0]), u, ["m"], std=u)
             >>> with tempfile.TemporaryDirectory() as logdir, Writer(logdir) as writer:
             ...     writer.explain(Explanation(flat, flat, flat, flat))
-            ...     [file.name for file in Path(logdir).iterdir()]
-            ['explained']
+            ...     sorted(run.name for run in Path(logdir, "explained").iterdir())
+            ['corrector', 'gradient flow', 'measured change', 'residual']
         """
         write_explanation(self.logdir, explanation)
 
