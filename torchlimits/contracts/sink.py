@@ -33,14 +33,14 @@ class Sink(ABC):
         >>> import torch, torchlimits as tl
         >>> class Printed(Sink):
         ...     def add(self, chunk):
-        ...         print(chunk.steps.tolist(), chunk["one"].tolist())
+        ...         print(chunk.steps.tolist(), chunk.values.tolist())
         ...     def flush(self):
         ...         pass
         >>> model = torch.nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         >>> with tl.track(model, optimizer, {"one": lambda p: p["bias"] ** 0}, writer=Printed()):
         ...     optimizer.step()
-        [0, 1] [1.0, 1.0]
+        [0, 1] [[1.0], [1.0]]
 
     What it leaves out has no effect:
 
