@@ -1,4 +1,4 @@
-"""`Attached`: what callbacks of all trainers share."""
+"""`Attached`: what the callbacks of all trainers share."""
 
 from __future__ import annotations
 

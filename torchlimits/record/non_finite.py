@@ -8,12 +8,12 @@ from torchlimits.trajectory import Trajectory
 
 
 class NonFiniteStatistic(ValueError):
-    """A statistic became NaN or infinite: most often, SGD diverged.
+    """Raised when a statistic became NaN or infinite: most often, SGD diverged.
 
     Attributes:
         step: the optimizer step after which it did.
-        name: the statistic.
-        value: what it is, NaN or infinite.
+        name: the name of the statistic.
+        value: its value, NaN or infinite.
         trajectory: all that was recorded before that step.
 
     Example:

@@ -47,7 +47,7 @@ class Steps(ABC):
         return self
 
     def _find_group(self) -> None:
-        """The number of the parameter group whose learning rate counts."""
+        """Note the number of the parameter group whose learning rate counts."""
         own = {id(p) for p in self._model.parameters()}
         for number, group in enumerate(self._optimizer.param_groups):
             if any(id(p) in own for p in group["params"]):
@@ -119,10 +119,10 @@ class Steps(ABC):
 
 
 class _Rate:
-    """A learning rate as a number.
+    """Reads learning rates as numbers.
 
-    One on a device is asked for when it was changed, not each time, as that waits for the device; a
-    change that a replayed CUDA graph makes is not seen.
+    A learning rate on a device is read when it was changed, not each time, as that waits for the
+    device; a change that a replayed CUDA graph makes is not seen.
     """
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class _Rate:
         self._version, self._value = -1, math.nan
 
     def of(self, group: dict[str, Any]) -> float:
-        """That of a parameter group."""
+        """The learning rate of a parameter group."""
         lr = group["lr"]
         if not isinstance(lr, torch.Tensor) or lr.device.type == "cpu" or lr.is_inference():
             return float(lr)
@@ -140,7 +140,7 @@ class _Rate:
 
 
 def check_types(model: object, optimizer: object) -> None:
-    """A module and an optimizer, or TypeError."""
+    """Raise TypeError unless these are a module and an optimizer."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):

@@ -73,7 +73,7 @@ class Recording:
         self._hold(rows)
 
     def restore(self, rows: Trajectory) -> None:
-        """Have these rows and no others, here and on disk."""
+        """Hold these rows and no others, in memory and on disk."""
         self._file, self._held, self._held_bytes, self._resumed = None, [], 0, True
         self.append(rows.steps.numpy(), rows.times.numpy(), rows.values)
         self.write()

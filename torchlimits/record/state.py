@@ -14,7 +14,7 @@ _KEYS = ("step", "time", "names", "times", "steps", "values")
 
 @dataclass(frozen=True)
 class TrackerState:
-    """A state that is fit to be loaded.
+    """The parts of a tracker's state_dict, found fit to be loaded.
 
     Attributes:
         step, time: the number of the last optimizer step, and the limit time after it.

@@ -42,7 +42,7 @@ class Tracker(Steps):
     Attributes:
         step: optimizer steps so far.
         time: limit time so far.
-        names: of the k statistics.
+        names: the names of the k statistics.
 
     Example:
         >>> import torch, torchlimits as tl

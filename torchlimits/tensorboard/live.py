@@ -81,7 +81,7 @@ class _Live(Sink):
         self._clock = float(wall_times[-1])
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the rows came, for `Tracker.state_dict`."""
+        """Tell how far the rows came, for `Tracker.state_dict`."""
         tail = None
         if self._tail is not None:
             row, wall_times = self._tail
@@ -98,7 +98,7 @@ class _Live(Sink):
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: if it is no such state.
+            ValueError: if the state is not one that `state_dict` gave.
         """
         newest, written, tail = _checked_state(state)
         self.newest, self._written, self._tail = newest, written, tail
@@ -118,7 +118,7 @@ class _Live(Sink):
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None: ...
 
     def _buckets(self, steps: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
-        """Increasing with the step; the first row of each bucket is shown."""
+        """Number buckets, increasing with the step; the first row of each bucket is shown."""
         if self._max_points is None:
             return steps
         if self._total_steps is not None:

@@ -110,7 +110,7 @@ class CSV(Sink):
         self.newest = int(later.steps[-1])
 
     def _begin(self, content: bytes) -> None:
-        """A new file, which replaces an old one once it is whole."""
+        """Begin a new file, which replaces an old one once it is whole."""
         partial = self.path.with_name(self.path.name + ".partial")
         try:
             partial.write_bytes(content)
@@ -121,23 +121,23 @@ class CSV(Sink):
             raise
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no row is held back."""
 
     def state_dict(self) -> dict[str, int]:
-        """How far the rows came, for `Tracker.state_dict`."""
+        """Tell how far the rows came, for `Tracker.state_dict`."""
         return {"newest": self.newest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with the rows up to there that the file has.
 
         Raises:
-            ValueError: if it is no such state.
+            ValueError: if the state is not one that `state_dict` gave.
         """
         newest = newest_of(state)
         self.newest = self._cut(newest) if self.path.exists() else -1
 
     def _cut(self, newest: int) -> int:
-        """Drop what comes after a step, and a torn record; the last step that is left, or -1."""
+        """Drop what comes after a step, and a torn record; return the last step left, or -1."""
         assert self._like is not None, "`check` comes first"
         with self.path.open("r+b") as file:
             header = file.readline()
@@ -160,7 +160,7 @@ def _header(chunk: Trajectory) -> bytes:
 
 
 def _lines(chunk: Trajectory) -> bytes:
-    """The rows of all runs, record by record."""
+    """The text of all runs' rows, record by record."""
     runs, records = chunk.runs, len(chunk)
     values = chunk.values.reshape(runs, records, -1).movedim(0, 1).reshape(runs * records, -1)
     steps = np.repeat(chunk.steps.numpy(), runs).tolist()

@@ -14,7 +14,7 @@ _MOST_RUNS = 16
 
 
 class Logged(Sink):
-    """A sink that gives each recorded row to a function; made by `tl.track` of its ``writer``.
+    """A sink that gives each recorded row to a function; `tl.track` makes it from a ``writer``.
 
     Rows come up to some seconds after their steps. A logger that takes steps in order only drops
     those that are earlier than what the loop itself has logged meanwhile; Weights & Biases does. In
@@ -69,10 +69,10 @@ class Logged(Sink):
             self.newest = step
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no row is held back."""
 
     def state_dict(self) -> dict[str, int]:
-        """How far the rows came, for `Tracker.state_dict`."""
+        """Tell how far the rows came, for `Tracker.state_dict`."""
         return {"newest": self.newest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
