@@ -21,20 +21,20 @@ from torchlimits.trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Probe(Watcher):
-    """What `track(..., probe=)` needs to estimate drift and corrector during training.
+    """Estimates drift and corrector during training; hand it to `track` as ``probe``.
 
     Args:
         loss: ``loss(model_output, target)`` or ``loss(model, batch)``, as in
-            `torchlimits.estimate`: that which is trained, for a batch of one.
+            `torchlimits.estimate`: the loss that is trained, for a batch of one.
         sampler: ``sampler(batch, generator=...)`` returns fresh samples of the training data.
         every: estimate after every so many optimizer steps.
-        samples: of an estimate; errors fall with their square root.
-        batch_size: samples averaged in one step of the training loop, which divide g.
-        seed: of the samples; the training's own random numbers are not touched.
+        samples: how many samples make an estimate; its errors fall with their square root.
+        batch_size: how many samples one step of the training loop averages; g is divided by it.
+        seed: the seed of the samples; the training's own random numbers are not touched.
 
     Raises:
         ValueError: if a number is out of its range.
-        TypeError: if loss or sampler is no function.
+        TypeError: if loss or sampler is not a function.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -229,7 +229,7 @@ class Prober(Observer):
 
 
 def _trapezoid(times: Float[Tensor, " T"]) -> Float[Tensor, "T T"]:
-    """Row j has the weights of the integral from times[0] to times[j]."""
+    """The trapezoidal rule: row j has the weights of the integral from times[0] to times[j]."""
     T = len(times)
     half = times.diff() / 2
     weights = times.new_zeros(T, T)

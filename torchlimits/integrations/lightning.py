@@ -85,7 +85,7 @@ class TrackerCallback(Attached, Callback):
 
     @property
     def state_key(self) -> str:
-        """The key of this callback in checkpoints; each optimizer may have a callback of its own."""
+        """The key of this callback in checkpoints, one for each optimizer that it may follow."""
         return self._generate_state_key(optimizer=self._optimizer)
 
     def state_dict(self) -> dict[str, Any]:
