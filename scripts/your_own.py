@@ -231,7 +231,7 @@ def main(options: Options, console: Console) -> None:
         say(line)
 
     tl.tensorboard.write(logdir, measured=measured, predicted=predicted)
-    tl.tensorboard.write_explanation(logdir, explanation)
+    tl.tensorboard.Writer(logdir).explain(explanation)
     tl.figures.save(tl.figures.overlay(measured, predicted), logdir / "overlay.png", dpi=110)
     say(f"\nPicture: {logdir / 'overlay.png'}\ntensorboard --logdir {logdir}")
 

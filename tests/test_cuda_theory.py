@@ -220,7 +220,7 @@ def test_a_probe_follows_its_model_to_another_device():
     found = tracker.explanation()
     assert found.change.steps.tolist() == [0, 5, 10, 15, 20]
     assert bool(found.residual.values.isfinite().all())
-    assert all(x.device.type == "cpu" for row in tracker._prober._rows for x in row)
+    assert all(x.device.type == "cpu" for row in tracker._observer._rows for x in row)
 
 
 @pytest.mark.parametrize("where", ["cpu", "cuda"])

@@ -6,6 +6,7 @@ from torchlimits import statistics
 from torchlimits.comparison import Comparison, compare
 from torchlimits.contracts.geometry import Geometry
 from torchlimits.contracts.vector_field import VectorField
+from torchlimits.contracts.explanation import Explanation
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.ensemble.train import train
@@ -21,16 +22,18 @@ from torchlimits.estimation.conditions.step_size import Regime, regime
 from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
 from torchlimits.estimation.estimate import Estimate, estimate
 from torchlimits.estimation.lift import Lift
-from torchlimits.estimation.probe import Explanation, Probe
+from torchlimits.estimation.probe import Probe
 from torchlimits.experiments import success
 from torchlimits.experiments.basins import Basins, basins
 from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.spiked.problem import SpikedTensor
+from torchlimits.record.non_finite import NonFiniteStatistic
 from torchlimits.record.replicas import replicate
 from torchlimits.record.sinks.csv import CSV
-from torchlimits.record.tracker import NonFiniteStatistic, Tracker, track
+from torchlimits.record.track import track
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import StatisticError, SummaryStatistics
 from torchlimits.trajectory import Trajectory
 

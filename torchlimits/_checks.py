@@ -1,4 +1,4 @@
-"""Checks of user input that several modules make: each says what was expected and what came."""
+"""Input checks and warnings that several modules make: what was expected, what came, what to do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
 
@@ -15,6 +16,11 @@ from torch import Tensor
 
 #: what numpy cuts off at the end of a text, what csv does not quote, and what UTF-8 cannot hold
 _NO_TEXT = re.compile("[\0\r\ud800-\udfff]")
+
+
+def warn(message: str) -> None:
+    """Give a RuntimeWarning in the name of the calling module: no line of a user's is at fault."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def positive(name: str, value: float, hint: str = "") -> float:

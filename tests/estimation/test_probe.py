@@ -113,7 +113,7 @@ def test_momentum_and_batches_enter():
 
     def rates(sgd, batch_size):
         _, tracker = train(0, probe_of(batch_size=batch_size, **small), sgd=sgd)
-        return tracker._prober._rows[0][1:3]
+        return tracker._observer._rows[0][1:3]
 
     f, g = rates({}, 1)
     f_momentum, g_momentum = rates({"momentum": 0.5}, 4)
@@ -189,7 +189,7 @@ def test_no_estimate_where_parameters_are_not_finite():
     probe = tl.Probe(
         nn.functional.mse_loss, lambda batch, generator=None: (torch.ones(batch, 3),) * 2
     )
-    prober = Prober(probe, model, optimizer, tl.statistics.SummaryStatistics(
+    prober = Prober(probe, model, optimizer, tl.SummaryStatistics(
         {"norm": lambda p: p["weight"].norm()}
     ))  # fmt: skip
     assert prober.finite

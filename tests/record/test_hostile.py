@@ -56,7 +56,7 @@ def test_a_failing_sink_does_not_end_the_training():
 
 
 def test_a_sink_that_recovers_gets_every_step(monkeypatch):
-    monkeypatch.setattr(tl.tracking, "_FLUSH_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(recorder, "_FLUSH_EVERY_SECONDS", 0.0)
     sink = FullSink(3)
     with pytest.warns(RuntimeWarning, match="training goes on"):
         trained(writer=sink)

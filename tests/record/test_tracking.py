@@ -1,6 +1,4 @@
-import ast
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -267,26 +265,6 @@ def test_bad_input(problem, change, error, message):
     }
     with pytest.raises(error, match=message):
         tl.track(**options)
-
-
-def test_recording_and_predicting_do_not_import_each_other():
-    package = Path(tl.__file__).parent
-
-    def imports(module):
-        tree = ast.parse((package / f"{module}.py").read_text())
-        return {
-            node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-        } | {f"{n.module}.{a.name}" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
-             for a in n.names}  # fmt: skip
-
-    record = ["tracking", "ring", "statistics", "trajectory"]
-    predict = ["dynamics", "expectations", "settings", "problems/mixture_dynamics"]
-    for module in record:
-        for other in ("dynamics", "expectations", "problems", "settings"):
-            assert not any(name and f"torchlimits.{other}" in name for name in imports(module))
-    for module in predict:
-        for other in ("tracking", "ring"):
-            assert not any(name and f"torchlimits.{other}" in name for name in imports(module))
 
 
 @pytest.mark.gpu

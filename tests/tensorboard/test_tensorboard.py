@@ -20,7 +20,9 @@ from tensorboard.plugins.scalar import scalars_plugin
 from torch.utils.tensorboard import SummaryWriter
 
 from torchlimits import tensorboard
+from torchlimits.record.sinks.choose import chosen
 from torchlimits.tensorboard import events
+from torchlimits.tensorboard.live import Borrowed
 from torchlimits.trajectory import Trajectory
 
 NAMES = ["v[0]", "v[1]", "m[0,0]", "m[1,0]", "r2"]
@@ -480,7 +482,7 @@ def test_live_replaces_an_earlier_run_and_is_replaced_by_write(tmp_path):
             feed(writer, path, 100)
         np.testing.assert_array_equal(read(tmp_path / "measured")["r2"][1], path["r2"].float())
     # a live run in the log directory itself
-    with tensorboard.live(tmp_path) as writer:
+    with tensorboard.Writer(tmp_path) as writer:
         feed(writer, path, 100)
     final = trajectory(rows=123, seed=5)
     tensorboard.write(tmp_path, measured=final)
@@ -492,7 +494,7 @@ def test_live_replaces_an_earlier_run_and_is_replaced_by_write(tmp_path):
 def test_live_into_a_summary_writer_of_the_users(tmp_path, runs):
     path = trajectory(rows=5000, runs=runs)
     with SummaryWriter(str(tmp_path)) as mine:
-        sink = tensorboard.live(mine)
+        sink = Borrowed(mine)
         feed(sink, path, 500)
         sink.close()
         mine.add_scalar("loss", 1.5, 7)
@@ -508,11 +510,14 @@ def test_live_into_a_summary_writer_of_the_users(tmp_path, runs):
 
 def test_live_takes_what_users_have(tmp_path):
     writer = tensorboard.Writer(tmp_path)
-    assert tensorboard.live(writer) is writer
-    assert isinstance(tensorboard.live(str(tmp_path)), tensorboard.Writer)
-    for wrong in (None, 3, object()):
+    assert chosen(writer) == (writer, False)
+    sink, owned = chosen(str(tmp_path))
+    assert isinstance(sink, tensorboard.Writer)
+    assert owned
+    assert chosen(None) == (None, False)
+    for wrong in (3, object()):
         with pytest.raises(TypeError, match="SummaryWriter"):
-            tensorboard.live(wrong)
+            chosen(wrong)
 
 
 def test_live_says_what_is_wrong(tmp_path):

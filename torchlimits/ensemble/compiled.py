@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from torchlimits.record.recording import warn
+from torchlimits._checks import warn
 
 #: sets ``.grad`` of every parameter, from x and y
 Gradients = Callable[[Tensor, Tensor], None]

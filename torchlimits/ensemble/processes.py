@@ -23,7 +23,7 @@ from torch import distributed
 
 from torchlimits import _checks
 from torchlimits._random import threads
-from torchlimits.record.tracker import NonFiniteStatistic
+from torchlimits.record.non_finite import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 
 #: the first process to end waits for the last; one that is gone is noticed at once

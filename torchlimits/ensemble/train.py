@@ -14,12 +14,13 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from torchlimits import _checks, _random
+from torchlimits._checks import warn
 from torchlimits.ensemble.compiled import Gradients, compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
 from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
 from torchlimits.ensemble.processes import Shard, spawned
-from torchlimits.record.recording import warn
-from torchlimits.record.tracker import Tracker, track
+from torchlimits.record.track import track
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 

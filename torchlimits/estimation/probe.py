@@ -4,42 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.contracts.explanation import Explanation
+from torchlimits.contracts.observer import Observer, Watcher
 from torchlimits.estimation.estimate import Estimator, Loss, Sampler
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
-#: the parts of an `Explanation`, and what they are called in TensorBoard
-PARTS = {
-    "change": "measured change",
-    "drift": "gradient flow",
-    "corrector": "corrector",
-    "residual": "residual",
-}
-
 
 @dataclass(frozen=True)
-class Probe:
-    """What `track(..., probe=)` needs to estimate drift and corrector during training.
+class Probe(Watcher):
+    """Estimates drift and corrector during training; hand it to `track` as ``probe``.
 
     Args:
         loss: ``loss(model_output, target)`` or ``loss(model, batch)``, as in
-            `torchlimits.estimate`: that which is trained, for a batch of one.
+            `torchlimits.estimate`: the loss that is trained, for a batch of one.
         sampler: ``sampler(batch, generator=...)`` returns fresh samples of the training data.
         every: estimate after every so many optimizer steps.
-        samples: of an estimate; errors fall with their square root.
-        batch_size: samples averaged in one step of the training loop, which divide g.
-        seed: of the samples; the training's own random numbers are not touched.
+        samples: how many samples make an estimate; its errors fall with their square root.
+        batch_size: how many samples one step of the training loop averages; g is divided by it.
+        seed: the seed of the samples; the training's own random numbers are not touched.
 
     Raises:
         ValueError: if a number is out of its range.
-        TypeError: if loss or sampler is no function.
+        TypeError: if loss or sampler is not a function.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -55,6 +50,13 @@ class Probe:
         ...         optimizer.step()
         >>> tracker.explanation()
         Explanation(7 statistics, 3 probes, t = 0 ... 1)
+
+    Without a tracker, in a loop of one's own:
+
+        >>> prober = probe.watch(model, optimizer, problem.statistics)
+        >>> prober.observe(step=100, time=1.0)
+        >>> prober.explanation()
+        Explanation(7 statistics, 1 probes, t = 1 ... 1)
     """
 
     loss: Loss
@@ -74,77 +76,25 @@ class Probe:
                     "probe needs the loss that is trained and fresh samples of its data"
                 )
 
+    def watch(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics
+    ) -> Prober:
+        """Begin to follow a run; called by `track`.
 
-@dataclass(frozen=True, eq=False)
-class Explanation:
-    r"""The change of the statistics since step 0, and what explains it.
+        Args:
+            model: the user's own module.
+            optimizer: a torch.optim.SGD, from which the limit's settings are read.
+            statistics: what to explain.
 
-    .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
-
-    with f and g estimated along the run, at the parameters themselves, and integrated by the
-    trapezoidal rule. The residual is the noise of SGD, a martingale, what happens between two
-    probes, and, where steps are large, orders of the step size beyond Theorem 2.2. Each part is a
-    `Trajectory` of T probes and k statistics. Its ``std`` is the standard error of the integrals;
-    that of the residual has the martingale's standard deviation in it, from the estimated
-    covariance of single steps: a residual of several times that is not noise.
-
-    Attributes:
-        change: measured, u(t) - u(0).
-        drift: the part of gradient flow, -f.
-        corrector: the part of the corrector, g.
-        residual: what neither explains.
-
-    Example:
-        >>> import torch, torchlimits as tl
-        >>> problem = tl.SpikedTensor(dim=20, order=2, snr=2.0)
-        >>> model = problem.model()
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 20)
-        >>> probe = tl.Probe(problem.loss, problem.sample, every=5)
-        >>> with tl.track(model, optimizer, problem.statistics, probe=probe) as tracker:
-        ...     for _ in range(10):
-        ...         optimizer.zero_grad()
-        ...         features, target = problem.sample(1)
-        ...         problem.loss(model(features), target).backward()
-        ...         optimizer.step()
-        >>> parts = tracker.explanation().parts()
-        >>> explained = sum(parts[name].values for name in ("drift", "corrector", "residual"))
-        >>> bool(torch.allclose(explained, parts["change"].values))
-        True
-    """
-
-    change: Trajectory
-    drift: Trajectory
-    corrector: Trajectory
-    residual: Trajectory
-
-    def parts(self) -> dict[str, Trajectory]:
-        """The four of them, by name."""
-        return {name: getattr(self, name) for name in PARTS}
-
-    def __repr__(self) -> str:
-        times = self.change.times
-        return (
-            f"Explanation({len(self.change.names)} statistics, {len(times)} probes, "
-            f"t = {times[0]:g} ... {times[-1]:g})"
-        )
-
-    def __str__(self) -> str:
-        error = self.residual.std
-        assert error is not None
-        rows = [["statistic", *PARTS.values()]]
-        for i, name in enumerate(self.change.names):
-            values = [f"{path.final[i]:.4f}" for path in self.parts().values()]
-            values[-1] += f" ± {error[-1, i]:.4f}"
-            rows.append([name, *values])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        )
+        Raises:
+            TypeError: if the optimizer is not an SGD.
+            ValueError: if the decomposition is not known for its settings.
+        """
+        return Prober(self, model, optimizer, statistics)
 
 
-class Prober:
-    """The estimates of one run, made when `measure` is called; belongs to a `Tracker`."""
+class Prober(Observer):
+    """The estimates of one run, one for each step at which `observe` was called."""
 
     def __init__(
         self,
@@ -153,7 +103,7 @@ class Prober:
         optimizer: torch.optim.Optimizer,
         statistics: SummaryStatistics,
     ) -> None:
-        self.probe, self._optimizer = probe, optimizer
+        self.probe, self.every, self._optimizer = probe, probe.every, optimizer
         self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
         self.parameters = dict(model.named_parameters())
         # refuse optimizers that the decomposition is not known for
@@ -172,14 +122,14 @@ class Prober:
         return torch.Generator(self._device).manual_seed(self.probe.seed + len(self._steps))
 
     def moved(self, parameters: Mapping[str, Tensor]) -> None:
-        """Go on with the model's parameters as they are now, on their present device."""
+        """Estimate at these parameters from here on, on their device."""
         self.parameters = dict(parameters)
         if self._generator.device != self._device:
             self._generator = self._seeded()
 
     @property
     def finite(self) -> bool:
-        """Whether all parameters are; each device is waited for once."""
+        """Whether all parameters are finite; each device is waited for once."""
         found: dict[torch.device, list[Tensor]] = {}
         for p in self.parameters.values():
             found.setdefault(p.device, []).append(p.isfinite().all())
@@ -188,9 +138,13 @@ class Prober:
     def _settings(self) -> SGDSettings:
         return SGDSettings.of(self._optimizer, dim=1, batch_size=self.probe.batch_size)
 
-    def measure(self, step: int, time: float) -> None:
-        """Estimate f and g now; once a step."""
-        if self._steps and self._steps[-1] == step:
+    def observe(self, step: int, time: float) -> None:
+        """Estimate f and g now, once for each step.
+
+        Where a parameter is not finite, nothing is estimated: that training diverged, and at which
+        step, is for the statistics to report.
+        """
+        if (self._steps and self._steps[-1] == step) or not self.finite:
             return
         settings = self._settings()
         if settings.step_size == 0:  # a schedule that has ended: nothing moves
@@ -217,7 +171,7 @@ class Prober:
         self._rows.append(tuple(x.cpu() for x in row))
 
     def explanation(self) -> Explanation:
-        """So far, the last probe included."""
+        """The parts of the change up to the last estimate."""
         times = torch.tensor(self._times, dtype=torch.float64, device="cpu")
         u, f, g, f_error, g_error, noise = map(torch.stack, zip(*self._rows, strict=True))
         weights = _trapezoid(times)
@@ -243,8 +197,8 @@ class Prober:
             }
         )
 
-    def state_dict(self) -> Mapping[str, object]:
-        """For `Tracker.state_dict`."""
+    def state_dict(self) -> dict[str, Any]:
+        """The estimates and the state of their random numbers, for `Tracker.state_dict`."""
         return {
             "steps": list(self._steps),
             "times": list(self._times),
@@ -252,16 +206,30 @@ class Prober:
             "generator": self._generator.get_state(),
         }
 
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
+    def check_state(self, state: Any) -> None:
+        """Raise ValueError if the state is not one that `state_dict` made."""
+        try:
+            steps, times, rows = state["steps"], state["times"], state["rows"]
+            torch.Generator(self._device).set_state(state["generator"].cpu())
+            good = len(steps) == len(times) == len(rows) > 0
+            tensors = all(isinstance(x, Tensor) for row in rows for x in row)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"expected the state of a probe, it is damaged: {error!r}") from error
+        if not good or not tensors:
+            raise ValueError(
+                "expected as many steps, times and rows of tensors of a probe: it is damaged"
+            )
+
+    def load_state_dict(self, state: Any) -> None:
         """Continue where `state_dict` was taken."""
-        self._steps, self._times = list(state["steps"]), list(state["times"])  # type: ignore[call-overload]
+        self._steps, self._times = list(state["steps"]), list(state["times"])
         # a checkpoint may have been loaded to a device with all that is in it
-        self._rows = [tuple(x.cpu() for x in row) for row in state["rows"]]  # type: ignore[attr-defined]
-        self._generator.set_state(state["generator"].cpu())  # type: ignore[attr-defined]
+        self._rows = [tuple(x.cpu() for x in row) for row in state["rows"]]
+        self._generator.set_state(state["generator"].cpu())
 
 
 def _trapezoid(times: Float[Tensor, " T"]) -> Float[Tensor, "T T"]:
-    """Row j has the weights of the integral from times[0] to times[j]."""
+    """The trapezoidal rule: row j has the weights of the integral from times[0] to times[j]."""
     T = len(times)
     half = times.diff() / 2
     weights = times.new_zeros(T, T)

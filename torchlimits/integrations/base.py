@@ -1,4 +1,4 @@
-"""`Attached`: what callbacks of all trainers share."""
+"""`Attached`: what the callbacks of all trainers share."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from torchlimits import _checks
-from torchlimits.estimation.probe import Probe
-from torchlimits.record.recording import warn
-from torchlimits.record.tracker import Tracker, track
+from torchlimits._checks import warn
+from torchlimits.contracts.observer import Watcher
+from torchlimits.record.track import track
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 
@@ -36,16 +37,17 @@ class Attached:
         writer: Any = None,
         path: str | Path | None = None,
         max_bytes: int | None = None,
-        probe: Probe | None = None,
+        probe: Watcher | None = None,
         parameters: Mapping[str, Any] | None = None,
     ) -> None:
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
+        _checks.positive_int("every", every)
+        if max_bytes is not None:
+            _checks.positive_int("max_bytes", max_bytes)
         self._options: dict[str, Any] = {
-            "every": _checks.positive_int("every", every),
-            "max_bytes": (
-                None if max_bytes is None else _checks.positive_int("max_bytes", max_bytes)
-            ),
+            "every": every,
+            "max_bytes": max_bytes,
             "probe": probe,
             "parameters": parameters,
         }

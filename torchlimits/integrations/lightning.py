@@ -85,7 +85,7 @@ class TrackerCallback(Attached, Callback):
 
     @property
     def state_key(self) -> str:
-        """One for each optimizer: each may have a callback."""
+        """The key of this callback in checkpoints, one for each optimizer that it may follow."""
         return self._generate_state_key(optimizer=self._optimizer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class TrackerCallback(Attached, Callback):
         return {} if self.tracker is None else self.tracker.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there at the next `fit`; called by Lightning."""
+        """Go on from a state_dict at the next `fit`; called by Lightning."""
         self._loaded = state_dict
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -130,11 +130,11 @@ class TrackerCallback(Attached, Callback):
         return optimizers[index]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """The last step has been taken."""
+        """Close the tracker: the last step has been taken."""
         self._end()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Keep what was recorded."""
+        """Close the tracker, which keeps what was recorded."""
         self._end(exception)
 
 

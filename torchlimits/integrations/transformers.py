@@ -127,7 +127,7 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
         return _state_of(text) if state.global_step > 0 and text else None
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The last step has been taken."""
+        """Close the tracker: the last step has been taken."""
         self._end()
 
 

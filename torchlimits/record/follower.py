@@ -19,9 +19,9 @@ from torchlimits.statistics.summary import SummaryStatistics
 class Follower(Tracker):
     """Counts steps and takes part in gathering sharded parameters; records nothing.
 
-    `track` makes it on all processes but the first. What it makes of the calls that a training
-    loop has for its tracker: `flush` and `close` have nothing to do, a state holds the step only
-    (and that of the first process can be loaded as well), `trajectory` is an error.
+    `track` makes it on all processes but the first. A training loop may use it as it does a
+    tracker: `flush` and `close` have nothing to write, a state holds the step and the time only
+    (the first process's state can be loaded as well), and `trajectory` is a ValueError.
 
     Args:
         model, optimizer, statistics, every: as on the first process.
@@ -48,25 +48,25 @@ class Follower(Tracker):
             self._ring.gather()
 
     def flush(self) -> None:
-        """Nothing: there are no rows."""
+        """Do nothing: there are no rows."""
 
     def close(self) -> None:
         """Detach."""
         self.remove()
 
     def trajectory(self) -> NoReturn:
-        """A ValueError: the first process has it."""
+        """Raise ValueError: the first process has it."""
         raise ValueError(
             "expected the first process (rank 0), which has all records, got "
             f"rank {torch.distributed.get_rank()}: ask there, if torch.distributed.get_rank() == 0"
         )
 
     def explanation(self) -> NoReturn:
-        """A ValueError: the first process has it."""
+        """Raise ValueError: the first process has it."""
         self.trajectory()
 
     def state_dict(self) -> dict[str, Any]:
-        """How far it is."""
+        """The step and the limit time so far."""
         return {"step": self.step, "time": self.time}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

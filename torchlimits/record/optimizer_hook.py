@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torchlimits import _checks
-from torchlimits.record.recording import warn
+from torchlimits._checks import warn
 
 
 class Steps(ABC):
@@ -47,7 +47,7 @@ class Steps(ABC):
         return self
 
     def _find_group(self) -> None:
-        """The number of the parameter group whose learning rate counts."""
+        """Note the number of the parameter group whose learning rate counts."""
         own = {id(p) for p in self._model.parameters()}
         for number, group in enumerate(self._optimizer.param_groups):
             if any(id(p) in own for p in group["params"]):
@@ -62,6 +62,12 @@ class Steps(ABC):
     def _group(self) -> dict[str, Any]:
         # groups are other dicts after optimizer.load_state_dict
         return self._optimizer.param_groups[self._number]
+
+    def _settings(self) -> dict[str, bool | int | float | str]:
+        """The optimizer's name and settings, of that parameter group."""
+        group = {**self._group(), "lr": float(self._group()["lr"])}
+        settings = {k: v for k, v in group.items() if isinstance(v, (bool, int, float, str))}
+        return {"optimizer": type(self._optimizer).__name__, **settings}
 
     def _attach(self) -> None:
         # compiled steps call it as it is: traced, it would be compiled again and again
@@ -86,11 +92,7 @@ class Steps(ABC):
 
     @abstractmethod
     def stepped(self) -> None:
-        """Take note of an optimizer step; for steps that the hook does not see.
-
-        A replayed CUDA graph calls no hooks: `remove` the tracker before the capture and call this
-        after each replay, on the stream that replays.
-        """
+        """Take note of an optimizer step."""
 
     def _advance(self) -> bool:
         """Count a step; returns whether it is one to record."""
@@ -117,10 +119,10 @@ class Steps(ABC):
 
 
 class _Rate:
-    """A learning rate as a number.
+    """Reads learning rates as numbers.
 
-    One on a device is asked for when it was changed, not each time, as that waits for the device; a
-    change that a replayed CUDA graph makes is not seen.
+    A learning rate on a device is read when it was changed, not each time, as that waits for the
+    device; a change that a replayed CUDA graph makes is not seen.
     """
 
     def __init__(self) -> None:
@@ -128,7 +130,7 @@ class _Rate:
         self._version, self._value = -1, math.nan
 
     def of(self, group: dict[str, Any]) -> float:
-        """That of a parameter group."""
+        """The learning rate of a parameter group."""
         lr = group["lr"]
         if not isinstance(lr, torch.Tensor) or lr.device.type == "cpu" or lr.is_inference():
             return float(lr)
@@ -138,7 +140,7 @@ class _Rate:
 
 
 def check_types(model: object, optimizer: object) -> None:
-    """A module and an optimizer, or TypeError."""
+    """Raise TypeError unless these are a module and an optimizer."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(optimizer, torch.optim.Optimizer):

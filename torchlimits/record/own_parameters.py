@@ -24,7 +24,7 @@ class OwnParameters(Mapping[str, Tensor]):
 
     Args:
         model: any module.
-        names: of those that matter; by default all.
+        names: the parameters that matter; by default all of them.
 
     Raises:
         ValueError: if the model is sharded by the first FSDP.
@@ -69,11 +69,11 @@ class OwnParameters(Mapping[str, Tensor]):
         return len(self.tensors)
 
     def select(self, names: Iterable[str]) -> OwnParameters:
-        """Those of the given names only."""
+        """The parameters of these names only."""
         return OwnParameters(self._model, names)
 
     def replaced(self) -> bool:
-        """Whether the model has other tensors, or other layers, in the place of these."""
+        """Whether the model now has other tensors, or other layers, in the place of these."""
         # at every step: any() of a generator takes twice as long
         for children, name, child in self._links:  # noqa: SIM110
             if children.get(name) is not child:
@@ -81,7 +81,7 @@ class OwnParameters(Mapping[str, Tensor]):
         return False
 
     def versions(self) -> dict[str, int]:
-        """How often each was changed in place."""
+        """How often each parameter was changed in place."""
         # tensors of inference mode are not counted
         return {n: 0 if p.is_inference() else p._version for n, p in self.tensors.items()}
 
@@ -139,7 +139,7 @@ def _inside(module: nn.Module) -> str | None:
 
 
 def _own_name(model: nn.Module, path: str) -> str:
-    """A parameter's name in the user's own modules."""
+    """The name that a parameter has in the user's own modules."""
     kept, owner = [], model
     *modules, leaf = path.split(".")
     if _FLATTENED in modules:

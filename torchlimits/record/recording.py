@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import warnings
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from torchlimits._checks import warn
 from torchlimits.files import row_file
 from torchlimits.files.row_file import Header, RowFile
 from torchlimits.trajectory import Trajectory
@@ -19,6 +20,8 @@ from torchlimits.trajectory import Trajectory
 SUFFIX = ".rows"
 #: what a recording is called until its run ends
 UNFINISHED = ".unfinished"
+#: the trajectory's file in a log directory
+_RECORDED = "recorded.rows"
 
 
 class Recording:
@@ -36,7 +39,7 @@ class Recording:
     Args:
         header: what all rows share.
         path: where the trajectory is in the end, or None.
-        max_bytes: bound on the rows in memory.
+        max_bytes: bound on the rows in memory; a `Tracker` allows 64 MiB.
     """
 
     def __init__(self, header: Header, path: Path | None, max_bytes: int) -> None:
@@ -70,7 +73,7 @@ class Recording:
         self._hold(rows)
 
     def restore(self, rows: Trajectory) -> None:
-        """Have these rows and no others, here and on disk."""
+        """Hold these rows and no others, in memory and on disk."""
         self._file, self._held, self._held_bytes, self._resumed = None, [], 0, True
         self.append(rows.steps.numpy(), rows.times.numpy(), rows.values)
         self.write()
@@ -194,6 +197,33 @@ class Recording:
         warn(message)
 
 
-def warn(message: str) -> None:
-    """A RuntimeWarning, without a place in the code: none of the user's lines is to blame."""
-    warnings.warn(message, RuntimeWarning, stacklevel=2)
+def place_of(path: str | Path | None, logdir: str | Path | None) -> Path | None:
+    """Where a trajectory goes, after making sure, before hours of training, that it can.
+
+    Args:
+        path: as in `tl.track`.
+        logdir: where it goes without a path: ``recorded.rows`` in this folder, if there is one.
+
+    Raises:
+        ValueError: if the path is a directory.
+        OSError: if its folder cannot be made or written to.
+    """
+    if path is None:
+        return None if logdir is None else Path(logdir) / _RECORDED
+    # the file behind a symbolic link, not a file in the place of the link
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise ValueError(
+            f"expected path as a file to save to, got the directory {path}: name a file"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"expected path in a folder that can be made, got {path}: {error}; give another"
+        ) from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"expected path in a folder that can be written to, got {path}: give another"
+        )
+    return path

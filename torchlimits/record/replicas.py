@@ -63,7 +63,7 @@ class Replicated(nn.Module):
         return torch.func.vmap(one, randomness="different")(tensors, inputs, options)
 
     def statistics(self, statistics: SummaryStatistics) -> SummaryStatistics:
-        """Statistics of one module as those of all copies; `tl.track` calls it."""
+        """Turn statistics of one module into statistics of all copies; `tl.track` calls it."""
         if statistics.parameter_dims is not None:
             return statistics  # they take leading dimensions already
         dims = {name: p.ndim for name, p in self._one.named_parameters()}
@@ -128,7 +128,7 @@ class _OverCopies:
         self.function, self.dims = function, dims
 
     def near(self, parameters: Any) -> _OverCopies:
-        """What it holds beside the parameters."""
+        """The same function, with what it holds moved to where the parameters are."""
         return _OverCopies(near(self.function, parameters), self.dims)
 
     def __call__(self, parameters: Any) -> Tensor:

@@ -89,9 +89,9 @@ class Ring(ABC):
 
     @abstractmethod
     def take(self) -> tuple[Tensor, Exception | None]:
-        """The new records' statistics, (..., T, k) in float64 on the CPU, which makes room.
+        """Evaluate the new records and make room; (..., T, k) in float64 on the CPU, and None.
 
-        If a statistic failed or changed its shape, the records before, and the error.
+        If a statistic failed or changed its shape: the records before that, and the error.
         """
 
     @abstractmethod
@@ -123,7 +123,7 @@ class SnapshotRing(Ring):
         self._vectorised = True
 
     def store(self) -> bool:
-        """One copy kernel; no autograd, no synchronisation."""
+        """Copy the parameters by one kernel, without autograd and without synchronisation."""
         if self.parameters.replaced():
             return False
         for parameter, address in zip(self._sources, self._addresses, strict=True):
@@ -187,7 +187,7 @@ class GatheredRing(SnapshotRing):
     """Copies of parameters that several processes share, gathered for each record."""
 
     def store(self) -> bool:
-        """All processes have to come here, or to `gather`, at the same step."""
+        """Gather and copy; all processes have to come here, or to `gather`, at the same step."""
         self._copy([whole(p) for p in self._sources])
         return True
 
@@ -232,7 +232,7 @@ class EvaluatedRing(Ring):
         return super().full or held >= self._max_bytes
 
     def take(self) -> tuple[Tensor, Exception | None]:
-        """The stored values."""
+        """Hand over the stored values."""
         rows, error = self._rows, self._error
         self.resume(0)
         _await_stores(rows[-1:])
@@ -246,7 +246,7 @@ class EvaluatedRing(Ring):
 def ring_for(
     statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int | None
 ) -> Ring:
-    """A `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit.
+    """Make a `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit.
 
     Without ``max_bytes``: 64 MiB or, if that is more, a 64th of a CUDA device's memory.
     """

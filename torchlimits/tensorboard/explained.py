@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from torchlimits.estimation.probe import PARTS, Explanation
+from torchlimits.contracts.explanation import PARTS, Explanation
 from torchlimits.tensorboard import events
 from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags_of, wall_times_of
 
@@ -14,33 +14,16 @@ from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags
 def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
     """Write the measured change of each statistic, and its parts, into one chart.
 
-    Runs ``<logdir>/explained/<part>``, tags ``explained/<statistic>``; under *Custom Scalars* with
-    a band of 1.96 standard errors. Writing again replaces.
+    There is a run ``<logdir>/explained/<part>`` for each part, with tags ``explained/<statistic>``
+    and, under *Custom Scalars*, a band of 1.96 standard errors. Writing again replaces them.
 
     Args:
         logdir: the experiment's folder; made if it is not there.
-        explanation: of `Tracker.explanation`.
+        explanation: the parts, from `Tracker.explanation`.
 
     Raises:
         OSError: if ``logdir`` is a file or cannot be written to.
-        TypeError: if it is no `Explanation`.
-
-    Example:
-        >>> import tempfile, torch, torchlimits as tl
-        >>> problem = tl.SpikedTensor(dim=20, order=2, snr=2.0)
-        >>> model = problem.model()
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 20)
-        >>> probe = tl.Probe(problem.loss, problem.sample, every=5)
-        >>> with tl.track(model, optimizer, problem.statistics, probe=probe) as tracker:
-        ...     for _ in range(10):
-        ...         optimizer.zero_grad()
-        ...         features, target = problem.sample(1)
-        ...         problem.loss(model(features), target).backward()
-        ...         optimizer.step()
-        >>> with tempfile.TemporaryDirectory() as logdir:
-        ...     write_explanation(logdir, tracker.explanation())
-        ...     sorted(run.name for run in Path(logdir, "explained").iterdir())
-        ['corrector', 'gradient flow', 'measured change', 'residual']
+        TypeError: if ``explanation`` is not an `Explanation`.
     """
     if not isinstance(explanation, Explanation):
         raise TypeError(

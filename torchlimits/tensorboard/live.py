@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float, Int
 
 from torchlimits import _checks
-from torchlimits.estimation.probe import Explanation
+from torchlimits.contracts.explanation import Explanation
+from torchlimits.contracts.sink import Sink, check_continues
 from torchlimits.tensorboard import events
 from torchlimits.tensorboard.events import (
     Event,  # pyright: ignore[reportAttributeAccessIssue]
@@ -37,16 +38,18 @@ from torchlimits.trajectory import Trajectory
 _LONGEST = 10**9
 
 
-class _Live(ABC):
+class _Live(Sink):
     """Takes the pieces of a growing trajectory and passes on few enough of their rows."""
+
+    newest: int = -1
 
     def __init__(self, max_points: int | None, total_steps: int | None) -> None:
         check_cap(max_points)
         if total_steps is not None:
             _checks.positive_int("total_steps", total_steps)
         self._max_points, self._total_steps = max_points, total_steps
-        #: the last step taken, and the last that was written; -1: none
-        self.newest, self._written = -1, -1
+        #: the last step that was written; -1: none
+        self._written = -1
         self._tail: tuple[Trajectory, np.ndarray] | None = None
         self._clock = time.time()
         self._like: Trajectory | None = None
@@ -77,12 +80,8 @@ class _Live(ABC):
         self.newest = max(self.newest, int(steps[-1]))
         self._clock = float(wall_times[-1])
 
-    @abstractmethod
-    def flush(self) -> None:
-        """Make what was added visible to a running TensorBoard."""
-
     def state_dict(self) -> dict[str, Any]:
-        """How far the rows came, for `Tracker.state_dict`."""
+        """Tell how far the rows came, for `Tracker.state_dict`."""
         tail = None
         if self._tail is not None:
             row, wall_times = self._tail
@@ -99,7 +98,7 @@ class _Live(ABC):
         """Go on where `state_dict` was taken.
 
         Raises:
-            ValueError: if it is no such state.
+            ValueError: if the state is not one that `state_dict` gave.
         """
         newest, written, tail = _checked_state(state)
         self.newest, self._written, self._tail = newest, written, tail
@@ -116,14 +115,10 @@ class _Live(ABC):
         self._closed = True
 
     @abstractmethod
-    def explain(self, explanation: Explanation) -> None:
-        """Show what a tracker's probe has found so far; see `write_explanation`."""
-
-    @abstractmethod
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None: ...
 
     def _buckets(self, steps: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
-        """Increasing with the step; the first row of each bucket is shown."""
+        """Number buckets, increasing with the step; the first row of each bucket is shown."""
         if self._max_points is None:
             return steps
         if self._total_steps is not None:
@@ -141,17 +136,7 @@ class _Live(ABC):
         if self._like is None:
             tags_of(chunk.names, band=False)  # they may clash
             self._like = chunk.slice(slice(0, 0))
-        first = self._like
-        if (
-            list(chunk.names) != list(first.names)
-            or chunk.values.ndim != first.values.ndim
-            or (chunk.values.shape[:-2] != first.values.shape[:-2])
-        ):
-            raise ValueError(
-                f"expected pieces of one trajectory, of {list(first.names)} and runs "
-                f"{tuple(first.values.shape[:-2])}, got {chunk!r} of {list(chunk.names)}: "
-                "give each trajectory a writer of its own"
-            )
+        check_continues(self._like, chunk, "writer")
 
 
 def _checked_state(
@@ -233,7 +218,7 @@ class Writer(_Live):
         super().__init__(max_points, total_steps)
         self._max_runs = _checks.positive_int("max_runs", max_runs)
         # the folder behind a symbolic link, which is made if the link leads nowhere yet
-        self._folder = log_folder(os.path.realpath(logdir))
+        self.logdir: Path = log_folder(os.path.realpath(logdir))
         self._files: list[events.EventFile] = []
 
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
@@ -249,8 +234,8 @@ class Writer(_Live):
         After `load_state_dict` they continue those that are there.
         """
         purge_step = self._written + 1
-        old = [] if purge_step else events.own_files(self._folder, numbered=True)
-        places = run_folders(self._folder, rows, self._max_runs)
+        old = [] if purge_step else events.own_files(self.logdir, numbered=True)
+        places = run_folders(self.logdir, rows, self._max_runs)
         files = [events.EventFile(place, purge_step=purge_step) for place in places]
         if not purge_step:
             files[0].add(layout_of(rows.names, band=False))
@@ -259,16 +244,11 @@ class Writer(_Live):
         self._files = files
         events.retire(old)
 
-    @property
-    def logdir(self) -> Path:
-        """The folder that is written to."""
-        return self._folder
-
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from the state that `state_dict` gave; in a folder without event files, anew."""
         super().load_state_dict(state)
         self._files = []
-        if not events.own_files(self._folder, numbered=True):
+        if not events.own_files(self.logdir, numbered=True):
             self.newest, self._written, self._tail = -1, -1, None
 
     def flush(self) -> None:
@@ -277,7 +257,11 @@ class Writer(_Live):
             file.flush()
 
     def explain(self, explanation: Explanation) -> None:
-        """Write an explanation (`Tracker.explanation`) into ``<logdir>/explained``.
+        """Show the measured change of each statistic, and what explains it, in one chart.
+
+        There is a run ``<logdir>/explained/<part>`` for each part of the explanation
+        (`Tracker.explanation`), with a band of 1.96 standard errors under *Custom Scalars*.
+        Writing again replaces them.
 
         Example:
             >>> import tempfile, torch
@@ -285,10 +269,10 @@ class Writer(_Live):
             >>> flat = Trajectory(t, torch.tensor([0]), u, ["m"], std=u)
             >>> with tempfile.TemporaryDirectory() as logdir, Writer(logdir) as writer:
             ...     writer.explain(Explanation(flat, flat, flat, flat))
-            ...     [file.name for file in Path(logdir).iterdir()]
-            ['explained']
+            ...     sorted(run.name for run in Path(logdir, "explained").iterdir())
+            ['corrector', 'gradient flow', 'measured change', 'residual']
         """
-        write_explanation(self._folder, explanation)
+        write_explanation(self.logdir, explanation)
 
     def __enter__(self) -> Writer:
         return self
@@ -302,7 +286,7 @@ class Writer(_Live):
         self.close()
 
 
-class _Borrowed(_Live):
+class Borrowed(_Live):
     """Writes into a SummaryWriter of the user's, which stays open; run r has tags ``.../run r``.
 
     To resume, the user makes it with ``purge_step=`` the checkpoint's step + 1.
@@ -328,40 +312,9 @@ class _Borrowed(_Live):
             file.add_event(Event(summary=summary), step, float(wall_time))
 
     def explain(self, explanation: Explanation) -> None:
-        """Into ``<log_dir>/explained``."""
+        """Write an explanation into ``<log_dir>/explained``."""
         write_explanation(self._writer.log_dir, explanation)
 
     def flush(self) -> None:
         """Make what was added visible to a running TensorBoard."""
         self._writer.flush()
-
-
-def live(writer: Any) -> Any:
-    """What shows a growing trajectory: an object with ``add(chunk)``, ``flush()``, ``close()``.
-
-    Args:
-        writer: a log directory (-> `Writer`), a `Writer` or another object with ``add`` and
-            ``flush`` (-> itself), or a ``torch.utils.tensorboard.SummaryWriter``, which gets one
-            event a step and is flushed, never closed.
-
-    Raises:
-        TypeError: if it is none of these.
-        OSError: if the log directory cannot be written to.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as logdir:
-        ...     type(live(logdir)).__name__
-        'Writer'
-    """
-    if isinstance(writer, (str, Path)):
-        return Writer(writer)
-    if hasattr(writer, "add") and hasattr(writer, "flush"):
-        return writer
-    # not isinstance: torch.utils.tensorboard takes more than a second to import
-    if hasattr(writer, "_get_file_writer"):
-        return _Borrowed(writer)
-    raise TypeError(
-        "expected writer as a log directory, a torchlimits.tensorboard.Writer or a "
-        f"torch.utils.tensorboard.SummaryWriter, got {type(writer).__name__}"
-    )

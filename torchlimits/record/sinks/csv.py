@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from torchlimits.contracts.sink import Sink, check_continues
 from torchlimits.files.row_file import append_whole
 from torchlimits.record.sinks.log_function import newest_of
 from torchlimits.trajectory import Trajectory
@@ -21,7 +22,7 @@ from torchlimits.trajectory import Trajectory
 _BEGINNING = b"step,time,"
 
 
-class CSV:
+class CSV(Sink):
     """Recorded statistics as a CSV file; give it to `tl.track` as ``writer``.
 
     One row a record, with columns ``step``, ``time`` (limit time), ``run`` where there are
@@ -61,12 +62,12 @@ class CSV:
         3
     """
 
+    newest: int = -1
+
     def __init__(self, path: str | Path) -> None:
         # the file behind a symbolic link, not a file in the place of the link
         self.path = Path(os.path.realpath(path))
         self._like: Trajectory | None = None
-        #: the last step that is in the file; -1: none of this run
-        self.newest = -1
         if self.path.exists():
             self._check_ours()
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,12 +94,7 @@ class CSV:
             )
         if self._like is None:
             self._like = chunk.slice(slice(0, 0))
-        if _header(chunk) != _header(self._like) or chunk.runs != self._like.runs:
-            raise ValueError(
-                f"expected pieces of one trajectory, of {list(self._like.names)} and "
-                f"{self._like.runs} runs, got {chunk!r} of {list(chunk.names)}: give each "
-                "trajectory a CSV of its own"
-            )
+        check_continues(self._like, chunk, "CSV")
 
     def add(self, chunk: Trajectory) -> None:
         """Append the chunk's rows that are not in the file yet: all or, with an OSError, none."""
@@ -114,7 +110,7 @@ class CSV:
         self.newest = int(later.steps[-1])
 
     def _begin(self, content: bytes) -> None:
-        """A new file, which replaces an old one once it is whole."""
+        """Begin a new file, which replaces an old one once it is whole."""
         partial = self.path.with_name(self.path.name + ".partial")
         try:
             partial.write_bytes(content)
@@ -125,23 +121,23 @@ class CSV:
             raise
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no row is held back."""
 
     def state_dict(self) -> dict[str, int]:
-        """How far the rows came, for `Tracker.state_dict`."""
+        """Tell how far the rows came, for `Tracker.state_dict`."""
         return {"newest": self.newest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken, with the rows up to there that the file has.
 
         Raises:
-            ValueError: if it is no such state.
+            ValueError: if the state is not one that `state_dict` gave.
         """
         newest = newest_of(state)
         self.newest = self._cut(newest) if self.path.exists() else -1
 
     def _cut(self, newest: int) -> int:
-        """Drop what comes after a step, and a torn record; the last step that is left, or -1."""
+        """Drop what comes after a step, and a torn record; return the last step left, or -1."""
         assert self._like is not None, "`check` comes first"
         with self.path.open("r+b") as file:
             header = file.readline()
@@ -164,7 +160,7 @@ def _header(chunk: Trajectory) -> bytes:
 
 
 def _lines(chunk: Trajectory) -> bytes:
-    """The rows of all runs, record by record."""
+    """The text of all runs' rows, record by record."""
     runs, records = chunk.runs, len(chunk)
     values = chunk.values.reshape(runs, records, -1).movedim(0, 1).reshape(runs * records, -1)
     steps = np.repeat(chunk.steps.numpy(), runs).tolist()

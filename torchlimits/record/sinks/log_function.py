@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torchlimits.contracts.sink import Sink
 from torchlimits.trajectory import Trajectory
 
 #: of independent runs, so many are shown, as in TensorBoard
 _MOST_RUNS = 16
 
 
-class Logged:
-    """A sink that gives each recorded row to a function; made by `tl.track` of its ``writer``.
+class Logged(Sink):
+    """A sink that gives each recorded row to a function; `tl.track` makes it from a ``writer``.
 
     Rows come up to some seconds after their steps. A logger that takes steps in order only drops
     those that are earlier than what the loop itself has logged meanwhile; Weights & Biases does. In
@@ -36,17 +37,17 @@ class Logged:
         {'m/1': 1.0} 0
     """
 
+    newest: int = -1
+
     def __init__(self, log: Callable[[dict[str, float], int], Any]) -> None:
         self._log = log
-        self.__name__ = getattr(log, "__qualname__", type(log).__name__)
-        #: the last step that the function has taken; -1: none
-        self.newest = -1
+        self._name = getattr(log, "__qualname__", type(log).__name__)
         try:
             inspect.signature(log).bind({}, 0)
         except TypeError as error:
             raise TypeError(
                 "expected writer as a function that can be called as log(dict, step), got "
-                f"{self.__name__}: {error}"
+                f"{self}: {error}"
             ) from error
         except ValueError:
             pass  # functions written in C need not tell
@@ -68,15 +69,18 @@ class Logged:
             self.newest = step
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no row is held back."""
 
     def state_dict(self) -> dict[str, int]:
-        """How far the rows came, for `Tracker.state_dict`."""
+        """Tell how far the rows came, for `Tracker.state_dict`."""
         return {"newest": self.newest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the step of a state; calls that were made cannot be taken back."""
         self.newest = newest_of(state)
+
+    def __str__(self) -> str:
+        return self._name
 
 
 def newest_of(state: Any) -> int:

@@ -1,0 +1,83 @@
+"""`Explanation`: what of the statistics' change along a run drift and corrector explain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torchlimits.trajectory import Trajectory
+
+#: the parts of an `Explanation`, and what they are called in TensorBoard
+PARTS = {
+    "change": "measured change",
+    "drift": "gradient flow",
+    "corrector": "corrector",
+    "residual": "residual",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    r"""The change of the statistics since step 0, and what explains it.
+
+    .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
+
+    with f and g estimated along the run, at the parameters themselves, and integrated by the
+    trapezoidal rule. The residual holds the noise of SGD, which is a martingale, what happens
+    between two probes, and, where steps are large, orders of the step size beyond Theorem 2.2. Each
+    part is a `Trajectory` of T probes and k statistics. Its ``std`` is the standard error of the
+    integrals; the residual's includes the standard deviation of the martingale, from the estimated
+    covariance of single steps: a residual of several times its ``std`` is not noise.
+
+    Attributes:
+        change: the measured change u(t) - u(0).
+        drift: the part that the population drift (gradient flow), -f, explains.
+        corrector: the part that the population corrector, g, explains.
+        residual: the part that neither explains.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=20, order=2, snr=2.0)
+        >>> model = problem.model()
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 20)
+        >>> probe = tl.Probe(problem.loss, problem.sample, every=5)
+        >>> with tl.track(model, optimizer, problem.statistics, probe=probe) as tracker:
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         features, target = problem.sample(1)
+        ...         problem.loss(model(features), target).backward()
+        ...         optimizer.step()
+        >>> parts = tracker.explanation().parts()
+        >>> explained = sum(parts[name].values for name in ("drift", "corrector", "residual"))
+        >>> bool(torch.allclose(explained, parts["change"].values))
+        True
+    """
+
+    change: Trajectory
+    drift: Trajectory
+    corrector: Trajectory
+    residual: Trajectory
+
+    def parts(self) -> dict[str, Trajectory]:
+        """The four parts by name, in the order of `PARTS`."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def __repr__(self) -> str:
+        times = self.change.times
+        return (
+            f"Explanation({len(self.change.names)} statistics, {len(times)} probes, "
+            f"t = {times[0]:g} ... {times[-1]:g})"
+        )
+
+    def __str__(self) -> str:
+        error = self.residual.std
+        assert error is not None
+        rows = [["statistic", *PARTS.values()]]
+        for i, name in enumerate(self.change.names):
+            values = [f"{path.final[i]:.4f}" for path in self.parts().values()]
+            values[-1] += f" ± {error[-1, i]:.4f}"
+            rows.append([name, *values])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        )

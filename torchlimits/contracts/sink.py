@@ -1,0 +1,117 @@
+"""`Sink`: where recorded rows are shown while the training goes on."""
+
+# methods that a sink may leave out do nothing
+# ruff: noqa: B027
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torchlimits.contracts.explanation import Explanation
+from torchlimits.trajectory import Trajectory
+
+
+class Sink(ABC):
+    """Takes the recorded rows of a run while they are made; hand one to `tl.track` as ``writer``.
+
+    `tl.CSV` and `tl.tensorboard.Writer` are sinks. One of your own needs `add` and `flush`; all
+    else has a default.
+
+    A sink that raises an exception does not end the training: a warning says so, once, and rows
+    whose `add` did not return are given again later, after a `flush` that did. Its `str` is what
+    warnings call it.
+
+    Attributes:
+        newest: the last step that the sink has taken, -1 if none. Keep it if `add` can fail
+            half-way, or if the sink may have less of a run that is resumed than its state says.
+            None, the default, leaves it to the tracker to remember what it gave.
+        logdir: the folder that the sink writes into, or None. There the tracker leaves the
+            trajectory if it was given no ``path``.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> class Printed(Sink):
+        ...     def add(self, chunk):
+        ...         print(chunk.steps.tolist(), chunk.values.tolist())
+        ...     def flush(self):
+        ...         pass
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> with tl.track(model, optimizer, {"one": lambda p: p["bias"] ** 0}, writer=Printed()):
+        ...     optimizer.step()
+        [0] [[1.0]]
+        [1] [[1.0]]
+
+    What it leaves out has no effect:
+
+        >>> sink = Printed()
+        >>> sink.check(tl.Trajectory([0.0], [0], [[1.0]], ["n"]))
+        >>> sink.load_state_dict(sink.state_dict())
+        >>> sink.explains or sink.explain(None)
+        >>> sink.close()
+    """
+
+    # int or None, and a path or None: a sink of one's own may have the first without the second
+    newest: Any = None
+    logdir: Any = None
+
+    @abstractmethod
+    def add(self, chunk: Trajectory) -> None:
+        """Take the next rows of the trajectory.
+
+        Args:
+            chunk: values ``(..., T, k)``. After a failure or a resume, it may hold rows that were
+                given before.
+        """
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make what was added visible to readers."""
+
+    def check(self, chunk: Trajectory) -> None:
+        """Raise an exception, ahead of hours of training, if `add` would refuse the chunk."""
+
+    def explain(self, explanation: Explanation) -> None:
+        """Show an explanation: what the run's observer has found so far, before each `flush`."""
+
+    @property
+    def explains(self) -> bool:
+        """Whether there is an `explain` for which an explanation is worth its computation."""
+        return type(self).explain is not Sink.explain
+
+    def state_dict(self) -> Any:
+        """How far the rows came, as a part of `Tracker.state_dict`.
+
+        None, the default, stands for a sink without a state: in a resumed run it is given the rows
+        that are later than the tracker's state.
+        """
+        return None
+
+    def load_state_dict(self, state: Any) -> None:
+        """Go on with the state that `state_dict` gave.
+
+        Raises:
+            ValueError: if it is another or damaged; then nothing has changed.
+        """
+
+    def close(self) -> None:
+        """End what was begun; called for sinks that the tracker made of a log directory."""
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+
+def check_continues(first: Trajectory, chunk: Trajectory, sink: str) -> None:
+    """Raise ValueError unless a chunk has the statistics and the runs of the first one.
+
+    Args:
+        first, chunk: any rows of a trajectory.
+        sink: what a message calls the kind of sink.
+    """
+    shapes = [tuple(rows.values.shape[:-2]) for rows in (first, chunk)]
+    if list(chunk.names) != list(first.names) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"expected pieces of one trajectory, of {list(first.names)} and runs {shapes[0]}, got "
+            f"{chunk!r} of {list(chunk.names)}: give each trajectory a {sink} of its own"
+        )

@@ -1,0 +1,57 @@
+"""`NonFiniteStatistic`: raised when training diverged, with everything recorded before that."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from torchlimits.trajectory import Trajectory
+
+
+class NonFiniteStatistic(ValueError):
+    """Raised when a statistic became NaN or infinite: most often, SGD diverged.
+
+    Attributes:
+        step: the optimizer step after which it did.
+        name: the name of the statistic.
+        value: its value, NaN or infinite.
+        trajectory: all that was recorded before that step.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=1e30)
+        >>> try:
+        ...     with tl.track(model, optimizer, {"norm": lambda p: p["weight"].norm()}):
+        ...         for _ in range(5):
+        ...             model(torch.ones(8, 3)).square().mean().backward()
+        ...             optimizer.step()
+        ... except NonFiniteStatistic as error:
+        ...     print(error.name, error.step, error.trajectory.steps.tolist())
+        norm 1 [0]
+    """
+
+    trajectory: Trajectory | None = None
+
+    def __init__(self, name: str, step: int, value: float) -> None:
+        self.name, self.step, self.value = name, step, value
+        super().__init__(
+            f"statistic {name} is {value} after step {step}: training diverged (lower the step "
+            f"size) or the statistic is not defined there; everything before step {step} is kept"
+        )
+
+    def __reduce__(self) -> tuple[type, tuple[str, int, float]]:
+        return type(self), (self.name, self.step, self.value)
+
+
+def finite_rows(values: Tensor) -> int:
+    """How many rows of (..., T, k) come before the first one that is not finite in every run."""
+    finite = values.isfinite().movedim(-2, 0).flatten(1).all(dim=-1)
+    return len(finite) if bool(finite.all()) else int((~finite).nonzero()[0])
+
+
+def non_finite(names: list[str], step: int, row: Tensor) -> NonFiniteStatistic:
+    """The error for the first entry of a row (..., k) that is not finite."""
+    flat = row.reshape(-1, row.shape[-1])
+    run, column = (~flat.isfinite()).nonzero()[0].tolist()
+    label = names[column] + (f" (run {run})" if len(flat) > 1 else "")
+    return NonFiniteStatistic(label, step, float(flat[run, column]))

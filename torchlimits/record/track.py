@@ -1,0 +1,140 @@
+"""`track`: record summary statistics at every step of a training loop that somebody else wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchlimits import _checks
+from torchlimits.contracts.observer import Watcher
+from torchlimits.record.follower import Follower
+from torchlimits.record.optimizer_hook import check_types
+from torchlimits.record.own_parameters import OwnParameters, unwrapped
+from torchlimits.record.replicas import Replicated
+from torchlimits.record.tracker import Tracker
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
+
+
+def track(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction],
+    *,
+    every: int = 1,
+    writer: Any = None,
+    path: str | Path | None = None,
+    max_bytes: int | None = None,
+    probe: Watcher | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> Tracker:
+    """Record summary statistics at every step of `optimizer`, step 0 included.
+
+    A hook on the optimizer copies the parameters that the statistics read into a preallocated
+    ring on their device; the statistics are evaluated for the whole ring at once when it is full
+    or five seconds have passed (or at `Tracker.flush`). Then they are written to disk and shown.
+    Training is bit-identical with and without: no random number is drawn, nothing enters autograd,
+    and the device is not synchronised in between.
+
+    Nothing recorded is lost: with a ``path`` (or a log directory) rows are appended to
+    ``<path>.unfinished`` at every flush. A program that is killed leaves that file, which
+    `Trajectory.load` opens; `Tracker.close` turns it into ``path``. What a full disk or a broken
+    writer refuses is kept and tried again, while training goes on: see `Recording`.
+
+    To resume, put `Tracker.state_dict` into your checkpoint, make the tracker with the same
+    arguments in the new program, and call `Tracker.load_state_dict` before the first step.
+
+    **Steps.** A step is a call of ``optimizer.step`` that ended, whatever came before it: several
+    backward passes, or a closure evaluated several times (LBFGS). Steps that a ``GradScaler`` skips
+    do not count (with a fused optimizer on CUDA, asking for that synchronises the device). Limit
+    time grows by the step's learning rate in the first parameter group with a parameter of the
+    model; while that is 0, or too small to change the sum, steps count and are not recorded.
+
+    **Models.** Whatever is around the model (`torch.compile`, DataParallel,
+    DistributedDataParallel, Lightning Fabric), names are those of the user's own module. Tied
+    parameters are one, by the first of their names. Parameters that are moved
+    (``model.to(...)``) or replaced in the model are followed, as long as the statistics keep their
+    shape and the optimizer holds one of them. Copies of model and optimizer (`copy.deepcopy`) are
+    not recorded. Other threads than the one that trains may ask the tracker for what it has.
+
+    **Processes.** With DistributedDataParallel, ``fully_shard`` or other DTensor parameters, make
+    the tracker on every rank, of the wrapped model: rank 0 records the whole parameters, the others
+    take part in gathering them at every recorded step, and ignore ``writer`` and ``path`` (see
+    `Follower` for what else their trackers do). `Tracker.remove` and `Tracker.close` are for all
+    ranks at the same step. Gathering costs the communication of one forward pass; ``every`` saves
+    it.
+
+    Args:
+        model: any module.
+        optimizer: any optimizer that holds at least one parameter of the model.
+        statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes. They get
+            half-precision parameters in float32; values are recorded in float64.
+        every: record every so many steps.
+        writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
+            ``torch.utils.tensorboard.SummaryWriter`` (to resume, made with ``purge_step=`` the
+            checkpoint's step + 1), a function ``log(dict, step)``, or any `Sink`.
+        path: where the trajectory is after `Tracker.close`, also when the loop ends in an
+            exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
+            recorded, which takes no time and can be memory-mapped. Without one, and with a log
+            directory or a `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
+        max_bytes: bound on the ring; by default 64 MiB, or a 64th of a CUDA device's memory if that
+            is more. If not even two snapshots fit, the statistics are evaluated in the hook itself,
+            which takes a launch or more for each of them at every step.
+        probe: a `Probe`: estimate drift and corrector along the run, so that
+            `Tracker.explanation` (and TensorBoard, under ``explained``) says what of the
+            statistics' change they explain; needs torch.optim.SGD and no sharded parameters. Or
+            a `Watcher` of your own: its `Observer` follows the run.
+        parameters: facts about the run, JSON-able, for the trajectory's
+            ``metadata["parameters"]``, beside the optimizer's settings.
+
+    Returns:
+        A `Tracker`, to be closed, or used as a context manager.
+
+    Raises:
+        ValueError: if the optimizer holds none of the model's parameters or has no lr, its lr is 0
+            and no scheduler will raise it, every < 1, the statistics read no parameter or one on
+            the meta device, or one is not finite at the start. During training, at a flush:
+            `NonFiniteStatistic`, or a `StatisticError` if a statistic fails or changes its shape,
+            with the step after which it did and the rows before it kept; at a step:
+            a ValueError if parameters were replaced by others that cannot be followed.
+        OSError: if the folder of ``path`` or the log directory cannot be written to.
+        TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with tl.track(model, optimizer, {"norm": lambda p: p["weight"].norm()}) as tracker:
+        ...     for _ in range(5):
+        ...         model(torch.randn(8, 3)).square().mean().backward()
+        ...         optimizer.step()
+        >>> tracker.trajectory()["norm"].shape
+        torch.Size([6])
+    """
+    check_types(model, optimizer)
+    statistics = _statistics_of(statistics, model)
+    _checks.json_text("parameters", parameters or {})
+    if max_bytes is not None:
+        _checks.positive_int("max_bytes", max_bytes)
+    own = OwnParameters(model)
+    if not isinstance(probe, (Watcher, type(None))):
+        raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
+    if probe is not None and own.sharded:
+        raise ValueError(
+            "expected parameters that one process has, got sharded ones: a probe runs the model "
+            "in one process; track without one"
+        )
+    if not own.leads:
+        return Follower(model, optimizer, statistics, every)
+    return Tracker(model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters)
+
+
+def _statistics_of(
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction], model: nn.Module
+) -> SummaryStatistics:
+    """The statistics to record: of all copies, if the model holds several."""
+    result, own = SummaryStatistics.of(statistics), unwrapped(model)
+    return own.statistics(result) if isinstance(own, Replicated) else result
