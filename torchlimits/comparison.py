@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from torchlimits import _text
 from torchlimits.trajectory import BAND, Trajectory
 
 
@@ -77,13 +78,7 @@ class Comparison:
         return self.table()
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for first, *others in cells:
-            right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *right]))
-        return "\n".join(lines)
+        return _text.table(self._cells())
 
     def _cells(self) -> list[list[str]]:
         """The header and a row for each statistic."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits import _checks
+from torchlimits import _checks, _text
 from torchlimits.estimation.estimate import Estimator, Loss, Sampler
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.summary import SummaryStatistics
@@ -136,11 +136,7 @@ class Explanation:
             values = [f"{path.final[i]:.4f}" for path in self.parts().values()]
             values[-1] += f" ± {error[-1, i]:.4f}"
             rows.append([name, *values])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        )
+        return _text.table(rows)
 
 
 class Prober:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchlimits import _text
+
 #: exponents closer than this are not told apart: finite dimensions are not the limit
 RESOLUTION = 0.1
 #: half widths in standard errors
@@ -221,9 +223,4 @@ class Report:
         for c in self.conditions:
             cells = [f"{y:.2g} ± {e:.1g}" for y, e in zip(c.values, c.errors, strict=True)]
             rows.append([c.name, *cells, c.verdict])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
-            for row in rows
-        ]
-        return "\n".join([self.title, *lines])
+        return f"{self.title}\n{_text.table(rows, prose=True)}"
