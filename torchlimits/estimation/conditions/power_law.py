@@ -181,7 +181,7 @@ def _percent(size: float) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConditionReport:
     """Conditions and their verdicts.
 
     Attributes:
@@ -192,7 +192,7 @@ class Report:
         >>> dims, errors = [10, 100, 1000], [0.0, 0.0, 0.0]
         >>> bounded = at_most("x", dims, [1.0, 1.0, 1.0], errors, needed=0.0)
         >>> growing = at_most("y", dims, [1.0, 10.0, 100.0], errors, needed=0.5)
-        >>> report = Report("two bounds", (bounded, growing))
+        >>> report = ConditionReport("two bounds", (bounded, growing))
         >>> report.holds, report.fails, report["x"].holds, report["y"].law.exponent
         (False, True, True, 1.0)
     """
