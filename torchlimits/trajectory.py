@@ -144,6 +144,8 @@ class Trajectory:
         Raises:
             ValueError: for an unknown name; it says which there are.
         """
+        if list(names) == list(self.names):
+            return self
         columns = [self.index(name) for name in names]
         std = None if self.std is None else self.std[..., columns]
         return replace(self, values=self.values[..., columns], names=names, std=std)
