@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.files import row_file, saved
+from torchlimits.files import archive, row_file
 
 if TYPE_CHECKING:
     import pandas
@@ -257,7 +257,7 @@ class Trajectory:
         }
         if self.std is not None:
             fields["std"] = self.std.numpy()
-        saved.write(Path(path), fields)
+        archive.write(Path(path), fields)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -281,11 +281,7 @@ class Trajectory:
             try:
                 if file.read(len(row_file.MAGIC)) == row_file.MAGIC:
                     return trajectory_of_rows(*row_file.read(path))
-                fields = saved.read(file)
-                for name, array in fields.items():
-                    if isinstance(array, np.ndarray):
-                        fields[name] = torch.from_numpy(array)
-                return cls(**fields)
+                return cls(**archive.read(file))
             # whatever a damaged file makes of the libraries that read it
             except Exception as error:
                 raise ValueError(

@@ -159,12 +159,7 @@ class _Differences:
     def add(
         self, pairs: Mapping[str, list[tuple[Estimate, Estimate]]], only: str | None = None
     ) -> None:
-        """Add estimates at parameters with the same statistics, by how the parameters were made.
-
-        Args:
-            pairs: for each kind two estimates, from separate samples, at each of its parameters.
-            only: the one kind whose differences are counted; None: all.
-        """
+        """Add the estimates at one value of the statistics, by how the parameters were made."""
         for quantity in _QUANTITIES:
             values = {kind: _values(quantity, pair) for kind, pair in pairs.items()}
             centre = values[self.reference].mean(1, keepdim=True)
