@@ -157,7 +157,7 @@ def group_table(measured: tl.Trajectory, predictions: dict[str, tl.Trajectory]) 
     return lines
 
 
-def conclusions(report: tl.Report) -> list[str]:
+def conclusions(report: tl.ConditionReport) -> list[str]:
     """What the report means for predictions from the statistics alone."""
     lines = []
     for quantity in ("drift", "corrector"):

@@ -151,3 +151,32 @@ def test_rows_are_chosen_whatever_the_default_device(monkeypatch):
     with torch.device("meta"):
         before.thin(7)
     assert torch.equal(*chosen)
+
+
+def test_statistics_are_selected_by_name_in_the_order_asked_for():
+    path = two_runs()
+    chosen = path.select(["r2", "m[0]"])
+    assert chosen.names == ["r2", "m[0]"]
+    assert torch.equal(chosen.values, path.values.flip(-1))
+    assert torch.equal(chosen.std, path.std.flip(-1))
+    assert chosen.metadata == path.metadata
+    with pytest.raises(ValueError, match=r"'m\[0\]', 'r2'.*'m\[1\]'"):
+        path.select(["m[1]"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": np.array("torchlimits.Trajectory/9")}, "Trajectory/1', got torchlimits.*/9"),
+        ({"values": None}, "it has no values"),
+        ({"metadata": np.array("[]")}, "metadata are not a dict"),
+        ({"names": np.array("a")}, "names or times are not a list"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path, change, message):
+    path(k=1).save(tmp_path / "u.npz")
+    with np.load(tmp_path / "u.npz") as file:
+        arrays = {**file, **change}
+    np.savez(tmp_path / "u.npz", **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(ValueError, match=f"cannot be read: .*{message}"):
+        tl.Trajectory.load(tmp_path / "u.npz")

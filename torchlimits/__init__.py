@@ -16,7 +16,7 @@ from torchlimits.estimation.conditions.localizability import (
     critical_step_size,
     localizability,
 )
-from torchlimits.estimation.conditions.power_law import Report
+from torchlimits.estimation.conditions.power_law import ConditionReport
 from torchlimits.estimation.conditions.sized_problem import Triple
 from torchlimits.estimation.conditions.step_size import Regime, regime
 from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
@@ -44,6 +44,7 @@ __all__ = [
     "CSV",
     "Basins",
     "Comparison",
+    "ConditionReport",
     "CriticalStepSize",
     "EffectiveDynamics",
     "EmpiricalDynamics",
@@ -58,7 +59,6 @@ __all__ = [
     "PhaseDiagram",
     "Probe",
     "Regime",
-    "Report",
     "SpikedTensor",
     "StatisticError",
     "SummaryStatistics",

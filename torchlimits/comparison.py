@@ -1,4 +1,4 @@
-"""`compare`: measured against predicted, statistic by statistic."""
+"""Measured against predicted: which statistics match, and how far they are apart."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from torchlimits import _text
 from torchlimits.trajectory import BAND, Trajectory
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What `compare` found, one entry a statistic; print it, or show `table()` with rich.
+    """What `compare` found, an entry for each statistic; print it, or show `table()` with rich.
 
     Attributes:
-        names: the k statistics.
+        names: the k statistics that both sides have, in the measured order.
         measured, predicted: their values at the last time, means over the runs, shape ``(k,)``.
         standard_error: of ``measured``, from the spread of (measured - predicted) over the runs;
             NaN for one run.
@@ -31,6 +32,8 @@ class Comparison:
         inside: the share of time (and runs) that the measured values are inside the predicted 95 %
             band, after the start; None without a band.
         runs: how many runs.
+        unmatched: the statistics that only one side has, by side: ``"measured"``,
+            ``"predicted"``.
 
     Example:
         >>> import torch
@@ -52,6 +55,7 @@ class Comparison:
     sup_in_std: Float[Tensor, " k"] | None
     inside: Float[Tensor, " k"] | None
     runs: int
+    unmatched: dict[str, list[str]]
 
     @property
     def worst(self) -> str:
@@ -59,13 +63,13 @@ class Comparison:
         return self.names[int(self.sup_difference.argmax())]
 
     def table(self) -> Table:
-        """A rich table."""
-        title = "measured against predicted" + (f", mean of {self.runs} runs" * (self.runs > 1))
+        """The rich table that holds what ``print`` shows."""
         header, *rows = self._cells()
         # 80 characters hold it, with a band too
-        table = Table(
-            title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0, show_edge=False
-        )
+        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+        table.title_justify = table.caption_justify = "left"
+        table.title = "measured against predicted" + f", mean of {self.runs} runs" * (self.runs > 1)
+        table.caption = escape("\n".join(unmatched_lines(self.unmatched))) or None
         for i, column in enumerate(header):
             width = max(len(row[i]) for row in rows)
             table.add_column(column, justify="right" if i else "left", min_width=width)
@@ -77,13 +81,7 @@ class Comparison:
         return self.table()
 
     def __str__(self) -> str:
-        cells = self._cells()
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for first, *others in cells:
-            right = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-            lines.append("  ".join([first.ljust(widths[0]), *right]))
-        return "\n".join(lines)
+        return "\n".join([_text.table(self._cells()), *unmatched_lines(self.unmatched)])
 
     def _cells(self) -> list[list[str]]:
         """The header and a row for each statistic."""
@@ -110,18 +108,21 @@ class Comparison:
 
 
 def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
-    """Compare two trajectories of the same statistics at the same times.
+    """Compare two trajectories at the same times, statistic by statistic.
 
-    Runs (leading dimensions) are averaged; a prediction without runs is compared with each. Each
-    run may have a start and so a prediction of its own: the standard errors are those of the
+    Statistics match by name, whatever their order; those that only one side has are listed. Runs
+    (leading dimensions) are averaged; a prediction without runs is compared with each. Each run
+    may have a start and so a prediction of its own: the standard errors are those of the
     differences, run by run.
 
     Args:
         measured: values ``(..., T, k)``.
-        predicted: values ``(..., T, k)`` or ``(T, k)``.
+        predicted: values ``(..., T, k)``, one run for each measured one or one for all.
 
     Raises:
-        ValueError: if the statistics, the times or the runs differ.
+        ValueError: if no statistic is in both, a trajectory is empty, or the times or the numbers
+            of runs differ.
+        TypeError: if an argument is not a `Trajectory`.
 
     Example:
         >>> import torch
@@ -132,24 +133,25 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         statistic  measured, end  predicted, end  sup |difference|  at t
         m                 2.5000          2.0000            0.5000     1
     """
-    _check_alike(measured, predicted)
-    k = len(measured.names)
-    difference = (measured.values - predicted.values).reshape(-1, len(measured), k)
+    for path in (measured, predicted):
+        if not isinstance(path, Trajectory):
+            raise TypeError(f"expected two trajectories, got {type(path).__name__}")
+    match = matched(measured, predicted)
+    if not match.comparable:
+        raise ValueError(
+            f"expected the same times, got {len(measured)} and {len(predicted)} of them: "
+            "predict with dynamics.solve(measured.initial, measured.times)"
+        )
+    difference, k = match.difference(), len(match.names)
     runs = len(difference)
     mean = difference.mean(dim=0)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
     sup, at = mean.abs().max(dim=0)
-    in_std = inside = None
-    if predicted.std is not None:
-        scaled = (measured.values - predicted.values).abs() / predicted.std.clamp_min(1e-300)
-        scaled = scaled.nan_to_num(0.0).reshape(-1, len(measured), k)
-        in_std = scaled.amax((0, 1))
-        # a measured start is on its prediction
-        inside = (scaled[:, 1:] <= BAND).double().mean((0, 1)) if len(measured) > 1 else None
+    in_std, inside = _in_band(difference, predicted.select(match.names))
     return Comparison(
-        names=list(measured.names),
-        measured=measured.final.reshape(-1, k).mean(dim=0),
-        predicted=predicted.final.reshape(-1, k).mean(dim=0),
+        names=match.names,
+        measured=measured.select(match.names).final.reshape(-1, k).mean(dim=0),
+        predicted=predicted.select(match.names).final.reshape(-1, k).mean(dim=0),
         standard_error=error[-1],
         sup_difference=sup,
         sup_time=measured.times[at],
@@ -157,32 +159,112 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         sup_in_std=in_std,
         inside=inside,
         runs=runs,
+        unmatched=match.unmatched,
     )
 
 
-def _check_alike(measured: Trajectory, predicted: Trajectory) -> None:
-    for path in (measured, predicted):
+def _in_band(
+    difference: Float[Tensor, "runs T k"], predicted: Trajectory
+) -> tuple[Float[Tensor, " k"] | None, Float[Tensor, " k"] | None]:
+    """The largest difference in predicted deviations, and the share inside the 95 % band."""
+    if predicted.std is None:
+        return None, None
+    std = predicted.std.reshape(-1, *difference.shape[1:])
+    scaled = (difference.abs() / std.clamp_min(1e-300)).nan_to_num(0.0)
+    # a measured start is on its prediction
+    inside = (scaled[:, 1:] <= BAND).double().mean((0, 1)) if len(predicted) > 1 else None
+    return scaled.amax((0, 1)), inside
+
+
+# --- which statistics match ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """A measured trajectory beside a predicted one, or one of them alone; made by `matched`.
+
+    Attributes:
+        sides: the trajectories given, under ``"measured"`` and ``"predicted"``.
+        names: the statistics that both sides have, in the measured order.
+        unmatched: the statistics that only one of two sides has, by side.
+    """
+
+    sides: dict[str, Trajectory]
+    names: list[str]
+    unmatched: dict[str, list[str]]
+
+    @property
+    def all_names(self) -> list[str]:
+        """Every statistic: the measured ones in their order, then those that are predicted only."""
+        return list(dict.fromkeys(name for path in self.sides.values() for name in path.names))
+
+    @property
+    def comparable(self) -> bool:
+        """Whether both sides are given, at the same times."""
+        if len(self.sides) < 2:
+            return False
+        ours, theirs = (path.times for path in self.sides.values())
+        return len(ours) == len(theirs) and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+    def difference(self) -> Float[Tensor, "runs T k"]:
+        """Measured minus predicted, for each run and each of ``names``."""
+        paths = [path.select(self.names) for path in self.sides.values()]
+        ours, theirs = (path.values.reshape(-1, *path.values.shape[-2:]) for path in paths)
+        return ours - theirs
+
+
+def matched(measured: object, predicted: object) -> Match:
+    """Which statistics match: the one rule of `compare`, `tensorboard.write` and `figures.overlay`.
+
+    They match by name, whatever their order.
+
+    Args:
+        measured, predicted: a `Trajectory` each, one of which may be None.
+
+    Raises:
+        ValueError: if neither is given, one is empty, no statistic is in both, or there is not
+            one predicted run for each measured one or one for all.
+        TypeError: if an argument is not a `Trajectory`.
+
+    Example:
+        >>> times, steps, u = torch.tensor([0.0]), torch.tensor([0]), torch.zeros(1, 2)
+        >>> ours = Trajectory(times, steps, u, ["m", "r"])
+        >>> match = matched(ours, Trajectory(times, steps, u, ["v", "m"]))
+        >>> match.names, match.unmatched, match.all_names
+        (['m'], {'measured': ['r'], 'predicted': ['v']}, ['m', 'r', 'v'])
+    """
+    sides: dict[str, Trajectory] = {}
+    for side, path in (("measured", measured), ("predicted", predicted)):
+        if path is None:
+            continue
         if not isinstance(path, Trajectory):
-            raise TypeError(f"expected two trajectories, got {type(path).__name__}")
-    if list(measured.names) != list(predicted.names):
-        missing = sorted(set(measured.names) ^ set(predicted.names))
+            raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
+        if not len(path) or not path.names or not path.runs:
+            raise ValueError(f"expected {side} to hold values, got {path!r}: record a step first")
+        sides[side] = path
+    if not sides:
+        raise ValueError("expected a measured or a predicted trajectory, got neither: give one")
+    if len(sides) < 2:
+        return Match(sides, [], {})
+    ours, theirs = sides.values()
+    if theirs.runs not in (1, ours.runs):
         raise ValueError(
-            "expected the same statistics in the same order, "
-            f"got {'other ones' if missing else 'another order'}: {missing or predicted.names}"
+            f"expected a prediction for each run or one for all, got {theirs.runs} for "
+            f"{ours.runs} measured runs"
         )
-    same_times = len(measured) == len(predicted) and torch.allclose(
-        measured.times, predicted.times, rtol=1e-9, atol=1e-12
-    )
-    if not same_times:
+    names = [name for name in ours.names if name in theirs.names]
+    if not names:
         raise ValueError(
-            f"expected the same times, got {len(measured)} and {len(predicted)} of them: "
-            "predict with dynamics.solve(measured.initial, measured.times)"
+            f"expected statistics that are both measured and predicted, got {list(ours.names)} "
+            f"measured and {list(theirs.names)} predicted: give them the same names"
         )
-    if predicted.runs != 1 and predicted.values.shape != measured.values.shape:
-        raise ValueError(
-            f"expected a prediction for each run or one for all, got values of shape "
-            f"{tuple(predicted.values.shape)} for {tuple(measured.values.shape)}"
-        )
+    only = {side: [n for n in path.names if n not in names] for side, path in sides.items()}
+    return Match(sides, names, only)
+
+
+def unmatched_lines(unmatched: dict[str, list[str]]) -> list[str]:
+    """A line for each side that has statistics of its own."""
+    return [f"{side} only: {', '.join(names)}" for side, names in unmatched.items() if names]
 
 
 def _number(value: Tensor, error: Tensor) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,18 +24,6 @@ if TYPE_CHECKING:
 
 #: half the width of a 95 % band, in standard deviations
 BAND = 1.96
-
-_FORMAT = "torchlimits.Trajectory/1"
-#: what the file holds, and of what kind
-_ARRAYS = {
-    "format": "U",
-    "times": "<f8",
-    "steps": "<i8",
-    "names": "U",
-    "values": "<f8",
-    "std": "<f8",
-    "metadata": "U",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +53,12 @@ class Trajectory:
         tensor([0., 1.], dtype=torch.float64)
         >>> path.index("r2"), path.slice(path.steps > 0).values.tolist(), len(path.thin(2))
         (1, [[0.5, 1.5]], 2)
+        >>> path.select(["r2", "m"]).final.tolist(), path.plot("m").get_ylabel()
+        ([1.5, 0.5], 'm')
+        >>> path.to_pandas().columns.tolist(), path.to_pandas(wide=False).shape
+        (['step', 'time', 'm', 'r2'], (4, 5))
+        >>> path.to_xarray().value.sel(statistic="r2").values.tolist()
+        [1.0, 1.5]
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path.save(Path(folder) / "u.npz")
@@ -147,6 +138,18 @@ class Trajectory:
             raise ValueError(f"expected one of the statistics {list(self.names)}, got {name!r}")
         return list(self.names).index(name)
 
+    def select(self, names: Sequence[str]) -> Trajectory:
+        """The trajectory of some of its statistics, in the order of ``names``.
+
+        Raises:
+            ValueError: for an unknown name; it says which there are.
+        """
+        if list(names) == list(self.names):
+            return self
+        columns = [self.index(name) for name in names]
+        std = None if self.std is None else self.std[..., columns]
+        return replace(self, values=self.values[..., columns], names=names, std=std)
+
     def slice(self, rows: slice | Tensor) -> Trajectory:
         """The trajectory at some of its times.
 
@@ -178,9 +181,9 @@ class Trajectory:
         """A table of the statistics; needs pandas.
 
         Args:
-            wide: one row a time (and run), one column a statistic, and ``<name>/std`` where there
-                is a predicted deviation; otherwise one row a value, with columns ``statistic``,
-                ``value`` and ``std``.
+            wide: one row for each time (and run), one column for each statistic, and
+                ``<name>/std`` where there is a predicted deviation; otherwise one row for each
+                value, with columns ``statistic``, ``value`` and ``std``.
 
         Returns:
             Columns ``step``, ``time`` (limit time), ``run`` where there are independent runs, then
@@ -188,41 +191,8 @@ class Trajectory:
 
         Raises:
             ImportError: without pandas.
-
-        Example:
-            >>> import torch
-            >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
-            >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
-            >>> path.to_pandas().columns.tolist()
-            ['step', 'time', 'm', 'r2']
-            >>> path.to_pandas(wide=False).shape
-            (4, 5)
         """
-        import pandas
-
-        runs, names = self.runs, list(self.names)
-        place = {
-            "step": np.tile(self.steps.numpy(), runs),
-            "time": np.tile(self.times.numpy(), runs),
-            **({"run": np.repeat(np.arange(runs), len(self))} if self.values.ndim > 2 else {}),
-        }
-        rows = (runs * len(self), len(names))
-        values = self.values.reshape(rows).numpy()
-        std = None if self.std is None else self.std.reshape(rows).numpy()
-        if wide:
-            spread = (
-                [] if std is None else [pandas.DataFrame(std, columns=names).add_suffix("/std")]
-            )
-            parts = [pandas.DataFrame(place), pandas.DataFrame(values, columns=names), *spread]
-            return pandas.concat(parts, axis=1)
-        return pandas.DataFrame(
-            {
-                **{key: np.tile(column, len(names)) for key, column in place.items()},
-                "statistic": np.repeat(names, rows[0]),
-                "value": values.T.ravel(),
-                "std": np.nan if std is None else std.T.ravel(),
-            }
-        )
+        return _pandas(self, wide)
 
     def to_xarray(self) -> xarray.Dataset:
         """Arrays ``value`` (and ``std``) with labelled axes; needs xarray.
@@ -233,28 +203,8 @@ class Trajectory:
 
         Raises:
             ImportError: without xarray.
-
-        Example:
-            >>> import torch
-            >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
-            >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
-            >>> path.to_xarray().value.sel(statistic="r2").values.tolist()
-            [1.0, 1.5]
         """
-        import xarray
-
-        leading = [f"run_{i}" if i else "run" for i in range(self.values.ndim - 2)]
-        dims = [*leading, "time", "statistic"]
-        arrays = {"value": self.values, **({} if self.std is None else {"std": self.std})}
-        return xarray.Dataset(
-            {name: (dims, array.numpy()) for name, array in arrays.items()},
-            coords={
-                "time": self.times.numpy(),
-                "step": ("time", self.steps.numpy()),
-                "statistic": list(self.names),
-            },
-            attrs=dict(self.metadata),
-        )
+        return _xarray(self)
 
     def plot(self, name: str, axes: Axes | None = None, **style: Any) -> Axes:
         """Draw one statistic over limit time: every run a line, with its 95 % band if there is one.
@@ -269,22 +219,15 @@ class Trajectory:
 
         Raises:
             ValueError: for an unknown statistic.
-
-        Example:
-            >>> import torch
-            >>> u = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
-            >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
-            >>> path.plot("m").get_ylabel()
-            'm'
         """
-        column = self.index(name)
+        path = self.select([name])
         if axes is None:
             # a figure of its own, which no global state holds on to
             from matplotlib.figure import Figure
 
             axes = Figure(layout="constrained").add_subplot()
-        times, lines = self.times.numpy(), self.values[..., column].reshape(-1, len(self))
-        spread = None if self.std is None else self.std[..., column].reshape(-1, len(self))
+        times, lines = path.times.numpy(), path.values.reshape(-1, len(path))
+        spread = None if path.std is None else path.std.reshape(-1, len(path))
         for run, line in enumerate(lines):
             (drawn,) = axes.plot(times, line.numpy(), **style)
             if spread is not None:
@@ -297,7 +240,7 @@ class Trajectory:
         return axes
 
     def save(self, path: str | Path) -> None:
-        """Write a ``.npz`` that numpy alone can read, one array a field, metadata as JSON.
+        """Write a ``.npz`` that numpy alone can read, one array for each field, metadata as JSON.
 
         Args:
             path: the file; its folder is made if it is not there.
@@ -305,8 +248,7 @@ class Trajectory:
         Raises:
             OSError: if it cannot be written; then what was at ``path`` is still there.
         """
-        arrays: dict[str, np.ndarray] = {
-            "format": np.array(_FORMAT),
+        fields: dict[str, np.ndarray] = {
             "times": self.times.numpy(),
             "steps": self.steps.numpy(),
             "values": self.values.numpy(),
@@ -314,21 +256,8 @@ class Trajectory:
             "metadata": np.array(_checks.json_text("metadata", self.metadata)),
         }
         if self.std is not None:
-            arrays["std"] = self.std.numpy()
-        # written aside and renamed, so that a crash never leaves half a file under the real name
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
+            fields["std"] = self.std.numpy()
+        archive.write(Path(path), fields)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -347,61 +276,78 @@ class Trajectory:
         """
         path = Path(path)
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError(f"expected a trajectory file, got {path}, which is no regular file")
+            raise ValueError(f"expected a trajectory file, got {path}, which is not a regular file")
         with path.open("rb") as file:
             try:
                 if file.read(len(row_file.MAGIC)) == row_file.MAGIC:
-                    return cls.of_rows(*row_file.read(path))
-                found = archive.arrays(file, _ARRAYS)
-                if str(found.get("format")) == _FORMAT:
-                    return cls._of_arrays(found)
+                    return trajectory_of_rows(*row_file.read(path))
+                return cls(**archive.read(file))
             # whatever a damaged file makes of the libraries that read it
             except Exception as error:
                 raise ValueError(
                     f"expected a trajectory file, {path} cannot be read: "
                     f"{error or type(error).__name__}"
                 ) from error
-        raise ValueError(
-            f"expected a file of format {_FORMAT!r}, {path} has {found.get('format')}: "
-            "give a file written by Trajectory.save"
-        )
 
-    @classmethod
-    def _of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Trajectory:
-        missing = sorted(set(_ARRAYS) - {"std"} - set(arrays))
-        if missing:
-            raise ValueError(f"it has no {', '.join(missing)}")
-        metadata = json.loads(str(arrays["metadata"]))
-        if not isinstance(metadata, dict):
-            raise ValueError("its metadata are not a dict")
-        if arrays["names"].ndim != 1 or arrays["times"].ndim != 1:
-            raise ValueError("its names or times are not a list")
-        return cls(
-            times=torch.from_numpy(arrays["times"]),
-            steps=torch.from_numpy(arrays["steps"]),
-            values=torch.from_numpy(arrays["values"]),
-            names=arrays["names"].tolist(),
-            std=torch.from_numpy(arrays["std"]) if "std" in arrays else None,
-            metadata=metadata,
-        )
 
-    @classmethod
-    def of_rows(cls, header: row_file.Header, rows: np.ndarray) -> Trajectory:
-        """The trajectory that recorded rows make, without a copy of them.
+def trajectory_of_rows(header: row_file.Header, rows: np.ndarray) -> Trajectory:
+    """The trajectory that recorded rows make, without a copy of them.
 
-        Args:
-            header: what all rows share; see `torchlimits.files.row_file`.
-            rows: of ``header.row``, shape ``(T,)``.
+    Args:
+        header: what all rows share; see `torchlimits.files.row_file`.
+        rows: of ``header.row``, shape ``(T,)``.
 
-        Example:
-            >>> header = row_file.Header(["m"], (), {})
-            >>> Trajectory.of_rows(header, np.zeros(1, header.row))
-            Trajectory(1 statistics, 1 times, t = 0 ... 0, runs=1)
-        """
-        return cls(
-            times=torch.from_numpy(rows["time"]),
-            steps=torch.from_numpy(rows["step"]),
-            values=torch.from_numpy(rows["values"]).movedim(0, -2),
-            names=header.names,
-            metadata=header.metadata,
-        )
+    Example:
+        >>> header = row_file.Header(["m"], (), {})
+        >>> trajectory_of_rows(header, np.zeros(1, header.row))
+        Trajectory(1 statistics, 1 times, t = 0 ... 0, runs=1)
+    """
+    return Trajectory(
+        times=torch.from_numpy(rows["time"]),
+        steps=torch.from_numpy(rows["step"]),
+        values=torch.from_numpy(rows["values"]).movedim(0, -2),
+        names=header.names,
+        metadata=header.metadata,
+    )
+
+
+def _pandas(path: Trajectory, wide: bool) -> pandas.DataFrame:
+    import pandas
+
+    runs, names = path.runs, list(path.names)
+    place = {"step": np.tile(path.steps.numpy(), runs), "time": np.tile(path.times.numpy(), runs)}
+    if path.values.ndim > 2:
+        place["run"] = np.repeat(np.arange(runs), len(path))
+    rows = (runs * len(path), len(names))
+    values = path.values.reshape(rows).numpy()
+    std = None if path.std is None else path.std.reshape(rows).numpy()
+    if wide:
+        parts = [pandas.DataFrame(place), pandas.DataFrame(values, columns=names)]
+        if std is not None:
+            parts.append(pandas.DataFrame(std, columns=names).add_suffix("/std"))
+        return pandas.concat(parts, axis=1)
+    return pandas.DataFrame(
+        {
+            **{key: np.tile(column, len(names)) for key, column in place.items()},
+            "statistic": np.repeat(names, rows[0]),
+            "value": values.T.ravel(),
+            "std": np.nan if std is None else std.T.ravel(),
+        }
+    )
+
+
+def _xarray(path: Trajectory) -> xarray.Dataset:
+    import xarray
+
+    leading = [f"run_{i}" if i else "run" for i in range(path.values.ndim - 2)]
+    dims = [*leading, "time", "statistic"]
+    arrays = {"value": path.values, **({} if path.std is None else {"std": path.std})}
+    return xarray.Dataset(
+        {name: (dims, array.numpy()) for name, array in arrays.items()},
+        coords={
+            "time": path.times.numpy(),
+            "step": ("time", path.steps.numpy()),
+            "statistic": list(path.names),
+        },
+        attrs=dict(path.metadata),
+    )

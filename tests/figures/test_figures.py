@@ -145,8 +145,8 @@ def test_errors():
     path = trajectory(["m"])
     with pytest.raises(ValueError, match="neither"):
         figures.overlay()
-    with pytest.raises(ValueError, match="r2"):
-        figures.overlay(trajectory(["m", "r2"]), path)
+    with pytest.raises(ValueError, match=r"\['r2'\] measured and \['m'\] predicted"):
+        figures.overlay(trajectory(["r2"]), path)
     with pytest.raises(ValueError, match="3 measured runs"):
         figures.overlay(trajectory(["m"], runs=3), trajectory(["m"], runs=2))
     with pytest.raises(ValueError, match="hold values"):

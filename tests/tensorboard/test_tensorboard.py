@@ -243,6 +243,7 @@ def test_sup_difference_of_each_run(tmp_path):
 def test_different_times_have_no_sup_difference(tmp_path):
     tensorboard.write(tmp_path, measured=trajectory(), predicted=trajectory(rows=50))
     assert "torchlimits/sup difference" not in read(tmp_path / "measured")
+    assert "different times: no differences" in about(tmp_path / "predicted")
 
 
 def about(folder):
@@ -328,6 +329,27 @@ def test_predicted_in_another_order_of_names(tmp_path):
     assert found["torchlimits/sup difference"][1] == 0
 
 
+def test_what_only_one_side_has_is_written_for_it_and_listed(tmp_path):
+    measured = trajectory(names=["loss", "r2"], runs=2)
+    predicted = trajectory(names=["r2", "m"], seed=1, band=True)
+    tensorboard.write(tmp_path, measured=measured, predicted=predicted)
+    tags = {
+        "loss",
+        "r2",
+        *(f"±1.96 sd/{n}/{e}" for n in ("loss", "r2") for e in ("lower", "upper")),
+    }
+    found = read(tmp_path / "measured" / "1")
+    assert set(found) == {*tags, "torchlimits/sup difference"}
+    np.testing.assert_array_equal(found["loss"][1], measured["loss"][1].float())
+    largest = (measured["r2"][1] - predicted["r2"]).abs().max()
+    np.testing.assert_array_equal(found["torchlimits/sup difference"][1], [largest.float()])
+    np.testing.assert_array_equal(read(tmp_path / "predicted")["m"][1], predicted["m"].float())
+    assert "* measured only: loss.\n* predicted only: m.\n" in about(tmp_path / "predicted")
+    for side in ("measured/0", "predicted"):
+        (category,) = layout(tmp_path / side)
+        assert {chart.title for chart in category.chart} == {"loss", "r2", "m"}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -350,8 +372,10 @@ def test_write_says_what_is_wrong(tmp_path):
     write = tensorboard.write
     with pytest.raises(ValueError, match="neither"):
         write(tmp_path)
-    with pytest.raises(ValueError, match=r"q \(predicted only\), r2 \(measured only\)"):
-        write(tmp_path, measured=path, predicted=trajectory(rows=5, names=[*NAMES[:4], "q"]))
+    with pytest.raises(ValueError, match=r"'r2'\] measured and \['q'\] predicted"):
+        write(tmp_path, measured=path, predicted=trajectory(rows=5, names=["q"]))
+    with pytest.raises(ValueError, match=r"'v\[0\]' and 'v/0'"):
+        write(tmp_path, measured=path, predicted=trajectory(rows=5, names=["v/0", "r2"]))
     with pytest.raises(ValueError, match=r"'v\[0\]' and 'v/0'"):
         write(tmp_path, measured=trajectory(rows=5, names=["v[0]", "v/0"]))
     clash = "±1.96 sd/v/0/lower"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torchlimits import _text
 from torchlimits.trajectory import Trajectory
 
 #: the parts of an `Explanation`, and what they are called in TensorBoard
@@ -76,8 +77,4 @@ class Explanation:
             values = [f"{path.final[i]:.4f}" for path in self.parts().values()]
             values[-1] += f" ± {error[-1, i]:.4f}"
             rows.append([name, *values])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
-            for row in rows
-        )
+        return _text.table(rows)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchlimits import _checks
+from torchlimits import _checks, _text
 from torchlimits._exact import exactly
 from torchlimits.estimation.increments import Step, increments_of
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
@@ -98,13 +98,7 @@ class Estimate:
             [f"{x:.4f}" for x in self.u.tolist()],
             *(_with_error(e) for e in (self.drift, self.corrector, spread)),
         ]
-        rows = [header, *zip(*columns, strict=True)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w)
-                      for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-            for row in rows
-        )  # fmt: skip
+        return _text.table([header, *zip(*columns, strict=True)])
 
 
 def _with_error(e: Estimated) -> list[str]:

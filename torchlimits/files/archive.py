@@ -1,34 +1,98 @@
-"""Arrays of a ``.npz`` file that somebody may have damaged, or made to do damage."""
+"""The `.npz` file of a saved trajectory: one array for each field, which numpy alone can read.
+
+Somebody may have damaged a file that is read, or made it to do damage.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 import zipfile
 from collections.abc import Mapping
-from typing import IO, BinaryIO
+from pathlib import Path
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
 
+FORMAT = "torchlimits.Trajectory/1"
+#: what the file holds, and of what kind
+_ARRAYS = {
+    "format": "U",
+    "times": "<f8",
+    "steps": "<i8",
+    "names": "U",
+    "values": "<f8",
+    "std": "<f8",
+    "metadata": "U",
+}
 #: deflate never packs more tightly
 _DEFLATE = 1032
 #: texts (metadata, names) are smaller than this
 _LONGEST_TEXT = 2**28
 
 
-def arrays(file: BinaryIO, kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The arrays of some names that are there, each of its kind.
+def write(path: Path, fields: Mapping[str, np.ndarray]) -> None:
+    """Write a trajectory's fields; the folder is made if it is not there.
+
+    Args:
+        path: the file.
+        fields: ``times``, ``steps``, ``values``, ``names``, ``metadata`` (as JSON) and, where
+            there is one, ``std``.
+
+    Raises:
+        OSError: if the file cannot be written; then what was at ``path`` is still there.
+    """
+    # written aside and renamed, so that a crash never leaves half a file under the real name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, format=np.array(FORMAT), **fields)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def read(file: BinaryIO) -> dict[str, Any]:
+    """The fields that `write` wrote: arrays, but ``names`` as a list and ``metadata`` as a dict.
 
     Nothing is unpickled, and no memory is taken for sizes that the file cannot hold.
 
     Args:
         file: open for reading.
-        kinds: for each name the dtype, ``"<f8"`` for instance, or ``"U"`` for any text.
 
     Raises:
-        ValueError: if an array is damaged, of another kind, or claims an impossible size.
-        zipfile.BadZipFile: if the file is no zip archive.
+        ValueError: if the file is of another format, or an array of it is damaged, of another kind
+            or claims an impossible size.
+        zipfile.BadZipFile: if it is not a zip archive.
     """
+    found: dict[str, Any] = _arrays(file, _ARRAYS)
+    form = found.pop("format", None)
+    if str(form) != FORMAT:
+        raise ValueError(
+            f"expected a file of format {FORMAT!r}, got {form}: give one that Trajectory.save wrote"
+        )
+    missing = sorted({*_ARRAYS} - {"format", "std", *found})
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    if found["names"].ndim != 1 or found["times"].ndim != 1:
+        raise ValueError("its names or times are not a list")
+    found["names"] = found["names"].tolist()
+    found["metadata"] = json.loads(str(found["metadata"]))
+    if not isinstance(found["metadata"], dict):
+        raise ValueError("its metadata are not a dict")
+    return found
+
+
+def _arrays(file: BinaryIO, kinds: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Those of the arrays named that are there, each of its kind; ``"U"`` is any text."""
     file.seek(0, 2)
     size = file.tell()
     with zipfile.ZipFile(file) as archive:

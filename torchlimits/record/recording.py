@@ -14,7 +14,7 @@ from torch import Tensor
 from torchlimits._checks import warn
 from torchlimits.files import row_file
 from torchlimits.files.row_file import Header, RowFile
-from torchlimits.trajectory import Trajectory
+from torchlimits.trajectory import Trajectory, trajectory_of_rows
 
 #: the suffix of a `Trajectory` that is kept as it was recorded, row by row
 SUFFIX = ".rows"
@@ -142,7 +142,7 @@ class Recording:
         if self._held or not parts:
             parts.append(self._joined())
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return Trajectory.of_rows(self.header, rows)
+        return trajectory_of_rows(self.header, rows)
 
     def after(self, step: int) -> Iterator[Trajectory]:
         """The rows later than a step, in pieces of some MB."""
@@ -151,7 +151,7 @@ class Recording:
             # not numpy's: it would copy the whole column
             later = rows[bisect.bisect_right(rows["step"], step) :]
             for piece in row_file.pieces(later):
-                yield Trajectory.of_rows(self.header, piece)
+                yield trajectory_of_rows(self.header, piece)
 
     # --- the end ---------------------------------------------------------------------------
 

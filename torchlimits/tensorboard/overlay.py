@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from torchlimits import _checks
-from torchlimits.comparison import compare
+from torchlimits.comparison import Match, compare, matched, unmatched_lines
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.tensorboard.tags import (
@@ -53,46 +51,44 @@ def write(
 ) -> None:
     """Write measured and predicted statistics so that TensorBoard draws them in one chart.
 
-    Two run directories, ``<logdir>/measured`` and ``<logdir>/predicted``, with the same tags (see
-    `tag`): one chart a statistic, two colours. Several runs (leading dimensions) go to
-    ``<logdir>/measured/0``, ``<logdir>/measured/1`` ... Besides the curves: a custom-scalars
-    layout, the hyperparameters, a text panel, and one image with all statistics. If both
-    have the same times, ``torchlimits/sup difference`` is the largest difference of each run.
+    The run directories ``<logdir>/measured`` and ``<logdir>/predicted`` have the same tags (see
+    `tag`): one chart for each statistic, two colours. Several runs (leading dimensions) go to
+    ``<logdir>/measured/0``, ``.../1`` ... Statistics match by name; the text panel lists those that
+    only one side has. Besides the curves there are a custom-scalars layout, hyperparameters, a text
+    panel, and one image with all statistics; ``torchlimits/sup difference`` is the largest
+    difference of each run, if both sides have the same times.
 
     With a predicted standard deviation, ``±1.96 sd/<tag>/lower`` and ``.../upper`` hold the value
     -+ 1.96 of them, drawn as a band under *Custom Scalars*. The other side repeats its value
     there, as TensorBoard leaves out a run that lacks them: so write both sides in one call.
 
-    The step axis is the optimizer step. The wall time of a row is the limit time t in hours, from
-    a common base: TensorBoard's *Relative* axis, which counts hours, is t (*Time Series* writes
-    "12 hr").
+    The step axis is the optimizer step. The wall time of a row is the limit time t in hours: so
+    TensorBoard's *Relative* axis, which counts hours, is t (*Time Series* writes "12 hr").
 
-    Writing again replaces: event files that this package wrote for the sides given, live ones
-    included, are removed (their names end in ``.torchlimits``); files of others are not touched.
-    The new files are complete before the old ones go. A running TensorBoard follows: the file that
-    it may be reading is emptied, and deleted by the next write.
+    Writing again replaces, once the new files are complete, those that this package wrote for the
+    sides given, live ones included; their names end in ``.torchlimits``. A running TensorBoard
+    follows. Files of others are not touched.
 
     Args:
         logdir: the experiment's folder; made if it is not there. Live files directly in it, of
             ``tl.track(..., writer=logdir)``, count as measured.
         measured: values ``(..., T, k)``.
-        predicted: values ``(..., T, k)``, one run for each measured one or one for all; the same
-            statistics, in any order.
+        predicted: values ``(..., T, k)``, one run for each measured one or one for all.
         hparams: scalars for the hparams dashboard, over those of ``metadata["parameters"]``.
         max_points: at most so many rows, evenly spread, first and last included (of more than
             1000, TensorBoard shows a random thousand); None: all.
         max_runs: at most so many runs of each side; the text panel says so.
 
     Raises:
-        ValueError: if neither is given, a trajectory is empty, the statistics or the runs of the
-            two do not match, two names have the same tag, or a number is out of range.
+        ValueError: if neither is given, one is empty, no statistic is in both, the numbers of runs
+            do not fit, two names have the same tag, or a number is out of range.
         TypeError: if an argument is of a wrong type.
         OSError: if ``logdir`` is a file or cannot be written to.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> values = torch.tensor([[0.0, 1.0], [0.5, 1.5]])
-        >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), values, ["m", "r2"])
+        >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 9]), values, ["m", "r2"])
         >>> with tempfile.TemporaryDirectory() as logdir:
         ...     write(logdir, measured=path, predicted=path, hparams={"dim": 1000})
         ...     sorted(run.name for run in Path(logdir).iterdir())
@@ -100,35 +96,43 @@ def write(
     """
     check_cap(max_points)
     _checks.positive_int("max_runs", max_runs)
-    sides = _checked_sides(measured, predicted)
-    names = next(iter(sides.values())).names
-    band = any(path.std is not None for path in sides.values())
-    tags = tags_of(names, band)
-    parameters = _parameters(sides, hparams)
-    notes = _notes(sides, max_points, max_runs)
-    panels = [_about(sides, parameters, notes), _picture(sides)]
+    match = matched(measured, predicted)
+    parameters = _parameters(match.sides, hparams)
+    panels = [_about(match, parameters, _notes(match, max_points, max_runs)), _picture(match)]
+    _replace(logdir, match, panels, parameters, max_points, max_runs)
+
+
+def _replace(
+    logdir: str | Path,
+    match: Match,
+    panels: Sequence[Summary],
+    parameters: Mapping[str, bool | int | float | str],
+    max_points: int | None,
+    max_runs: int,
+) -> None:
+    """Write the files of the sides given, then remove those that they replace."""
+    band = any(path.std is not None for path in match.sides.values())
+    tags_of(match.all_names, band)  # refuses two statistics of one tag, before there is a folder
     folder, now = log_folder(logdir), time.time()
-    old = [file for side in sides for file in _replaceable(folder, side)]
-    files = {}
-    for side, path in sides.items():
+    old = [file for side in match.sides for file in _replaceable(folder, side)]
+    files: list[list[events.EventFile]] = []
+    for side, path in match.sides.items():
         rows = path if max_points is None else path.thin(max_points)
-        files[side] = _write_runs(folder / side, rows, tags, band, max_runs, now)
-    for side in sides:
-        files[side][0].add(layout_of(names, band), wall_time=now)
+        files.append(_write_runs(folder / side, rows, band, max_runs, now))
+        files[-1][0].add(layout_of(match.all_names, band), wall_time=now)
     for panel in panels:
-        files["predicted" if "predicted" in files else "measured"][0].add(panel, wall_time=now)
-    sessions = files["measured" if "measured" in files else "predicted"]
-    _add_sessions(sessions, sides, parameters, _trial(folder))
-    for file in [file for side in sides for file in files[side]]:
+        files[-1][0].add(panel, wall_time=now)
+    _add_sessions(files[0], match, parameters, _trial(folder))
+    for file in itertools.chain(*files):
         file.publish()
     events.retire(old)
 
 
 def _write_runs(
-    folder: Path, path: Trajectory, tags: list[str], band: bool, max_runs: int, now: float
+    folder: Path, path: Trajectory, band: bool, max_runs: int, now: float
 ) -> list[events.EventFile]:
-    files = []
-    wall_times = wall_times_of(path, now)
+    files: list[events.EventFile] = []
+    tags, wall_times = tags_of(path.names, band), wall_times_of(path, now)
     for place, values in zip(
         run_folders(folder, path, max_runs), columns_of(path, band), strict=False
     ):
@@ -143,28 +147,27 @@ def _replaceable(folder: Path, side: str) -> list[Path]:
     return files + events.own_files(folder) if side == "measured" else files
 
 
-def _picture(sides: Mapping[str, Trajectory]) -> Summary:
+def _picture(match: Match) -> Summary:
     # matplotlib takes most of a second to load: only for those who write
     from torchlimits import figures
 
-    figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
+    figure = figures.overlay(match.sides.get("measured"), match.sides.get("predicted"))
     # in full size, the picture is to fit into a window beside TensorBoard's settings
     return summaries.image("torchlimits/overlay", figures.png(figure, dpi=80))
 
 
 def _add_sessions(
     files: Sequence[events.EventFile],
-    sides: Mapping[str, Trajectory],
+    match: Match,
     parameters: Mapping[str, bool | int | float | str],
     trial: str,
 ) -> None:
     """Hyperparameters and how far theory is off, for each run; one row for all runs together."""
     from tensorboard.plugins.hparams import summary_v2
 
-    last = int(next(iter(sides.values())).steps[-1])
-    if _comparable(sides):
-        difference = (sides["measured"].values - sides["predicted"].values).abs()
-        worst = difference.flatten(-2).amax(dim=-1).reshape(-1).tolist()
+    if match.comparable:
+        worst = match.difference().abs().amax(dim=(1, 2)).tolist()
+        last = int(match.sides["measured"].steps[-1])
         for file, value in zip(files, worst, strict=False):
             metric = Summary.Value(tag="torchlimits/sup difference", simple_value=value)
             file.add(Summary(value=[metric]), step=last)
@@ -184,15 +187,14 @@ def _trial(folder: Path) -> str:
 # --- the text panel ----------------------------------------------------------------------------
 
 
-def _about(
-    sides: Mapping[str, Trajectory], parameters: Mapping[str, Any], notes: Sequence[str]
-) -> Summary:
+def _about(match: Match, parameters: Mapping[str, Any], notes: Sequence[str]) -> Summary:
+    sides = match.sides
     equations = [
         path.metadata["equation"] for path in sides.values() if "equation" in path.metadata
     ]
     parts = [f"## {' and '.join(sides).capitalize()}", *map(str, equations[-1:])]
     parts.append(_HELP + "".join(f"* {note}\n" for note in notes))
-    if _comparable(sides):
+    if match.comparable:
         result = compare(sides["measured"], sides["predicted"])
         columns = (result.names, result.sup_difference, result.sup_time)
         rows = [[n, f"{d:.4g}", f"{t:.4g}"] for n, d, t in zip(*columns, strict=True)]
@@ -209,9 +211,11 @@ def _table(header: list[str], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
-def _notes(sides: Mapping[str, Trajectory], max_points: int | None, max_runs: int) -> list[str]:
-    notes = []
-    for side, path in sides.items():
+def _notes(match: Match, max_points: int | None, max_runs: int) -> list[str]:
+    notes = [f"{line}." for line in unmatched_lines(match.unmatched)]
+    if len(match.sides) == 2 and not match.comparable:
+        notes.append("measured and predicted have different times: no differences are listed.")
+    for side, path in match.sides.items():
         if path.runs > max_runs:
             notes.append(f"{side}: the first {max_runs} of {path.runs} runs are shown.")
         if max_points is not None and len(path) > max_points:
@@ -237,56 +241,3 @@ def _scalar(value: Any) -> bool | int | float | str:
     if getattr(value, "shape", None) == ():
         value = value.item()
     return value if isinstance(value, (bool, int, float, str)) else str(value)
-
-
-# --- checks ------------------------------------------------------------------------------------
-
-
-def _checked_sides(
-    measured: Trajectory | None, predicted: Trajectory | None
-) -> dict[str, Trajectory]:
-    """Those given, predicted with its statistics in the order of measured."""
-    sides = {"measured": measured, "predicted": predicted}
-    sides = {side: path for side, path in sides.items() if path is not None}
-    if not sides:
-        raise ValueError("expected a measured or a predicted trajectory, got neither: give one")
-    for side, path in sides.items():
-        if not isinstance(path, Trajectory):
-            raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
-        if not len(path) or not path.names or not path.runs:
-            raise ValueError(f"expected {side} to hold values, got {path!r}: record a step first")
-    if measured is None or predicted is None:
-        return sides
-    only = sorted(set(measured.names) ^ set(predicted.names))
-    if only:
-        whose = [f"{n} ({'measured' if n in measured.names else 'predicted'} only)" for n in only]
-        raise ValueError(
-            f"expected the same statistics measured and predicted, got {', '.join(whose)}: "
-            "rename them, or write each to a logdir of its own"
-        )
-    if predicted.runs != 1 and predicted.runs != measured.runs:
-        raise ValueError(
-            f"expected a prediction for each of the {measured.runs} measured runs or one for all, "
-            f"got {predicted.runs}"
-        )
-    return {"measured": measured, "predicted": _reordered(predicted, measured.names)}
-
-
-def _reordered(path: Trajectory, names: Sequence[str]) -> Trajectory:
-    columns = [path.index(name) for name in names]
-    std = None if path.std is None else path.std[..., columns]
-    return replace(path, values=path.values[..., columns], names=names, std=std)
-
-
-def _comparable(sides: Mapping[str, Trajectory]) -> bool:
-    """Whether both are there, at the same times."""
-    if len(sides) < 2:
-        return False
-    ours, theirs = sides["measured"], sides["predicted"]
-    shapes = (
-        len(theirs.values.shape) <= 2
-        or theirs.runs == 1
-        or (theirs.values.shape == ours.values.shape)
-    )
-    same = len(ours) == len(theirs)
-    return shapes and same and torch.allclose(ours.times, theirs.times, rtol=1e-9, atol=1e-12)

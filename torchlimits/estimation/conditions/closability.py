@@ -12,10 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.estimation.conditions.power_law import Report, vanishes
+from torchlimits.estimation.conditions.power_law import ConditionReport, vanishes
 from torchlimits.estimation.conditions.sized_problem import LiftFunction, Triple, triples
 from torchlimits.estimation.estimate import Estimate, Estimator
 
+_TITLE = "closability: relative differences between parameters with the same statistics"
 _QUANTITIES = ("drift", "corrector", "diffusion")
 #: entries smaller than this, relative to the largest, are measured on its scale
 _FLOOR = 0.1
@@ -31,80 +32,75 @@ def closability(
     samples: int = 4096,
     tolerance: float = 0.1,
     seed: int = 0,
-) -> Report:
+) -> ConditionReport:
     r"""Whether drift, corrector and diffusion matrix are functions of u, as n grows.
 
     Theorem 2.2 of arXiv 2206.04030 needs that f, g and Sigma are, in the limit, the same at all
-    parameters with the same statistics u. For each n a real run of SGD gives parameters X, where f,
-    g and Sigma are estimated, and at other parameters with the same statistics as X (or as those of
-    the largest n, for the lifts among themselves):
+    parameters with the same statistics u. For each n a real run of SGD gives parameters X. The
+    three are estimated there and at other parameters with the same statistics:
 
     * *random*: lifted with random remainders (how much these differ among themselves);
     * *aligned*: lifted with remainders on coordinate axes (how far they are from the random ones);
-    * *run*: X itself (how far it is from the random ones).
+    * *run*: X itself (how far it is from random ones with the statistics of X).
 
-    (With a ``lift`` of your own there is *lifted* in place of *random* and *aligned*.) The size of
-    the differences is relative to that of the quantity, entry by entry in the root mean square;
-    sampling noise does not add to it: it is the covariance of two estimates from separate samples.
-    It has to vanish as n grows.
+    With a ``lift`` of your own there is *lifted* in place of *random* and *aligned*. The lifts
+    among themselves have, at every n, the statistics of the run at the largest n. Differences,
+    root mean squares over the entries relative to these, have to vanish as n grows. Their squares
+    are products of estimates from separate samples, so that sampling noise does not add to them.
 
     Args:
         triple_at: n -> `Triple`.
-        dims: increasing n; a factor 8 between first and last makes sharp exponents. With one n
-            only (real data) differences are told, not whether they vanish.
+        dims: increasing n; a factor 8 between first and last makes sharp exponents. One n alone
+            (real data) tells the differences, not whether they vanish.
         time: limit time of the run.
-        points: parameters taken from it, evenly over time, the start included.
-        remainders: lifts of each kind at each point.
-        samples: of one estimate.
+        points: how many parameters are taken from it, evenly over time, the start included.
+        remainders: how many lifts of each kind are made at each point, at least 3.
+        samples: how many samples one estimate takes.
         tolerance: relative size that counts as 0 where nothing is seen.
         seed: of everything random.
 
     Returns:
-        A `Report`: a table and a verdict for each condition, in words. "holds" is said of these
-        points and dimensions: it is evidence, no proof.
+        A table and a verdict for each condition. "holds" is evidence, not a proof.
 
     Raises:
         ValueError: if a number is out of its range, or the statistics need a lift of your own.
-        TypeError: if ``triple_at`` returns no `Triple`.
+        TypeError: if ``triple_at`` does not return a `Triple`.
 
     Example:
         >>> import torchlimits as tl
         >>> def triple_at(n):
-        ...     problem = tl.GaussianMixture.binary(dim=n, snr=2.0)
-        ...     return tl.Triple.of(problem, step_size=1.0)
+        ...     return tl.Triple.of(tl.GaussianMixture.binary(dim=n, snr=2.0), step_size=1.0)
         >>> report = tl.closability(triple_at, [20, 40], samples=256, remainders=4, points=1)
         >>> [c.name for c in report.conditions][:3]
         ['drift, random', 'drift, aligned', 'drift, run']
     """
-    for name, value in (("points", points), ("remainders", remainders), ("samples", samples)):
-        _checks.positive_int(name, value)
-    if remainders < 3:
-        raise ValueError(f"expected at least 3 remainders to see how they differ, got {remainders}")
-    _checks.positive("tolerance", tolerance)
-    settings = _Settings(remainders, samples, seed)
+    settings = _Settings(remainders, samples, tolerance, seed)
     at_n = triples(triple_at, dims, least=1)
-    runs = [triple.run(time, points, seed) for triple in at_n]
-    # the same u at every n, so that what is compared differs in n alone: those of the largest
-    common = [at_n[-1].u(x) for x in runs[-1]]
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for triple, run in zip(at_n, runs, strict=True):
-        for name, value in _at_dimension(triple, run, common, settings).items():
-            found[name].append(value)
+    found = _differences(at_n, [triple.run(time, points, seed) for triple in at_n], settings)
     conditions = [
         vanishes(name, dims, *zip(*found[name], strict=True), tolerance)  # type: ignore[arg-type]
         for name in sorted(found, key=lambda name: _QUANTITIES.index(name.split(",")[0]))
     ]
-    return Report(
-        "closability: relative differences between parameters with the same statistics",
-        tuple(conditions),
-    )
+    return ConditionReport(_TITLE, tuple(conditions))
 
 
 @dataclass(frozen=True)
 class _Settings:
+    """How many lifts and samples an estimate takes, what counts as 0, and the seed."""
+
     remainders: int
     samples: int
+    tolerance: float
     seed: int
+
+    def __post_init__(self) -> None:
+        _checks.positive_int("remainders", self.remainders)
+        _checks.positive_int("samples", self.samples)
+        if self.remainders < 3:
+            raise ValueError(
+                f"expected at least 3 remainders to see how they differ, got {self.remainders}"
+            )
+        _checks.positive("tolerance", self.tolerance)
 
     def lifted(self, lift: LiftFunction, u: Tensor) -> list[Mapping[str, Tensor]]:
         """Parameters with statistics u; the r-th remainder has a seed of its own at every n."""
@@ -117,10 +113,23 @@ class _Settings:
         return [lift(u, generator=torch.Generator().manual_seed(s)) for s in seeds]
 
 
+def _differences(
+    at_n: Sequence[Triple], runs: Sequence[Sequence[dict[str, Tensor]]], settings: _Settings
+) -> dict[str, list[tuple[float, float]]]:
+    """Squared relative differences and their standard errors, by condition, one pair for each n."""
+    # the same u at every n, so that what is compared differs in n alone: those of the largest
+    common = [at_n[-1].u(x) for x in runs[-1]]
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for triple, run in zip(at_n, runs, strict=True):
+        for name, value in _at_dimension(triple, run, common, settings).items():
+            found[name].append(value)
+    return found
+
+
 def _at_dimension(
     triple: Triple, run: Sequence[dict[str, Tensor]], common: Sequence[Tensor], settings: _Settings
 ) -> dict[str, tuple[float, float]]:
-    """Squared relative differences and their standard errors, by condition."""
+    """Squared relative differences at one n and their standard errors, by condition."""
     data = torch.Generator(device=triple.device).manual_seed(settings.seed + 1)
     estimator, lifts = triple.estimator(), triple.lifts()
     reference = next(iter(lifts))
@@ -150,7 +159,7 @@ class _Differences:
     def add(
         self, pairs: Mapping[str, list[tuple[Estimate, Estimate]]], only: str | None = None
     ) -> None:
-        """Those at one u."""
+        """Add the estimates at one value of the statistics, by how the parameters were made."""
         for quantity in _QUANTITIES:
             values = {kind: _values(quantity, pair) for kind, pair in pairs.items()}
             centre = values[self.reference].mean(1, keepdim=True)
@@ -161,7 +170,7 @@ class _Differences:
                     self.sizes[quantity, kind].append(centre.prod(0)[0])
 
     def relative(self) -> dict[str, tuple[float, float]]:
-        """Mean squares over entries, relative to the entries' sizes, with standard errors."""
+        """Mean squares over the entries, relative to their sizes, with standard errors."""
         result = {}
         for (quantity, kind), parts in self.products.items():
             scale = _scale(torch.stack(self.sizes[quantity, kind]).mean(0))
@@ -200,6 +209,6 @@ def _values(
 
 
 def _scale(square: Float[Tensor, " entries"]) -> Tensor:
-    """Squared sizes of the entries, those of small ones raised; 1 where all are 0."""
+    """The squared size that each entry is relative to: at least a share of the largest, not 0."""
     square = square.clamp_min(0)
     return square.clamp_min(_FLOOR**2 * float(square.max()) or 1.0)

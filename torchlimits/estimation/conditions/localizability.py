@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from torchlimits._exact import exactly
-from torchlimits.estimation.conditions.power_law import PowerLaw, Report, at_most, fit
+from torchlimits.estimation.conditions.power_law import ConditionReport, PowerLaw, at_most, fit
 from torchlimits.estimation.conditions.sized_problem import Triple, triples
 from torchlimits.estimation.estimate import standard_error
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
@@ -37,7 +37,7 @@ def localizability(
     points: int = 2,
     samples: int = 2048,
     seed: int = 0,
-) -> Report:
+) -> ConditionReport:
     r"""The bounds of Definition 2.1 (delta_n-localizability): do they hold as n grows?
 
     .. math::
@@ -64,8 +64,8 @@ def localizability(
         seed: of everything random.
 
     Returns:
-        A `Report`: a table and a verdict for each bound, in words. Operator norms are found by
-        power iteration (for j = 3 from a few starts: a lower bound).
+        A `ConditionReport`: a table and a verdict for each bound, in words. Operator norms are
+        found by power iteration (for j = 3 from a few starts: a lower bound).
 
     Raises:
         ValueError: if a number is out of its range, or the statistics need a lift of your own.
@@ -100,7 +100,7 @@ def localizability(
         values, errors = zip(*found[name], strict=True)
         conditions.append(at_most(name, dims, values, errors, power, strict=name == strict))
     title = f"localizability (Definition 2.1), delta = n^-{rate:.3g}: largest over points"
-    return Report(title, tuple(conditions))
+    return ConditionReport(title, tuple(conditions))
 
 
 @dataclass(frozen=True)

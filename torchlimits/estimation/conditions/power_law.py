@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torchlimits import _text
+
 #: exponents closer than this are not told apart: finite dimensions are not the limit
 RESOLUTION = 0.1
 #: half widths in standard errors
@@ -179,7 +181,7 @@ def _percent(size: float) -> str:
 
 
 @dataclass(frozen=True)
-class Report:
+class ConditionReport:
     """Conditions and their verdicts.
 
     Attributes:
@@ -190,7 +192,7 @@ class Report:
         >>> dims, errors = [10, 100, 1000], [0.0, 0.0, 0.0]
         >>> bounded = at_most("x", dims, [1.0, 1.0, 1.0], errors, needed=0.0)
         >>> growing = at_most("y", dims, [1.0, 10.0, 100.0], errors, needed=0.5)
-        >>> report = Report("two bounds", (bounded, growing))
+        >>> report = ConditionReport("two bounds", (bounded, growing))
         >>> report.holds, report.fails, report["x"].holds, report["y"].law.exponent
         (False, True, True, 1.0)
     """
@@ -221,9 +223,4 @@ class Report:
         for c in self.conditions:
             cells = [f"{y:.2g} ± {e:.1g}" for y, e in zip(c.values, c.errors, strict=True)]
             rows.append([c.name, *cells, c.verdict])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:-1]), row[-1]])
-            for row in rows
-        ]
-        return "\n".join([self.title, *lines])
+        return f"{self.title}\n{_text.table(rows, prose=True)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torchlimits import _checks
+from torchlimits.estimation.conditions import power_law
 
 #: c_delta within these is taken as critical where only one dimension is known
 CRITICAL = (0.05, 20.0)
@@ -87,7 +87,9 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
     constant = rates[largest] * dims[largest]
     exponent = None
     if len(dims) > 1:
-        exponent = _exponent(dims, rates)
+        if len(set(dims)) == 1:
+            raise ValueError(f"expected different dims to fit an exponent, got {dims}")
+        exponent = -power_law.fit(dims, rates, [0.0] * len(dims)).exponent
         deviation = exponent - 1
         above, below = deviation < -_EXPONENT, deviation > _EXPONENT
     else:
@@ -98,13 +100,3 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
         advice = f"lower lr to about 1/dim = {1 / dims[largest]:.3g}"
         warnings.warn(f"{found}; {advice}", stacklevel=2)
     return found
-
-
-def _exponent(dims: Sequence[int], rates: Sequence[float]) -> float:
-    """a of the least-squares fit of log lr = const - a log dim."""
-    x, y = [math.log(n) for n in dims], [math.log(r) for r in rates]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    if spread == 0:
-        raise ValueError(f"expected different dims to fit an exponent, got {dims}")
-    return -sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread

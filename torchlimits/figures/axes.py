@@ -1,0 +1,114 @@
+"""Curves, dots, bands and legends inside the panels of a figure."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from torchlimits.figures.panels import Panel
+from torchlimits.figures.rows import Curves, Row
+from torchlimits.trajectory import BAND
+
+_LINE_POINTS = 300
+GREY = "#666666"
+#: inches
+LEGEND_LINE = 0.16
+
+
+def draw(axes: Axes, panel: Panel, row: Row, max_points: int) -> None:
+    """Draw the statistics of a panel: lines where they are predicted, dots where measured."""
+    for name, colour in zip(panel.names, panel.colours, strict=True):
+        if row.predicted is not None and name in row.predicted.names:
+            _line(axes, row.predicted, name, colour)
+        if row.measured is not None and name in row.measured.names:
+            _dots(axes, row.measured, name, colour, max_points)
+
+
+def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
+    rows, column = _spread_rows(len(curves.times), _LINE_POINTS), curves.names.index(name)
+    times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
+    axes.plot(times, values, color=colour, linewidth=1.4, zorder=3)
+    if curves.spread is not None:
+        half = BAND * curves.spread[rows, column].numpy()
+        axes.fill_between(
+            times, values - half, values + half, color=colour, alpha=0.16, linewidth=0, zorder=2
+        )
+
+
+def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -> None:
+    rows, column = _spread_rows(len(curves.times), max_points), curves.names.index(name)
+    times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
+    axes.plot(
+        times,
+        values,
+        linestyle="none",
+        marker="o",
+        markersize=3.4,
+        markerfacecolor="white",
+        markeredgecolor=colour,
+        markeredgewidth=0.9,
+        zorder=4,
+    )
+    if curves.runs > 1 and curves.spread is not None:
+        half = curves.spread[rows, column].numpy()
+        axes.vlines(times, values - half, values + half, color=colour, linewidth=0.8, zorder=3.5)
+
+
+def _spread_rows(count: int, points: int) -> Tensor:
+    """At most so many row numbers, evenly spread, first and last included."""
+    return torch.linspace(0, count - 1, min(count, points), device="cpu").round().long()
+
+
+def dress(axes: Axes) -> None:
+    """Set spines, grid and ticks."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GREY)
+    axes.tick_params(labelsize=8, color=GREY, length=2.5)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.02)
+
+
+def legend_lines(panel: Panel) -> int:
+    """How many lines the colours of a panel take in its legend."""
+    return 0 if len(panel.names) == 1 else 1 if len(panel.names) <= 4 else 2
+
+
+def legend(axes: Axes, panel: Panel, lines: int) -> None:
+    """The panel's title, and between it and the panel at most two lines of colours."""
+    alone = len(panel.names) == 1
+    title = panel.labels[0] if alone else panel.title
+    axes.set_title(title, loc="left", fontsize=11, pad=6 + 72 * LEGEND_LINE * lines)
+    if alone:
+        return
+    shown = list(zip(panel.labels, panel.colours, strict=True))
+    if len(shown) > 12:
+        shown = [shown[i] for i in _spread_rows(len(shown), 6).tolist()]
+    axes.legend(
+        [Line2D([], [], color=colour, linewidth=2.2) for _, colour in shown],
+        [label for label, _ in shown],
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.99),
+        ncols=math.ceil(len(shown) / legend_lines(panel)),
+        fontsize=8.5,
+        frameon=False,
+        handlelength=0.9,
+        handletextpad=0.35,
+        columnspacing=0.9,
+        labelspacing=0.1,
+        borderpad=0.1,
+    )
+
+
+def share_y(column: list[Axes]) -> None:
+    """The same y range for all rows, so that runs can be compared by eye."""
+    limits = [axes.get_ylim() for axes in column]
+    for axes in column:
+        axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
