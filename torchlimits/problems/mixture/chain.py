@@ -11,6 +11,7 @@ from torch import Tensor
 from torchlimits import _linalg
 from torchlimits._random import ahead
 from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
+from torchlimits.problems.mixture.components import cumulative, drawn_components
 from torchlimits.problems.mixture.dynamics import MixtureODE
 
 
@@ -31,11 +32,17 @@ class MixtureChain(ReducedChain):
     Args:
         dynamics: of the same problem; gives the mixture's constants.
         recursion: what the optimizer does.
+        weights: the probabilities of the components, shape ``(A,)``; None: all the same.
     """
 
-    def __init__(self, dynamics: MixtureODE, recursion: Recursion) -> None:
+    def __init__(
+        self,
+        dynamics: MixtureODE,
+        recursion: Recursion,
+        weights: Float[Tensor, " A"] | None = None,
+    ) -> None:
         super().__init__(dynamics.names, dynamics.dim, recursion)
-        self.dynamics = dynamics
+        self.dynamics, self.weights = dynamics, weights
 
     def _walk(
         self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
@@ -72,10 +79,11 @@ class MixtureChain(ReducedChain):
     ) -> Iterator[list[tuple[Float[Tensor, "B columns S"], Float[Tensor, "B S"]]]]:
         """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
         c, labels = (t.to(frame.rows) for t in (self.dynamics.coordinates, self.dynamics.labels))
+        shares = cumulative(self.weights, c.device)
         shape = (self.recursion.batch_size, frame.rows.shape[2])
         for vectors in frame.vectors(generator):
             size = (len(vectors), *shape)
-            component = torch.randint(len(c), size, generator=generator, device=c.device)
+            component = drawn_components(len(c), shares, size, generator=generator, device=c.device)
             means, targets = c[component].movedim(-1, 2), labels[component]
             for x, mean in zip(vectors, means, strict=True):
                 x.mul_(self.dynamics.snr**-0.5)[:, : frame.d].add_(mean)

@@ -47,7 +47,7 @@ class MixtureODE(EffectiveDynamics):
         layers: Layers | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        from torchlimits.problems.mixture.problem import mixture_names
+        from torchlimits.problems.mixture.coordinates import mixture_names
 
         super().__init__(mixture_names(width, coordinates.shape[1]), dim, settings, schedule)
         self.width, self.snr, self.layers = width, snr, layers
