@@ -122,6 +122,14 @@ def check(device):
     assert not wrong, wrong
 
 
+def test_weights_are_refused():
+    problem = tl.GaussianMixture.binary(20, 2, snr=4.0, weights=[0.7, 0.3])
+    model = problem.model(replicas=(3,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="components of equal probability"):
+        problem.kernel(model, optimizer, batch_size=1, seed=0)
+
+
 @pytest.mark.slow
 def test_interpreted_it_is_autograd_and_sgd():
     """In a process of its own: whether Triton interprets is decided when it is imported."""

@@ -87,14 +87,12 @@ class MatrixProduct(nn.Module):
         return f"weight={tuple(self.weight.shape)}"
 
 
-def logistic_loss(
-    output: Float[Tensor, "*replicas batch"], target: Float[Tensor, "*replicas batch"]
-) -> Float[Tensor, ""]:
+def logistic_loss(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
     """Binary cross-entropy of logits: the mean over the batch, *summed* over replicas.
 
     Args:
-        output: the logits.
-        target: the labels 0 or 1.
+        output: the logits, shape ``(*replicas, batch)``.
+        target: the labels 0 or 1, of the same shape.
 
     Raises:
         ValueError: if the shapes differ.

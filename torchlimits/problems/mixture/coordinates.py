@@ -87,10 +87,8 @@ def distinct_up_to_sign(means: Float[Tensor, "A N"]) -> Float[Tensor, "d N"]:
     return torch.stack(kept)
 
 
-def coordinates_of(
-    means: Float[Tensor, "A N"], directions: Float[Tensor, "d N"]
-) -> Float[Tensor, "A d"]:
-    """The means in the basis of the directions.
+def coordinates_of(means: Float[Tensor, "A N"], directions: Tensor) -> Float[Tensor, "A d"]:
+    """The means in the basis of the directions, shape ``(d, N)``.
 
     Raises:
         ValueError: if the directions are not orthonormal, or the means not in their span.

@@ -218,7 +218,7 @@ class TrainableMixture(Trainable):
             >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             >>> try:
             ...     problem.kernel(model, optimizer, batch_size=1, seed=0).advance(64)
-            ... except tl.kernel.NoKernelError:  # in float64
+            ... except ValueError:  # NoKernelError, in float64
             ...     print("captured steps instead")
             captured steps instead
         """

@@ -18,15 +18,9 @@ from torchlimits.problems.problem import Problem
 from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.dynamics import NAMES, EquatorDynamics, SpikedDynamics
 from torchlimits.problems.spiked.network import SpikeEstimate
-from torchlimits.problems.spiked.samplers import (
-    DenseTensors,
-    ImplicitNoise,
-    SpikedSampler,
-    check_shapes,
-)
-from torchlimits.problems.spiked.spike import Spike, unit_vector
-from torchlimits.problems.spiked.statistics import Overlap, SquaredRadius
-from torchlimits.statistics.summary import SummaryStatistics
+from torchlimits.problems.spiked.samplers import check_shapes, sampler_of
+from torchlimits.problems.spiked.spike import Spike
+from torchlimits.problems.spiked.statistics import spiked_statistics
 
 
 class SpikedTensor(Problem):
@@ -73,6 +67,8 @@ class SpikedTensor(Problem):
         Trajectory(2 statistics, 11 times, t = 0 ... 0.02, runs=1)
         >>> problem.statistics(problem.lift(u)), problem.accuracy(u)
         (tensor([0.6000, 0.6400]), tensor(0.6000))
+        >>> problem.random_start()[0]
+        tensor([0.0000, 0.9800], dtype=torch.float64)
         >>> problem.describe()
         {'order': 3, 'dim': 50, 'snr': 4.0, 'ridge': 0.0}
     """
@@ -90,33 +86,16 @@ class SpikedTensor(Problem):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self._dim = _checks.positive_int("dim", dim)
-        self.order = _checks.positive_int("order", order)
-        if order < 2:
-            raise ValueError(f"expected order >= 2 (2 is matrix PCA), got {order}")
-        if dim < 2:
-            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        self.snr = _checks.positive("snr", snr)
+        self.spike = Spike(dim, order, snr, direction, generator)
+        self.order, self.snr, self.direction = order, self.spike.snr, self.spike.direction
         self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
-        if sampler not in ("dense", "implicit"):
-            raise ValueError(f"expected sampler 'dense' or 'implicit', got {sampler!r}")
-        self.sampler = sampler
         self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
-        self.direction = unit_vector(direction, dim, generator)
-        self.statistics = SummaryStatistics(
-            {"m": Overlap(self.direction), "r2": SquaredRadius(self.direction)},
-            parameter_dims={"x": 1},
-        )
-        self.spike = Spike(self.direction, order, self.snr)
-        self._data: SpikedSampler
-        if sampler == "dense":
-            self._data = DenseTensors(self.spike, self.device, self.dtype)
-        else:
-            self._data = ImplicitNoise(self.spike)
+        self.statistics = spiked_statistics(self.direction)
+        self.sampler = sampler
+        self._data = sampler_of(sampler, self.spike, self.device, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # made anew from its arguments: what is kept for devices stays here
         options = {
             "snr": self.snr, "sampler": self.sampler, "direction": self.direction,
             "ridge": self.ridge, "device": self.device, "dtype": self.dtype,
@@ -126,7 +105,7 @@ class SpikedTensor(Problem):
     @property
     def dim(self) -> int:
         """n."""
-        return self._dim
+        return self.spike.dim
 
     @property
     def names(self) -> list[str]:
@@ -181,9 +160,8 @@ class SpikedTensor(Problem):
         """
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         x = torch.randn(self.dim, generator=generator, dtype=torch.float64, device="cpu")
-        m, r2 = u.tolist()
-        x = self.spike.placed(x, m, max(r2, 0.0))
-        return {"x": x.to(_checks.device(device or self.device), dtype or self.dtype)}
+        x = self.spike.placed(x, float(u[0]), max(float(u[1]), 0.0))
+        return {"x": x.to(device or self.device, dtype or self.dtype)}
 
     def sample(
         self,
@@ -194,15 +172,12 @@ class SpikedTensor(Problem):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "*replicas batch 0"], Float[Tensor, "*replicas batch ..."]]:
-        """Fresh data; see `Trainable.sample`.
+        """Fresh data, if dense tensors fit in memory (ValueError); see `Trainable.sample`.
 
         Returns:
             Features, of which there are none, and what x is compared with: the tensors Y,
             ``(*replicas, batch, n, ..., n)`` (dense), or n normals each, ``(*replicas, batch, n)``
             (implicit).
-
-        Raises:
-            ValueError: if the dense tensors would not fit in memory.
         """
         _checks.positive_int("batch", batch)
         device, dtype = _checks.device(device or self.device), dtype or self.dtype
@@ -214,10 +189,9 @@ class SpikedTensor(Problem):
     def loss(
         self, output: Float[Tensor, "*replicas n"], target: Float[Tensor, "*replicas batch ..."]
     ) -> Float[Tensor, ""]:
-        """||Y - x^k||^2 of the estimates ``output`` and a ``target`` of `sample`.
+        """||Y - x^k||^2, for ``implicit`` in law and less ||Y||^2; see `Trainable.loss`.
 
-        With the implicit sampler value and gradient have the law of the dense ones jointly, less
-        the ||Y||^2 that x has no influence on. See `Trainable.loss`.
+        The ``output`` is x, the ``target`` the second part of what `sample` returned.
         """
         check_shapes(output, target, self.dim, self._data.entries)
         return self._data.loss(output, target)
@@ -240,8 +214,18 @@ class SpikedTensor(Problem):
             step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        settings = _settings(
-            self, optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
+        if isinstance(optimizer, torch.optim.SGD) and len(optimizer.param_groups) > 1:
+            raise ValueError(
+                "expected one parameter group, got "
+                f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
+            )
+        settings = SGDSettings.chosen(
+            optimizer,
+            dim=dim,
+            ridge=self.ridge,
+            step_size=step_size,
+            momentum=momentum,
+            batch_size=batch_size,
         )
         plan = Schedule.of(schedule, optimizer, dim)
         return SpikedDynamics(
@@ -258,25 +242,19 @@ class SpikedTensor(Problem):
         dim: int | None = None,
     ) -> SpikedChain:
         """The exact law of SGD's statistics at dimension n; see `Problem.reduced_chain`."""
-        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        if dim < 2:
+        if dim is not None and _checks.positive_int("dim", dim) < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        settings = _settings(
-            self, optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
+        dynamics = self.dynamics(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
-        settings.check_plain("the reduced chain")
-        recursion = Recursion.of(settings, dim, optimizer)
-        return SpikedChain(order=self.order, snr=self.snr, dim=dim, recursion=recursion)
+        dynamics.settings.check_plain("the reduced chain")
+        recursion = Recursion.of(dynamics.settings, dynamics.dim, optimizer)
+        return SpikedChain(order=self.order, snr=self.snr, dim=dynamics.dim, recursion=recursion)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
         """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.
 
         For ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``.
-
-        Example:
-            >>> import torchlimits as tl
-            >>> tl.SpikedTensor(dim=100, order=2, snr=0.5).random_start()[0]
-            tensor([0.0000, 0.9900], dtype=torch.float64)
         """
         share = (self.dim - 1) / self.dim
         double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
@@ -284,9 +262,7 @@ class SpikedTensor(Problem):
         return mean, torch.diag(torch.tensor([1.0, 2 * share], **double) / self.dim)
 
     def diffusive(self, at: Float[Tensor, " 2"], step_size: float = 1.0) -> LinearDiffusion:
-        """The diffusive limit of sqrt(n) (u - u*) around a fixed point, linear in u~.
-
-        See `EffectiveDynamics.diffusive`; `equator` has the non-linear one around m = 0.
+        """The diffusive limit of sqrt(n) (u - u*) around a fixed point; `equator` is not linear.
 
         Args:
             at: u*, shape ``(2,)``.
@@ -325,18 +301,13 @@ class SpikedTensor(Problem):
             >>> limit.drift(torch.tensor([2.0, 2.0]))  # of (sqrt(n) m, r2): to (0, 1)
             tensor([-12., -16.])
         """
-        settings = _settings(
-            self,
-            optimizer,
-            step_size=step_size,
-            momentum=momentum,
-            batch_size=batch_size,
-            dim=self.dim,
+        dynamics = self.dynamics(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size
         )
         own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
         strength = own if scaled_snr is None else _checks.non_negative("scaled_snr", scaled_snr)
         return EquatorDynamics(
-            order=self.order, scaled_snr=strength, dim=self.dim, settings=settings
+            order=self.order, scaled_snr=strength, dim=self.dim, settings=dynamics.settings
         )
 
     def accuracy(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
@@ -352,13 +323,3 @@ class SpikedTensor(Problem):
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, JSON-able."""
         return {"order": self.order, "dim": self.dim, "snr": self.snr, "ridge": self.ridge}
-
-
-def _settings(problem: SpikedTensor, optimizer: object, *, dim: int, **options: Any) -> SGDSettings:
-    """What an optimizer with one parameter group does, or SGD with a c_delta."""
-    if isinstance(optimizer, torch.optim.SGD) and len(optimizer.param_groups) > 1:
-        raise ValueError(
-            "expected one parameter group, got "
-            f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
-        )
-    return SGDSettings.chosen(optimizer, dim=dim, ridge=problem.ridge, **options)

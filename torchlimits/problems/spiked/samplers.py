@@ -38,6 +38,24 @@ class SpikedSampler(Protocol):
         ...
 
 
+def sampler_of(kind: str, spike: Spike, device: torch.device, dtype: torch.dtype) -> SpikedSampler:
+    """The sampler of a name.
+
+    Args:
+        kind: ``"dense"`` or ``"implicit"``.
+        spike: lambda v^k.
+        device, dtype: as in `DenseTensors`.
+
+    Raises:
+        ValueError: if it is another name, or one dense tensor does not fit in memory.
+    """
+    if kind == "dense":
+        return DenseTensors(spike, device, dtype)
+    if kind == "implicit":
+        return ImplicitNoise(spike)
+    raise ValueError(f"expected sampler 'dense' or 'implicit', got {kind!r}")
+
+
 def check_shapes(output: Tensor, target: Tensor, dim: int, entries: tuple[int, ...]) -> None:
     """ValueError unless an output is of shape ``(*replicas, n)`` and its target fits to it.
 
@@ -73,7 +91,7 @@ class DenseTensors:
 
     def __init__(self, spike: Spike, device: torch.device, dtype: torch.dtype) -> None:
         self.spike = spike
-        self.entries = (len(spike.direction),) * spike.order
+        self.entries = (spike.dim,) * spike.order
         # of every device and dtype: lambda v^k, and how many tensors fit
         self._spikes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._fitting: dict[tuple[torch.device, torch.dtype], int] = {}
@@ -144,7 +162,7 @@ class ImplicitNoise:
 
     def __init__(self, spike: Spike) -> None:
         self.spike = spike
-        self.entries = (len(spike.direction),)
+        self.entries = (spike.dim,)
 
     def sample(
         self,

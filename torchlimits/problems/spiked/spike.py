@@ -15,12 +15,30 @@ class Spike:
     r"""The rank-one tensor :math:`\lambda v^{\otimes k}`.
 
     Args:
-        direction: v, a unit vector ``(n,)`` in float64.
-        order, snr: k, lambda.
+        dim, order, snr: n, k, lambda.
+        direction: v: ``"axis"`` (the first), ``"random"`` or a unit vector ``(n,)``.
+        generator: of a random direction.
+
+    Raises:
+        ValueError: if a number is out of its range, or the direction is not a unit vector.
     """
 
-    def __init__(self, direction: Float[Tensor, " n"], order: int, snr: float) -> None:
-        self.direction, self.order, self.snr = direction, order, snr
+    def __init__(
+        self,
+        dim: int,
+        order: int,
+        snr: float,
+        direction: str | Tensor,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.dim = _checks.positive_int("dim", dim)
+        self.order = _checks.positive_int("order", order)
+        if order < 2:
+            raise ValueError(f"expected order >= 2 (2 is matrix PCA), got {order}")
+        if dim < 2:
+            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
+        self.snr = _checks.positive("snr", snr)
+        self.direction = _unit_vector(direction, dim, generator)
         # of every place that there is a model in
         self.kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
@@ -64,7 +82,7 @@ class Spike:
         return m * v + r2**0.5 * across / across.norm(dim=-1, keepdim=True)
 
 
-def unit_vector(
+def _unit_vector(
     direction: str | Tensor, dim: int, generator: torch.Generator | None
 ) -> Float[Tensor, " n"]:
     """A unit vector: the first axis, a random one, or what the user gave, which is checked."""

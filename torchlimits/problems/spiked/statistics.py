@@ -12,6 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
+from torchlimits.statistics.summary import SummaryStatistics
+
+
+def spiked_statistics(v: Float[Tensor, " n"]) -> SummaryStatistics:
+    """The statistics (m, r2) of a `SpikeEstimate` x, for a unit vector v."""
+    return SummaryStatistics({"m": Overlap(v), "r2": SquaredRadius(v)}, parameter_dims={"x": 1})
 
 
 @dataclass(frozen=True, eq=False)
