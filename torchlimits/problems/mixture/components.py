@@ -38,13 +38,7 @@ class Components:
         (torch.Size([3, 5]), tensor([1., 1., 1.]))
     """
 
-    def __init__(
-        self,
-        means: object,
-        labels: object,
-        snr: float,
-        weights: object = None,
-    ) -> None:
+    def __init__(self, means: object, labels: object, snr: float, weights: object = None) -> None:
         self.means = means = _checks.float64("means", means)
         self.labels = labels = _checks.float64("labels", labels)
         self.snr = math.inf if snr == math.inf else _checks.positive("snr", snr)
@@ -66,19 +60,20 @@ class Components:
         ] = {}
 
     def sample(
-        self,
-        shape: tuple[int, ...],
-        *,
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, shape: tuple[int, ...], *, dtype: torch.dtype, **source: Any
     ) -> tuple[Float[Tensor, "*shape N"], Float[Tensor, "*shape"]]:
-        """Fresh data (x, y) with leading dimensions ``shape``, on the device and in the dtype."""
+        """Fresh data (x, y) with leading dimensions ``shape``.
+
+        Args:
+            shape: how many.
+            dtype: of the data.
+            source: generator and device, as of torch.randn.
+        """
         count, dim = self.means.shape
-        means, labels, cumulative = self._beside(torch.empty((), device=device, dtype=dtype))
-        normal: dict[str, Any] = {"generator": generator, "device": device}
-        component = drawn_components(count, cumulative, shape, **normal)
-        x = torch.randn(*shape, dim, dtype=dtype, **normal)
+        like = torch.empty((), device=source["device"], dtype=dtype)
+        means, labels, cumulative = self._beside(like)
+        component = drawn_components(count, cumulative, shape, **source)
+        x = torch.randn(*shape, dim, dtype=dtype, **source)
         # a product with indicators, in place: means[component] has as many numbers as the noise
         chosen = F.one_hot(component.flatten(), count).to(dtype)
         x.view(-1, dim).addmm_(chosen, means, beta=self.snr**-0.5)
@@ -88,11 +83,8 @@ class Components:
         """Means, labels and cumulative probabilities, copied to each device once."""
         key = (x.device, x.dtype)
         if key not in self._moved:
-            self._moved[key] = (
-                self.means.to(x),
-                self.labels.to(x),
-                cumulative(self.weights, x.device),
-            )
+            shares = cumulative(self.weights, x.device)
+            self._moved[key] = (self.means.to(x), self.labels.to(x), shares)
         return self._moved[key]
 
 

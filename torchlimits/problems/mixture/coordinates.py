@@ -15,11 +15,7 @@ _TOLERANCE = 1e-6
 
 
 def mixture_names(width: int, directions: int) -> list[str]:
-    """v[i], m[i,j], R[i,j] (i <= j), in the order of u.
-
-    Args:
-        width: K.
-        directions: d.
+    """v[i], m[i,j], R[i,j] (i <= j) of K neurons and d directions, in the order of u.
 
     Example:
         >>> mixture_names(2, 1)
@@ -49,17 +45,7 @@ def mixture_statistics(directions: Float[Tensor, "d N"]) -> SummaryStatistics:
 def unit_directions(
     count: int, dim: int, kind: str, generator: torch.Generator | None
 ) -> Float[Tensor, "count dim"]:
-    """Orthonormal rows: the first axes, or uniformly random ones.
-
-    Args:
-        count: how many.
-        dim: N.
-        kind: ``"axis"`` or ``"random"``.
-        generator: of random ones.
-
-    Raises:
-        ValueError: if there are not so many in N dimensions, or the kind is another.
-    """
+    """Orthonormal rows: the first axes (``"axis"``), or uniformly random ones (``"random"``)."""
     _checks.positive_int("dim", dim)
     if dim < count:
         raise ValueError(f"expected dim >= {count}, the number of directions, got {dim}")

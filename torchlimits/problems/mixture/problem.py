@@ -9,18 +9,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits import _checks
+from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.reduced_chain import Recursion
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
-from torchlimits.problems.mixture import quality, small_noise, starts, success
+from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics, MixtureODE
 from torchlimits.problems.mixture.small_noise import FixedPointComponent, SmallNoiseDynamics
 from torchlimits.problems.mixture.trainable import TrainableMixture
 from torchlimits.problems.problem import Problem
+
+#: models drawn together by `starts`
+_AT_ONCE = 256
 
 
 class GaussianMixture(TrainableMixture, Problem):
@@ -184,11 +187,15 @@ class GaussianMixture(TrainableMixture, Problem):
             count: how many.
             generator: of the starts, on the CPU.
         """
-        return starts.drawn(
-            count,
-            lambda some: self.model(replicas=some, generator=generator, device="cpu"),
-            self.statistics,
-        )
+        _checks.positive_int("count", count)
+        found: list[Tensor] = []
+        # a model's weights are N/K times as many numbers: not all models at once
+        for done in range(0, count, _AT_ONCE):
+            some = (min(_AT_ONCE, count - done),)
+            model = self.model(replicas=some, generator=generator, device="cpu")
+            with torch.no_grad():
+                found.append(self.statistics(dict(model.named_parameters())).double())
+        return torch.cat(found)
 
     def random_start(
         self, v: Float[Tensor, " K"]
@@ -209,10 +216,15 @@ class GaussianMixture(TrainableMixture, Problem):
             >>> P.diagonal()[2:5]
             tensor([0.0100, 0.0100, 0.0198], dtype=torch.float64)
         """
+        K, d = self.width, len(self.directions)
         v = _checks.float64("v", v)
-        if v.shape != (self.width,):
-            raise ValueError(f"expected v of shape ({self.width},), got {tuple(v.shape)}")
-        return starts.moments(v, self.dim, len(self.directions))
+        if v.shape != (K,):
+            raise ValueError(f"expected v of shape ({K},), got {tuple(v.shape)}")
+        share = (self.dim - d) / self.dim
+        eye = _linalg.packed(torch.eye(K, dtype=torch.float64, device="cpu"))
+        zero = v.new_zeros(K * d)
+        variances = [0 * v, zero + 1 / self.dim, share / self.dim * (1 + eye)]
+        return torch.cat([v, zero, share * eye]), torch.diag(torch.cat(variances))
 
     def small_noise(self) -> GaussianMixture:
         """The same problem at snr = infinity, whose dynamics and fixed points are closed forms."""

@@ -121,11 +121,8 @@ class TrainableMixture(Trainable):
         """The XOR mixture: +-mu (label 1), +-nu (label 0), mu and nu orthonormal; d = 2.
 
         Args:
-            dim: N.
-            width: K.
-            snr, ridge, weights, device, dtype: as in `GaussianMixture`.
-            directions: mu, nu are the first two axes, or uniformly random (from ``generator``).
-            generator: of random mu, nu.
+            dim, width, snr, ridge, weights, generator, device, dtype: as in `binary`.
+            directions: mu, nu are the first two axes, or uniformly random.
 
         Example:
             >>> import torchlimits as tl

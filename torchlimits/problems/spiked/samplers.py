@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,41 +14,10 @@ from torch import Tensor
 from torchlimits.problems.spiked.spike import Spike
 
 
-class SpikedSampler(Protocol):
-    """Data of a spike, and the loss of an estimate on them."""
-
-    #: the shape of one sample
-    entries: tuple[int, ...]
-
-    def sample(
-        self,
-        shape: tuple[int, ...],
-        *,
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "*shape ..."]:
-        """Fresh samples, ``(*shape, *entries)``."""
-        ...
-
-    def loss(
-        self, x: Float[Tensor, "*replicas n"], target: Float[Tensor, "*replicas batch ..."]
-    ) -> Float[Tensor, ""]:
-        """The mean over the batch, summed over replicas."""
-        ...
-
-
-def sampler_of(kind: str, spike: Spike, device: torch.device, dtype: torch.dtype) -> SpikedSampler:
-    """The sampler of a name.
-
-    Args:
-        kind: ``"dense"`` or ``"implicit"``.
-        spike: lambda v^k.
-        device, dtype: as in `DenseTensors`.
-
-    Raises:
-        ValueError: if it is another name, or one dense tensor does not fit in memory.
-    """
+def sampler_of(
+    kind: str, spike: Spike, device: torch.device, dtype: torch.dtype
+) -> DenseTensors | ImplicitNoise:
+    """The sampler called ``"dense"`` or ``"implicit"``; other arguments as in `DenseTensors`."""
     if kind == "dense":
         return DenseTensors(spike, device, dtype)
     if kind == "implicit":
@@ -57,13 +26,7 @@ def sampler_of(kind: str, spike: Spike, device: torch.device, dtype: torch.dtype
 
 
 def check_shapes(output: Tensor, target: Tensor, dim: int, entries: tuple[int, ...]) -> None:
-    """ValueError unless an output is of shape ``(*replicas, n)`` and its target fits to it.
-
-    Args:
-        output, target: of a loss.
-        dim: n.
-        entries: the shape of one sample.
-    """
+    """ValueError unless output, ``(*replicas, n)``, and target, ``(..., *entries)``, fit."""
     dims = output.ndim  # replicas and batch, in front of a target's entries
     if (
         output.shape[-1:] != (dim,)
@@ -97,17 +60,14 @@ class DenseTensors:
         self._fitting: dict[tuple[torch.device, torch.dtype], int] = {}
         self._check_memory(1, device, dtype)
 
-    def sample(
-        self,
-        shape: tuple[int, ...],
-        *,
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "*shape ..."]:
-        """Fresh tensors; ValueError if they do not fit in memory."""
-        self._check_memory(math.prod(shape), device, dtype)
-        normal: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+    def sample(self, shape: tuple[int, ...], **normal: Any) -> Float[Tensor, "*shape ..."]:
+        """Fresh tensors; ValueError if they do not fit in memory.
+
+        Args:
+            shape: how many.
+            normal: generator, device and dtype, as of torch.randn.
+        """
+        self._check_memory(math.prod(shape), normal["device"], normal["dtype"])
         return self._add_spike(torch.randn(*shape, *self.entries, **normal))
 
     def loss(
@@ -164,16 +124,9 @@ class ImplicitNoise:
         self.spike = spike
         self.entries = (spike.dim,)
 
-    def sample(
-        self,
-        shape: tuple[int, ...],
-        *,
-        generator: torch.Generator | None,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> Float[Tensor, "*shape n"]:
-        """Fresh normals."""
-        return torch.randn(*shape, *self.entries, generator=generator, device=device, dtype=dtype)
+    def sample(self, shape: tuple[int, ...], **normal: Any) -> Float[Tensor, "*shape n"]:
+        """Fresh normals; arguments as in `DenseTensors.sample`."""
+        return torch.randn(*shape, *self.entries, **normal)
 
     def loss(
         self, x: Float[Tensor, "*replicas n"], target: Float[Tensor, "*replicas batch n"]
