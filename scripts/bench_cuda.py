@@ -460,7 +460,9 @@ def tuned(options: Options, report: Report) -> Iterator[Finding]:
         optimizer = torch.optim.SGD(model.parameters(), lr=1 / dim)
         texts: list[str] = []
         for count in warps[dim]:
-            kernel = MixtureSGD(problem, model, optimizer, batch_size=1, seed=1, warps=count)
+            kernel = MixtureSGD(
+                problem.components, model, optimizer, batch_size=1, seed=1, warps=count
+            )
             kernel.advance(64)
             took = sorted(timed(partial(kernel.advance, 64), 64) for _ in range(3))[1]
             texts.append(f"{count}: {took * 1e6:.2f}")

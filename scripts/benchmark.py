@@ -91,7 +91,7 @@ class Training:
     def __init__(
         self, problem: tl.GaussianMixture, replicas: tuple[int, ...] = (), device: str = "cpu"
     ) -> None:
-        self.problem, self.replicas = problem, replicas
+        self.problem, self.replicas, self.device = problem, replicas, device
         self.model = problem.model(replicas=replicas, device=device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), lr=1 / problem.dim, weight_decay=problem.ridge
@@ -100,7 +100,7 @@ class Training:
     def steps(self, count: int) -> Iterator[int]:
         """Take so many."""
         for step in range(count):
-            x, y = self.problem.sample(1, replicas=self.replicas)
+            x, y = self.problem.sample(1, replicas=self.replicas, device=self.device)
             self.optimizer.zero_grad()
             self.problem.loss(self.model(x), y).backward()
             self.optimizer.step()

@@ -233,7 +233,7 @@ def _stepping(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=momentum, fused=True)
 
     def step() -> None:
-        x, y = problem.sample(batch, replicas=(8,), generator=generator)
+        x, y = problem.sample(batch, replicas=(8,), generator=generator, device=device)
         optimizer.zero_grad()
         problem.loss(model(x), y).backward()
         optimizer.step()
@@ -766,7 +766,7 @@ def the_first_runs_are_recorded_of_many_replicas(device: str) -> Remark:
             for some in (statistics, statistics.of_runs(3))
         ]
         for _ in range(4):
-            x, y = problem.sample(1, replicas=(5,), generator=generator)
+            x, y = problem.sample(1, replicas=(5,), generator=generator, device=device)
             optimizer.zero_grad()
             problem.loss(model(x), y).backward()
             optimizer.step()
@@ -807,7 +807,7 @@ def steps_of_normalized_sgd_have_the_law_of_those_on_the_cpu(device: str) -> Rem
         optimizer = tl.NormalizedSGD(model.parameters(), lr=lr)
         with tl.track(model, optimizer, problem.statistics, every=10) as tracker:
             for _ in range(30):
-                _, target = problem.sample(1, replicas=(800,), generator=generator)
+                _, target = problem.sample(1, replicas=(800,), generator=generator, device=device)
                 optimizer.zero_grad()
                 problem.loss(model(), target).backward()
                 optimizer.step()

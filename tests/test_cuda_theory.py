@@ -10,7 +10,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits.dynamics import fixed_points, solver
-from torchlimits.problems.spiked import problem as spiked_tensor
+from torchlimits.problems.spiked import samplers
 from torchlimits.statistics import gram
 
 pytestmark = pytest.mark.gpu
@@ -39,12 +39,12 @@ def test_steps_on_spiked_tensors_are_captured(sampler, direction):
 def test_memory_that_torch_holds_is_free():
     device = torch.device("cuda")
     torch.cuda.empty_cache()
-    before = spiked_tensor._free_memory(device)
+    before = samplers._free_memory(device)
     held = torch.empty(2**28, dtype=torch.uint8, device=device)
-    assert spiked_tensor._free_memory(device) < before - 2**27
+    assert samplers._free_memory(device) < before - 2**27
     del held  # to the allocator, which keeps it
     assert torch.cuda.mem_get_info(device)[0] < before - 2**27
-    assert spiked_tensor._free_memory(device) > before - 2**26
+    assert samplers._free_memory(device) > before - 2**26
 
 
 # --- dynamics -------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_an_estimate_on_cuda_leaves_its_random_numbers_alone():
 def test_gradients_stay_outer_products_under_tf32():
     problem = tl.GaussianMixture.xor(dim=500, width=4, snr=2.0)
     model = problem.model(device="cuda", generator=generator("cuda"))
-    x, y = problem.sample(300, generator=generator("cuda"))
+    x, y = problem.sample(300, generator=generator("cuda"), device="cuda")
     found = []
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)

@@ -43,7 +43,7 @@ def tracked(problem=XOR, *, dtype=None, **options):
     source = generator()
     with tl.track(model, optimizer, problem.statistics, **options) as tracker:
         for _ in range(5):
-            x, y = problem.sample(1, generator=source)
+            x, y = problem.sample(1, generator=source, dtype=dtype)
             optimizer.zero_grad()
             problem.loss(model(x), y).backward()
             optimizer.step()
@@ -192,6 +192,61 @@ def test_no_tensor_is_made_on_the_default_device(name):
         found = CALLS[name]()
     assert found.device.type == "cpu"
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_data_have_the_place_of_a_model_made_with_the_same_arguments(problem):
+    for place in ({}, {"device": "meta"}, {"dtype": torch.float64}, {"dtype": torch.bfloat16}):
+        p = next(problem.model(**place).parameters())
+        for tensor in problem.sample(2, **place):
+            assert (tensor.device, tensor.dtype) == (p.device, p.dtype)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
+def test_a_second_model_does_not_take_the_data_of_the_first_away(problem):
+    first = problem.model()
+    problem.model(dtype=torch.float64)
+    x, y = problem.sample(4)
+    problem.loss(first(x), y).backward()
+
+
+@pytest.mark.parametrize("made", ["estimated", "explained", "solved", "run"])
+def test_samplers_are_asked_for_data_beside_the_model(made):
+    """A model of float64, which is not what the problem has, goes with the problem's sampler."""
+    model = BINARY.model(generator=generator(), dtype=torch.float64)
+    one = {"model": model, "loss": BINARY.loss, "sampler": BINARY.sample}
+    if made == "estimated":
+        found = tl.estimate(**one, statistics=BINARY.statistics, step_size=0.01, samples=20)
+        assert bool(found.drift.value.isfinite().all())
+    elif made == "explained":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        probe = tl.Probe(BINARY.loss, BINARY.sample, samples=20)
+        with tl.track(model, optimizer, BINARY.statistics, probe=probe) as tracker:
+            tracker.stepped()
+        assert tracker.explanation().change.names == BINARY.names
+    elif made == "solved":
+        dynamics = tl.EmpiricalDynamics(
+            **one, statistics=BINARY.statistics, step_size=1.0, dim=100, samples=20
+        )
+        assert bool(dynamics.drift(STARTS).isfinite().all())
+    else:
+        triple = tl.Triple(**one, statistics=BINARY.statistics, step_size=0.01, dim=100)
+        assert len(triple.run(0.05, 2, seed=0)) == 2
+
+
+def test_a_place_that_a_sampler_has_of_its_own_is_left_alone():
+    asked = []
+
+    def sampler(batch, generator=None, device=None, dtype=torch.long):
+        asked.append((device, dtype))
+        return BINARY.sample(batch, generator=generator)
+
+    model = BINARY.model()
+    found = tl.estimate(
+        model, BINARY.loss, sampler, BINARY.statistics, step_size=0.01, samples=20
+    )  # fmt: skip
+    assert found.samples == 20
+    assert set(asked) == {(torch.device("cpu"), torch.long)}
 
 
 def test_meta_tensors_are_noticed():

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from torchlimits import statistics
 from torchlimits.comparison import Comparison, compare
+from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.geometry import Geometry
 from torchlimits.contracts.vector_field import VectorField
-from torchlimits.contracts.explanation import Explanation
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.ensemble.train import train

@@ -32,7 +32,7 @@ def test_one_step_of_all_runs_is_a_step_of_each(problem):
     groups = range(2)
     starts = ensemble.model(groups)
     data = _random.stream(
-        partial(problem.sample, 2),
+        partial(problem.sample, 2, dtype=torch.float64),
         _random.generators(3, groups, purpose=1),
         lanes=ensemble.lanes,
         length=ensemble.length,

@@ -1,4 +1,6 @@
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -67,14 +69,15 @@ def test_one_step_of_replicas_is_one_step_of_each():
         torch.testing.assert_close(together.second.weight[r], model.second.weight)
 
 
-def test_data_follow_the_model():
+def test_data_have_the_dtype_asked_for():
     problem = tl.GaussianMixture.binary(dim=10, snr=1.0)
     model = problem.model().to(torch.float64)
-    assert problem.sample(1)[0].dtype == torch.float64
-    assert problem.sample(1)[1].dtype == torch.float64
-    model.to("meta")
-    del model
+    x, y = problem.sample(1, dtype=torch.float64)
+    assert x.dtype == y.dtype == torch.float64
+    problem.loss(model(x), y).backward()
     assert problem.sample(1)[0].dtype == torch.float32
+    own = tl.GaussianMixture.binary(dim=10, snr=1.0, dtype=torch.float64)
+    assert own.sample(1)[0].dtype == own.model().first.weight.dtype == torch.float64
 
 
 def drawn(problem):
@@ -88,17 +91,14 @@ def trained(problem):
 @pytest.mark.parametrize("passing", [drawn, trained])
 @pytest.mark.parametrize("other", [None, torch.bfloat16])
 def test_data_do_not_follow_models_made_in_passing(passing, other):
-    """Those of starts and train: the data of a model made before are its own still."""
+    """Those of starts and train, nor any that the user made."""
     problem = tl.GaussianMixture.binary(dim=10, snr=1.0)
-    older = None if other is None else problem.model(dtype=other)
-    model = problem.model(dtype=torch.float64)
+    model = problem.model(dtype=other)
     passing(problem)
-    x, y = problem.sample(1)
-    assert x.dtype == y.dtype == torch.float64
+    problem.model(dtype=torch.float64)
+    x, y = problem.sample(1, dtype=other)
+    assert x.dtype == y.dtype == (other or torch.float32)
     problem.loss(model(x), y).backward()
-    del model
-    assert problem.sample(1)[0].dtype == (other or torch.float32)
-    del older
     assert problem.sample(1)[0].dtype == torch.float32
 
 
@@ -169,3 +169,120 @@ def test_bad_calls():
     sgd = torch.optim.SGD(problem.model().parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="weight_decay=0 is not the problem's ridge=0.1"):
         problem.dynamics(sgd)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+SHARES = [0.5, 0.1, 0.3, 0.1]
+
+
+def weighted(**options):
+    given = {"dim": 12, "width": 2, "snr": 5.0, "weights": SHARES, "dtype": torch.float64}
+    return tl.GaussianMixture.xor(**{**given, **options})
+
+
+def shares_z(problem, n=40_000):
+    """z of the frequencies of the components, found by the nearest mean at little noise."""
+    x, _ = problem.sample(n, generator=torch.Generator().manual_seed(0))
+    found = (x @ problem.means.mT).argmax(-1).bincount(minlength=4) / n
+    p = torch.tensor(SHARES, dtype=torch.float64)
+    return (found - p).abs() / (p * (1 - p) / n).sqrt()
+
+
+def test_components_are_drawn_by_their_weights():
+    """Frequencies, labels and means; 4.5 standard errors, 29 numbers."""
+    assert float(shares_z(weighted(snr=1e4)).max()) < 4.5
+    problem, n = weighted(), 40_000
+    x, y = problem.sample(n, generator=torch.Generator().manual_seed(1))
+    assert abs(float(y.mean()) - 0.6) < 4.5 * (0.24 / n) ** 0.5
+    for label, (a, b) in ((1.0, (0, 1)), (0.0, (2, 3))):
+        part = x[y == label]
+        p, q = SHARES[a], SHARES[b]
+        mean = (p * problem.means[a] + q * problem.means[b]) / (p + q)
+        error = (part.var(0) / len(part)).sqrt()
+        assert bool(((part.mean(0) - mean).abs() < 4.5 * error).all())
+
+
+def test_equal_shares_are_noticed():
+    """The negative control: without weights."""
+    assert float(shares_z(weighted(snr=1e4, weights=None)).max()) > 20
+
+
+def test_what_has_no_probability_is_not_drawn():
+    for zero in range(4):
+        shares = torch.full((4,), 1 / 3, dtype=torch.float64)
+        shares[zero] = 0
+        x, _ = weighted(snr=1e8, weights=shares).sample(2000)
+        assert set((x @ weighted().means.mT).argmax(-1).tolist()) == set(range(4)) - {zero}
+
+
+def test_accuracy_weighs_the_components():
+    """Against data; and a weight for the one component that a neuron misses."""
+    problem = weighted(width=2)
+    generator = torch.Generator().manual_seed(3)
+    model = problem.model(generator=generator)
+    x, y = problem.sample(200_000, generator=generator)
+    with torch.no_grad():
+        right = ((model(x) > 0) == (y == 1)).double()
+        u = problem.statistics(dict(model.named_parameters()))
+    error = float(right.std()) / 200_000**0.5 + 1e-3
+    assert abs(float(problem.accuracy(u)) - float(right.mean())) < 4.5 * error
+    equal = float(weighted(weights=None).accuracy(u))
+    assert abs(equal - float(right.mean())) > 10 * error
+    # one neuron on mu and one on nu: right for two components, undecided for the others
+    u = torch.tensor([1.0, -1, 1, 0, 0, 1, 0, 0, 0])
+    assert float(problem.small_noise().accuracy(u)) == pytest.approx(0.8 + 0.5 * 0.2)
+
+
+def test_equal_weights_are_the_default():
+    plain, given = weighted(weights=None), weighted(weights=[0.25] * 4)
+    assert given.weights is None
+    assert repr(given) == repr(plain)
+    assert given.describe() == plain.describe()
+    x, y = (p.sample(3, generator=torch.Generator().manual_seed(0)) for p in (plain, given))
+    assert all(map(torch.equal, x, y))
+
+
+def test_weights_are_told_pickled_and_kept():
+    problem = weighted()
+    expected = torch.tensor(SHARES, dtype=torch.float64)
+    assert repr(problem).endswith("ridge=0, weights=[0.5, 0.1, 0.3, 0.1])")
+    assert problem.describe()["weights"] == pytest.approx(SHARES)
+    for other in (pickle.loads(pickle.dumps(problem)), copy.deepcopy(problem)):
+        torch.testing.assert_close(other.weights, expected)
+    torch.testing.assert_close(problem.small_noise().weights, expected)
+    assert tl.GaussianMixture.binary(10, snr=1.0, weights=[1, 0]).weights.tolist() == [1.0, 0.0]
+
+
+def test_the_start_does_not_depend_on_the_weights():
+    problem, v = weighted(), torch.ones(2)
+    assert all(map(torch.equal, problem.random_start(v), weighted(weights=None).random_start(v)))
+
+
+def test_what_is_known_for_equal_weights_only_is_refused():
+    limit = weighted(ridge=0.05).small_noise()
+    for known in (limit.fixed_point_components, limit.success_probability):
+        with pytest.raises(ValueError, match="components of equal probability"):
+            known()
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([0.5, 0.5], r"4 components, shape \(4,\), got shape \(2,\)"),
+        ([0.5, 0.5, 0.5, 0.5], "sum 2"),
+        ([0.7, 0.7, -0.2, -0.2], "numbers >= 0"),
+        ([math.nan, 0.5, 0.25, 0.25], "numbers >= 0"),
+        ([math.inf, 0, 0, 0], "numbers >= 0"),
+        ([[0.25] * 4], "shape"),
+        (0.25, "shape"),
+    ],
+)
+def test_bad_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        weighted(weights=weights)
+
+
+def test_weights_that_are_no_numbers():
+    with pytest.raises(TypeError, match="expected weights as a tensor or numbers"):
+        weighted(weights=["a", "b", "c", "d"])

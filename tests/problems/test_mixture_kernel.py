@@ -30,7 +30,12 @@ def gap(case, device):
         return torch.optim.SGD(model.parameters(), lr=2 / dim, momentum=momentum, weight_decay=0.1)
 
     kernel = MixtureSGD(
-        problem, model, sgd(model), batch_size=batch, seed=2**40 + 1, in_registers=in_registers
+        problem.components,
+        model,
+        sgd(model),
+        batch_size=batch,
+        seed=2**40 + 1,
+        in_registers=in_registers,
     )
     optimizer = sgd(reference)
     means, labels = (x.to(start) for x in (problem.means, problem.labels))
@@ -58,7 +63,7 @@ def moments(device):
     problem = tl.GaussianMixture.xor(64, 4, snr=4.0, device=device)
     model = problem.model(replicas=(200,))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    kernel = MixtureSGD(problem, model, optimizer, batch_size=2, seed=3)
+    kernel = MixtureSGD(problem.components, model, optimizer, batch_size=2, seed=3)
     z, a = kernel.drawn(5)
     after, other = kernel.drawn(6)[0], kernel.drawn(5, 1)[0]
     z, after, other = z.double(), after.double(), other.double()
@@ -97,7 +102,9 @@ def decay(device, in_registers):
         model.first.weight[..., 0] = 0
     before = model.first.weight.detach()[..., 1:].double().log()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5, weight_decay=0.1)
-    kernel = MixtureSGD(problem, model, optimizer, batch_size=1, seed=0, in_registers=in_registers)
+    kernel = MixtureSGD(
+        problem.components, model, optimizer, batch_size=1, seed=0, in_registers=in_registers
+    )
     kernel.advance(60)
     rate = (before - model.first.weight.detach()[..., 1:].double().log()).mean() / 60
     return abs(float(rate) / 1e-6 - 1)
@@ -113,6 +120,14 @@ def check(device):
         assert error < 4e-3, f"the ridge is wrong by {error}, in_registers={in_registers}"
     wrong = {name: z for name, z in moments(device).items() if abs(z) > 4}
     assert not wrong, wrong
+
+
+def test_weights_are_refused():
+    problem = tl.GaussianMixture.binary(20, 2, snr=4.0, weights=[0.7, 0.3])
+    model = problem.model(replicas=(3,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="components of equal probability"):
+        problem.kernel(model, optimizer, batch_size=1, seed=0)
 
 
 @pytest.mark.slow

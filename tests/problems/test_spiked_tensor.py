@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlimits as tl
-from torchlimits.problems.spiked import problem as spiked_tensor
+from torchlimits.problems.spiked import samplers
 
 #: |z| of one of some 50 comparisons
 Z = 4.0
@@ -20,7 +20,7 @@ def gradients(problem, x, count, seed=0):
     model = problem.model(replicas=(count,), dtype=torch.float64)
     model.x.data.copy_(x)
     features, target = problem.sample(
-        1, replicas=(count,), generator=torch.Generator().manual_seed(seed)
+        1, replicas=(count,), generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
     problem.loss(model(features), target).backward()
     return model.x.grad
@@ -284,7 +284,7 @@ def test_memory_is_asked_for_once_a_size(monkeypatch):
         asked.append(device)
         return 2**30
 
-    monkeypatch.setattr(spiked_tensor, "_free_memory", free)
+    monkeypatch.setattr(samplers, "_free_memory", free)
     problem = tl.SpikedTensor(5, 2, snr=1.0, sampler="dense")
     for batch in (1, 4, 2, 4, 5):
         problem.sample(batch)
@@ -300,9 +300,10 @@ def test_data_do_not_follow_models_made_in_passing():
     model = problem.model(dtype=torch.float64)
     problem.model()
     tl.train(problem, step_size=0.1, time=0.2, progress=False)
-    _, normal = problem.sample(1)
+    _, normal = problem.sample(1, dtype=torch.float64)
     assert normal.dtype == torch.float64
     problem.loss(model(), normal).backward()
+    assert problem.sample(1)[1].dtype == torch.float32
 
 
 class NoCopies(TorchDispatchMode):
@@ -328,6 +329,7 @@ def spikes():
     [
         tl.GaussianMixture.binary(10, snr=2.0),
         tl.GaussianMixture.xor(10, snr=2.0, directions="random"),
+        tl.GaussianMixture.binary(10, snr=2.0, weights=[0.7, 0.3]),
         *spikes(),
     ],
     ids=repr,
@@ -340,7 +342,7 @@ def test_steps_copy_nothing_between_devices(problem):
     statistics = problem.statistics.near(parameters)
 
     def step():
-        x, y = problem.sample(2, replicas=(3,))
+        x, y = problem.sample(2, replicas=(3,), device="meta")
         optimizer.zero_grad()
         problem.loss(model(x), y).backward()
         optimizer.step()
@@ -368,8 +370,8 @@ def test_a_step_copies_no_direction():
     # in another dtype it is copied, and the copy forgotten
     x, normal32 = model.x.detach().float(), normal.float()
     torch.func.grad(problem.loss)(x, normal32)
-    assert list(problem._directions) == [(x.device, torch.float64)]
-    problem.direction = None
+    assert list(problem.spike.kept) == [(x.device, torch.float64)]
+    problem.spike.direction = None
     torch.testing.assert_close(problem.loss(model.x, normal), loss)
 
 

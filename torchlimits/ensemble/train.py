@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -19,9 +19,9 @@ from torchlimits.ensemble.compiled import Gradients, compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
 from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
 from torchlimits.ensemble.processes import Shard, spawned
+from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
 from torchlimits.record.tracker import Tracker
-from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
 #: replicas are drawn and computed in groups: torch's kernels take this many numbers at once and a
@@ -33,54 +33,8 @@ _GROUP_NUMBERS = 2**19
 _BLOCK_NUMBERS = 2**14
 
 
-@runtime_checkable
-class Problem(Protocol):
-    """What `train` needs of a problem."""
-
-    statistics: SummaryStatistics
-
-    @property
-    def dim(self) -> int:
-        """The dimension n of c_delta = lr * n."""
-        ...
-
-    @property
-    def ridge(self) -> float:
-        """alpha, the weight decay."""
-        ...
-
-    def model(
-        self,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> nn.Module:
-        """A network at its random start."""
-        ...
-
-    def sample(
-        self,
-        batch: int,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Fresh data."""
-        ...
-
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean over the batch, summed over replicas."""
-        ...
-
-    def describe(self) -> dict[str, Any]:
-        """Its parameters, JSON-able."""
-        ...
-
-
 def train(
-    problem: Problem,
+    problem: Trainable,
     *,
     step_size: float,
     time: float,
@@ -117,7 +71,8 @@ def train(
     does depend on the number of runs there, and differs from the CPU's.
 
     Args:
-        problem: `GaussianMixture`, or anything with its methods.
+        problem: `GaussianMixture`, `SpikedTensor`, or any other
+            `torchlimits.problems.problem.Trainable`.
         step_size: c_delta; the learning rate is c_delta / dim.
         time: limit time to train for; ``time * dim / step_size`` steps, rounded.
         runs: number of independent runs R, each from its own random start.
@@ -190,7 +145,7 @@ def train(
             model.parameters(),
             lr=step_size / problem.dim,
             momentum=momentum,
-            weight_decay=problem.ridge,
+            weight_decay=getattr(problem, "ridge", 0.0),
             # one kernel, where torch has one
             fused=ensemble.device.type in ("cpu", "cuda"),
         )
@@ -223,14 +178,16 @@ class _Ensemble:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: Trainable,
         batch_size: int,
         seed: int,
         device: torch.device,
         dtype: torch.dtype | None,
     ) -> None:
         self.problem, self.batch_size, self.seed = problem, batch_size, seed
-        self.device, self.dtype = device, dtype
+        self.device = device
+        #: of models and data
+        self.place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.on_cpu = device.type == "cpu"
         parameters, data = self._numbers_of_a_step()
         small = _LANES * (parameters + data) <= _GROUP_NUMBERS
@@ -240,24 +197,24 @@ class _Ensemble:
     def _numbers_of_a_step(self) -> tuple[int, int]:
         """How many parameters one replica has, and how many numbers its data."""
         generator = torch.Generator(self.device)
-        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-        model = self.problem.model(replicas=(1,), generator=generator, **place)
-        data = self.problem.sample(self.batch_size, replicas=(1,), generator=generator)
+        model = self.problem.model(replicas=(1,), generator=generator, **self.place)
+        data = self.problem.sample(
+            self.batch_size, replicas=(1,), generator=generator, **self.place
+        )
         return sum(p.numel() for p in model.parameters()), sum(d.numel() for d in data)
 
     def model(self, groups: range) -> nn.Module:
         """All replicas of some groups at their starts, in one module."""
-        place: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
         replicas = (len(groups) * self.lanes,)
         if not self.on_cpu:
             (self._generator,) = _random.generators(self.seed, groups[:1], device=self.device)
-            return self.problem.model(replicas=replicas, generator=self._generator, **place)
+            return self.problem.model(replicas=replicas, generator=self._generator, **self.place)
         sources = _random.generators(self.seed, groups)
         parts = [
-            self.problem.model(replicas=(self.lanes,), generator=source, **place)
+            self.problem.model(replicas=(self.lanes,), generator=source, **self.place)
             for source in sources
         ]
-        model = self.problem.model(replicas=replicas, generator=torch.Generator(), **place)
+        model = self.problem.model(replicas=replicas, generator=torch.Generator(), **self.place)
         with torch.no_grad():
             for whole, *pieces in zip(
                 model.parameters(), *(part.parameters() for part in parts), strict=True
@@ -311,7 +268,9 @@ class _Ensemble:
 
         def step() -> None:
             gradients(
-                *self.problem.sample(self.batch_size, replicas=replicas, generator=self._generator)
+                *self.problem.sample(
+                    self.batch_size, replicas=replicas, generator=self._generator, **self.place
+                )
             )
             optimizer.step()
             # those of eager steps would lie beside the graph's
@@ -324,7 +283,7 @@ class _Ensemble:
     ) -> Generator[None]:
         workers = max(1, torch.get_num_threads() // 2)
         data = _random.stream(
-            partial(self.problem.sample, self.batch_size),
+            partial(self.problem.sample, self.batch_size, **self.place),
             _random.generators(self.seed, groups, purpose=1),
             lanes=self.lanes,
             length=self.length,
@@ -349,7 +308,7 @@ class _Ensemble:
         return set_all
 
 
-def _steps(problem: Problem, step_size: float, time: float) -> int:
+def _steps(problem: Trainable, step_size: float, time: float) -> int:
     _checks.positive("step_size", step_size, "it is c_delta = lr * dim")
     _checks.positive("time", time, "limit time is steps * lr")
     steps = round(time * problem.dim / step_size)

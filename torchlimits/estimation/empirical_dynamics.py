@@ -103,7 +103,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         _checks.positive_int("dim", dim)
         if not callable(lift) and lift is not None:
             raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
-        data = _Replay(checked_sampler(sampler), _checks.positive_int("samples", samples))
+        data = _Replay(checked_sampler(sampler, model), _checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
         lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
         field = EmpiricalField(estimator, data, lift, dim=dim, samples=samples, seed=seed)

@@ -139,7 +139,9 @@ def estimate(
             ``loss(model, batch)``, told apart by the name ``model`` of its first parameter. It is
             called with batches of one sample.
         sampler: ``sampler(batch, generator=...)`` returns fresh samples: tensors, or lists and
-            dicts of tensors, with the samples in the first dimension.
+            dicts of tensors, with the samples in the first dimension, where the model can take
+            them. If it has parameters ``device`` and ``dtype`` that are None by default, as the
+            ``sample`` of a problem has, it is given those of the model's parameters.
         statistics: a `SummaryStatistics`, or ``{name: function of the parameters}``. The
             ready-made ones know their derivatives, which makes them the fastest; for others
             torch.func differentiates.
@@ -198,7 +200,7 @@ class Estimator:
     ) -> None:
         statistics = SummaryStatistics.of(statistics)
         self.statistics, self.model = statistics, model
-        self.sampler = checked_sampler(sampler)
+        self.sampler = checked_sampler(sampler, model)
         self.max_bytes = _checks.positive_int("max_bytes", max_bytes)
         if not isinstance(model, nn.Module):
             raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
@@ -387,8 +389,26 @@ def _covariance(rows: Float[Tensor, "S k"], delta: float) -> Estimated:
     return Estimated(delta * unbiased * mean, delta * unbiased * (variance / count).sqrt())
 
 
-def checked_sampler(sampler: Sampler) -> Sampler:
-    """A function that takes a generator, or TypeError."""
+def checked_sampler(sampler: Sampler, model: nn.Module) -> Sampler:
+    """The sampler of a model's data, as a function of batch and generator.
+
+    Parameters ``device`` and ``dtype`` that it has, None by default, are given those of the model's
+    first parameter of floating-point numbers, as it is at the time of the call. What it returns is
+    taken as it is, without a cast: whether an integer is a class or a number only its author knows.
+
+    Args:
+        sampler: what the user gave.
+        model: the model.
+
+    Raises:
+        TypeError: if it is not a function, or takes no generator.
+
+    Example:
+        >>> def sampler(batch, generator=None, dtype=None):
+        ...     return torch.randn(batch, 5, generator=generator, dtype=dtype)
+        >>> checked_sampler(sampler, nn.Linear(5, 1, dtype=torch.float64))(2).dtype
+        torch.float64
+    """
     if not callable(sampler):
         raise TypeError(f"expected sampler as a function, got {type(sampler).__name__}")
     try:
@@ -401,7 +421,20 @@ def checked_sampler(sampler: Sampler) -> Sampler:
             f"expected sampler(batch, generator=...), got one that takes {list(parameters)}: give "
             "it a parameter generator, a torch.Generator or None, to draw its samples with"
         )
-    return sampler
+    asked = [
+        name
+        for name in ("device", "dtype")
+        # another default is a choice of its author's
+        if name in parameters and parameters[name].default in (None, inspect.Parameter.empty)
+    ]
+
+    def placed(batch: int, generator: torch.Generator | None = None) -> Any:
+        floats = (p for p in model.parameters() if p.is_floating_point())
+        like = next(floats, None) if asked else None
+        place = {} if like is None else {name: getattr(like, name) for name in asked}
+        return sampler(batch, generator=generator, **place)
+
+    return placed
 
 
 def checked_samples(batch: Any, count: int) -> Any:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.fixed_points import FixedPoint
-from torchlimits.problems.mixture import small_noise
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.spiked.problem import SpikedTensor
@@ -235,9 +234,7 @@ def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Ten
     limit = problem.small_noise()
     symmetries = _symmetries(limit.coordinates, limit.labels)
     seen: dict[tuple[int, ...], Tensor] = {}
-    for component in small_noise.components(
-        limit.coordinates, limit.labels, limit.width, limit.ridge
-    ):
+    for component in limit.fixed_point_components():
         if not idle and None in component.classes and set(component.classes) != {None}:
             continue
         classes = [-1 if a is None else a for a in component.classes]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class TwoLayerNetwork(nn.Module):
@@ -84,3 +85,28 @@ class MatrixProduct(nn.Module):
     def extra_repr(self) -> str:
         """The weight's shape."""
         return f"weight={tuple(self.weight.shape)}"
+
+
+def logistic_loss(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
+    """Binary cross-entropy of logits: the mean over the batch, *summed* over replicas.
+
+    Args:
+        output: the logits, shape ``(*replicas, batch)``.
+        target: the labels 0 or 1, of the same shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> logistic_loss(torch.zeros(3, 2), torch.ones(3, 2))  # 3 log 2
+        tensor(2.0794)
+    """
+    if output.shape != target.shape:
+        raise ValueError(
+            f"expected output and target of one shape, got {tuple(output.shape)} and "
+            f"{tuple(target.shape)}: the model returns one logit an input"
+        )
+    total = functional.binary_cross_entropy_with_logits(output, target, reduction="sum")
+    batch = target.shape[-1]
+    return total / batch if batch > 1 else total

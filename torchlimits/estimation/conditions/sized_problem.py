@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.estimation.estimate import Estimator, Loss, Sampler
+from torchlimits.estimation.estimate import Estimator, Loss, Sampler, checked_sampler
 from torchlimits.estimation.lift import Lift
 from torchlimits.estimation.per_sample_gradients import takes_model
 from torchlimits.statistics.summary import SummaryStatistics
@@ -64,6 +64,7 @@ class Triple:
         _checks.positive_int("dim", self.dim)
         _checks.non_negative("weight_decay", self.weight_decay)
         object.__setattr__(self, "statistics", SummaryStatistics.of(self.statistics))
+        object.__setattr__(self, "sampler", checked_sampler(self.sampler, self.model))
 
     @classmethod
     def of(

@@ -12,6 +12,7 @@ from torchlimits import _linalg
 from torchlimits._random import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.mixture.components import cumulative, drawn_components
 from torchlimits.problems.mixture.field import MixtureField
 
 
@@ -73,10 +74,11 @@ class MixtureChain(ReducedChain):
     ) -> Iterator[list[tuple[Float[Tensor, "B columns S"], Float[Tensor, "B S"]]]]:
         """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
         c, labels = (t.to(frame.rows) for t in (self.field.coordinates, self.field.labels))
+        shares = cumulative(self.field.weights, c.device)
         shape = (self.limit.settings.batch_size, frame.rows.shape[2])
         for vectors in frame.vectors(generator):
             size = (len(vectors), *shape)
-            component = torch.randint(len(c), size, generator=generator, device=c.device)
+            component = drawn_components(len(c), shares, size, generator=generator, device=c.device)
             means, targets = c[component].movedim(-1, 2), labels[component]
             for x, mean in zip(vectors, means, strict=True):
                 x.mul_(self.field.snr**-0.5)[:, : frame.d].add_(mean)

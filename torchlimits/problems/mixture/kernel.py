@@ -27,7 +27,7 @@ from torch import Tensor
 from torchlimits.ensemble.kernel import NoKernelError
 
 if TYPE_CHECKING:
-    from torchlimits.problems.mixture.problem import GaussianMixture
+    from torchlimits.problems.mixture.components import Components
     from torchlimits.problems.two_layer import TwoLayerNetwork
 
 #: most entries that a program keeps in registers, of the weights, their momentum and gradient
@@ -188,7 +188,7 @@ class MixtureSGD:
     Replica r draws the same data whatever the others are.
 
     Args:
-        problem: the mixture.
+        data: the mixture, of components of equal probability.
         model: its model, with one leading dimension R, in float32, on CUDA.
         optimizer: torch.optim.SGD over all of the model, in one parameter group.
         batch_size: fresh samples of a step.
@@ -202,7 +202,7 @@ class MixtureSGD:
 
     def __init__(
         self,
-        problem: GaussianMixture,
+        data: Components,
         model: TwoLayerNetwork,
         optimizer: torch.optim.SGD,
         *,
@@ -211,6 +211,11 @@ class MixtureSGD:
         warps: int | None = None,
         in_registers: bool | None = None,
     ) -> None:
+        if data.weights is not None:
+            raise NoKernelError(
+                "expected components of equal probability, which is what the kernel draws, got "
+                f"weights={data.weights.tolist()}"
+            )
         weight, second = model.first.weight.detach(), model.second.weight.detach()
         group = _only_group(optimizer, model)
         momentum = group["momentum"]
@@ -229,7 +234,7 @@ class MixtureSGD:
                 f"expected batch_size=1 and momentum=0, or at most {_IN_REGISTERS} weights, "
                 f"gradients and momenta of a network, got {kept}"
             )
-        self.replicas, self.dim, self.components = replicas, dim, len(problem.means)
+        self.replicas, self.dim, self.components = replicas, dim, len(data.means)
         self.weight = weight
         #: steps taken; on the device, as kernels that are not yet done count on
         self.done = torch.zeros((), dtype=torch.int32, device=weight.device)
@@ -239,11 +244,11 @@ class MixtureSGD:
         a_warp = _OF_A_WARP if in_registers else _OF_A_WARP_IN_CACHE
         at_once = kept if in_registers else 4 * self.quads * padded
         self._warps = warps or max(1, min(16, at_once // a_warp))
-        means, labels = (x.to(weight).contiguous() for x in (problem.means, problem.labels))
+        means, labels = (x.to(weight).contiguous() for x in (data.means, data.labels))
         buffers = [torch.zeros_like(p) if momentum else p for p in (weight, second)]
         self._arguments = (
             weight, second, *buffers, means, labels, self.done, seed,
-            group["lr"], group["weight_decay"], momentum, problem.snr**-0.5,
+            group["lr"], group["weight_decay"], momentum, data.snr**-0.5,
         )  # fmt: skip
         self._shape = (dim, width, self.components)
         self._constants = {

@@ -2,48 +2,30 @@
 
 from __future__ import annotations
 
-import math
-import os
-from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
-from torchlimits.problems.place import DeviceAndType, Place
+from torchlimits.problems.problem import Problem
 from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.dynamics import SpikedDynamics
 from torchlimits.problems.spiked.equator import EquatorDynamics
 from torchlimits.problems.spiked.field import NAMES
-from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
-from torchlimits.statistics.summary import SummaryStatistics
+from torchlimits.problems.spiked.network import SpikeEstimate
+from torchlimits.problems.spiked.samplers import check_shapes, sampler_of
+from torchlimits.problems.spiked.spike import Spike
+from torchlimits.problems.spiked.statistics import spiked_statistics
 
 
-class SpikeEstimate(nn.Module):
-    """The estimate x of the spike: one parameter ``x``, shape ``(*replicas, n)``.
-
-    Its output is x itself, whatever the input: the data of this problem are the tensors that x is
-    compared with in `SpikedTensor.loss`.
-    """
-
-    def __init__(self, x: Float[Tensor, "*replicas n"]) -> None:
-        super().__init__()
-        self.x = nn.Parameter(x)
-
-    def forward(self, features: Tensor | None = None) -> Float[Tensor, "*replicas n"]:
-        """x."""
-        return self.x
-
-
-class SpikedTensor:
+class SpikedTensor(Problem):
     r"""Estimate v from :math:`Y = \lambda v^{\otimes k} + W`, W of i.i.d. N(0, 1), by SGD on
 
     .. math:: L(x; Y) = \|Y - x^{\otimes k}\|^2, \qquad x \in \mathbb{R}^n.
@@ -67,7 +49,7 @@ class SpikedTensor:
         direction: v: ``"axis"`` (the first), ``"random"`` (from ``generator``) or a unit vector.
         ridge: alpha, the weight decay of the optimizer.
         generator: of a random direction.
-        device, dtype: of the data, until a model has been made.
+        device, dtype: of data and models where none are asked for.
 
     Raises:
         ValueError: if order < 2, snr <= 0, a number is out of its range, or one dense tensor would
@@ -87,6 +69,8 @@ class SpikedTensor:
         Trajectory(2 statistics, 11 times, t = 0 ... 0.02, runs=1)
         >>> problem.statistics(problem.lift(u)), problem.accuracy(u)
         (tensor([0.6000, 0.6400]), tensor(0.6000))
+        >>> problem.random_start()[0]
+        tensor([0.0000, 0.9800], dtype=torch.float64)
         >>> problem.describe()
         {'order': 3, 'dim': 50, 'snr': 4.0, 'ridge': 0.0}
     """
@@ -104,39 +88,26 @@ class SpikedTensor:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.dim = _checks.positive_int("dim", dim)
-        self.order = _checks.positive_int("order", order)
-        if order < 2:
-            raise ValueError(f"expected order >= 2 (2 is matrix PCA), got {order}")
-        if dim < 2:
-            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        self.snr = _checks.positive("snr", snr)
+        self.spike = Spike(dim, order, snr, direction, generator)
+        self.order, self.snr, self.direction = order, self.spike.snr, self.spike.direction
         self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
-        if sampler not in ("dense", "implicit"):
-            raise ValueError(f"expected sampler 'dense' or 'implicit', got {sampler!r}")
-        self.sampler = sampler
         self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
-        self.direction = _direction(direction, dim, generator)
-        self.statistics = SummaryStatistics(
-            {"m": _Overlap(self.direction), "r2": _SquaredRadius(self.direction)},
-            parameter_dims={"x": 1},
-        )
-        self._place = Place(self.device, self.dtype)
-        # of every place there is a model in: v, lambda v^k, and how many dense tensors fit
-        self._directions: dict[DeviceAndType, Tensor] = {}
-        self._spikes: dict[DeviceAndType, Tensor] = {}
-        self._fitting: dict[DeviceAndType, int] = {}
-        if sampler == "dense":
-            self._check_memory(1, self.device, self.dtype)
+        self.statistics = spiked_statistics(self.direction)
+        self.sampler = sampler
+        self._data = sampler_of(sampler, self.spike, self.device, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # made anew from its arguments: what is kept for devices stays here
         options = {
             "snr": self.snr, "sampler": self.sampler, "direction": self.direction,
             "ridge": self.ridge, "device": self.device, "dtype": self.dtype,
         }  # fmt: skip
         return partial(type(self), **options), (self.dim, self.order)
+
+    @property
+    def dim(self) -> int:
+        """n."""
+        return self.spike.dim
 
     @property
     def names(self) -> list[str]:
@@ -163,36 +134,36 @@ class SpikedTensor:
 
         Args:
             at: (m, r2) of the start; the direction orthogonal to v is uniform.
-            replicas: leading dimensions of independent estimates in one module.
-            generator: of the start; on the device of the model.
-            device, dtype: by default the problem's.
+            replicas, generator, device, dtype: as in `Trainable.model`.
         """
         device, dtype = _checks.device(device or self.device), dtype or self.dtype
         _checks.generator(generator, device)
         x = torch.randn(*replicas, self.dim, generator=generator, device=device, dtype=dtype)
         x = x / self.dim**0.5
         if at is not None:
-            x = self._placed(x, *at)
-        # here, not in the loss: a CUDA graph cannot hold a copy from the host, and what torch.func
-        # or torch.compile makes inside must not be kept
-        self._directions[x.device, x.dtype] = self.direction.to(x)
-        model = SpikeEstimate(x)
-        self._place.follow(model.x)
-        return model
+            x = self.spike.placed(x, *at)
+        self.spike.keep_beside(x)
+        return SpikeEstimate(x)
 
     def lift(
-        self, u: Float[Tensor, " 2"], generator: torch.Generator | None = None
+        self,
+        u: Float[Tensor, " 2"],
+        generator: torch.Generator | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
         """x with statistics u = (m, r2), in a uniform direction orthogonal to v.
 
         Args:
             u: shape ``(2,)``.
             generator: of the direction, on the CPU; None: the same one in every call.
+            device, dtype: of x, by default the problem's.
         """
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         x = torch.randn(self.dim, generator=generator, dtype=torch.float64, device="cpu")
-        m, r2 = u.tolist()
-        return {"x": self._placed(x, m, max(r2, 0.0)).to(*self._place.now)}
+        x = self.spike.placed(x, float(u[0]), max(float(u[1]), 0.0))
+        return {"x": x.to(device or self.device, dtype or self.dtype)}
 
     def sample(
         self,
@@ -200,69 +171,32 @@ class SpikedTensor:
         *,
         replicas: tuple[int, ...] = (),
         generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Float[Tensor, "*replicas batch 0"], Float[Tensor, "*replicas batch ..."]]:
-        """Fresh data, on the device and in the dtype of the last model that there is.
-
-        Args:
-            batch: samples for each estimate.
-            replicas: leading dimensions of independent estimates.
-            generator: of the data; on the device of the model.
+        """Fresh data, if dense tensors fit in memory (ValueError); see `Trainable.sample`.
 
         Returns:
             Features, of which there are none, and what x is compared with: the tensors Y,
             ``(*replicas, batch, n, ..., n)`` (dense), or n normals each, ``(*replicas, batch, n)``
             (implicit).
-
-        Raises:
-            ValueError: if the dense tensors would not fit in memory.
         """
         _checks.positive_int("batch", batch)
-        device, dtype = self._place.now
+        device, dtype = _checks.device(device or self.device), dtype or self.dtype
         _checks.generator(generator, device)
         shape = (*replicas, batch)
-        features = torch.empty(*shape, 0, device=device, dtype=dtype)
-        normal: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
-        if self.sampler == "implicit":
-            return features, torch.randn(*shape, self.dim, **normal)
-        self._check_memory(math.prod(shape), device, dtype)
-        return features, self._add_spike(torch.randn(*shape, *self._tensor_shape, **normal))
+        target = self._data.sample(shape, generator=generator, device=device, dtype=dtype)
+        return target.new_empty(*shape, 0), target
 
     def loss(
         self, output: Float[Tensor, "*replicas n"], target: Float[Tensor, "*replicas batch ..."]
     ) -> Float[Tensor, ""]:
-        """||Y - x^k||^2: mean over the batch, *summed* over replicas.
+        """||Y - x^k||^2, for ``implicit`` in law and less ||Y||^2; see `Trainable.loss`.
 
-        With the implicit sampler value and gradient have the law of the dense ones jointly, less
-        the ||Y||^2 that x has no influence on.
-
-        Args:
-            output: x, shape ``(*replicas, n)``.
-            target: the second part of what `sample` returned.
-
-        Raises:
-            ValueError: if the shapes do not fit.
+        The ``output`` is x, the ``target`` the second part of what `sample` returned.
         """
-        batch_dims = output.ndim  # replicas and batch, in front of the tensor
-        entries = (self.dim,) if self.sampler == "implicit" else self._tensor_shape
-        expected = (*output.shape[:-1], "batch", *entries)
-        if (
-            output.shape[-1:] != (self.dim,)
-            or target.shape[: batch_dims - 1] != output.shape[:-1]
-            or target.shape[batch_dims:] != entries
-        ):
-            raise ValueError(
-                f"expected the output x, shape (*replicas, {self.dim}), and data of shape "
-                f"{expected} from this problem's sample(), got {tuple(output.shape)} and "
-                f"{tuple(target.shape)}"
-            )
-        if self.sampler == "implicit":
-            return self._implicit_loss(output, target) / target.shape[-2]
-        fit = target.flatten(batch_dims)
-        for _ in range(self.order):  # <Y, x^k>, one index after the other
-            fit = (fit.unflatten(-1, (-1, self.dim)) @ output[..., None, :, None]).squeeze(-1)
-        size = output.square().sum(-1) ** self.order
-        data = target.square().sum()
-        return (data - 2 * fit.sum()) / target.shape[batch_dims - 1] + size.sum()
+        check_shapes(output, target, self.dim, self._data.entries)
+        return self._data.loss(output, target)
 
     def dynamics(
         self,
@@ -279,27 +213,25 @@ class SpikedTensor:
         Args:
             optimizer: a `torch.optim.SGD` or `NormalizedSGD` with one parameter group, whose
                 options are read.
-            step_size: c_delta, instead of an optimizer; 0 is gradient flow.
-            momentum: with ``step_size``.
-            batch_size: fresh samples averaged in one step.
-            schedule: c_delta(t), a function of limit time that replaces c_delta, or the
-                optimizer's LR scheduler, stepped after every step; see
-                `torchlimits.optim.schedule`.
-            dim: n, if not the problem's; 10^9 takes no more memory.
-
-        Raises:
-            ValueError: if not exactly one of optimizer and step_size is given, or their values
-                are out of range.
-            TypeError: if the optimizer is not SGD.
+            step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
-        return SpikedDynamics(
-            order=self.order,
-            snr=self.snr,
+        if isinstance(optimizer, torch.optim.SGD) and len(optimizer.param_groups) > 1:
+            raise ValueError(
+                "expected one parameter group, got "
+                f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
+            )
+        settings = SGDSettings.chosen(
+            optimizer,
             dim=dim,
-            settings=settings,
-            schedule=Schedule.of(schedule, optimizer, dim),
+            ridge=self.ridge,
+            step_size=step_size,
+            momentum=momentum,
+            batch_size=batch_size,
+        )
+        plan = Schedule.of(schedule, optimizer, dim)
+        return SpikedDynamics(
+            order=self.order, snr=self.snr, dim=dim, settings=settings, schedule=plan
         )
 
     def reduced_chain(
@@ -311,31 +243,20 @@ class SpikedTensor:
         batch_size: int = 1,
         dim: int | None = None,
     ) -> SpikedChain:
-        """The exact law of SGD's statistics at dimension n, drawn without n-vectors.
-
-        See `ReducedChain.run`; errors are those of `dynamics`.
-
-        Args:
-            optimizer, step_size, momentum, batch_size, dim: as in `dynamics`; Nesterov's momentum
-                and dampening are read from the optimizer.
-        """
-        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        if dim < 2:
+        """The exact law of SGD's statistics at dimension n; see `Problem.reduced_chain`."""
+        if dim is not None and _checks.positive_int("dim", dim) < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        settings = self._settings(optimizer, step_size, momentum, batch_size, dim)
-        settings.check_plain("the reduced chain")
-        limit = SGDLimit.at_finite_n(settings, optimizer)
-        return SpikedChain(order=self.order, snr=self.snr, dim=dim, limit=limit)
+        dynamics = self.dynamics(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
+        )
+        dynamics.settings.check_plain("the reduced chain")
+        limit = SGDLimit.at_finite_n(dynamics.settings, optimizer)
+        return SpikedChain(order=self.order, snr=self.snr, dim=dynamics.dim, limit=limit)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
         """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.
 
         For ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``.
-
-        Example:
-            >>> import torchlimits as tl
-            >>> tl.SpikedTensor(dim=100, order=2, snr=0.5).random_start()[0]
-            tensor([0.0000, 0.9900], dtype=torch.float64)
         """
         share = (self.dim - 1) / self.dim
         double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
@@ -343,9 +264,7 @@ class SpikedTensor:
         return mean, torch.diag(torch.tensor([1.0, 2 * share], **double) / self.dim)
 
     def diffusive(self, at: Float[Tensor, " 2"], step_size: float = 1.0) -> LinearDiffusion:
-        """The diffusive limit of sqrt(n) (u - u*) around a fixed point, linear in u~.
-
-        See `EffectiveDynamics.diffusive`; `equator` has the non-linear one around m = 0.
+        """The diffusive limit of sqrt(n) (u - u*) around a fixed point; `equator` is not linear.
 
         Args:
             at: u*, shape ``(2,)``.
@@ -384,11 +303,13 @@ class SpikedTensor:
             >>> limit.drift(torch.tensor([2.0, 2.0]))  # of (sqrt(n) m, r2): to (0, 1)
             tensor([-12., -16.])
         """
-        settings = self._settings(optimizer, step_size, momentum, batch_size, self.dim)
+        dynamics = self.dynamics(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size
+        )
         own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
         strength = own if scaled_snr is None else _checks.non_negative("scaled_snr", scaled_snr)
         return EquatorDynamics(
-            order=self.order, scaled_snr=strength, dim=self.dim, settings=settings
+            order=self.order, scaled_snr=strength, dim=self.dim, settings=dynamics.settings
         )
 
     def accuracy(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
@@ -404,177 +325,3 @@ class SpikedTensor:
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, JSON-able."""
         return {"order": self.order, "dim": self.dim, "snr": self.snr, "ridge": self.ridge}
-
-    def _settings(
-        self,
-        optimizer: object,
-        step_size: float | None,
-        momentum: float,
-        batch_size: int,
-        dim: int,
-    ) -> SGDSettings:
-        if isinstance(optimizer, torch.optim.SGD) and len(optimizer.param_groups) > 1:
-            raise ValueError(
-                "expected one parameter group, got "
-                f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
-            )
-        return SGDSettings.chosen(
-            optimizer,
-            dim=dim,
-            ridge=self.ridge,
-            step_size=step_size,
-            momentum=momentum,
-            batch_size=batch_size,
-        )
-
-    # --- the two losses ---------------------------------------------------------------------------
-
-    def _population_loss(self, x: Tensor) -> Tensor:
-        """Phi less its constant: R^{2k} - 2 lambda m^k."""
-        m = x @ self._direction_beside(x)
-        return x.square().sum(-1) ** self.order - 2 * self.snr * m**self.order
-
-    def _implicit_loss(self, x: Tensor, normal: Tensor) -> Tensor:
-        """Summed over the batch: Phi(x) + <x, G>, its value corrected to Phi(x) + H(x)."""
-        with torch.no_grad():
-            noise = self._gradient_noise(x[..., None, :], normal)
-            # H is homogeneous of degree k: <x, grad H> = k H, and the loss has H, not k H
-            excess = (1 - 1 / self.order) * (noise @ x[..., None]).sum()
-        linear = (noise * x[..., None, :]).sum()
-        return normal.shape[-2] * self._population_loss(x).sum() + linear - excess
-
-    def _gradient_noise(self, x: Tensor, normal: Tensor) -> Tensor:
-        """grad H at x: 2 k R^{k-1} times a normal along x, 2 sqrt(k) R^{k-1} across."""
-        k = self.order
-        radius = x.norm(dim=-1, keepdim=True)
-        unit = x / radius.clamp_min(torch.finfo(x.dtype).tiny)
-        along = (normal * unit).sum(-1, keepdim=True) * unit
-        return 2 * k**0.5 * radius ** (k - 1) * (normal + (k**0.5 - 1) * along)
-
-    # --- places and memory ------------------------------------------------------------------------
-
-    @property
-    def _tensor_shape(self) -> tuple[int, ...]:
-        return (self.dim,) * self.order
-
-    def _direction_beside(self, x: Tensor) -> Float[Tensor, " n"]:
-        """v on the device and in the dtype of x, without a copy where there was a model."""
-        v = self._directions.get((x.device, x.dtype))
-        return self.direction.to(x) if v is None else v
-
-    def _placed(self, x: Tensor, m: float, r2: float) -> Tensor:
-        _checks.non_negative("r2", r2, "at is (m, r2), and r2 a squared length")
-        if not isinstance(m, (int, float)) or not math.isfinite(m):
-            raise ValueError(f"expected at=(m, r2) with a finite m, got m={m!r}")
-        v = self.direction.to(x)
-        across = x - (x @ v)[..., None] * v
-        return m * v + r2**0.5 * across / across.norm(dim=-1, keepdim=True)
-
-    def _add_spike(self, noise: Tensor) -> Tensor:
-        """W + lambda v^k, in place."""
-        if float(self.direction[0]) == 1.0:  # an axis: one entry
-            noise[(..., *(0,) * self.order)] += self.snr
-            return noise
-        key = (noise.device, noise.dtype)
-        if key not in self._spikes:
-            v = self.direction.to(noise)
-            spike = self.snr * v
-            for _ in range(self.order - 1):
-                spike = spike[..., None] * v
-            self._spikes[key] = spike
-        return noise.add_(self._spikes[key])
-
-    def _check_memory(self, tensors: int, device: torch.device, dtype: torch.dtype) -> None:
-        """ValueError if so many dense tensors, and the spike, do not fit; asked once a size."""
-        if tensors <= self._fitting.get((device, dtype), 0):
-            return
-        entries = self.dim**self.order * (tensors + (float(self.direction[0]) != 1.0))
-        needed, free = entries * dtype.itemsize, _free_memory(device)
-        if needed > 0.9 * free:
-            raise ValueError(
-                f"expected dense tensors that fit in the {free / 2**30:.1f} GiB free on {device}, "
-                f"got dim={self.dim}, order={self.order}: {tensors} of {self.dim}^{self.order} "
-                f"entries need {needed / 2**30:.1f} GiB. Use sampler='implicit', which draws "
-                f"{self.dim} normals a step and has the same law"
-            )
-        self._fitting[device, dtype] = tensors
-
-
-@dataclass(frozen=True, eq=False)
-class _AboutSpike(Quadratic):
-    """A statistic of x and a unit vector v."""
-
-    v: Float[Tensor, " n"]
-    parameter = "x"
-
-    def near(self, parameters: Parameters) -> _AboutSpike:
-        """With v beside x."""
-        return replace(self, v=self.v.to(parameters["x"]))
-
-
-class _Overlap(_AboutSpike):
-    """m = <x, v>."""
-
-    def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch"]:
-        x = parameters["x"]
-        return x @ self.v.to(x)
-
-    def along(self, parameters: Parameters, gradient: Gradient) -> Float[Tensor, " B"]:
-        g = dense(gradient)
-        return g @ self.v.to(g)
-
-
-class _SquaredRadius(_AboutSpike):
-    """r2 = |x_perp|^2, x_perp = x - m v: |x|^2 - m^2 would lose all digits where it is small."""
-
-    degree = 2
-
-    def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch"]:
-        return self._across(parameters["x"]).square().sum(-1)
-
-    def along(self, parameters: Parameters, gradient: Gradient) -> Float[Tensor, " B"]:
-        return 2 * self._across(dense(gradient)) @ self._across(parameters["x"])
-
-    def changes(
-        self, parameters: Parameters, gradient: Gradient, centre: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        g = dense(gradient)
-        kick, bend = (self._across(h).square().sum(-1) for h in (g, g - centre))
-        return self.along(parameters, g), bend, kick
-
-    def _across(self, x: Tensor) -> Float[Tensor, "*batch n"]:
-        v = self.v.to(x)
-        return x - (x @ v)[..., None] * v
-
-
-def _direction(
-    direction: str | Tensor, dim: int, generator: torch.Generator | None
-) -> Float[Tensor, " n"]:
-    if isinstance(direction, str):
-        if direction == "axis":
-            return torch.eye(1, dim, dtype=torch.float64, device="cpu")[0]
-        if direction == "random":
-            v = torch.randn(dim, generator=generator, dtype=torch.float64, device="cpu")
-            return v / v.norm()
-        raise ValueError(f"expected direction 'axis', 'random' or a vector, got {direction!r}")
-    v = _checks.float64("direction", direction)
-    if v.shape != (dim,) or not abs(float(v.norm()) - 1) < 1e-6:
-        raise ValueError(
-            f"expected direction as a unit vector of shape ({dim},), got shape {tuple(v.shape)} "
-            f"and length {float(v.norm()):.6g}: divide it by its norm"
-        )
-    return v
-
-
-def _free_memory(device: torch.device) -> int:
-    """Bytes that an allocation may take; all of the machine's where the system does not say."""
-    if device.type == "cuda":
-        # what torch holds and does not use is free to us as well
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + held
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        fields = dict(line.split(":") for line in lines)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,153 @@
+"""`Problem`: a model, its data and its loss, and what theory predicts of them; `Trainable`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.reduced_chain import ReducedChain
+from torchlimits.optim.schedule import ScheduleLike
+from torchlimits.statistics.summary import SummaryStatistics
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """The part of a `Problem` that `torchlimits.train` needs.
+
+    Where a problem has a number ``ridge`` besides, that is alpha, the weight decay that it is
+    trained with; without one there is none.
+
+    Attributes:
+        statistics: the summary statistics of its models' parameters.
+    """
+
+    statistics: SummaryStatistics
+
+    @property
+    def dim(self) -> int:
+        """The dimension n of c_delta = lr * n."""
+        ...
+
+    def model(
+        self,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> nn.Module:
+        """A model at its random start.
+
+        Args:
+            replicas: leading dimensions of independent models in one module.
+            generator: of the start, on the device of the model.
+            device, dtype: of the parameters, by default the problem's own.
+        """
+        ...
+
+    def sample(
+        self,
+        batch: int,
+        *,
+        replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Fresh data (x, y), both of shape ``(*replicas, batch, ...)``.
+
+        Device and dtype are those asked for, whatever models there are: for a model that was made
+        with ``device=`` or ``dtype=`` ask for the same here.
+
+        Args:
+            batch: samples for each model.
+            replicas: leading dimensions of independent models.
+            generator: of the data, on their device.
+            device, dtype: of the data, by default the problem's own, which are those of a model
+                that was made without these arguments.
+
+        Raises:
+            ValueError: if batch is not an int >= 1, or the generator is on another device.
+        """
+        ...
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """The mean over the batch, *summed* over replicas, without the ridge.
+
+        The sum makes one SGD step of the whole module one step of every replica. The ridge is left
+        to the optimizer, whose weight decay it is.
+
+        Args:
+            output: what the model returned for x.
+            target: y.
+
+        Raises:
+            ValueError: if the shapes do not fit.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """The problem's parameters, which JSON can hold."""
+        ...
+
+
+@runtime_checkable
+class Problem(Trainable, Protocol):
+    """A model, its data and its loss, whose summary statistics theory predicts."""
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the summary statistics, in the order of u."""
+        ...
+
+    def dynamics(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+        schedule: ScheduleLike | None = None,
+        dim: int | None = None,
+    ) -> EffectiveDynamics:
+        """The effective dynamics that go with an optimizer, or with c_delta = lr * n.
+
+        Args:
+            optimizer: whose options are read; limit time is the sum of its learning rates.
+            step_size: c_delta, instead of an optimizer; 0 is gradient flow, and the ridge is then
+                the problem's.
+            momentum: with ``step_size``.
+            batch_size: fresh samples averaged in one step.
+            schedule: c_delta(t), a function of limit time that replaces c_delta, or the
+                optimizer's LR scheduler, stepped after every step; see
+                `torchlimits.optim.schedule`.
+            dim: n, if not the problem's; 10^9 takes no more memory.
+
+        Raises:
+            ValueError: if not exactly one of optimizer and step_size is given, or their values
+                are out of range.
+            TypeError: if no limit is known for the optimizer.
+        """
+        ...
+
+    def reduced_chain(
+        self,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        step_size: float | None = None,
+        momentum: float = 0.0,
+        batch_size: int = 1,
+        dim: int | None = None,
+    ) -> ReducedChain:
+        """The exact law of SGD's statistics at dimension n, drawn without vectors of size n.
+
+        See `ReducedChain.run`; arguments and errors are those of `dynamics`.
+
+        Args:
+            optimizer, step_size, momentum, batch_size, dim: as in `dynamics`; Nesterov's momentum
+                and dampening are read from the optimizer.
+        """
+        ...
