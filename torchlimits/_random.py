@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Block = TypeVar("Block")
 #: work, and its future in a pool
 _Begun = tuple[Callable[[], None], Future[None]]
 
@@ -118,38 +115,3 @@ def _finish(begun: list[_Begun]) -> None:
             work()
         else:
             future.result()
-
-
-@contextmanager
-def threads(count: int) -> Generator[None]:
-    """So many threads for torch's operations, until the end of the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def ahead(blocks: Iterator[Block], device: torch.device) -> Generator[Block]:
-    """The same, each made while the one before is used: random numbers take a thread of their own.
-
-    Only on the CPU: other devices do their work in the background anyway, in the order of the
-    stream that is current in the thread that asks for it.
-
-    Args:
-        blocks: made one after the other.
-        device: where they are made.
-
-    Example:
-        >>> list(ahead(iter([1, 2, 3]), torch.device("cpu")))
-        [1, 2, 3]
-    """
-    if device.type != "cpu":
-        yield from blocks
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block

@@ -9,7 +9,7 @@ from real_sgd import copies, train
 from scipy import stats
 
 import torchlimits as tl
-from torchlimits import _random
+from torchlimits import _threads
 from torchlimits.dynamics.reduced_chain import Frame
 
 RUNS = 4000
@@ -276,5 +276,5 @@ def test_only_on_the_cpu_blocks_are_made_by_another_thread():
             yield threading.get_ident()
 
     own = threading.get_ident()
-    assert own not in list(_random.ahead(blocks(), torch.device("cpu")))
-    assert list(_random.ahead(blocks(), torch.device("cuda"))) == [own] * 3
+    assert own not in list(_threads.ahead(blocks(), torch.device("cpu")))
+    assert list(_threads.ahead(blocks(), torch.device("cuda"))) == [own] * 3

@@ -22,7 +22,7 @@ import torch
 from torch import distributed
 
 from torchlimits import _checks
-from torchlimits._random import threads
+from torchlimits._threads import threads
 from torchlimits.record.tracker import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from torchlimits import _checks, _random
+from torchlimits._threads import threads
 from torchlimits.ensemble.compiled import Gradients, compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
 from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
@@ -329,7 +330,7 @@ class _Ensemble:
             length=self.length,
             workers=workers,
         )
-        with closing(data), _random.threads(max(1, torch.get_num_threads() - workers)):
+        with closing(data), threads(max(1, torch.get_num_threads() - workers)):
             for x, y in data:
                 gradients(x, y)
                 optimizer.step()

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits._random import ahead
+from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
 from torchlimits.problems.mixture.dynamics import MixtureODE
 from torchlimits.problems.mixture.expectations import psd_sqrt

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits._random import ahead
+from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, Recursion, ReducedChain
 from torchlimits.problems.spiked.dynamics import NAMES
 
