@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from torchlimits import _checks, _random
 from torchlimits._threads import threads
+from torchlimits.contracts.kernel import BrokenKernelError, NoKernelError
 from torchlimits.ensemble.compiled import Gradients, compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
-from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
+from torchlimits.ensemble.launches import advanced, kernel_for
 from torchlimits.ensemble.processes import Shard, spawned
 from torchlimits.record.recording import warn
 from torchlimits.record.tracker import Tracker, track

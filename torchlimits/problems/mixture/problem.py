@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torchlimits import _checks
+from torchlimits.contracts.kernel import Kernel, NoKernelError
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.reduced_chain import Recursion
-from torchlimits.ensemble.kernel import Kernel, NoKernelError
 from torchlimits.experiments import success
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
@@ -314,12 +314,13 @@ class GaussianMixture:
 
         Example:
             >>> import torch, torchlimits as tl
+            >>> from torchlimits.contracts.kernel import NoKernelError
             >>> problem = tl.GaussianMixture.binary(dim=50, snr=2.0)
             >>> model = problem.model(replicas=(10,), dtype=torch.float64)
             >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
             >>> try:
             ...     problem.kernel(model, optimizer, batch_size=1, seed=0).advance(64)
-            ... except tl.kernel.NoKernelError:  # in float64
+            ... except NoKernelError:  # in float64
             ...     print("captured steps instead")
             captured steps instead
         """
