@@ -8,14 +8,15 @@ from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.ensemble.train import train
 from torchlimits.estimation.conditions.closability import closability
-from torchlimits.estimation.conditions.localizability import (
-    CriticalStepSize,
-    critical_step_size,
-    localizability,
-)
+from torchlimits.estimation.conditions.localizability import localizability
 from torchlimits.estimation.conditions.power_law import Report
-from torchlimits.estimation.conditions.sized_problem import Triple
-from torchlimits.estimation.conditions.step_size import Regime, regime
+from torchlimits.estimation.conditions.sized_problem import SizedProblem
+from torchlimits.estimation.conditions.step_size import (
+    CriticalStepSize,
+    Regime,
+    critical_step_size,
+    regime,
+)
 from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
 from torchlimits.estimation.estimate import Estimate, estimate
 from torchlimits.estimation.lift import Lift
@@ -53,12 +54,12 @@ __all__ = [
     "Probe",
     "Regime",
     "Report",
+    "SizedProblem",
     "SpikedTensor",
     "StatisticError",
     "SummaryStatistics",
     "Tracker",
     "Trajectory",
-    "Triple",
     "basins",
     "closability",
     "compare",

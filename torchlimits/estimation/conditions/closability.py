@@ -13,7 +13,11 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.estimation.conditions.power_law import Report, vanishes
-from torchlimits.estimation.conditions.sized_problem import LiftFunction, Triple, triples
+from torchlimits.estimation.conditions.sized_problem import (
+    LiftFunction,
+    SizedProblem,
+    sized_problems,
+)
 from torchlimits.estimation.estimate import Estimate, Estimator
 
 _QUANTITIES = ("drift", "corrector", "diffusion")
@@ -22,7 +26,7 @@ _FLOOR = 0.1
 
 
 def closability(
-    triple_at: Callable[[int], Triple],
+    problem_at: Callable[[int], SizedProblem],
     dims: Sequence[int],
     *,
     time: float = 1.0,
@@ -49,7 +53,7 @@ def closability(
     It has to vanish as n grows.
 
     Args:
-        triple_at: n -> `Triple`.
+        problem_at: n -> `SizedProblem`.
         dims: increasing n; a factor 8 between first and last makes sharp exponents. With one n
             only (real data) differences are told, not whether they vanish.
         time: limit time of the run.
@@ -65,14 +69,14 @@ def closability(
 
     Raises:
         ValueError: if a number is out of its range, or the statistics need a lift of your own.
-        TypeError: if ``triple_at`` returns no `Triple`.
+        TypeError: if ``problem_at`` returns no `SizedProblem`.
 
     Example:
         >>> import torchlimits as tl
-        >>> def triple_at(n):
+        >>> def problem_at(n):
         ...     problem = tl.GaussianMixture.binary(dim=n, snr=2.0)
-        ...     return tl.Triple.of(problem, step_size=1.0)
-        >>> report = tl.closability(triple_at, [20, 40], samples=256, remainders=4, points=1)
+        ...     return tl.SizedProblem.of(problem, step_size=1.0)
+        >>> report = tl.closability(problem_at, [20, 40], samples=256, remainders=4, points=1)
         >>> [c.name for c in report.conditions][:3]
         ['drift, random', 'drift, aligned', 'drift, run']
     """
@@ -82,7 +86,7 @@ def closability(
         raise ValueError(f"expected at least 3 remainders to see how they differ, got {remainders}")
     _checks.positive("tolerance", tolerance)
     settings = _Settings(remainders, samples, seed)
-    at_n = triples(triple_at, dims, least=1)
+    at_n = sized_problems(problem_at, dims, least=1)
     runs = [triple.run(time, points, seed) for triple in at_n]
     # the same u at every n, so that what is compared differs in n alone: those of the largest
     common = [at_n[-1].u(x) for x in runs[-1]]
@@ -118,7 +122,10 @@ class _Settings:
 
 
 def _at_dimension(
-    triple: Triple, run: Sequence[dict[str, Tensor]], common: Sequence[Tensor], settings: _Settings
+    triple: SizedProblem,
+    run: Sequence[dict[str, Tensor]],
+    common: Sequence[Tensor],
+    settings: _Settings,
 ) -> dict[str, tuple[float, float]]:
     """Squared relative differences and their standard errors, by condition."""
     data = torch.Generator(device=triple.device).manual_seed(settings.seed + 1)
@@ -172,7 +179,7 @@ class _Differences:
 
 
 def _pair(
-    triple: Triple,
+    triple: SizedProblem,
     estimator: Estimator,
     parameters: Mapping[str, Tensor],
     samples: int,
