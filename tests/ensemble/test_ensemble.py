@@ -150,6 +150,14 @@ def test_bad_input(problem, options, message):
         tl.train(problem, **{"step_size": 1.0, "time": 1.0, "progress": False, **options})
 
 
+def test_what_is_no_problem_or_no_dtype(problem):
+    options = {"step_size": 1.0, "time": 1.0, "progress": False}
+    with pytest.raises(TypeError, match="got NoneType, which has no dim, statistics, model"):
+        tl.train(None, **options)
+    with pytest.raises(TypeError, match=r"real numbers such as torch.float64, got torch.int32"):
+        tl.train(problem, dtype=torch.int32, **options)
+
+
 @pytest.mark.gpu
 def test_captured_steps_train(problem):
     """The same seed gives the same runs, whose mean is that of the CPU's runs: z < 4.5."""

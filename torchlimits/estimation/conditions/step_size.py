@@ -105,7 +105,7 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
 
 def _pairs(dim: int | Sequence[int], lr: float | Sequence[float]) -> tuple[list[int], list[float]]:
     dims = list(dim) if isinstance(dim, Iterable) else [dim]
-    rates = list(lr) if isinstance(lr, Sequence) else [lr]
+    rates: list[float] = list(lr) if isinstance(lr, Sequence) else [lr]
     for n in dims:
         if not isinstance(n, int):
             raise TypeError(
