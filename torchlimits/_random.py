@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -21,19 +22,19 @@ def generators(
     purpose: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[torch.Generator]:
-    """Generators, each of which depends on seed, its number and purpose only.
+    """Return generators, each of which depends on seed, its number and purpose only.
 
     torch takes 32 bits of a seed: the seeds run through them in odd strides, so that no two
     generators of one run are the same, which hashing would allow once in 10^5.
 
     Args:
-        seed: of the whole run, an int >= 0.
-        numbers: 0 ... 2^31 - 1.
-        purpose: 0 or 1, for two streams a number.
-        device: of the generators.
+        seed: the seed of the whole run, an int >= 0.
+        numbers: one number for each generator, between 0 and 2^31 - 1.
+        purpose: 0 or 1, which gives every number two streams.
+        device: the device of the generators.
 
     Raises:
-        ValueError: if the seed is no int >= 0.
+        ValueError: if the seed is not an int >= 0.
 
     Example:
         >>> (third,) = generators(0, [3])
@@ -59,17 +60,17 @@ def stream(
     length: int,
     workers: int = 1,
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Data (x, y) of step after step for groups of replicas, drawn ahead, without end.
+    """Yield data (x, y) of step after step for groups of replicas, drawn ahead, without end.
 
     A group's data depend on its generator only, for given lanes and length. The tensors of a step
     are overwritten when ``length`` further steps have been asked for.
 
     Args:
         sample: ``sample(replicas=, generator=)`` -> x, y with these leading dimensions.
-        sources: one generator a group.
-        lanes: replicas in a group.
-        length: steps that are drawn at once.
-        workers: threads that share the groups; where they are late, this one helps.
+        sources: one generator for each group.
+        lanes: the number of replicas in a group.
+        length: the number of steps that are drawn at once.
+        workers: the number of threads that share the groups; where they are late, this one helps.
 
     Example:
         >>> def sample(replicas, generator):
@@ -83,7 +84,7 @@ def stream(
     groups = list(zip(sources, range(0, lanes * len(sources), lanes), strict=True))
 
     def room() -> list[Tensor]:
-        """By steps, then by replicas: what one step reads lies together."""
+        """Make tensors by steps, then by replicas: what one step reads lies together."""
         like = sample(replicas=(1, 1), generator=torch.Generator())
         return [part.new_empty(length, lanes * len(sources), *part.shape[2:]) for part in like]
 
@@ -109,9 +110,30 @@ def stream(
 
 
 def _finish(begun: list[_Begun]) -> None:
-    """Rather than wait for work that no thread has begun, do it."""
+    """Wait for work, or do it here if no thread has begun it."""
     for work, future in reversed(begun):
         if future.cancel():
             work()
         else:
             future.result()
+
+
+@contextmanager
+def reproducible(generator: torch.Generator | None) -> Generator[None]:
+    """Have the global generators follow a generator inside the block, and restore them after it."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    if generator.device.type != "cpu" or torch.cuda.is_initialized():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+        return
+    # the CPU's alone: asking for CUDA's would start it, which takes time and memory
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before)

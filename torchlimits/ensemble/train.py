@@ -123,19 +123,20 @@ def train(
         step_size: c_delta; the learning rate is c_delta / dim.
         time: limit time to train for; ``time * dim / step_size`` steps, rounded.
         runs: number of independent runs R, each from its own random start.
-        momentum, batch_size: of SGD.
-        seed: of starts and data, an int >= 0.
-        device, dtype: of the training, float32 by default.
-        every: record every so many steps; by default about 1000 times in all.
+        momentum, batch_size: SGD's momentum, and the number of fresh samples in a step.
+        seed: the seed of starts and data, an int >= 0.
+        device, dtype: where, and in which real numbers, to train; float32 by default.
+        every: the number of steps from one record to the next; by default there are about 1000.
         progress: show a progress bar with steps/s and the time left.
         logdir: show the run live in TensorBoard, in ``<logdir>/measured``.
         path: save the trajectory there, also where the training ends in an exception.
         start: a module whose parameters all runs start from; by default each has its own start.
         group: a torch.distributed process group whose ranks share the runs: all call `train` alike,
             rank 0 gets all runs, the others their own. See `torchlimits.ensemble.shard`.
-        processes: so many share the runs on the CPU, this one included: cores are used better by
-            processes than by threads. They take seconds to start, import the script (whose own work
-            has to be under ``if __name__ == "__main__"``) and are given the problem by pickle.
+        processes: the number of processes that share the runs on the CPU, this one included: cores
+            are used better by processes than by threads. They take seconds to start, import the
+            script (whose own work has to be under ``if __name__ == "__main__"``) and are given the
+            problem by pickle. If one dies, the others stop.
         compiled: on the CPU, True makes loss and gradient one C++ function first, by
             `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
             autograd spends on its own account at every step, which is much for small networks.

@@ -16,7 +16,7 @@ from torchlimits._exact import exactly
 from torchlimits.estimation.conditions.power_law import Report, at_most
 from torchlimits.estimation.conditions.sized_problem import SizedProblem, places, sized_problems
 from torchlimits.estimation.conditions.step_size import step_exponent
-from torchlimits.estimation.estimate import standard_error
+from torchlimits.estimation.estimated import standard_error
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import dense, total
 
