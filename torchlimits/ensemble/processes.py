@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import (
     FIRST_EXCEPTION,
     BrokenExecutor,
@@ -17,7 +18,6 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,13 @@ from torch import distributed
 
 from torchlimits import _checks
 from torchlimits._threads import threads
-from torchlimits.ensemble.shard import Outcome, Shard, joined, unless_diverged
+from torchlimits.ensemble.shard import Outcome, Shard, Trained, joined, unless_diverged
 from torchlimits.trajectory import Trajectory
 
 #: the first process to end waits for the last; one that is gone is noticed at once
 _TIMEOUT = timedelta(days=30)
 #: seconds that a process has to close its files when another has died
 _GRACE = 5
-
-#: trains a shard, calls the function after every step, and leaves the rows in the shard's part
-Trained = Callable[[Shard, Callable[[], None]], Trajectory]
 
 
 @contextmanager
@@ -78,6 +75,11 @@ def _leave() -> None:
     time.sleep(0.2)
 
 
+def rank_in(group: Any) -> int:
+    """Return the number of this process in a group; 0 without one."""
+    return 0 if group is None else distributed.get_rank(group)
+
+
 def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) -> Trajectory:
     """Train every shard in a process of its own, the first in this one, and return all runs.
 
@@ -105,7 +107,7 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
     pools = [ProcessPoolExecutor(1, context, _begin, (share,)) for _ in shards[1:]]
     try:
         with threads(share), shards[0].ends_on_signal(path):
-            outcomes = _outcomes(partial(_attempted, trained, path), shards, pools, path)
+            outcomes = _outcomes(trained, shards, pools, path)
     finally:
         for pool in pools:
             pool.shutdown()
@@ -119,17 +121,17 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
 
 
 def _outcomes(
-    attempted: Callable[..., Outcome],
-    shards: Sequence[Shard],
-    pools: Sequence[Executor],
-    path: str | Path | None,
+    trained: Trained, shards: Sequence[Shard], pools: Sequence[Executor], path: str | Path | None
 ) -> list[Outcome]:
     """Train all shards; the first error, or a process that is gone, ends the others."""
     processes: list[int] = []
     ended = threading.Event()
     try:
         processes += _started(pools)
-        futures = {p.submit(attempted, s): s for p, s in zip(pools, shards[1:], strict=True)}
+        futures = {
+            pool.submit(_pickled, shard, trained, path): shard
+            for pool, shard in zip(pools, shards[1:], strict=True)
+        }
         for future in futures:
             future.add_done_callback(lambda _: ended.set())
 
@@ -138,23 +140,18 @@ def _outcomes(
                 ended.clear()
                 _raise_first(futures, path)
 
-        mine = attempted(shards[0], check)
+        mine = shards[0].attempted(trained, path, check)
         wait(futures, return_when=FIRST_EXCEPTION)
         _raise_first(futures, path)
-        return [mine, *(future.result() for future in futures)]
+        return [mine, *(pickle.loads(future.result()) for future in futures)]
     except BaseException:
         _end(pools, processes)
         raise
 
 
-def _attempted(
-    trained: Trained,
-    path: str | Path | None,
-    shard: Shard,
-    check: Callable[[], None] = lambda: None,
-) -> Outcome:
-    with shard.ends_on_signal(path):
-        return Outcome.of(partial(trained, shard, check))
+def _pickled(shard: Shard, trained: Trained, path: str | Path | None) -> bytes:
+    """Train; tensors left to torch would come back through shared memory, which may be small."""
+    return pickle.dumps(shard.attempted(trained, path))
 
 
 def _started(pools: Sequence[Executor]) -> list[int]:
@@ -179,14 +176,15 @@ def _begin(own_threads: int) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _raise_first(futures: Mapping[Future[Outcome], Shard], path: str | Path | None) -> None:
+def _raise_first(futures: Mapping[Future[bytes], Shard], path: str | Path | None) -> None:
     """Raise the error of a process that has failed, if one has."""
     for future, shard in futures.items():
         error = future.exception() if future.done() else None
         if isinstance(error, BrokenExecutor):
+            others = "" if path is None else "; the files of the other ranks are beside it"
             raise RuntimeError(
                 f"rank {shard.rank} of {shard.ranks} processes is gone, killed or out of memory; "
-                f"{shard.kept(path)}; those of the other ranks are beside it"
+                f"{shard.kept(path)}{others}"
             ) from error
         if error is not None:
             raise error

@@ -19,6 +19,9 @@ from torchlimits.record.recording import UNFINISHED
 from torchlimits.record.tracker import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 
+#: trains a shard, calls the function after every step, and leaves the rows in the shard's part
+Trained = Callable[["Shard", Callable[[], None]], Trajectory]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -26,16 +29,6 @@ class Outcome:
 
     trajectory: Trajectory
     failure: NonFiniteStatistic | None = None
-
-    @classmethod
-    def of(cls, trained: Callable[[], Trajectory]) -> Outcome:
-        """Train; runs that diverge are an outcome, any other error is raised."""
-        try:
-            return cls(trained())
-        except NonFiniteStatistic as error:
-            if error.trajectory is None:
-                raise
-            return cls(error.trajectory, error)
 
 
 def joined(outcomes: Sequence[Outcome]) -> Trajectory:
@@ -152,12 +145,23 @@ class Shard:
         finally:
             signal.signal(signal.SIGTERM, before)
 
-    def gathered(self, trained: Callable[[], Trajectory], path: str | Path | None) -> Trajectory:
+    def attempted(
+        self, trained: Trained, path: str | Path | None, check: Callable[[], None] = lambda: None
+    ) -> Outcome:
+        """Train; runs that diverge are an outcome, any other error is raised."""
+        with self.ends_on_signal(path):
+            try:
+                return Outcome(trained(self, check))
+            except NonFiniteStatistic as error:
+                if error.trajectory is None:
+                    raise
+                return Outcome(error.trajectory, error)
+
+    def gathered(self, trained: Trained, path: str | Path | None) -> Trajectory:
         """Return all runs on rank 0, which saves them to ``path``, and on others their own.
 
         Args:
-            trained: trains the runs of this process, and leaves them in ``part(path)`` whatever
-                happens.
+            trained: see `Trained`.
             path: where all runs go, or None.
 
         Raises:
@@ -165,9 +169,9 @@ class Shard:
             RuntimeError: if another process is gone.
         """
         if self.ranks == 1:
-            return trained()  # which has saved all there is
+            return trained(self, lambda: None)  # which has saved all there is
         with self.ends_on_signal(path):
-            mine = Outcome.of(trained)
+            mine = self.attempted(trained, path)
             try:
                 outcomes = self._exchange(mine)
             except RuntimeError as error:

@@ -172,8 +172,7 @@ def train(
         progress, logdir, path, start, compiled,
     )  # fmt: skip
     if processes == 1:
-        shard = Shard.of(group, runs, ensemble.lanes)
-        return shard.gathered(partial(training, shard), path)
+        return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
     if group is not None or not ensemble.on_cpu:
         raise ValueError(
             f"expected processes=1 with a group or on {device}, got {processes}: it is for "
@@ -198,7 +197,7 @@ class _Training:
     start: nn.Module | None
     compiled: bool | None
 
-    def __call__(self, shard: Shard, check: Callable[[], None] = lambda: None) -> Trajectory:
+    def __call__(self, shard: Shard, check: Callable[[], None]) -> Trajectory:
         """Train the runs of a shard, and call ``check``, which may raise, after every step."""
         ensemble, problem = self.ensemble, self.ensemble.problem
         model = ensemble.model(shard.groups)
