@@ -18,7 +18,7 @@ import torch
 from benchmark import Row, Training, interleaved, main, timed
 
 import torchlimits as tl
-from torchlimits._random import threads
+from torchlimits._threads import threads
 
 
 @dataclass

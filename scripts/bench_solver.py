@@ -27,7 +27,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import torchlimits as tl
-from torchlimits._random import threads
+from torchlimits._threads import threads
 
 
 @dataclass

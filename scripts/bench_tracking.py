@@ -17,7 +17,7 @@ from benchmark import Row, Training, interleaved, main, timed
 from torch.utils.tensorboard import SummaryWriter
 
 import torchlimits as tl
-from torchlimits._random import threads
+from torchlimits._threads import threads
 
 
 @dataclass

@@ -57,7 +57,7 @@ class Options:
 # --- the two examples: a model, a sampler, a loss, statistics -------------------------------------
 
 
-def gelu(options: Options, dim: int) -> tl.Triple:
+def gelu(options: Options, dim: int) -> tl.SizedProblem:
     """Three classes around means of length 2, four GELU units, biases at the output."""
     generator = torch.Generator().manual_seed(options.seed)
     means = 2 * torch.eye(3, dim)
@@ -81,10 +81,10 @@ def gelu(options: Options, dim: int) -> tl.Triple:
         symmetric=["R"],
     )
     lr = options.step_size / dim
-    return tl.Triple(model, F.cross_entropy, sampler, statistics, lr, dim)
+    return tl.SizedProblem(model, F.cross_entropy, sampler, statistics, lr, dim)
 
 
-def digits(options: Options) -> tl.Triple:
+def digits(options: Options) -> tl.SizedProblem:
     """Six ReLU units on the images, scaled to |x|^2 = 64 on average; samples with replacement."""
     try:
         from sklearn.datasets import load_digits
@@ -114,23 +114,25 @@ def digits(options: Options) -> tl.Triple:
         },
         symmetric=["G"],
     )
-    return tl.Triple(model, F.cross_entropy, sampler, statistics, 0.5 / 64, 64)
+    return tl.SizedProblem(model, F.cross_entropy, sampler, statistics, 0.5 / 64, 64)
 
 
 # --- the same for both ----------------------------------------------------------------------------
 
 
-def train(triple: tl.Triple, steps: int, seed: int, probe: tl.Probe | None = None) -> tl.Tracker:
-    """One run of SGD from the triple's own start: an ordinary training loop, recorded."""
+def train(
+    problem: tl.SizedProblem, steps: int, seed: int, probe: tl.Probe | None = None
+) -> tl.Tracker:
+    """One run of SGD from the problem's own start: an ordinary training loop, recorded."""
     generator = torch.Generator().manual_seed(seed)
-    model = copy.deepcopy(triple.model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=triple.step_size)
+    model = copy.deepcopy(problem.model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=problem.step_size)
     every = max(1, steps // 200)
-    with tl.track(model, optimizer, triple.statistics, every=every, probe=probe) as tracker:
+    with tl.track(model, optimizer, problem.statistics, every=every, probe=probe) as tracker:
         for _ in range(steps):
-            x, y = triple.sampler(1, generator=generator)
+            x, y = problem.sampler(1, generator=generator)
             optimizer.zero_grad()
-            triple.loss(model(x), y).backward()
+            problem.loss(model(x), y).backward()
             optimizer.step()
     return tracker
 
@@ -180,25 +182,25 @@ def main(options: Options, console: Console) -> None:
     if options.smoke:
         options.dim, options.time, options.runs, options.samples = 60, 1.0, 2, 1024
     is_digits = options.example == "digits"
-    triple = digits(options) if is_digits else gelu(options, options.dim)
-    steps = round(options.time / triple.step_size)
+    problem = digits(options) if is_digits else gelu(options, options.dim)
+    steps = round(options.time / problem.step_size)
     logdir = options.logdir or Path("runs") / options.example
 
     def say(text: object) -> None:
         console.print(str(text), highlight=False, markup=False, soft_wrap=True)
 
     probe = tl.Probe(
-        triple.loss, triple.sampler, every=max(1, steps // 40), samples=options.samples // 4
+        problem.loss, problem.sampler, every=max(1, steps // 40), samples=options.samples // 4
     )
-    console.rule(f"{options.example}: {steps} steps, lr = {triple.step_size:.4g}")
-    first = train(triple, steps, options.seed, probe)
-    others = [train(triple, steps, options.seed + r) for r in range(1, options.runs)]
+    console.rule(f"{options.example}: {steps} steps, lr = {problem.step_size:.4g}")
+    first = train(problem, steps, options.seed, probe)
+    others = [train(problem, steps, options.seed + r) for r in range(1, options.runs)]
     measured = stacked([first.trajectory(), *(t.trajectory() for t in others)])
     measured.save(logdir / "measured.npz")
 
     dynamics = tl.EmpiricalDynamics(
-        triple.model, triple.loss, triple.sampler, triple.statistics, samples=options.samples,
-        step_size=triple.step_size * triple.dim, dim=triple.dim, seed=options.seed,
+        problem.model, problem.loss, problem.sampler, problem.statistics, samples=options.samples,
+        step_size=problem.step_size * problem.dim, dim=problem.dim, seed=options.seed,
     )  # fmt: skip
     with console.status("solving the effective dynamics"):
         start = measured.initial[0]
@@ -218,8 +220,8 @@ def main(options: Options, console: Console) -> None:
     say(f"by drift and corrector {float(left['both'].norm() / size):4.0%}")
     say(f"by SGD's noise, expected {float(noise.norm() / size):2.0%}")
 
-    dims = [triple.dim] if is_digits else [triple.dim // 4, triple.dim // 2, triple.dim]
-    make: Callable[[int], tl.Triple] = (
+    dims = [problem.dim] if is_digits else [problem.dim // 4, problem.dim // 2, problem.dim]
+    make: Callable[[int], tl.SizedProblem] = (
         (lambda n: digits(options)) if is_digits else (lambda n: gelu(options, n))
     )
     with console.status("do the statistics close?"):

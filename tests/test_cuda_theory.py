@@ -181,7 +181,7 @@ def test_gradients_stay_outer_products_under_tf32():
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         try:
-            estimator = tl.estimation.Estimator(
+            estimator = tl.estimation.estimate.Estimator(
                 model, problem.loss, lambda batch, generator=None: (x[:batch], y[:batch]),
                 problem.statistics,
             )  # fmt: skip

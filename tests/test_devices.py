@@ -230,8 +230,8 @@ def test_samplers_are_asked_for_data_beside_the_model(made):
         )
         assert bool(dynamics.drift(STARTS).isfinite().all())
     else:
-        triple = tl.Triple(**one, statistics=BINARY.statistics, step_size=0.01, dim=100)
-        assert len(triple.run(0.05, 2, seed=0)) == 2
+        sized = tl.SizedProblem(**one, statistics=BINARY.statistics, step_size=0.01, dim=100)
+        assert len(sized.run(0.05, 2, seed=0)) == 2
 
 
 def test_a_place_that_a_sampler_has_of_its_own_is_left_alone():

@@ -11,14 +11,15 @@ from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.ensemble.train import train
 from torchlimits.estimation.conditions.closability import closability
-from torchlimits.estimation.conditions.localizability import (
-    CriticalStepSize,
-    critical_step_size,
-    localizability,
-)
+from torchlimits.estimation.conditions.localizability import localizability
 from torchlimits.estimation.conditions.power_law import ConditionReport
-from torchlimits.estimation.conditions.sized_problem import Triple
-from torchlimits.estimation.conditions.step_size import Regime, regime
+from torchlimits.estimation.conditions.sized_problem import SizedProblem
+from torchlimits.estimation.conditions.step_size import (
+    CriticalStepSize,
+    Regime,
+    critical_step_size,
+    regime,
+)
 from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
 from torchlimits.estimation.estimate import Estimate, estimate
 from torchlimits.estimation.lift import Lift
@@ -59,12 +60,12 @@ __all__ = [
     "PhaseDiagram",
     "Probe",
     "Regime",
+    "SizedProblem",
     "SpikedTensor",
     "StatisticError",
     "SummaryStatistics",
     "Tracker",
     "Trajectory",
-    "Triple",
     "VectorField",
     "basins",
     "closability",

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Block = TypeVar("Block")
 #: work, and its future in a pool
 _Begun = tuple[Callable[[], None], Future[None]]
 
@@ -24,19 +22,19 @@ def generators(
     purpose: int = 0,
     device: torch.device | str = "cpu",
 ) -> list[torch.Generator]:
-    """Generators, each of which depends on seed, its number and purpose only.
+    """Return generators, each of which depends on seed, its number and purpose only.
 
     torch takes 32 bits of a seed: the seeds run through them in odd strides, so that no two
     generators of one run are the same, which hashing would allow once in 10^5.
 
     Args:
-        seed: of the whole run, an int >= 0.
-        numbers: 0 ... 2^31 - 1.
-        purpose: 0 or 1, for two streams a number.
-        device: of the generators.
+        seed: the seed of the whole run, an int >= 0.
+        numbers: one number for each generator, between 0 and 2^31 - 1.
+        purpose: 0 or 1, which gives every number two streams.
+        device: the device of the generators.
 
     Raises:
-        ValueError: if the seed is no int >= 0.
+        ValueError: if the seed is not an int >= 0.
 
     Example:
         >>> (third,) = generators(0, [3])
@@ -62,17 +60,17 @@ def stream(
     length: int,
     workers: int = 1,
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Data (x, y) of step after step for groups of replicas, drawn ahead, without end.
+    """Yield data (x, y) of step after step for groups of replicas, drawn ahead, without end.
 
     A group's data depend on its generator only, for given lanes and length. The tensors of a step
     are overwritten when ``length`` further steps have been asked for.
 
     Args:
         sample: ``sample(replicas=, generator=)`` -> x, y with these leading dimensions.
-        sources: one generator a group.
-        lanes: replicas in a group.
-        length: steps that are drawn at once.
-        workers: threads that share the groups; where they are late, this one helps.
+        sources: one generator for each group.
+        lanes: the number of replicas in a group.
+        length: the number of steps that are drawn at once.
+        workers: the number of threads that share the groups; where they are late, this one helps.
 
     Example:
         >>> def sample(replicas, generator):
@@ -86,7 +84,7 @@ def stream(
     groups = list(zip(sources, range(0, lanes * len(sources), lanes), strict=True))
 
     def room() -> list[Tensor]:
-        """By steps, then by replicas: what one step reads lies together."""
+        """Make tensors by steps, then by replicas: what one step reads lies together."""
         like = sample(replicas=(1, 1), generator=torch.Generator())
         return [part.new_empty(length, lanes * len(sources), *part.shape[2:]) for part in like]
 
@@ -112,7 +110,7 @@ def stream(
 
 
 def _finish(begun: list[_Begun]) -> None:
-    """Rather than wait for work that no thread has begun, do it."""
+    """Wait for work, or do it here if no thread has begun it."""
     for work, future in reversed(begun):
         if future.cancel():
             work()
@@ -121,35 +119,21 @@ def _finish(begun: list[_Begun]) -> None:
 
 
 @contextmanager
-def threads(count: int) -> Generator[None]:
-    """So many threads for torch's operations, until the end of the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def reproducible(generator: torch.Generator | None) -> Generator[None]:
+    """Have the global generators follow a generator inside the block, and restore them after it."""
+    if generator is None:
+        yield
+        return
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    if generator.device.type != "cpu" or torch.cuda.is_initialized():
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield
+        return
+    # the CPU's alone: asking for CUDA's would start it, which takes time and memory
+    before = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
-
-
-def ahead(blocks: Iterator[Block], device: torch.device) -> Generator[Block]:
-    """The same, each made while the one before is used: random numbers take a thread of their own.
-
-    Only on the CPU: other devices do their work in the background anyway, in the order of the
-    stream that is current in the thread that asks for it.
-
-    Args:
-        blocks: made one after the other.
-        device: where they are made.
-
-    Example:
-        >>> list(ahead(iter([1, 2, 3]), torch.device("cpu")))
-        [1, 2, 3]
-    """
-    if device.type != "cpu":
-        yield from blocks
-        return
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        coming = pool.submit(next, blocks, None)
-        while (block := coming.result()) is not None:
-            coming = pool.submit(next, blocks, None)
-            yield block
+        torch.default_generator.set_state(before)

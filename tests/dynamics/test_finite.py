@@ -9,9 +9,8 @@ from real_sgd import copies, train
 from scipy import stats
 
 import torchlimits as tl
-from torchlimits import _random
-from torchlimits.dynamics.reduced_chain import Frame, Recursion
-from torchlimits.problems.mixture.chain import MixtureChain
+from torchlimits import _threads
+from torchlimits.dynamics.reduced_chain import Frame
 
 RUNS = 4000
 #: steps at which the laws are compared
@@ -113,35 +112,16 @@ def test_same_law_as_sgd_in_the_full_space(case):
     assert alike(sgd(problem, start, options, batch), chain(problem, start, options, batch))
 
 
-def weighted_chain(problem, start, options, batch):
-    """Without `problem.dynamics`, which the chain takes constants of, and no weights."""
-    plain = tl.GaussianMixture(
-        problem.means, problem.labels, width=problem.width, snr=problem.snr, ridge=problem.ridge
-    )
-    dynamics = plain.dynamics(torch.optim.SGD(start.parameters(), **options), batch_size=batch)
-    recursion = Recursion.of(dynamics.settings, problem.dim)
-    return (
-        MixtureChain(dynamics, recursion, problem.weights)
-        .run(
-            problem.statistics({n: p.detach() for n, p in start.named_parameters()}),
-            steps=AT[-1],
-            runs=RUNS,
-            generator=torch.Generator().manual_seed(2),
-        )
-        .values.movedim(1, 0)[AT]
-    )
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 def test_same_law_as_sgd_on_components_of_other_probabilities(batch):
     """And not without the weights, nor with those of other components."""
     problem = xor(dim=16, width=2, weights=[0.6, 0.05, 0.3, 0.05])
     start, options = start_of(problem), options_of(problem, PLAIN)
     real = sgd(problem, start, options, batch)
-    assert alike(real, weighted_chain(problem, start, options, batch))
+    assert alike(real, chain(problem, start, options, batch))
     for wrong in (None, [0.3, 0.05, 0.6, 0.05]):
         other = xor(dim=16, width=2, weights=wrong)
-        assert not alike(real, weighted_chain(other, start, options, batch))
+        assert not alike(real, chain(other, start, options, batch))
 
 
 def test_the_comparison_notices_momentum_batches_and_dampening():
@@ -308,5 +288,5 @@ def test_only_on_the_cpu_blocks_are_made_by_another_thread():
             yield threading.get_ident()
 
     own = threading.get_ident()
-    assert own not in list(_random.ahead(blocks(), torch.device("cpu")))
-    assert list(_random.ahead(blocks(), torch.device("cuda"))) == [own] * 3
+    assert own not in list(_threads.ahead(blocks(), torch.device("cpu")))
+    assert list(_threads.ahead(blocks(), torch.device("cuda"))) == [own] * 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import _random
+from torchlimits import _threads
 from torchlimits.problems import two_layer
 
 needs_compiler = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def test_a_compiled_run_does_not_depend_on_how_many_there_are():
     """Bit for bit, as without; nor on the threads."""
     problem = mixture(dim=101, directions="random")
     one, some = (trained(problem, True, runs=runs) for runs in (1, 37))
-    with _random.threads(5):
+    with _threads.threads(5):
         many = trained(problem, True, runs=300)
     assert torch.equal(one.values[0], some.values[0])
     assert torch.equal(some.values, many.values[:37])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits import _random
+from torchlimits import _random, _threads
 from torchlimits.ensemble.train import _Ensemble
 
 
@@ -64,7 +64,7 @@ def test_a_run_does_not_depend_on_how_many_there_are(dtype):
     options = {"step_size": 1.0, "seed": 5, "every": 7, "dtype": dtype, "progress": False}
     one = tl.train(problem, runs=1, time=1.0, **options)
     some = tl.train(problem, runs=37, time=1.0, **options)
-    with _random.threads(5):
+    with _threads.threads(5):
         many = tl.train(problem, runs=300, time=1.3, **options)
     rows = len(one)
     assert torch.equal(one.values[0], some.values[0])
@@ -148,6 +148,14 @@ def test_the_last_step_is_recorded_live_too(problem, tmp_path):
 def test_bad_input(problem, options, message):
     with pytest.raises(ValueError, match=message):
         tl.train(problem, **{"step_size": 1.0, "time": 1.0, "progress": False, **options})
+
+
+def test_what_is_no_problem_or_no_dtype(problem):
+    options = {"step_size": 1.0, "time": 1.0, "progress": False}
+    with pytest.raises(TypeError, match="got NoneType, which has no dim, statistics, model"):
+        tl.train(None, **options)
+    with pytest.raises(TypeError, match=r"real numbers such as torch.float64, got torch.int32"):
+        tl.train(problem, dtype=torch.int32, **options)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
+from torchlimits.contracts.kernel import BrokenKernelError, NoKernelError
+from torchlimits.ensemble.launches import advanced, kernel_for
 
 
 class Counting:

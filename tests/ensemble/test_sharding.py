@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.ensemble.processes import Shard, process_group
+from torchlimits.ensemble.processes import process_group
+from torchlimits.ensemble.shard import Shard
 
 TRAINING = """
 import os, sys
@@ -152,10 +153,96 @@ def test_a_dead_spawned_process_is_noticed(tmp_path):
     xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
     problem = Dying(xor.means, xor.labels, width=4, snr=4.0)
     path = tmp_path / "measured.npz"
-    with pytest.raises(RuntimeError, match="another of the 2 processes is gone"):
+    with pytest.raises(RuntimeError, match="rank 1 of 2 processes is gone"):
         tl.train(problem, step_size=1.0, time=5.0, runs=64, processes=2, progress=False, path=path)
     assert tl.Trajectory.load(tmp_path / "measured.rank0.npz").runs == 32
     assert not multiprocessing.active_children()
+
+
+class DyingEarly(tl.GaussianMixture):
+    """The second process dies when some of its rows are on disk, and leaves a note before."""
+
+    calls = 0
+
+    def loss(self, output, target):
+        folder = Path(os.environ["DYING_EARLY"])
+        note, rows = folder / "note", folder / "measured.rank1.npz.unfinished"
+        if multiprocessing.parent_process() is None:
+            self.calls += note.exists()
+            assert self.calls < 100_000, "rank 0 went on without being told"
+        elif rows.exists() and len(tl.Trajectory.load(rows)) > 1:
+            note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(output, target)
+
+
+def test_a_killed_process_is_noticed_long_before_rank_0_is_through(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYING_EARLY", str(tmp_path))
+    xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
+    problem = DyingEarly(xor.means, xor.labels, width=4, snr=4.0)
+    path, rows = tmp_path / "measured.npz", tmp_path / "measured.rank1.npz.unfinished"
+    with pytest.raises(RuntimeError, match="rank 1 of 2 processes is gone") as caught:
+        tl.train(problem, step_size=1.0, time=1e6, runs=64, every=5, processes=2, progress=False,
+                 path=path)  # fmt: skip
+    assert f"its runs 32 ... 63: {rows}" in str(caught.value)
+    for kept in (rows, tmp_path / "measured.rank0.npz"):
+        saved = tl.Trajectory.load(kept)
+        assert saved.runs == 32
+        assert len(saved) > 1
+    assert not multiprocessing.active_children()
+
+
+class Failing(tl.GaussianMixture):
+    """The second process has no space left on its disk, say."""
+
+    def loss(self, output, target):
+        if multiprocessing.parent_process() is not None:
+            raise OSError("no space left")
+        return super().loss(output, target)
+
+
+def test_an_error_of_a_spawned_process_is_raised():
+    xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
+    with pytest.raises(OSError, match="no space left"):
+        tl.train(Failing(xor.means, xor.labels, width=4, snr=4.0), step_size=1.0, time=1e6,
+                 runs=64, processes=2, progress=False)  # fmt: skip
+    assert not multiprocessing.active_children()
+
+
+ORPHANED = """
+import os, sys, threading
+from pathlib import Path
+import torchlimits as tl
+
+class Noting(tl.GaussianMixture):
+    def loss(self, output, target):
+        note = Path(sys.argv[1]) / str(os.getpid())
+        if not note.exists():
+            note.touch()
+        return super().loss(output, target)
+
+if __name__ == "__main__":
+    xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
+    problem = Noting(xor.means, xor.labels, width=4, snr=4.0)
+    tl.train(problem, step_size=1.0, time=1e6, runs=64, processes=2, progress=False)
+"""
+
+
+def test_a_spawned_process_ends_with_the_one_that_started_it(tmp_path):
+    script, notes = tmp_path / "training.py", tmp_path / "notes"
+    script.write_text(ORPHANED)
+    notes.mkdir()
+    running = subprocess.Popen(
+        [sys.executable, str(script), str(notes)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    while len(list(notes.iterdir())) < 2:
+        assert running.poll() is None
+        time.sleep(0.1)
+    running.kill()
+    # the other process holds the same pipe: it is closed when both are gone
+    running.communicate(timeout=60)
 
 
 def test_spawned_processes_need_runs_and_no_group():
@@ -203,10 +290,8 @@ def test_shares_are_whole_groups():
 
 
 def test_more_processes_than_groups(monkeypatch):
-    monkeypatch.setattr("torchlimits.ensemble.processes.distributed.get_rank", lambda group: 3)
-    monkeypatch.setattr(
-        "torchlimits.ensemble.processes.distributed.get_world_size", lambda group: 4
-    )
+    monkeypatch.setattr("torchlimits.ensemble.shard.distributed.get_rank", lambda group: 3)
+    monkeypatch.setattr("torchlimits.ensemble.shard.distributed.get_world_size", lambda group: 4)
     with pytest.raises(ValueError, match="at most one process for every 32 runs"):
         Shard.of(object(), runs=70, lanes=32)
 

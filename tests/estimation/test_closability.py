@@ -15,7 +15,7 @@ SIZES = {"samples": 4096, "points": 2, "remainders": 8}
 def mixture(n, sampler=None, statistics=None):
     problem = tl.GaussianMixture.binary(n, width=2, snr=1.0, ridge=0.05)
     model = problem.model(generator=torch.Generator().manual_seed(n))
-    return tl.Triple(
+    return tl.SizedProblem(
         model, problem.loss, sampler or problem.sample, statistics or problem.statistics,
         step_size=1 / n, dim=n, weight_decay=0.05,
     )  # fmt: skip
@@ -44,7 +44,7 @@ def test_the_mixture_closes():
 
 
 def test_without_the_angle_between_neurons_it_does_not():
-    def triple_at(n):
+    def problem_at(n):
         e = torch.eye(1, n)
         statistics = tl.SummaryStatistics(
             {
@@ -55,7 +55,7 @@ def test_without_the_angle_between_neurons_it_does_not():
         )
         return mixture(n, statistics=statistics)
 
-    report = tl.closability(triple_at, DIMS, **SIZES)
+    report = tl.closability(problem_at, DIMS, **SIZES)
     for quantity in ("drift", "diffusion"):
         assert report[f"{quantity}, random"].fails, report
     assert not report["corrector, random"].holds, report  # 4 % only
@@ -71,7 +71,7 @@ def test_sparse_noise_closes_for_spread_out_weights_only():
 
 
 def test_a_run_from_an_aligned_start_is_seen_to_differ():
-    def triple_at(n):
+    def problem_at(n):
         triple = mixture(n, sparse(n))
         u = torch.tensor([1.0, -1.0, 0.3, -0.3, 1.0, 0.0, 1.0]).double()
         start = tl.Lift(triple.model, triple.statistics, remainder="aligned")(u)
@@ -80,7 +80,7 @@ def test_a_run_from_an_aligned_start_is_seen_to_differ():
                 parameter.copy_(start[name])
         return triple
 
-    report = tl.closability(triple_at, DIMS, samples=8192, points=2, remainders=6, time=0.02)
+    report = tl.closability(problem_at, DIMS, samples=8192, points=2, remainders=6, time=0.02)
     assert report["drift, run"].fails, report
     assert report["corrector, run"].fails, report
 
@@ -88,14 +88,14 @@ def test_a_run_from_an_aligned_start_is_seen_to_differ():
 def test_one_lift_of_ones_own():
     problem = tl.SpikedTensor(dim=50, order=2, snr=2.0)
     report = tl.closability(
-        lambda n: tl.Triple.of(tl.SpikedTensor(dim=n, order=2, snr=2.0), step_size=0.5),
+        lambda n: tl.SizedProblem.of(tl.SpikedTensor(dim=n, order=2, snr=2.0), step_size=0.5),
         [50, 400], samples=512, points=2, remainders=4,
     )  # fmt: skip
     assert report.conditions[0].name == "drift, lifted"
     assert not report.fails, report
     with pytest.raises(ValueError, match="drawn from the generator"):
         tl.closability(
-            lambda n: tl.Triple(
+            lambda n: tl.SizedProblem(
                 problem.model(), problem.loss, problem.sample, problem.statistics, 0.01, n,
                 lift=lambda u: problem.lift(u),
             ),
@@ -124,16 +124,16 @@ def test_localizability_of_the_mixture():
 def test_localizability_fails_where_it_should(statistic, failing):
     """n m^2 bends too much, sqrt(n) m^3 too abruptly; |x|^2 is fine."""
 
-    def triple_at(n):
+    def problem_at(n):
         problem = tl.SpikedTensor(dim=n, order=2, snr=2.0)
-        return tl.Triple(
+        return tl.SizedProblem(
             problem.model(at=(0.5, 1.0), generator=torch.Generator().manual_seed(n)),
             problem.loss, problem.sample, tl.SummaryStatistics({"u": statistic(n)}),
             step_size=0.5 / n, dim=n,
             lift=lambda u, generator=None: problem.lift(torch.tensor([0.5, 1.0]), generator),
         )  # fmt: skip
 
-    report = tl.localizability(triple_at, [50, 100, 200, 400], points=1)
+    report = tl.localizability(problem_at, [50, 100, 200, 400], points=1)
     assert {c.name for c in report.conditions if c.fails} == failing, report
 
 
@@ -144,14 +144,16 @@ def test_the_critical_step_size():
     assert "corrector of R" in found.driver
 
     def spiked(statistics):
-        def triple_at(n):
+        def problem_at(n):
             problem = tl.SpikedTensor(dim=n, order=2, snr=2.0)
             model = problem.model(at=(0.5, 1.0))
             lift = lambda u, generator=None: problem.lift(torch.tensor([0.5, 1.0]), generator)  # noqa: E731
             functions = tl.SummaryStatistics(statistics(n))
-            return tl.Triple(model, problem.loss, problem.sample, functions, 0.5 / n, n, lift=lift)
+            return tl.SizedProblem(
+                model, problem.loss, problem.sample, functions, 0.5 / n, n, lift=lift
+            )
 
-        return tl.critical_step_size(triple_at, [50, 100, 200, 400], points=1)
+        return tl.critical_step_size(problem_at, [50, 100, 200, 400], points=1)
 
     R2 = 1.25
     radius = spiked(lambda n: {"r2": lambda p: p["x"][1:].square().sum()})
@@ -237,7 +239,7 @@ def test_bad_input(options, message):
 
 
 def test_wrong_triples():
-    with pytest.raises(TypeError, match=r"tl\.Triple"):
+    with pytest.raises(TypeError, match=r"tl\.SizedProblem"):
         tl.closability(lambda n: None, [20, 40])
     with pytest.raises(ValueError, match="dim to be 20"):
         tl.closability(lambda n: mixture(n + 1), [20, 40])

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 import torchlimits as tl
 from torchlimits.estimation.estimate import Estimator
+from torchlimits.estimation.estimated import Estimated
 from torchlimits.estimation.per_sample_gradients import takes_model
 from torchlimits.statistics import entries, gram, overlaps, squared_lengths
 from torchlimits.statistics.summary import SummaryStatistics
@@ -587,9 +588,8 @@ def test_coverage_of_the_limit(kind):
     check_coverage([e.increment_covariance for e in found], diffusion)
     # to first order u = v, m moves in the same way; R does not
     linear = sum(not n.startswith("R") for n in found[0].names)
-    first = [tl.estimation.Estimated(e.diffusion.value[:linear, :linear],
-                                     e.diffusion.standard_error[:linear, :linear])
-             for e in found]  # fmt: skip
+    first = [Estimated(e.diffusion.value[:linear, :linear],
+                       e.diffusion.standard_error[:linear, :linear]) for e in found]  # fmt: skip
     check_coverage(first, diffusion[:linear, :linear])
     # negative controls: no corrector; no second order in the covariance of R
     moving = corrector != 0

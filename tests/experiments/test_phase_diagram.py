@@ -150,6 +150,34 @@ def test_drawing():
         diagram.draw(axes, "colour")
 
 
+class Own:
+    """Matrix PCA as somebody else would write it: no closed forms, no accuracy, no starts."""
+
+    def __init__(self, *, strength):
+        self.spiked = MATRIX(snr=strength)
+        self.names, self.dim, self.statistics = ["m", "r2"], 100, self.spiked.statistics
+        self.model, self.sample, self.loss = self.spiked.model, self.spiked.sample, self.spiked.loss
+
+    def dynamics(self, *, step_size):
+        return self.spiked.dynamics(step_size=step_size)
+
+
+def test_a_problem_of_ones_own():
+    """Its attractors are those of the closed forms."""
+    values, steps = [0.4, 1.6, 2.4], ("step_size", [0.5, 2.0])
+    diagram = tl.phase_diagram(Own, ("strength", values), steps)
+    known = tl.phase_diagram(MATRIX, ("snr", values), steps)
+    assert torch.equal(diagram.count("stable"), known.count("stable"))
+    assert diagram.count("stable").tolist() == [[1, 2, 2], [1, 1, 2]]
+    assert bool(diagram.accuracy.isnan().all())
+    assert "accuracy" not in repr(diagram)
+
+
+def test_what_is_no_problem():
+    with pytest.raises(TypeError, match="got Linear, which has no dynamics, model, statistics"):
+        tl.phase_diagram(lambda snr: torch.nn.Linear(1, 1), ("snr", [1.0]), ("step_size", [1.0]))
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

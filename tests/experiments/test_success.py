@@ -96,6 +96,13 @@ def test_regimes_of_nonsense(dim, lr):
         tl.regime(dim, lr)
 
 
+def test_a_regime_of_swapped_arguments():
+    with pytest.raises(TypeError, match=r"dim as an int .* got 0\.1: the dimension comes first"):
+        tl.regime(0.1, 1500)
+    with pytest.raises(TypeError, match=r"got 0\.1"):
+        tl.regime([100, 0.1], [0.1, 0.1])
+
+
 def test_no_step_size_is_gradient_flow():
     for problem in (
         tl.GaussianMixture.binary(dim=60, snr=2.0, ridge=0.1),

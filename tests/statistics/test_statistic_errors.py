@@ -59,7 +59,8 @@ USES = {
     ),
     "probe": lambda model, u: tl.track(model, sgd(model), u, probe=tl.Probe(squared, sampler)),
     "closability": lambda model, u: tl.closability(
-        lambda n: tl.Triple(model, squared, sampler, tl.SummaryStatistics(u), 0.1, dim=n), [3, 6]
+        lambda n: tl.SizedProblem(model, squared, sampler, tl.SummaryStatistics(u), 0.1, dim=n),
+        [3, 6],
     ),
 }
 

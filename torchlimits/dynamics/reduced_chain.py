@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks, _random
+from torchlimits import _checks, _threads
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.trajectory import Trajectory
 
@@ -88,7 +88,7 @@ class ReducedChain(ABC):
         starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
         at = sorted({*range(0, steps + 1, every), steps})
         # torch would share small arrays out among threads, which takes longer than the sums
-        with _random.threads(1 if len(starts) <= _SHARED else torch.get_num_threads()):
+        with _threads.threads(1 if len(starts) <= _SHARED else torch.get_num_threads()):
             values = torch.stack(self._walk(starts, at, generator), dim=1)
         if not bool(values.isfinite().all()):
             raise RuntimeError(

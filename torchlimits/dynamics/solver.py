@@ -11,7 +11,7 @@ import torchdiffeq
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits._random import threads
+from torchlimits._threads import threads
 
 RightHandSide = Callable[[Tensor, Tensor], Tensor]
 

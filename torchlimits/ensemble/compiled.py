@@ -17,16 +17,16 @@ Gradients = Callable[[Tensor, Tensor], None]
 def compiled_gradients(
     model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], otherwise: Gradients
 ) -> Gradients:
-    """What sets ``.grad`` to the gradients of ``loss(model(x), y)``, by `torch.compile`.
+    """Return a compiled function (x, y) that sets ``.grad`` to the gradients of the loss.
 
     A pass through autograd costs some hundred microseconds before a number is computed. Here it is
     taken once, by `torch.func.grad` while it is traced, and what it does is made one C++ function.
 
     Args:
         model: a module; its parameters have to stay where they are.
-        loss: of output and target.
-        otherwise: takes over, with a warning, where compilation fails: without a C++ compiler, or
-            where the model or the loss cannot be traced.
+        loss: a function of output and target.
+        otherwise: a function that does the same and takes over, with a warning, where compilation
+            fails: without a C++ compiler, or where the model or the loss cannot be traced.
     """
     parameters = dict(model.named_parameters())
     # the same memory without gradient

@@ -36,8 +36,8 @@ def replayed(
     Args:
         step: draws data and updates parameters, on the generator's device. On a device other than
             CUDA it is simply called.
-        generator: whatever random numbers the step draws.
-        tracker: records the parameters.
+        generator: draws all random numbers of the step.
+        tracker: records the parameters; it is told of every step here.
     """
     tracker.remove()
     if generator.device.type != "cuda":
@@ -83,7 +83,7 @@ def _captured(
 
 @contextmanager
 def _on(stream: torch.cuda.Stream) -> Generator[None]:
-    """This stream after the caller's present work, and the caller's after it."""
+    """Use a stream that waits for the caller's, which waits for it afterwards."""
     callers = torch.cuda.current_stream(stream.device)
     stream.wait_stream(callers)
     try:

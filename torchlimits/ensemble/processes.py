@@ -1,33 +1,38 @@
-"""`Shard`: the runs that one process of several trains."""
+"""Processes that share runs: those that torchrun has started, and those started here."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import tempfile
+import pickle
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_EXCEPTION,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import distributed
 
 from torchlimits import _checks
-from torchlimits._random import threads
-from torchlimits.record.non_finite import NonFiniteStatistic
+from torchlimits._threads import threads
+from torchlimits.ensemble.shard import Outcome, Shard, Trained, joined, unless_diverged
 from torchlimits.trajectory import Trajectory
 
 #: the first process to end waits for the last; one that is gone is noticed at once
 _TIMEOUT = timedelta(days=30)
+#: seconds that a process has to close its files when another has died
+_GRACE = 5
 
 
 @contextmanager
@@ -70,55 +75,91 @@ def _leave() -> None:
     time.sleep(0.2)
 
 
-class Work(Protocol):
-    """What `spawned` has done by each process; it is pickled."""
-
-    def __call__(self, *, group: Any) -> Trajectory:
-        """As `torchlimits.train` with ``group=``."""
-        ...
+def rank_in(group: Any) -> int:
+    """Return the number of this process in a group; 0 without one."""
+    return 0 if group is None else distributed.get_rank(group)
 
 
-def spawned(count: int, work: Work) -> Trajectory:
-    """What ``work(group=...)`` returns on rank 0, this process; the other ranks are new ones.
+def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) -> Trajectory:
+    """Train every shard in a process of its own, the first in this one, and return all runs.
 
-    They are spawned and not forked: a fork of a process with threads may wait for ever for what a
-    thread held. Torch's threads are divided among them. They meet through gloo.
+    The processes are spawned, as a fork of a process with threads may wait for ever for what a
+    thread held. Torch's threads are divided among them. Each belongs to an executor of its own,
+    which tells that, and which, process has died; this one looks after every step.
+
+    Args:
+        trained: see `Trained`; it is pickled.
+        shards: the shares of the runs, one for each process.
+        path: where all runs go, or None.
 
     Raises:
         ValueError: if this process is in a process group already.
         RuntimeError: if one of the processes dies.
+        NonFiniteStatistic: if a run diverged, with the rows that all runs have.
     """
-    if distributed.is_initialized():
+    if distributed.is_available() and distributed.is_initialized():
         raise ValueError(
-            f"expected processes=1 within a torch.distributed process group, got {count}: give "
-            "that group as group="
+            f"expected processes=1 within a torch.distributed process group, got {len(shards)}: "
+            "give that group as group="
         )
+    share = max(1, torch.get_num_threads() // len(shards))
     context = multiprocessing.get_context("spawn")
-    share = max(1, torch.get_num_threads() // count)
-    with tempfile.TemporaryDirectory() as folder, threads(share):
-        meeting = f"file://{folder}/meeting"
-        others: list[BaseProcess] = []
-        try:
-            for rank in range(1, count):
-                here, there = context.Pipe(duplex=False)
-                arguments = (work, meeting, count, rank, share, there)
-                others.append(context.Process(target=_follow, args=arguments, daemon=True))
-                others[-1].start()
-                there.close()
-                _await_start(here)
-            return _in_group(work, meeting, count, rank=0)
-        finally:
-            for other in others:
-                # it ends with the group, unless this process has an error of its own
-                other.join(timeout=5)
-                other.kill()
-                other.join()
-
-
-def _await_start(process: Connection) -> None:
+    pools = [ProcessPoolExecutor(1, context, _begin, (share,)) for _ in shards[1:]]
     try:
-        process.recv()
-    except EOFError as error:
+        with threads(share), shards[0].ends_on_signal(path):
+            outcomes = _outcomes(trained, shards, pools, path)
+    finally:
+        for pool in pools:
+            pool.shutdown()
+    whole = joined(outcomes)
+    if path is not None:
+        whole.save(path)
+        for part in (shard.part(path) for shard in shards):
+            assert part is not None
+            part.unlink(missing_ok=True)
+    return unless_diverged(outcomes, whole)
+
+
+def _outcomes(
+    trained: Trained, shards: Sequence[Shard], pools: Sequence[Executor], path: str | Path | None
+) -> list[Outcome]:
+    """Train all shards; the first error, or a process that is gone, ends the others."""
+    processes: list[int] = []
+    ended = threading.Event()
+    try:
+        processes += _started(pools)
+        futures = {
+            pool.submit(_pickled, shard, trained, path): shard
+            for pool, shard in zip(pools, shards[1:], strict=True)
+        }
+        for future in futures:
+            future.add_done_callback(lambda _: ended.set())
+
+        def check() -> None:
+            if ended.is_set():
+                ended.clear()
+                _raise_first(futures, path)
+
+        mine = shards[0].attempted(trained, path, check)
+        wait(futures, return_when=FIRST_EXCEPTION)
+        _raise_first(futures, path)
+        return [mine, *(pickle.loads(future.result()) for future in futures)]
+    except BaseException:
+        _end(pools, processes)
+        raise
+
+
+def _pickled(shard: Shard, trained: Trained, path: str | Path | None) -> bytes:
+    """Train; tensors left to torch would come back through shared memory, which may be small."""
+    return pickle.dumps(shard.attempted(trained, path))
+
+
+def _started(pools: Sequence[Executor]) -> list[int]:
+    """Start the process of each pool, all at once, and return their numbers."""
+    starting = [pool.submit(os.getpid) for pool in pools]
+    try:
+        return [future.result() for future in starting]
+    except BrokenExecutor as error:
         raise RuntimeError(
             "expected a new process to start, but it ended (its own message is above): in a script "
             "training with processes= must be under if __name__ == '__main__', as the script is "
@@ -126,171 +167,35 @@ def _await_start(process: Connection) -> None:
         ) from error
 
 
-def _in_group(work: Work, meeting: str, count: int, rank: int) -> Trajectory:
-    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
-    try:
-        return work(group=_patient_group())
-    finally:
-        _leave()
-
-
-def _follow(
-    work: Work, meeting: str, count: int, rank: int, own_threads: int, started: Connection
-) -> None:
+def _begin(own_threads: int) -> None:
+    """Prepare a new process: it has its own threads, and ends if the one that started it does."""
     torch.set_num_threads(own_threads)
-    started.send(True)
-    # rank 0 is told of this rank's runs, and meets the same errors in the arguments
-    with suppress(NonFiniteStatistic, ValueError):
-        _in_group(work, meeting, count, rank)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # the executor would wait for work of a process that was killed, for ever
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def rank_in(group: Any) -> int:
-    """This process's number in a group; 0 without one."""
-    return 0 if group is None else distributed.get_rank(group)
+def _raise_first(futures: Mapping[Future[bytes], Shard], path: str | Path | None) -> None:
+    """Raise the error of a process that has failed, if one has."""
+    for future, shard in futures.items():
+        error = future.exception() if future.done() else None
+        if isinstance(error, BrokenExecutor):
+            others = "" if path is None else "; the files of the other ranks are beside it"
+            raise RuntimeError(
+                f"rank {shard.rank} of {shard.ranks} processes is gone, killed or out of memory; "
+                f"{shard.kept(path)}{others}"
+            ) from error
+        if error is not None:
+            raise error
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The groups of replicas that this process trains.
-
-    Attributes:
-        rank, ranks: which process of how many.
-        groups: numbers of its groups of replicas.
-        runs: numbers of its runs, the last group cut to those asked for.
-        group: the torch.distributed process group, or None.
-    """
-
-    rank: int
-    ranks: int
-    groups: range
-    runs: range
-    group: Any = None
-
-    @classmethod
-    def of(cls, group: Any, runs: int, lanes: int) -> Shard:
-        """This process's share of the runs, in whole groups of ``lanes``.
-
-        Raises:
-            ValueError: if there are more ranks than groups.
-
-        Example:
-            >>> Shard.of(None, runs=40, lanes=32).groups
-            range(0, 2)
-        """
-        rank = rank_in(group)
-        ranks = 1 if group is None else distributed.get_world_size(group)
-        groups = -(-runs // lanes)
-        if ranks > groups:
-            raise ValueError(
-                f"expected at most one process for every {lanes} runs, which are computed "
-                f"together, got {ranks} processes for {runs} runs: start fewer, or ask for more"
-            )
-        mine = range(rank * groups // ranks, (rank + 1) * groups // ranks)
-        kept = range(mine.start * lanes, min(mine.stop * lanes, runs))
-        return cls(rank, ranks, mine, kept, group)
-
-    @property
-    def first(self) -> bool:
-        """Whether this process shows progress and gets all the runs."""
-        return self.rank == 0
-
-    def part(self, path: str | Path | None) -> Path | None:
-        """Where this process keeps its runs: ``name.rank1.npz`` for ``name.npz``."""
-        if path is None:
-            return None
-        path = Path(path)
-        if self.group is None:
-            return path
-        return path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")
-
-    def gathered(self, trained: Callable[[], Trajectory], path: str | Path | None) -> Trajectory:
-        """All runs on rank 0, which saves them to ``path``; this process's own on the others.
-
-        Args:
-            trained: trains the runs of this process, and leaves them in ``part(path)`` whatever
-                happens.
-            path: of the whole, or None.
-
-        Raises:
-            NonFiniteStatistic: if a run of any rank diverged, with the rows that all have.
-            RuntimeError: if another process is gone.
-        """
-        if self.group is None:
-            return trained()  # which has saved all there is
-        with _signal_ends(
-            f"rank {self.rank}: stopped, as when another process dies; {self._kept(path)}"
-        ):
-            mine = _attempted(trained)
-            try:
-                parts = self._exchange(mine)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"rank {self.rank}: another of the {self.ranks} processes is gone ({error}); "
-                    f"{self._kept(path)}"
-                ) from error
-        return self._finished(parts, path)
-
-    def _kept(self, path: str | Path | None) -> str:
-        runs = f"runs {self.runs.start} ... {self.runs.stop - 1}"
-        part = self.part(path)
-        return f"its {runs} are lost: no path was given" if part is None else f"its {runs}: {part}"
-
-    def _exchange(self, mine: _Outcome) -> list[_Outcome]:
-        parts: list[Any] | None = [None] * self.ranks if self.first else None
-        # dst counts the ranks of all processes
-        first = distributed.get_global_rank(self.group, 0)
-        distributed.gather_object(mine, parts, dst=first, group=self.group)
-        return [mine] if parts is None else parts
-
-    def _finished(self, parts: list[_Outcome], path: str | Path | None) -> Trajectory:
-        """The runs side by side, as far as all of them go."""
-        rows = min(len(part.trajectory) for part in parts)
-        cut = [part.trajectory.slice(slice(0, rows)) for part in parts]
-        joined = replace(cut[0], values=torch.cat([part.values for part in cut]))
-        own = self.part(path)
-        if path is not None and own is not None:
-            if self.first:
-                joined.save(path)
-            # the barrier: nobody's part goes before the whole is there
-            distributed.barrier(self.group)
-            own.unlink(missing_ok=True)
-        failures = [part.failure for part in parts if part.failure is not None]
-        if failures:
-            first = min(failures, key=lambda failure: failure.step)
-            first.trajectory = joined
-            raise first
-        return joined
-
-
-@dataclass(frozen=True)
-class _Outcome:
-    """What one process sends to rank 0."""
-
-    trajectory: Trajectory
-    failure: NonFiniteStatistic | None = None
-
-
-def _attempted(trained: Callable[[], Trajectory]) -> _Outcome:
-    try:
-        return _Outcome(trained())
-    except NonFiniteStatistic as error:
-        if error.trajectory is None:
-            raise
-        return _Outcome(error.trajectory, error)
-
-
-@contextmanager
-def _signal_ends(message: str) -> Generator[None]:
-    """SIGTERM, which torchrun sends when a process has died, as SystemExit: what runs is closed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is told of signals
-        return
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(message)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _end(pools: Sequence[Executor], processes: Sequence[int]) -> None:
+    """Have processes close their files and end, by force where that takes long."""
+    for pool in pools:
+        pool.shutdown(wait=False)
+    for child in multiprocessing.active_children():
+        if child.pid in processes:
+            child.terminate()
+            child.join(_GRACE)
+            child.kill()

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor, nn
 
 from torchlimits import _checks, _random
 from torchlimits._checks import warn
+from torchlimits._threads import threads
+from torchlimits.contracts.kernel import BrokenKernelError, NoKernelError
 from torchlimits.ensemble.compiled import Gradients, compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
-from torchlimits.ensemble.kernel import BrokenKernelError, NoKernelError, advanced, kernel_for
-from torchlimits.ensemble.processes import Shard, spawned
+from torchlimits.ensemble.launches import advanced, kernel_for
+from torchlimits.ensemble.processes import spawned
+from torchlimits.ensemble.progress import counted
+from torchlimits.ensemble.shard import Shard
 from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
 from torchlimits.record.tracker import Tracker
@@ -76,19 +79,20 @@ def train(
         step_size: c_delta; the learning rate is c_delta / dim.
         time: limit time to train for; ``time * dim / step_size`` steps, rounded.
         runs: number of independent runs R, each from its own random start.
-        momentum, batch_size: of SGD.
-        seed: of starts and data, an int >= 0.
-        device, dtype: of the training, float32 by default.
-        every: record every so many steps; by default about 1000 times in all.
+        momentum, batch_size: SGD's momentum, and the number of fresh samples in a step.
+        seed: the seed of starts and data, an int >= 0.
+        device, dtype: where, and in which real numbers, to train; float32 by default.
+        every: the number of steps from one record to the next; by default there are about 1000.
         progress: show a progress bar with steps/s and the time left.
         logdir: show the run live in TensorBoard, in ``<logdir>/measured``.
         path: save the trajectory there, also where the training ends in an exception.
         start: a module whose parameters all runs start from; by default each has its own start.
         group: a torch.distributed process group whose ranks share the runs: all call `train` alike,
-            rank 0 gets all runs, the others their own. See `torchlimits.ensemble.processes`.
-        processes: so many share the runs on the CPU, this one included: cores are used better by
-            processes than by threads. They take seconds to start, import the script (whose own work
-            has to be under ``if __name__ == "__main__"``) and are given the problem by pickle.
+            rank 0 gets all runs, the others their own. See `torchlimits.ensemble.shard`.
+        processes: the number of processes that share the runs on the CPU, this one included: cores
+            are used better by processes than by threads. They take seconds to start, import the
+            script (whose own work has to be under ``if __name__ == "__main__"``) and are given the
+            problem by pickle. If one dies, the others stop.
         compiled: on the CPU, True makes loss and gradient one C++ function first, by
             `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
             autograd spends on its own account at every step, which is much for small networks.
@@ -103,7 +107,9 @@ def train(
     Raises:
         ValueError: if an argument is out of range, or there is no kernel for ``compiled=True``.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
-        RuntimeError: if another rank of the group is gone; what this one has is saved.
+        TypeError: if ``problem`` is not a problem, or ``dtype`` not a type of real numbers.
+        RuntimeError: if another process is gone; what the others have is saved, and the message
+            says where.
 
     Example:
         >>> import torchlimits as tl
@@ -111,66 +117,84 @@ def train(
         >>> tl.train(problem, step_size=1.0, time=1.0, runs=3, progress=False)
         Trajectory(7 statistics, 51 times, t = 0 ... 1, runs=3)
     """
+    _check_problem(problem)
     steps = _steps(problem, step_size, time)
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
-    if processes > 1:
-        if group is not None or torch.device(device).type != "cpu":
-            raise ValueError(
-                f"expected processes=1 with a group or on {device}, got {processes}: it is for "
-                "runs on the CPU that this process starts alone"
-            )
-        work = partial(
-            train, problem, step_size=step_size, time=time, runs=runs, momentum=momentum,
-            batch_size=batch_size, seed=seed, dtype=dtype, every=every, progress=progress,
-            logdir=logdir, path=path, start=start, compiled=compiled,
-        )  # fmt: skip
-        return spawned(processes, work)
+    ensemble = _Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
     every = max(1, steps // 1000) if every is None else every
-    ensemble = _Ensemble(problem, batch_size, seed, _checks.device(device), dtype)
-    shard = Shard.of(group, runs, ensemble.lanes)
-    facts = {
-        **problem.describe(),
-        "step_size": step_size,
-        "batch_size": batch_size,
-        "runs": runs,
-        "seed": seed,
-    }
-
-    def trained() -> Trajectory:
-        model = ensemble.model(shard.groups)
-        if start is not None:
-            _copy_start(model, start)
-        optimizer = torch.optim.SGD(
-            model.parameters(),
-            lr=step_size / problem.dim,
-            momentum=momentum,
-            weight_decay=getattr(problem, "ridge", 0.0),
-            # one kernel, where torch has one
-            fused=ensemble.device.type in ("cpu", "cuda"),
+    training = _Training(
+        ensemble, step_size, momentum, steps, every, runs,
+        progress, logdir, path, start, compiled,
+    )  # fmt: skip
+    if processes == 1:
+        return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
+    if group is not None or not ensemble.on_cpu:
+        raise ValueError(
+            f"expected processes=1 with a group or on {device}, got {processes}: it is for "
+            "runs on the CPU that this process starts alone"
         )
-        statistics = problem.statistics.of_runs(len(shard.runs))
+    return spawned(training, Shard.shares(processes, runs, ensemble.lanes), path)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What `train` was asked for, done for the runs of one process; see there."""
+
+    ensemble: _Ensemble
+    step_size: float
+    momentum: float
+    steps: int
+    every: int
+    runs: int
+    progress: bool
+    logdir: str | Path | None
+    path: str | Path | None
+    start: nn.Module | None
+    compiled: bool | None
+
+    def __call__(self, shard: Shard, check: Callable[[], None]) -> Trajectory:
+        """Train the runs of a shard, and call ``check``, which may raise, after every step."""
+        ensemble, problem = self.ensemble, self.ensemble.problem
+        model = ensemble.model(shard.groups)
+        if self.start is not None:
+            _copy_start(model, self.start)
+        optimizer = self._optimizer(model)
         with (
-            _live_writer(logdir if shard.first else None, steps) as writer,
+            _live_writer(self.logdir if shard.first else None, self.steps) as writer,
             track(
-                model,
-                optimizer,
-                statistics,
-                every=every,
-                writer=writer,
-                path=shard.part(path),
-                parameters=facts,
+                model, optimizer, problem.statistics.of_runs(len(shard.runs)), every=self.every,
+                writer=writer, path=shard.part(self.path), parameters=self._facts(),
             ) as tracker,
-            _step_counter(steps, progress and shard.first) as ticks,
+            counted(self.steps, self.progress and shard.first) as ticks,
             closing(
-                ensemble.training(model, optimizer, tracker, shard.groups, compiled)
+                ensemble.training(model, optimizer, tracker, shard.groups, self.compiled)
             ) as training,
-        ):
+        ):  # fmt: skip
             for _ in zip(ticks, training, strict=False):
-                pass
+                check()
         return tracker.trajectory()
 
-    return shard.gathered(trained, path)
+    def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
+        problem = self.ensemble.problem
+        return torch.optim.SGD(
+            model.parameters(),
+            lr=self.step_size / problem.dim,
+            momentum=self.momentum,
+            weight_decay=getattr(problem, "ridge", 0.0),
+            # one kernel, where torch has one
+            fused=self.ensemble.device.type in ("cpu", "cuda"),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        describe = getattr(self.ensemble.problem, "describe", dict[str, Any])
+        return {
+            **describe(),
+            "step_size": self.step_size,
+            "batch_size": self.ensemble.batch_size,
+            "runs": self.runs,
+            "seed": self.ensemble.seed,
+        }
 
 
 class _Ensemble:
@@ -289,7 +313,7 @@ class _Ensemble:
             length=self.length,
             workers=workers,
         )
-        with closing(data), _random.threads(max(1, torch.get_num_threads() - workers)):
+        with closing(data), threads(max(1, torch.get_num_threads() - workers)):
             for x, y in data:
                 gradients(x, y)
                 optimizer.step()
@@ -308,7 +332,26 @@ class _Ensemble:
         return set_all
 
 
-def _steps(problem: Trainable, step_size: float, time: float) -> int:
+def _check_problem(problem: object) -> None:
+    needed = ("dim", "statistics", "model", "sample", "loss")
+    missing = [name for name in needed if not hasattr(problem, name)]
+    if missing:
+        raise TypeError(
+            f"expected a problem such as tl.GaussianMixture, got {type(problem).__name__}, which "
+            f"has no {', '.join(missing)}"
+        )
+
+
+def _float_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(
+            f"expected dtype as a type of real numbers such as torch.float64, got {dtype!r}: "
+            "weights and gradients have no other"
+        )
+    return dtype
+
+
+def _steps(problem: Problem, step_size: float, time: float) -> int:
     _checks.positive("step_size", step_size, "it is c_delta = lr * dim")
     _checks.positive("time", time, "limit time is steps * lr")
     steps = round(time * problem.dim / step_size)
@@ -340,37 +383,3 @@ def _live_writer(logdir: str | Path | None, steps: int) -> AbstractContextManage
     from torchlimits import tensorboard
 
     return tensorboard.Writer(Path(logdir) / "measured", total_steps=steps)
-
-
-class _Speed(ProgressColumn):
-    """Steps a second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f} steps/s")
-
-
-@contextmanager
-def _step_counter(steps: int, progress: bool) -> Generator[Iterator[int]]:
-    """range(steps), under a progress bar."""
-    if not progress:
-        yield iter(range(steps))
-        return
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} steps"),
-        _Speed(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
-        task = bar.add_task("training", total=steps)
-
-        def counted() -> Iterator[int]:
-            for step in range(steps):
-                yield step
-                # the bar takes a lock: telling it of every step would cost as much as the step
-                if step % 64 == 63 or step == steps - 1:
-                    bar.update(task, completed=step + 1)
-
-        yield counted()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -14,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchlimits import _checks, _text
+from torchlimits import _checks, _random, _text
 from torchlimits._exact import exactly
+from torchlimits.estimation.estimated import Estimated, covariance, standard_error
 from torchlimits.estimation.increments import Step, increments_of
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import Gradient, OuterGradient, Quadratic, total
@@ -33,30 +32,11 @@ _COPIES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Estimated:
-    """Numbers estimated from data, each with its standard error; both have one shape."""
-
-    value: Tensor
-    standard_error: Tensor
-
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Lower and upper ends of the normal confidence intervals, entry by entry.
-
-        Raises:
-            ValueError: if level is not in (0, 1).
-        """
-        if not 0 < level < 1:
-            raise ValueError(f"expected level in (0, 1), got {level}")
-        half = NormalDist().inv_cdf((1 + level) / 2) * self.standard_error
-        return self.value - half, self.value + half
-
-
-@dataclass(frozen=True, eq=False)
 class Estimate:
-    r"""What `estimate` found at one point x, per unit of limit time; values are float64.
+    r"""What `estimate` found at one point x, per unit of limit time, in float64.
 
     Attributes:
-        names: of the k statistics.
+        names: the names of the k statistics.
         u: the statistics at x, shape ``(k,)``.
         drift: -f = -<grad Phi, grad u>, shape ``(k,)``.
         corrector: g = delta Lgen u, shape ``(k,)``.
@@ -65,7 +45,7 @@ class Estimate:
         increment_covariance: Cov(u(X_1) - u(x)) / delta of the same step, shape ``(k, k)``; where
             statistics are quadratic it differs from ``diffusion`` at every n.
         step_size: delta, the learning rate.
-        samples: how many.
+        samples: the number of samples.
 
     Example:
         >>> import torchlimits as tl
@@ -118,17 +98,17 @@ def estimate(
     generator: torch.Generator | None = None,
     max_bytes: int = 64 * 2**20,
 ) -> Estimate:
-    r"""Drift, corrector and diffusion matrix of statistics u at a model's present parameters x.
+    r"""Estimate drift, corrector and diffusion matrix of statistics u at a model's parameters x.
 
     .. math::
         f_i = \langle \nabla\Phi, \nabla u_i\rangle, \quad
         g_i = \tfrac{\delta}{2} E\langle \nabla H, \nabla^2 u_i\, \nabla H\rangle, \quad
         \Sigma = \delta J V J^T
 
-    from the gradients of single samples, with grad Phi their mean and grad H what is left. Neither
-    V nor a Hessian is built: only <grad u_i, grad L> and quadratic forms of grad^2 u_i. All three
-    values are unbiased. Besides, mean and covariance of a whole SGD step, second and higher orders
-    included.
+    are estimated from the gradients of single samples, whose mean is grad Phi and whose deviations
+    from it are grad H. Neither V nor a Hessian is built: only <grad u_i, grad L> and quadratic
+    forms of grad^2 u_i. All three values are unbiased. The mean and the covariance of a whole SGD
+    step, with its second and higher orders, are estimated as well.
 
     Source: Theorem 2.2 of arXiv 2206.04030, whose limits these are at finite n.
 
@@ -146,12 +126,12 @@ def estimate(
             ready-made ones know their derivatives, which makes them the fastest; for others
             torch.func differentiates.
         step_size: delta, the learning rate itself.
-        samples: how many samples; errors fall with their square root.
-        weight_decay: alpha of the optimizer, whose ridge is part of f and of the step.
+        samples: the number of samples; errors fall with its square root.
+        weight_decay: the optimizer's alpha; the ridge is part of f and of the step.
         generator: handed to the sampler. With one, results are reproducible, dropout in the model
             included, and the global generators are left as they were.
-        max_bytes: rough bound on the memory of gradients and data; results (24 k bytes a sample)
-            come on top.
+        max_bytes: a rough bound on the memory of gradients and data; results (24 k bytes a
+            sample) come on top.
 
     Returns:
         `Estimate`, each entry with its standard error (asymptotically normal in ``samples``).
@@ -187,7 +167,7 @@ def estimate(
 
 
 class Estimator:
-    """`estimate` at many points of one model: checks and ways of computing are settled once."""
+    """Does what `estimate` does at many points of one model, and checks its arguments once."""
 
     def __init__(
         self,
@@ -227,7 +207,7 @@ class Estimator:
         weight_decay: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> Estimate:
-        """The estimate at parameters that may be others than the model's; see `estimate`."""
+        """Estimate at parameters that may be others than the model's; see `estimate`."""
         delta = _checks.positive("step_size", step_size, "it is delta, the learning rate")
         alpha = _checks.non_negative("weight_decay", weight_decay)
         if _checks.positive_int("samples", samples) < 2:
@@ -235,7 +215,7 @@ class Estimator:
         if not isinstance(generator, (torch.Generator, type(None))):
             raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
         parameters = {n: p.detach() for n, p in parameters.items()}
-        with exactly(), _reproducible(generator):
+        with exactly(), _random.reproducible(generator):
             return self._estimate(parameters, delta, samples, alpha, generator)
 
     def _estimate(
@@ -251,7 +231,7 @@ class Estimator:
         )
         # the centre is not quite the mean gradient: what that adds to the spread is taken away
         curvature = (curved.sum(0) - samples * excess) / (samples - 1)
-        diffusion, spread = _covariance(along, delta), _covariance(whole, delta)
+        diffusion, spread = covariance(along, delta), covariance(whole, delta)
         return Estimate(
             names=self.names,
             u=self.statistics(parameters).double(),
@@ -274,12 +254,13 @@ class Estimator:
         alpha: float,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What the estimates are made of, in float64.
+        """Return what the estimates are made of, in float64.
 
         Returns:
-            For each sample, ``(S, k)``: J g; (g - c)^T grad^2 u (g - c) / 2 with a centre c near
-            the mean gradient; (u(X_1) - u(x)) / delta. Then, ``(k,)``: J x, and the second of
-            these with the mean gradient for g.
+            Three tensors ``(S, k)`` with a row for each sample: J g; the curvature
+            (g - c)^T grad^2 u (g - c) / 2 with a centre c near the mean gradient; and
+            (u(X_1) - u(x)) / delta. Then two of shape ``(k,)``: J x, and the curvature with the
+            mean gradient for g.
         """
         pilot, centre = self._pilot(parameters, samples, generator)
         step = Step(parameters, centre, delta, alpha)
@@ -309,9 +290,9 @@ class Estimator:
     def _pilot(
         self, parameters: dict[str, Tensor], samples: int, generator: torch.Generator | None
     ) -> tuple[list[tuple[Any, Mapping[str, Gradient] | None]], dict[str, Tensor]]:
-        """The first samples, which count with the others, and their mean gradient.
+        """Draw the first samples, which count with the others, and find their mean gradient.
 
-        Their gradients too, if they fit in memory all at once.
+        Their own gradients come with them if they fit in memory all at once.
         """
         size = sum(parameters[n].nbytes for n in self.gradients.names)
         count = min(_PILOT, samples)
@@ -360,33 +341,14 @@ class Estimator:
 
 
 def _bytes(gradient: Gradient) -> int:
-    """Of what is alive at once."""
+    """The memory of a gradient and of the copies that are alive at the same time."""
     if isinstance(gradient, OuterGradient):
         return 2 * (gradient.left.nbytes + gradient.right.nbytes)
     return _COPIES * gradient.nbytes
 
 
-def standard_error(rows: Float[Tensor, "S ..."]) -> Tensor:
-    """Of the mean over the first dimension."""
-    # a tenth of the time that std(0) takes
-    centred = rows - rows.mean(0)
-    return (centred.square().sum(0) / (len(rows) - 1) / len(rows)).sqrt()
-
-
 def _error_of_mean(covariance: Estimated, delta: float, samples: int) -> Tensor:
     return (covariance.value.diagonal() / delta / samples).sqrt()
-
-
-def _covariance(rows: Float[Tensor, "S k"], delta: float) -> Estimated:
-    """delta times the covariance of the rows, with the standard errors of its entries."""
-    count = len(rows)
-    centred = rows - rows.mean(0)
-    mean = centred.mT @ centred / count
-    # Var(x_i x_j) without an array of S k^2 numbers
-    square = centred.square()
-    variance = (square.mT @ square / count - mean.square()).clamp_min(0)
-    unbiased = count / (count - 1)
-    return Estimated(delta * unbiased * mean, delta * unbiased * (variance / count).sqrt())
 
 
 def checked_sampler(sampler: Sampler, model: nn.Module) -> Sampler:
@@ -438,7 +400,7 @@ def checked_sampler(sampler: Sampler, model: nn.Module) -> Sampler:
 
 
 def checked_samples(batch: Any, count: int) -> Any:
-    """What a sampler returned, or ValueError if that is not tensors of so many samples."""
+    """Return what a sampler returned, or raise ValueError unless it holds ``count`` samples."""
     leaves = pytree.tree_leaves(batch)
     shapes = [tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__ for x in leaves]
     if not leaves or any(not isinstance(s, tuple) or s[:1] != (count,) for s in shapes):
@@ -447,24 +409,3 @@ def checked_samples(batch: Any, count: int) -> Any:
             f"first dimension, got {', '.join(map(str, shapes))}"
         )
     return batch
-
-
-@contextmanager
-def _reproducible(generator: torch.Generator | None) -> Generator[None]:
-    """With a generator, the global ones follow it inside and are put back afterwards."""
-    if generator is None:
-        yield
-        return
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    if generator.device.type != "cpu" or torch.cuda.is_initialized():
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            yield
-        return
-    # the CPU's alone: asking for CUDA's would start it, which takes time and memory
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)

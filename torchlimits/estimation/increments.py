@@ -20,10 +20,10 @@ class Step(NamedTuple):
     """A step of SGD, x -> (1 - delta alpha) x - delta g, from a point x.
 
     Attributes:
-        parameters: x, all of it.
-        centre: about grad Phi there, for the parameters that move.
-        size: delta.
-        weight_decay: alpha.
+        parameters: all parameters at x.
+        centre: roughly grad Phi at x, for the parameters that move.
+        size: the step size delta.
+        weight_decay: the weight decay alpha.
     """
 
     parameters: Parameters
@@ -33,7 +33,7 @@ class Step(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of a batch of gradients g_s, each ``(B, *value)``."""
+    """The increments along a batch of gradients g_s, each of shape ``(B, *value)``."""
 
     #: Du[g_s]
     along: Tensor
@@ -44,30 +44,30 @@ class Rows(NamedTuple):
 
 
 class Increments(ABC):
-    """The increments of one function of the parameters."""
+    """The increments of one function of the parameters, in the shape of its value."""
 
     @abstractmethod
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """Du[direction], in the shape of the value."""
+        """Return Du[direction]."""
 
     @abstractmethod
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """D^2 u[direction, direction] / 2, in the shape of the value."""
+        """Return D^2 u[direction, direction] / 2."""
 
     @abstractmethod
     def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
-        """Those of a batch of gradients."""
+        """Return the increments along each gradient of a batch."""
 
 
 def increments_of(name: str, function: StatisticFunction, step: Step) -> Increments:
-    """By the function's own derivatives if it has them, else by torch.func."""
+    """Return increments by the function's own derivatives if it has them, else by torch.func."""
     if isinstance(function, Quadratic):
         return QuadraticIncrements(function, step)
     return GeneralIncrements(name, function, step)
 
 
 class QuadraticIncrements(Increments):
-    """Exact to second order, which is all there is."""
+    """Increments of a quadratic function, which have no more than two orders."""
 
     def __init__(self, function: Quadratic, step: Step) -> None:
         self.function, self.step = function, step
@@ -81,11 +81,11 @@ class QuadraticIncrements(Increments):
         self.ridge = pull * value if self.centre is not None else torch.zeros_like(value)
 
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """Du[direction]."""
+        """Return Du[direction]."""
         return self._changes(direction)[0]
 
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """D^2 u[direction, direction] / 2."""
+        """Return D^2 u[direction, direction] / 2."""
         return self._changes(direction)[1]
 
     def _changes(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class QuadraticIncrements(Increments):
         return along[0], torch.zeros_like(self.ridge) if bend is None else bend[0]
 
     def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
-        """Those of a batch of gradients."""
+        """Return the increments along each gradient of a batch."""
         if self.centre is None:
             zero = self.ridge.expand(_length(gradients), *self.ridge.shape)
             return Rows(zero, zero, zero)
@@ -109,7 +109,7 @@ class QuadraticIncrements(Increments):
 
 
 class GeneralIncrements(Increments):
-    """Any function that torch.func can differentiate: forward mode, twice."""
+    """Increments of a function that torch.func differentiates twice, in forward mode."""
 
     def __init__(self, name: str, function: StatisticFunction, step: Step) -> None:
         self.name, self.function, self.step = name, function, step
@@ -128,17 +128,17 @@ class GeneralIncrements(Increments):
         self.value = self._exact({n: exact[n] for n in self.moving})
 
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """Du[direction]."""
+        """Return Du[direction]."""
         with self._explained():
             return jvp(self._of, (self.moving,), (dict(direction),))[1]
 
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
-        """D^2 u[direction, direction] / 2."""
+        """Return D^2 u[direction, direction] / 2."""
         with self._explained():
             return self._nested(dict(direction))[1] / 2
 
     def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
-        """Those of a batch of gradients."""
+        """Return the increments along each gradient of a batch."""
         tensors = {n: dense(gradients[n]) for n in self.moving}
         centred = {n: g - self.step.centre[n] for n, g in tensors.items()}
         moved = {n: x - self.step.size * tensors[n].to(x) for n, x in self.start.items()}

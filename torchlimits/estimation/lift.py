@@ -20,7 +20,7 @@ _Kind = TypeVar("_Kind", bound=Quadratic)
 
 
 class Lift:
-    r"""u -> parameters with statistics u, for the ready-made statistics.
+    r"""A function u -> parameters that have the statistics u, for ready-made statistics.
 
     A weight W with overlaps m = W E^T and Gram matrix R is placed as
 
@@ -32,16 +32,17 @@ class Lift:
     reads keep their values.
 
     Args:
-        model: gives shapes, dtypes and devices.
+        model: its parameters give shapes, dtypes and devices.
         statistics: made of `torchlimits.statistics.entries`, ``second_layer``, ``overlaps``,
             ``gram`` and ``squared_lengths``, those of the package's mixtures for instance.
-        remainder: ``"random"``: Q uniform; ``"aligned"``: Q as near to coordinate axes as the
-            directions allow. Where the data are not Gaussian these may behave differently.
-        seed: of the remainder where a call brings no generator: then it is always the same one.
+        remainder: ``"random"`` draws Q uniformly, ``"aligned"`` takes Q as near to coordinate axes
+            as the directions allow. Where the data are not Gaussian these may behave differently.
+        seed: the seed of the remainder where a call brings no generator, the same for every call.
 
     Raises:
-        ValueError: if a statistic is none of these, or statistics leave a weight's part along
-            the directions open.
+        ValueError: if a statistic is of another kind, or if the statistics leave open a weight's
+            part along the directions.
+        TypeError: if ``model`` is not a module, or ``statistics`` not a `SummaryStatistics`.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -81,17 +82,17 @@ class Lift:
     def __call__(
         self, u: Float[Tensor, " k"], generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
-        """Parameters with statistics u, ``{name: tensor}``.
+        """Return parameters that have the statistics u, ``{name: tensor}``.
 
-        R is taken as the nearest matrix that is positive semidefinite.
+        A matrix R that is not positive semidefinite is replaced by the nearest one that is.
 
         Args:
-            u: shape ``(k,)``.
-            generator: of the remainder, on the CPU; None: of ``seed``.
+            u: the statistics, shape ``(k,)``.
+            generator: draws the remainder, on the CPU; by default one with ``seed`` does.
 
         Raises:
-            ValueError: if u is not ``(k,)`` and finite.
-            TypeError: if u is no tensor.
+            ValueError: if u has another shape, or is not finite.
+            TypeError: if u is not a tensor.
         """
         if not isinstance(u, Tensor):
             raise TypeError(f"expected u as a tensor, got {type(u).__name__}: convert it")
@@ -106,7 +107,7 @@ class Lift:
         return {n: placed[n].to(p) if n in placed else p for n, p in self.parameters.items()}
 
     def _split(self, u: Tensor) -> dict[str, Tensor]:
-        """u as the values of each function, symmetric ones in full."""
+        """Split u into the value of each function, symmetric ones in full."""
         sizes, values, done = {}, {}, 0
         for name, like in self.values.items():
             matrix = name in self.statistics.symmetric
@@ -214,7 +215,7 @@ def _of_kind(functions: Mapping[str, Quadratic], kind: type[_Kind]) -> tuple[str
 
 
 def _check_spans(span: Tensor, removed: Tensor) -> None:
-    """The part that the Gram matrix leaves out must be what the overlaps tell."""
+    """Check that the overlaps tell the part of the weight that the Gram matrix leaves out."""
     ranks = {int(torch.linalg.matrix_rank(x)) for x in (span, removed, torch.cat([span, removed]))}
     if len(ranks) > 1:
         raise ValueError(
@@ -226,7 +227,7 @@ def _check_spans(span: Tensor, removed: Tensor) -> None:
 def _orthonormal(
     count: int, directions: Tensor, remainder: Remainder, generator: torch.Generator
 ) -> Float[Tensor, "K N"]:
-    """Orthonormal rows, orthogonal to the directions."""
+    """Return orthonormal rows that are orthogonal to the directions."""
     N = directions.shape[1]
     basis = torch.linalg.qr(directions.mT).Q if len(directions) else directions.mT
     if count + basis.shape[1] > N:

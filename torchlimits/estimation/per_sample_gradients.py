@@ -21,18 +21,19 @@ _COMPARED = 2
 
 
 class PerSampleGradients:
-    r"""g_s = grad L(x; Y_s) for the samples Y_s of a batch, one at a time or all at once.
+    r"""Gradients g_s = grad L(x; Y_s) for the samples Y_s of a batch.
 
-    Where the parameters belong to linear layers that see one row a sample, a gradient is the outer
-    product of what the layer's input and output say, and is left as one: a batch then costs about
-    as much as a forward and a backward of the ordinary kind. Otherwise (and wherever a comparison
-    on the first samples finds a difference) `torch.func` makes the gradients.
+    Where the parameters belong to linear layers that see one row for each sample, a gradient is the
+    outer product of the layer's input and of the gradient of its output, and is left as one: a
+    batch then costs about as much as an ordinary forward and backward pass. Otherwise, and wherever
+    a comparison on the first samples finds a difference, `torch.func` makes the gradients.
 
     Args:
         model: any module that `torch.func.functional_call` takes.
         loss: ``loss(model_output, target)``, or ``loss(model, batch)``: a function whose first
-            parameter is called ``model``. Of a batch of one it returns one number.
-        names: the parameters whose gradients are wanted.
+            parameter is called ``model``. It returns one number for a batch of one.
+        names: the names of the parameters whose gradients are wanted.
+        structured: whether gradients may be left as outer products.
 
     Raises:
         ValueError: if a module computes with the statistics of the batch (BatchNorm in training).
@@ -53,10 +54,11 @@ class PerSampleGradients:
         self._vectorised = True
 
     def __call__(self, parameters: Mapping[str, Tensor], batch: Any) -> Mapping[str, Gradient]:
-        """The gradients of every sample of a batch whose tensors all have the samples first.
+        """Return the gradients of every sample of a batch whose tensors have the samples first.
 
         Raises:
-            ValueError: if the loss is no number a sample, or cannot be differentiated.
+            ValueError: if the batch has another form, or the loss of a sample is not one number or
+                cannot be differentiated.
         """
         self._check_batch(batch)
         if self._layers is None:
@@ -80,7 +82,7 @@ class PerSampleGradients:
     # --- by torch.func ------------------------------------------------------------------------
 
     def _alone(self, parameters: Mapping[str, Tensor]) -> Callable[[Any], dict[str, Tensor]]:
-        """The gradients of one sample, as a function of it."""
+        """Return the function that takes one sample to its gradients."""
         wanted = {name: parameters[name] for name in self.names}
         others = {n: p for n, p in parameters.items() if n not in wanted}
 
@@ -157,7 +159,7 @@ class PerSampleGradients:
     def _compare(
         self, gradients: dict[str, Gradient], parameters: Mapping[str, Tensor], batch: Any
     ) -> None:
-        """_NotOuterError if the gradients of some samples are others when these are alone."""
+        """Raise _NotOuterError if samples alone have other gradients than in the batch."""
         sizes = torch.stack([_largest_entries(g) for g in gradients.values()]).amax(0)
         # those that have most to say: of a gradient 0, any is a multiple
         largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
@@ -222,7 +224,7 @@ class PerSampleGradients:
 
 
 class _NotOuterError(Exception):
-    """The gradients are no outer products after all."""
+    """The gradients are not outer products after all."""
 
 
 class _Lossy(nn.Module):
@@ -275,7 +277,7 @@ def _largest_entries(gradient: Gradient) -> Tensor:
 
 
 def takes_model(loss: Callable[..., Tensor]) -> bool:
-    """Whether it is a loss(model, batch), and not a loss(output, target)."""
+    """Return whether a loss is a loss(model, batch), and not a loss(output, target)."""
     try:
         names = list(inspect.signature(loss).parameters)
     except (TypeError, ValueError):

@@ -22,14 +22,14 @@ _DIED = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Basins:
-    """Where starts went.
+    """Where starts went, as `basins` found it.
 
     Attributes:
-        classes: for each neuron the number a of the mean it has turned to, or -1 if it died out
-            before it did, or has not turned by the end; ``(..., K)``. At snr = infinity that is
-            the component of fixed points, `FixedPointComponent.classes`.
-        final: the statistics at the end, ``(..., k)``, float64.
-        times: the limit time at the end, ``(...)``.
+        classes: for each neuron the number a of the mean that it has turned to, or -1 if it died
+            out before, or had not turned by the end; shape ``(..., K)``. At snr = infinity these
+            numbers name the component of fixed points, `FixedPointComponent.classes`.
+        final: the statistics at the end, shape ``(..., k)``, float64.
+        times: the limit time at the end, shape ``(...)``.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -67,13 +67,14 @@ def basins(
     and a smaller tolerance. Starts that have arrived are no longer followed.
 
     Args:
-        dynamics: of a `GaussianMixture`.
+        dynamics: the effective dynamics of a `GaussianMixture`.
         u0: starts, shape ``(..., k)``.
         time: the limit time at which to stop, whatever has happened.
-        rtol: of a step of Heun's method, of which ``atol`` is a tenth.
+        rtol: the relative tolerance of a step of Heun's method; the absolute one is a tenth of it.
 
     Raises:
-        ValueError, TypeError: as ``dynamics.solve``.
+        TypeError: if the dynamics are not those of a mixture, whose neurons turn to its means.
+        ValueError: as ``dynamics.solve``.
         RuntimeError: if the solver cannot reach its tolerance.
 
     Example:
@@ -88,6 +89,12 @@ def basins(
         >>> problem.is_optimal(found.final)
         tensor([ True, False, False])
     """
+    if not isinstance(dynamics, MixtureDynamics):
+        raise TypeError(
+            f"expected the dynamics of a tl.GaussianMixture, got {type(dynamics).__name__}: basins "
+            "says which mean each neuron turns to; for other dynamics compare the ends of "
+            "dynamics.solve(u0, [0.0, 100.0]) with dynamics.fixed_points()"
+        )
     time = _checks.positive("time", time)
     looks = torch.linspace(0, time, _LOOKS + 1, dtype=torch.float64, device="cpu")
     _checks.positive("rtol", rtol)

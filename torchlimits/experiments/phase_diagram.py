@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 What = Literal["accuracy", "total", "stable", "unstable", "marginal"]
 #: R_ii of starts in mixtures, over |m_i|^2
 _SPREAD = 0.3
+#: models whose random starts are starts, for problems without better ones
+_MODELS = 32
+#: limit time that these flow for: they lie near a saddle
+_SETTLING = 100.0
 #: lengths of the neurons at starts, over those at snr = inf: near a transition points are small
 _SIZES = (1.0, 0.4)
-_PARAMETERS = ("snr", "ridge", "step_size")
 _LABELS = {"snr": r"snr $\lambda$", "ridge": r"ridge $\alpha$", "step_size": r"$c_\delta$"}
 
 
@@ -39,7 +43,8 @@ class PhaseDiagram:
         x, y: the parameters' names and values.
         points: the fixed points of every cell, ``points[row][column]``.
         accuracy: the best accuracy of any attracting fixed point (stable, or marginal), shape
-            ``(Y, X)``; see ``accuracy`` of the problem.
+            ``(Y, X)``; see ``accuracy`` of the problem. It is NaN where nothing attracts, and
+            everywhere if the problem has no ``accuracy``.
 
     Example:
         >>> from functools import partial
@@ -59,9 +64,9 @@ class PhaseDiagram:
     accuracy: Float[Tensor, "Y X"]
 
     def count(self, kind: What = "total") -> Int[Tensor, "Y X"]:
-        """How many fixed points of a kind (``"total"``: of all) a cell has, shape ``(Y, X)``.
+        """Count the fixed points of a kind (``"total"``: of all kinds) in each cell.
 
-        A component counts once.
+        A component counts once. The numbers have shape ``(Y, X)``.
         """
         return torch.tensor(
             [[sum(kind in ("total", p.kind) for p in cell) for cell in row] for row in self.points],
@@ -88,24 +93,25 @@ class PhaseDiagram:
         edges = [_edges(values, _logarithmic(values)) for _, values in (self.x, self.y)]
         mesh = axes.pcolormesh(*edges, values.numpy(), **options)
         axes.set(
-            xlabel=_LABELS[self.x[0]],
-            ylabel=_LABELS[self.y[0]],
+            xlabel=_LABELS.get(self.x[0], self.x[0]),
+            ylabel=_LABELS.get(self.y[0], self.y[0]),
             xscale="log" if _logarithmic(self.x[1]) else "linear",
             yscale="log" if _logarithmic(self.y[1]) else "linear",
         )
         return mesh
 
     def __repr__(self) -> str:
-        most = int(self.count().max())
+        least, most = float(self.accuracy.min()), float(self.accuracy.max())
+        known = not bool(self.accuracy.isnan().all())
         return (
             f"PhaseDiagram({self.y[0]} x {self.x[0]}: {len(self.y[1])} x {len(self.x[1])} cells, "
-            f"up to {most} fixed points, accuracy {float(self.accuracy.min()):.3g} to "
-            f"{float(self.accuracy.max()):.3g})"
+            f"up to {int(self.count().max())} fixed points"
+            + (f", accuracy {least:.3g} to {most:.3g})" if known else ")")
         )
 
 
 def phase_diagram(
-    make: Callable[..., SpikedTensor | GaussianMixture],
+    make: Callable[..., Any],
     x: tuple[str, Sequence[float]],
     y: tuple[str, Sequence[float]],
     *,
@@ -117,30 +123,38 @@ def phase_diagram(
     seed: int = 0,
     progress: bool = False,
 ) -> PhaseDiagram:
-    r"""Fixed points of the effective dynamics over a grid of two of snr, ridge and step size.
+    r"""Find the fixed points of the effective dynamics over a grid of two parameters.
 
     Spiked tensors without a ridge have closed forms; otherwise the points are found numerically.
     For mixtures starts are the components of the small-noise limit, one of each class of those that
     permutations of the neurons and symmetries of the mixture turn into each other: so points are
-    counted up to these symmetries. Compare with ``step_size=0``, gradient flow, to see what the
-    corrector does.
+    counted up to these symmetries. For any other problem starts are the statistics of its models at
+    their random starts. Compare with ``step_size=0``, gradient flow, to see what the corrector
+    does.
 
     Args:
         make: makes the problem from the parameters on the axes that are not the step size, for
-            instance ``functools.partial(tl.SpikedTensor, dim=100, order=3)``.
-        x, y: name (``"snr"``, ``"ridge"``, ``"step_size"``) and increasing values of each axis.
+            instance ``functools.partial(tl.SpikedTensor, dim=100, order=3)``. A problem of your
+            own needs ``dynamics(step_size=...)``, ``model(replicas=..., generator=...)`` and
+            ``statistics``; if it has ``accuracy(u)``, that is evaluated as well.
+        x, y: the name (``"step_size"``, or a parameter of ``make`` such as ``"snr"``) and the
+            increasing values of each axis.
         step_size: c_delta, if no axis has it.
-        count: random starts in every cell besides.
+        count: the number of random starts in every cell, for mixtures besides the others; by
+            default none for mixtures, and 32 for a problem of your own.
         flow: how long starts flow for, besides being tried as they are; by default the
-            ``settling_time`` of the dynamics: not at all for mixtures of width > 2.
+            ``settling_time`` of the dynamics (not at all for mixtures of width > 2), and 100 for
+            a problem of your own.
         level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
         idle: False leaves out starts with some neurons at 0, which lead to no attractor: faster.
-        seed: of random starts.
+        seed: the seed of random starts.
         progress: show a progress bar.
 
     Raises:
-        ValueError: if an axis is not one of these, empty or not increasing, or both are the same;
-            and what ``make`` raises.
+        ValueError: if ``make`` has no parameter of an axis's name, an axis is empty or not
+            increasing, or both are the same; and what ``make`` raises.
+        TypeError: if ``make`` does not return a problem.
+        RuntimeError: if no start leads to a fixed point.
 
     Example:
         >>> from functools import partial
@@ -153,7 +167,7 @@ def phase_diagram(
         tensor([[1.0000, 1.0000],
                 [0.0000, 0.5774]], dtype=torch.float64)
     """
-    x, y = _axis("x", x), _axis("y", y)
+    x, y = _axis("x", x, make), _axis("y", y, make)
     if x[0] == y[0]:
         raise ValueError(f"expected two different parameters, got {x[0]!r} on both axes")
     _checks.non_negative("step_size", step_size)
@@ -162,7 +176,7 @@ def phase_diagram(
     for cell in track(cells, description="phase diagram", disable=not progress):
         parameters = dict(zip((y[0], x[0]), cell, strict=True))
         c = parameters.pop("step_size", step_size)
-        problem = make(**parameters)
+        problem = _problem(make(**parameters))
         found = _fixed_points(problem, c, count=count, flow=flow, level=level, idle=idle, seed=seed)
         points.append(found)
         accuracy.append(_best_accuracy(problem, found))
@@ -186,18 +200,34 @@ def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
     return edges.tolist()
 
 
-def _axis(which: str, axis: tuple[str, Sequence[float]]) -> tuple[str, list[float]]:
+def _axis(
+    which: str, axis: tuple[str, Sequence[float]], make: Callable[..., Any]
+) -> tuple[str, list[float]]:
     name, values = axis
-    if name not in _PARAMETERS:
-        raise ValueError(f"expected {which} to name one of {', '.join(_PARAMETERS)}, got {name!r}")
+    parameters = inspect.signature(make).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if name not in ("step_size", *parameters) and not free:
+        raise ValueError(
+            f"expected {which} to name one of step_size, {', '.join(parameters)}, got {name!r}"
+        )
     values = [float(value) for value in values]
     if not values or any(not b > a for a, b in itertools.pairwise(values)):
         raise ValueError(f"expected increasing values of {name}, got {values}")
     return name, values
 
 
+def _problem(made: Any) -> Any:
+    missing = [n for n in ("dynamics", "model", "statistics") if not hasattr(made, n)]
+    if missing:
+        raise TypeError(
+            f"expected make(...) to return a problem such as tl.GaussianMixture, got "
+            f"{type(made).__name__}, which has no {', '.join(missing)}"
+        )
+    return made
+
+
 def _fixed_points(
-    problem: SpikedTensor | GaussianMixture,
+    problem: Any,
     step_size: float,
     *,
     count: int,
@@ -209,6 +239,13 @@ def _fixed_points(
     if isinstance(problem, SpikedTensor):
         dynamics = problem.dynamics(step_size=step_size)
         return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()
+    if not isinstance(problem, GaussianMixture):
+        generator = torch.Generator().manual_seed(seed)
+        model = problem.model(replicas=(count or _MODELS,), generator=generator)
+        starts = problem.statistics(dict(model.named_parameters())).detach()
+        return problem.dynamics(step_size=step_size).fixed_points(
+            starts, flow=_SETTLING if flow is None else flow
+        )
     dynamics = problem.dynamics(step_size=step_size, level=level)
     starts = _spread(dynamics, representatives(problem, idle=idle))
     if count:
@@ -276,9 +313,12 @@ def _up_to_symmetry(dynamics: MixtureDynamics, points: Sequence[FixedPoint]) -> 
     return [point for point in points if id(point) in chosen]
 
 
-def _best_accuracy(problem: SpikedTensor | GaussianMixture, points: Sequence[FixedPoint]) -> float:
-    """Of the points that attract; 0 means x orthogonal to the spike, 1/2 a guess of the label."""
+def _best_accuracy(problem: Any, points: Sequence[FixedPoint]) -> float:
+    """The best accuracy of points that attract; NaN if there are none, or no accuracy is known.
+
+    It is 0 where x is orthogonal to the spike, and 1/2 where the label is guessed.
+    """
     attracting = [p.u for p in points if p.kind != "unstable"]
-    if not attracting:
+    if not attracting or not hasattr(problem, "accuracy"):
         return float("nan")
     return float(problem.accuracy(torch.stack(attracting)).max())

@@ -18,11 +18,11 @@ __all__ = ["Proportion", "by_dynamics", "by_sgd", "exact"]
 
 @dataclass(frozen=True)
 class Proportion:
-    """So many successes in so many independent trials.
+    """A number of successes in a number of independent trials.
 
     Args:
-        successes: how many trials ended well.
-        trials: of so many.
+        successes: the number of trials that ended well.
+        trials: the number of all trials.
 
     Example:
         >>> print(Proportion(18, 200))
@@ -41,10 +41,10 @@ class Proportion:
         return self.successes / self.trials
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Wilson's score interval for the probability of success.
+        """Return Wilson's score interval for the probability of success.
 
         Args:
-            level: how often such an interval holds the probability.
+            level: the probability that such an interval covers the true one.
 
         Raises:
             ValueError: if level is not in (0, 1).
@@ -75,15 +75,15 @@ def by_dynamics(
     level: int = -3,
     seed: int = 0,
 ) -> Proportion:
-    """How many random starts the effective dynamics take to an optimal classifier, at any snr.
+    """Count the random starts that the effective dynamics take to an optimal classifier.
 
     Args:
         problem: a `GaussianMixture`; starts have the law of its ``model()``, at its dim.
         step_size: c_delta.
-        starts: how many.
-        time: limit time; leaving the saddle at the start takes O(log N).
-        level: accuracy of the Gaussian expectations; see `torchlimits.experiments.basins`.
-        seed: of the starts.
+        starts: the number of starts.
+        time: limit time to follow them for; leaving the saddle at the start takes O(log N).
+        level: accuracy of the Gaussian expectations; see `torchlimits.basins`.
+        seed: the seed of the starts.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -109,7 +109,7 @@ def by_sgd(
     seed: int = 0,
     progress: bool = False,
 ) -> Proportion:
-    """How many runs of SGD from random starts end at an optimal classifier.
+    """Count the runs of SGD from random starts that end at an optimal classifier.
 
     Args:
         problem: a `GaussianMixture`.

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.estimation.conditions.power_law import ConditionReport, vanishes
-from torchlimits.estimation.conditions.sized_problem import LiftFunction, Triple, triples
+from torchlimits.estimation.conditions.sized_problem import (
+    LiftFunction,
+    SizedProblem,
+    sized_problems,
+)
 from torchlimits.estimation.estimate import Estimate, Estimator
 
 _TITLE = "closability: relative differences between parameters with the same statistics"
@@ -23,7 +27,7 @@ _FLOOR = 0.1
 
 
 def closability(
-    triple_at: Callable[[int], Triple],
+    problem_at: Callable[[int], SizedProblem],
     dims: Sequence[int],
     *,
     time: float = 1.0,
@@ -49,7 +53,7 @@ def closability(
     are products of estimates from separate samples, so that sampling noise does not add to them.
 
     Args:
-        triple_at: n -> `Triple`.
+        problem_at: n -> `SizedProblem`.
         dims: increasing n; a factor 8 between first and last makes sharp exponents. One n alone
             (real data) tells the differences, not whether they vanish.
         time: limit time of the run.
@@ -64,18 +68,19 @@ def closability(
 
     Raises:
         ValueError: if a number is out of its range, or the statistics need a lift of your own.
-        TypeError: if ``triple_at`` does not return a `Triple`.
+        TypeError: if ``problem_at`` does not return a `SizedProblem`.
 
     Example:
         >>> import torchlimits as tl
-        >>> def triple_at(n):
-        ...     return tl.Triple.of(tl.GaussianMixture.binary(dim=n, snr=2.0), step_size=1.0)
-        >>> report = tl.closability(triple_at, [20, 40], samples=256, remainders=4, points=1)
+        >>> def problem_at(n):
+        ...     problem = tl.GaussianMixture.binary(dim=n, snr=2.0)
+        ...     return tl.SizedProblem.of(problem, step_size=1.0)
+        >>> report = tl.closability(problem_at, [20, 40], samples=256, remainders=4, points=1)
         >>> [c.name for c in report.conditions][:3]
         ['drift, random', 'drift, aligned', 'drift, run']
     """
     settings = _Settings(remainders, samples, tolerance, seed)
-    at_n = triples(triple_at, dims, least=1)
+    at_n = sized_problems(problem_at, dims, least=1)
     found = _differences(at_n, [triple.run(time, points, seed) for triple in at_n], settings)
     conditions = [
         vanishes(name, dims, *zip(*found[name], strict=True), tolerance)  # type: ignore[arg-type]
@@ -114,7 +119,7 @@ class _Settings:
 
 
 def _differences(
-    at_n: Sequence[Triple], runs: Sequence[Sequence[dict[str, Tensor]]], settings: _Settings
+    at_n: Sequence[SizedProblem], runs: Sequence[Sequence[dict[str, Tensor]]], settings: _Settings
 ) -> dict[str, list[tuple[float, float]]]:
     """Squared relative differences and their standard errors, by condition, one pair for each n."""
     # the same u at every n, so that what is compared differs in n alone: those of the largest
@@ -127,7 +132,10 @@ def _differences(
 
 
 def _at_dimension(
-    triple: Triple, run: Sequence[dict[str, Tensor]], common: Sequence[Tensor], settings: _Settings
+    triple: SizedProblem,
+    run: Sequence[dict[str, Tensor]],
+    common: Sequence[Tensor],
+    settings: _Settings,
 ) -> dict[str, tuple[float, float]]:
     """Squared relative differences at one n and their standard errors, by condition."""
     data = torch.Generator(device=triple.device).manual_seed(settings.seed + 1)
@@ -181,7 +189,7 @@ class _Differences:
 
 
 def _pair(
-    triple: Triple,
+    triple: SizedProblem,
     estimator: Estimator,
     parameters: Mapping[str, Tensor],
     samples: int,

@@ -1,4 +1,4 @@
-"""`Triple`: statistics, loss and data at one dimension, with a model and a step size."""
+"""`SizedProblem`: statistics, loss and data at one dimension, with a model and a step size."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ LiftFunction = Callable[..., Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)
-class Triple:
+class SizedProblem:
     r"""The :math:`(u_n, L_n, P_n)` of arXiv 2206.04030 at one dimension n, ready to be trained.
 
     Args:
-        model: at a start of its own; any module.
+        model: any module, at the start that training begins from.
         loss, sampler, statistics: as in `torchlimits.estimate`.
         step_size: delta_n, the learning rate itself.
-        dim: n.
+        dim: the dimension n.
         weight_decay: alpha of the optimizer.
-        lift: u -> ``{parameter name: tensor}``, if possible ``lift(u, generator)`` with a remainder
-            drawn from the generator; by default a `Lift` for ready-made statistics.
+        lift: a function u -> ``{parameter name: tensor}``, if possible ``lift(u, generator)`` with
+            a remainder drawn from the generator; by default a `Lift` for ready-made statistics.
 
     Raises:
         ValueError: if a number is out of its range.
-        TypeError: if the statistics are none.
+        TypeError: if ``statistics`` is neither a `SummaryStatistics` nor a dict of functions.
 
     Example:
         >>> import torch, torchlimits as tl
         >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
-        >>> triple = tl.Triple.of(problem, step_size=1.0)
-        >>> triple.step_size, list(triple.lifts())
+        >>> sized = tl.SizedProblem.of(problem, step_size=1.0)
+        >>> sized.step_size, list(sized.lifts())
         (0.01, ['random', 'aligned'])
-        >>> start, end = triple.run(time=0.1, points=2, seed=0)  # 10 steps
-        >>> u = triple.u(end)
-        >>> bool(torch.allclose(triple.u(triple.lifts()["random"](u)), u, atol=1e-5))
+        >>> start, end = sized.run(time=0.1, points=2, seed=0)  # 10 steps
+        >>> u = sized.u(end)
+        >>> bool(torch.allclose(sized.u(sized.lifts()["random"](u)), u, atol=1e-5))
         True
-        >>> triple.estimator()(end, step_size=triple.step_size, samples=100).drift.value.shape
+        >>> sized.estimator()(end, step_size=sized.step_size, samples=100).drift.value.shape
         torch.Size([7])
     """
 
@@ -69,13 +69,14 @@ class Triple:
     @classmethod
     def of(
         cls, problem: Any, *, step_size: float, generator: torch.Generator | None = None
-    ) -> Triple:
-        """That of one of the package's problems.
+    ) -> SizedProblem:
+        """Take model, loss, data and statistics from a problem at its dimension.
 
         Args:
-            problem: a `GaussianMixture`, a `SpikedTensor`, or anything with their methods.
+            problem: a `GaussianMixture`, a `SpikedTensor`, or anything with their methods; its
+                ``ridge``, if it has one, is the weight decay.
             step_size: c_delta; delta_n is c_delta / dim.
-            generator: of the model's start.
+            generator: draws the model's start.
         """
         return cls(
             model=problem.model(generator=generator),
@@ -84,21 +85,21 @@ class Triple:
             statistics=problem.statistics,
             step_size=step_size / problem.dim,
             dim=problem.dim,
-            weight_decay=problem.ridge,
+            weight_decay=getattr(problem, "ridge", 0.0),
             lift=getattr(problem, "lift", None),
         )
 
     @property
     def device(self) -> torch.device:
-        """That of the model."""
+        """The device that the model is on."""
         return next(self.model.parameters()).device
 
     def estimator(self) -> Estimator:
-        """For estimates at any parameters of the model."""
+        """Return an `Estimator` for any parameters of the model."""
         return Estimator(self.model, self.loss, self.sampler, self.statistics)
 
     def lifts(self) -> dict[str, LiftFunction]:
-        """Ways to parameters with given statistics, by name."""
+        """Return functions u -> parameters that have the statistics u, by name."""
         if self.lift is not None:
             return {"lifted": self.lift}
         return {
@@ -107,16 +108,16 @@ class Triple:
         }
 
     def u(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The statistics of parameters ``{name: tensor}``, for a lift: float64, on the CPU."""
+        """Return the statistics of parameters ``{name: tensor}``, float64, on the CPU."""
         return self.statistics(parameters).detach().double().cpu()
 
     def run(self, time: float, points: int, seed: int) -> list[dict[str, Tensor]]:
-        """Parameters of one real SGD run, batch size 1; trains ``model``.
+        """Train ``model`` by SGD, batch size 1, and return its parameters at several times.
 
         Args:
             time: limit time of the run.
-            points: at how many limit times, evenly from 0 to ``time``.
-            seed: of the data.
+            points: the number of limit times, spaced evenly from 0 to ``time``.
+            seed: the seed of the data.
 
         Raises:
             ValueError: if a number is out of its range.
@@ -144,21 +145,28 @@ class Triple:
         return found
 
 
-def triples(
-    triple_at: Callable[[int], Triple], dims: Sequence[int], *, least: int = 2
-) -> list[Triple]:
-    """One for each dimension, checked; at least so many."""
+def sized_problems(
+    problem_at: Callable[[int], SizedProblem], dims: Sequence[int], *, least: int = 2
+) -> list[SizedProblem]:
+    """Make the problem of each dimension, and check that they belong together.
+
+    Raises:
+        ValueError: if there are fewer than ``least`` dimensions, if they do not increase, or if the
+            problems have other dimensions or differ in the names of their statistics.
+        TypeError: if ``problem_at`` returns something else than a `SizedProblem`.
+    """
     dims = [_checks.positive_int("dims", n) for n in dims]
     if len(dims) < least or any(b <= a for a, b in itertools.pairwise(dims)):
         raise ValueError(f"expected at least {least} increasing dimensions, got {dims}")
-    found = [triple_at(n) for n in dims]
-    for n, triple in zip(dims, found, strict=True):
-        if not isinstance(triple, Triple):
+    found = [problem_at(n) for n in dims]
+    for n, problem in zip(dims, found, strict=True):
+        if not isinstance(problem, SizedProblem):
             raise TypeError(
-                f"expected triple_at({n}) to return a tl.Triple, got {type(triple).__name__}"
+                f"expected problem_at({n}) to return a tl.SizedProblem, got "
+                f"{type(problem).__name__}: make it by tl.SizedProblem.of(problem, step_size=...)"
             )
-        if triple.dim != n:
-            raise ValueError(f"expected triple_at({n}).dim to be {n}, got {triple.dim}")
+        if problem.dim != n:
+            raise ValueError(f"expected problem_at({n}).dim to be {n}, got {problem.dim}")
     names = {tuple(t.statistics.names_of(dict(t.model.named_parameters()))) for t in found}
     if len(names) > 1:
         raise ValueError(
@@ -166,3 +174,16 @@ def triples(
             "number grows with n have no limit"
         )
     return found
+
+
+def places(
+    at_n: Sequence[SizedProblem], time: float, points: int, seed: int
+) -> list[list[dict[str, Tensor]]]:
+    """Return, for every n, parameters whose statistics a run at the largest n goes through."""
+    largest = at_n[-1]
+    common = [largest.u(x) for x in largest.run(time, points, seed)]
+    own = [{n: p.detach() for n, p in problem.model.named_parameters()} for problem in at_n]
+    return [
+        [{**x, **lift(u)} for u in common for lift in problem.lifts().values()]
+        for problem, x in zip(at_n, own, strict=True)
+    ]

@@ -1,19 +1,26 @@
-"""In which regime of the theory a step size is: subcritical, critical, above critical."""
+"""Step sizes: which regime of the theory one is in, and which one is critical."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from torchlimits import _checks
-from torchlimits.estimation.conditions import power_law
+from torchlimits.estimation.conditions.power_law import PowerLaw, fit
+from torchlimits.estimation.conditions.sized_problem import SizedProblem, places, sized_problems
 
 #: c_delta within these is taken as critical where only one dimension is known
 CRITICAL = (0.05, 20.0)
 #: an exponent within so much of 1 is 1
 _EXPONENT = 0.05
+
+#: a value, its standard error, and the statistic that it belongs to
+_Term = tuple[float, float, str]
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Regime:
 
 
 def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
-    r"""The regime of SGD with learning rate lr in dimension n, for data of order 1 an entry.
+    r"""Say in which regime SGD is, with learning rate lr and n entries of order 1 in each datum.
 
     In the limit :math:`\delta = c\, n^{-a}` is subcritical for a > 1 (gradient flow), critical for
     a = 1 and without a limit theorem for a < 1. Given several dimensions and their learning rates
@@ -61,14 +68,16 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
     Source: section 2 of arXiv 2206.04030.
 
     Args:
-        dim: n, or several.
-        lr: delta, as many.
+        dim: the dimension n, or several dimensions.
+        lr: the learning rate delta, one for each dimension.
 
     Raises:
-        ValueError: if they are not positive, or not as many, or all dimensions are the same.
+        TypeError: if a dimension is not an int, or a learning rate is not a number.
+        ValueError: if they are not positive, if there are more of one than of the other, or if all
+            of several dimensions are the same.
 
     Warns:
-        UserWarning: above critical.
+        UserWarning: if the step size is above critical.
 
     Example:
         >>> print(regime(1000, 0.001))  # doctest: +ELLIPSIS
@@ -76,20 +85,12 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
         >>> regime([100, 1000, 10000], [1e-3, 3.2e-5, 1e-6]).kind
         'subcritical'
     """
-    dims = [dim] if isinstance(dim, int) else list(dim)
-    rates = list(lr) if isinstance(lr, Sequence) else [lr]
-    if len(dims) != len(rates) or not dims:
-        raise ValueError(f"expected one lr a dim, got {len(dims)} dims and {len(rates)} lrs")
-    for one_dim, one_rate in zip(dims, rates, strict=True):
-        _checks.positive_int("dim", one_dim)
-        _checks.positive("lr", one_rate)
+    dims, rates = _pairs(dim, lr)
     largest = max(range(len(dims)), key=dims.__getitem__)
     constant = rates[largest] * dims[largest]
     exponent = None
     if len(dims) > 1:
-        if len(set(dims)) == 1:
-            raise ValueError(f"expected different dims to fit an exponent, got {dims}")
-        exponent = -power_law.fit(dims, rates, [0.0] * len(dims)).exponent
+        exponent = step_exponent(dims, rates)
         deviation = exponent - 1
         above, below = deviation < -_EXPONENT, deviation > _EXPONENT
     else:
@@ -100,3 +101,150 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
         advice = f"lower lr to about 1/dim = {1 / dims[largest]:.3g}"
         warnings.warn(f"{found}; {advice}", stacklevel=2)
     return found
+
+
+def _pairs(dim: int | Sequence[int], lr: float | Sequence[float]) -> tuple[list[int], list[float]]:
+    dims = list(dim) if isinstance(dim, Iterable) else [dim]
+    rates: list[float] = list(lr) if isinstance(lr, Sequence) else [lr]
+    for n in dims:
+        if not isinstance(n, int):
+            raise TypeError(
+                f"expected dim as an int or several ints, got {n!r}: the dimension comes first, "
+                "then the learning rate, regime(dim, lr)"
+            )
+    if len(dims) != len(rates) or not dims:
+        raise ValueError(f"expected one lr a dim, got {len(dims)} dims and {len(rates)} lrs")
+    for n, rate in zip(dims, rates, strict=True):
+        _checks.positive_int("dim", n)
+        _checks.positive("lr", rate)
+    return dims, rates
+
+
+def step_exponent(dims: Sequence[int], rates: Sequence[float]) -> float:
+    """Return the exponent a of learning rates c * n^(-a), by least squares.
+
+    Raises:
+        ValueError: if all dimensions are the same.
+
+    Example:
+        >>> step_exponent([10, 100], [0.5, 0.005])
+        2.0
+    """
+    if len(set(dims)) < 2:
+        raise ValueError(f"expected different dims to fit an exponent, got {list(dims)}")
+    return -fit(dims, rates, [0.0] * len(dims)).exponent
+
+
+@dataclass(frozen=True)
+class CriticalStepSize:
+    r"""What `critical_step_size` found: :math:`\delta_n = constant \cdot n^{-exponent}`.
+
+    Attributes:
+        exponent: a; 1 for the problems of the paper.
+        standard_error: the standard error of the exponent.
+        constant: c at which the driving term is 1.
+        driver: ``"corrector of ..."`` or ``"diffusion of ..."``, the term that becomes order 1
+            first, at the largest n.
+        corrector, diffusion: the power laws of the largest entry of Lgen u and of J V J^T, which
+            are the two terms at delta = 1; None where they are not told from 0.
+
+    Example:
+        >>> print(CriticalStepSize(1.0, 0.02, 0.25, "corrector of r2", None, None))
+        delta_n = 0.25 n^-(1.00 ± 0.02): the corrector of r2 is then of order 1
+    """
+
+    exponent: float
+    standard_error: float
+    constant: float
+    driver: str
+    corrector: PowerLaw | None
+    diffusion: PowerLaw | None
+
+    def __str__(self) -> str:
+        return (
+            f"delta_n = {self.constant:.3g} n^-({self.exponent:.2f} ± {self.standard_error:.2f}): "
+            f"the {self.driver} is then of order 1"
+        )
+
+
+def critical_step_size(
+    problem_at: Callable[[int], SizedProblem],
+    dims: Sequence[int],
+    *,
+    time: float = 1.0,
+    points: int = 2,
+    samples: int = 2048,
+    seed: int = 0,
+) -> CriticalStepSize:
+    r"""Find the step size at which the corrector g or the diffusion matrix Sigma becomes order 1.
+
+    At delta = 1 they are Lgen u and J V J^T. Their largest entries, over parameters as in
+    `localizability`, are fitted by :math:`C n^a`; of the two the one that is larger at the largest
+    n gives the critical step size: :math:`\delta_n = n^{-a} / C` makes that term 1. Below it SGD
+    follows gradient flow; above it there is no limit.
+
+    Source: section 2 of arXiv 2206.04030.
+
+    Args:
+        problem_at, dims, time, points, samples, seed: as in `localizability`.
+
+    Raises:
+        ValueError, TypeError: as `localizability`; ValueError also if neither term is seen at
+            every n.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> def problem_at(n):
+        ...     return tl.SizedProblem.of(tl.SpikedTensor(dim=n, order=2, snr=2.0), step_size=1.0)
+        >>> found = tl.critical_step_size(problem_at, [50, 100, 200], samples=256)
+        >>> round(found.exponent, 1), found.driver
+        (1.0, 'corrector of r2')
+    """
+    at_n = sized_problems(problem_at, dims)
+    terms = [
+        _largest_terms(problem, xs, samples, seed)
+        for problem, xs in zip(at_n, places(at_n, time, points, seed), strict=True)
+    ]
+    laws = {kind: _law(dims, [found[kind] for found in terms]) for kind in terms[0]}
+    known = {kind: law for kind, law in laws.items() if law is not None}
+    if not known:
+        raise ValueError(
+            "expected a corrector or a diffusion that is told from 0 at every n, got none: more "
+            "samples, or statistics that the noise of the gradients moves"
+        )
+    # of exponents that are the same within their errors, the larger term
+    driver = max(known, key=lambda kind: known[kind].constant * dims[-1] ** known[kind].exponent)
+    law = known[driver]
+    return CriticalStepSize(
+        exponent=law.exponent,
+        standard_error=law.standard_error,
+        constant=1 / law.constant,
+        driver=f"{driver} of {terms[-1][driver][2]}",
+        corrector=laws["corrector"],
+        diffusion=laws["diffusion"],
+    )
+
+
+def _largest_terms(
+    problem: SizedProblem, at: Sequence[Mapping[str, Tensor]], samples: int, seed: int
+) -> dict[str, _Term]:
+    """Corrector and diffusion at delta = 1: the largest entry of each over all parameters."""
+    estimator = problem.estimator()
+    generator = torch.Generator(device=problem.device).manual_seed(seed)
+    rows: dict[str, list[_Term]] = {"corrector": [], "diffusion": []}
+    for parameters in at:
+        e = estimator(parameters, step_size=1.0, samples=samples, generator=generator)
+        for kind, value, error in (
+            ("corrector", e.corrector.value.abs(), e.corrector.standard_error),
+            ("diffusion", e.diffusion.value.diagonal(), e.diffusion.standard_error.diagonal()),
+        ):
+            i = int(value.argmax())
+            rows[kind].append((float(value[i]), float(error[i]), e.names[i]))
+    return {kind: max(candidates) for kind, candidates in rows.items()}
+
+
+def _law(dims: Sequence[int], terms: Sequence[_Term]) -> PowerLaw | None:
+    """The power law of a term, or None where the term is not told from 0 at every n."""
+    values, errors, _ = zip(*terms, strict=True)
+    told = all(y > 3 * e and y > 0 for y, e in zip(values, errors, strict=True))
+    return fit(dims, values, errors) if told else None

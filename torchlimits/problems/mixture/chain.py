@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
-from torchlimits._random import ahead
+from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.components import cumulative, drawn_components

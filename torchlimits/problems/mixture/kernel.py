@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from torchlimits.ensemble.kernel import NoKernelError
+from torchlimits.contracts.kernel import NoKernelError
 
 if TYPE_CHECKING:
     from torchlimits.problems.mixture.components import Components

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.ensemble.kernel import Kernel, NoKernelError
+from torchlimits.contracts.kernel import Kernel, NoKernelError
 from torchlimits.problems.mixture import coordinates
 from torchlimits.problems.mixture.components import Components
 from torchlimits.problems.problem import Trainable

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits._random import ahead
+from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.spiked.field import NAMES

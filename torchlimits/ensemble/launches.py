@@ -1,54 +1,27 @@
-"""`Kernel`: several training steps of all runs as one launch on the device."""
+"""Launches of a problem's kernel: how many steps each takes, and which states are recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from torchlimits.contracts.kernel import BrokenKernelError, Kernel, KnowsKernel, NoKernelError
 from torchlimits.record.tracker import Tracker
 
 #: steps of one launch at most: a screen that hangs on the same GPU waits for it to end
 _AT_ONCE = 64
 
 
-class NoKernelError(ValueError):
-    """There is no kernel for this training; the message says what it would need."""
-
-
-class BrokenKernelError(NoKernelError):
-    """There is one, but it cannot be compiled here."""
-
-
-class Kernel(Protocol):
-    """Takes the parameters of a model through steps of training."""
-
-    def advance(self, steps: int) -> None:
-        """Take so many steps; the host need not wait for them."""
-        ...
-
-
-@runtime_checkable
-class KnowsKernel(Protocol):
-    """A problem whose training can be done by a `Kernel`."""
-
-    def kernel(
-        self, model: Any, optimizer: torch.optim.SGD, *, batch_size: int, seed: int
-    ) -> Kernel:
-        """The kernel for runs of a model, or a `NoKernelError`."""
-        ...
-
-
 def kernel_for(
     problem: object, model: nn.Module, optimizer: torch.optim.SGD, *, batch_size: int, seed: int
 ) -> Kernel:
-    """A problem's kernel, compiled.
+    """Return a problem's kernel, compiled.
 
     Raises:
-        NoKernelError: if it has none for this training.
-        BrokenKernelError: if it cannot be compiled: without a C compiler, for instance.
+        NoKernelError: if the problem has none for this training.
+        BrokenKernelError: if the kernel cannot be compiled: without a C compiler, for instance.
     """
     device = next(model.parameters()).device
     if device.type != "cuda":
@@ -69,11 +42,11 @@ def kernel_for(
 
 
 def advanced(kernel: Kernel, tracker: Tracker) -> Generator[None]:
-    """Step after step, without end; as many at once as the tracker leaves unrecorded.
+    """Take step after step, without end; as many in a launch as the tracker leaves unrecorded.
 
     Args:
         kernel: moves the parameters.
-        tracker: records them; it is told of every step here.
+        tracker: records the parameters; it is told of every step here.
     """
     tracker.remove()
     while True:

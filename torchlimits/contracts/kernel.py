@@ -1,0 +1,34 @@
+"""`Kernel`: several training steps of all runs as one launch on the device."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+
+class NoKernelError(ValueError):
+    """There is no kernel for this training; the message says what it would need."""
+
+
+class BrokenKernelError(NoKernelError):
+    """There is a kernel, but it cannot be compiled on this machine."""
+
+
+class Kernel(Protocol):
+    """Takes the parameters of a model through steps of training."""
+
+    def advance(self, steps: int) -> None:
+        """Take ``steps`` steps of training; the host need not wait for them."""
+        ...
+
+
+@runtime_checkable
+class KnowsKernel(Protocol):
+    """A problem whose training can be done by a `Kernel`."""
+
+    def kernel(
+        self, model: Any, optimizer: torch.optim.SGD, *, batch_size: int, seed: int
+    ) -> Kernel:
+        """Return the kernel that trains this model, or raise a `NoKernelError`."""
+        ...
