@@ -1,45 +1,123 @@
-"""Record summary statistics of PyTorch training beside what high-dimensional theory predicts."""
+"""Record summary statistics of PyTorch training beside what high-dimensional theory predicts.
 
+Recording, of any training loop, by a hook on its optimizer:
+
+    track, Tracker                   statistics at every step: tracker.trajectory()
+    SummaryStatistics, statistics    what to record; ready-made ones: statistics.overlaps ...
+    Trajectory                       recorded or predicted values, with their names and times
+    CSV, Sink, tensorboard.Writer    where rows are shown while the training goes on
+    Probe, Explanation               what drift and corrector explain of a change
+    replicate                        many copies of a module in one
+
+Predicting, for a problem:
+
+    GaussianMixture, SpikedTensor    problem.model(), .sample(), .loss(), .dynamics(optimizer)
+    EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
+    VectorField, Geometry, Problem   what to write for a problem of your own
+    NormalizedSGD                    an optimizer whose limit is known besides torch.optim.SGD
+    estimate, EmpiricalDynamics      the same from data, for any model: estimate, Lift ...
+    closability, localizability      are the theorem's conditions met? SizedProblem, regime,
+                                     critical_step_size
+
+Beside each other:
+
+    compare, figures, tensorboard    tables, figures.overlay, tensorboard.write
+    train                            many runs of online SGD on a problem
+    basins, success, phase_diagram   where starts go, how often they succeed, over two parameters
+    integrations                     callbacks for Lightning and transformers
+"""
+
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from torchlimits import statistics
-from torchlimits.comparison import Comparison, compare
-from torchlimits.contracts.explanation import Explanation
-from torchlimits.contracts.geometry import Geometry
-from torchlimits.contracts.vector_field import VectorField
-from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
-from torchlimits.dynamics.fixed_points import FixedPoint
-from torchlimits.ensemble.train import train
-from torchlimits.estimation.conditions.closability import closability
-from torchlimits.estimation.conditions.localizability import localizability
-from torchlimits.estimation.conditions.power_law import ConditionReport
-from torchlimits.estimation.conditions.sized_problem import SizedProblem
-from torchlimits.estimation.conditions.step_size import (
-    CriticalStepSize,
-    Regime,
-    critical_step_size,
-    regime,
-)
-from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
-from torchlimits.estimation.estimate import Estimate, estimate
-from torchlimits.estimation.lift import Lift
-from torchlimits.estimation.probe import Probe
-from torchlimits.experiments import success
-from torchlimits.experiments.basins import Basins, basins
-from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
-from torchlimits.optim.normalized_sgd import NormalizedSGD
-from torchlimits.problems.mixture.problem import GaussianMixture
-from torchlimits.problems.spiked.problem import SpikedTensor
-from torchlimits.record.non_finite import NonFiniteStatistic
-from torchlimits.record.replicas import replicate
-from torchlimits.record.sinks.csv import CSV
-from torchlimits.record.track import track
-from torchlimits.record.tracker import Tracker
-from torchlimits.statistics.summary import StatisticError, SummaryStatistics
-from torchlimits.trajectory import Trajectory
-
 if TYPE_CHECKING:
-    from torchlimits import figures, integrations, tensorboard
+    from torchlimits import figures, integrations, statistics, tensorboard
+    from torchlimits.comparison import Comparison, compare
+    from torchlimits.contracts.explanation import Explanation
+    from torchlimits.contracts.geometry import Geometry
+    from torchlimits.contracts.observer import Observer
+    from torchlimits.contracts.sink import Sink
+    from torchlimits.contracts.vector_field import VectorField
+    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+    from torchlimits.dynamics.fixed_points import FixedPoint
+    from torchlimits.ensemble.train import train
+    from torchlimits.estimation.conditions.closability import closability
+    from torchlimits.estimation.conditions.localizability import localizability
+    from torchlimits.estimation.conditions.power_law import ConditionReport
+    from torchlimits.estimation.conditions.sized_problem import SizedProblem
+    from torchlimits.estimation.conditions.step_size import (
+        CriticalStepSize,
+        Regime,
+        critical_step_size,
+        regime,
+    )
+    from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
+    from torchlimits.estimation.estimate import Estimate, estimate
+    from torchlimits.estimation.lift import Lift
+    from torchlimits.estimation.probe import Probe
+    from torchlimits.experiments import success
+    from torchlimits.experiments.basins import Basins, basins
+    from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
+    from torchlimits.optim.limit import OptimizerLimit
+    from torchlimits.optim.normalized_sgd import NormalizedSGD
+    from torchlimits.problems.mixture.problem import GaussianMixture
+    from torchlimits.problems.problem import Problem
+    from torchlimits.problems.spiked.problem import SpikedTensor
+    from torchlimits.record.non_finite import NonFiniteStatistic
+    from torchlimits.record.replicas import replicate
+    from torchlimits.record.sinks.csv import CSV
+    from torchlimits.record.track import track
+    from torchlimits.record.tracker import Tracker
+    from torchlimits.statistics.summary import StatisticError, SummaryStatistics
+    from torchlimits.trajectory import Trajectory
+
+#: what is public in which module, opened when one of its names is first asked for
+_PUBLIC = {
+    # recording
+    "record.track": "track",
+    "record.tracker": "Tracker",
+    "record.non_finite": "NonFiniteStatistic",
+    "record.replicas": "replicate",
+    "record.sinks.csv": "CSV",
+    "statistics.summary": "StatisticError SummaryStatistics",
+    "trajectory": "Trajectory",
+    "contracts.sink": "Sink",
+    "contracts.observer": "Observer",
+    "contracts.explanation": "Explanation",
+    "estimation.probe": "Probe",
+    # predicting
+    "problems.mixture.problem": "GaussianMixture",
+    "problems.spiked.problem": "SpikedTensor",
+    "problems.problem": "Problem",
+    "contracts.vector_field": "VectorField",
+    "contracts.geometry": "Geometry",
+    "optim.limit": "OptimizerLimit",
+    "optim.normalized_sgd": "NormalizedSGD",
+    "dynamics.effective_dynamics": "EffectiveDynamics",
+    "dynamics.fixed_points": "FixedPoint",
+    "estimation.estimate": "Estimate estimate",
+    "estimation.lift": "Lift",
+    "estimation.empirical_dynamics": "EmpiricalDynamics",
+    "estimation.conditions.sized_problem": "SizedProblem",
+    "estimation.conditions.power_law": "ConditionReport",
+    "estimation.conditions.closability": "closability",
+    "estimation.conditions.localizability": "localizability",
+    "estimation.conditions.step_size": "CriticalStepSize Regime critical_step_size regime",
+    # both beside each other
+    "comparison": "Comparison compare",
+    "ensemble.train": "train",
+    "experiments.basins": "Basins basins",
+    "experiments.phase_diagram": "PhaseDiagram phase_diagram",
+}
+_HOMES = {name: home for home, names in _PUBLIC.items() for name in names.split()}
+#: the public names that are modules
+_MODULES = {
+    "figures": "figures",
+    "integrations": "integrations",
+    "statistics": "statistics",
+    "success": "experiments.success",
+    "tensorboard": "tensorboard",
+}
 
 __all__ = [
     "CSV",
@@ -57,9 +135,13 @@ __all__ = [
     "Lift",
     "NonFiniteStatistic",
     "NormalizedSGD",
+    "Observer",
+    "OptimizerLimit",
     "PhaseDiagram",
     "Probe",
+    "Problem",
     "Regime",
+    "Sink",
     "SizedProblem",
     "SpikedTensor",
     "StatisticError",
@@ -87,9 +169,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # on first use only: matplotlib and tensorboard take a second to import
-    if name in ("figures", "integrations", "tensorboard"):
-        import importlib
+    if name in _MODULES:
+        value = importlib.import_module(f"torchlimits.{_MODULES[name]}")
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"torchlimits.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'torchlimits' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return importlib.import_module(f"torchlimits.{name}")
-    raise AttributeError(f"module 'torchlimits' has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -351,7 +351,7 @@ def _float_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     return dtype
 
 
-def _steps(problem: Problem, step_size: float, time: float) -> int:
+def _steps(problem: Trainable, step_size: float, time: float) -> int:
     _checks.positive("step_size", step_size, "it is c_delta = lr * dim")
     _checks.positive("time", time, "limit time is steps * lr")
     steps = round(time * problem.dim / step_size)
