@@ -54,8 +54,6 @@ class Committee:
 
 
 class Field(tl.VectorField):
-    error = 1e-3
-
     def __init__(self, problem, nodes=2**13):
         super().__init__(problem.names, problem.dim)
         self.K, self.M, self.noise = problem.width, len(problem.teacher), problem.noise

@@ -189,6 +189,7 @@ def test_what_a_field_knows_is_used():
     optimizer = tl.NormalizedSGD([torch.nn.Parameter(torch.ones(3))], lr=0.01)
     scaled = tl.EffectiveDynamics(Known([1.0, 3.0]), optimizer, batch_size=4)
     # the gradient of a batch of 4 has the length 1: it is as if it were not scaled
+    plain = tl.EffectiveDynamics(Known([1.0, 3.0]), step_size=1.0, batch_size=4)
     torch.testing.assert_close(scaled.drift(u), plain.drift(u))
     torch.testing.assert_close(scaled.corrector(u), plain.corrector(u))
     torch.testing.assert_close(scaled.diffusion(u), plain.diffusion(u))

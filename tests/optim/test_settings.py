@@ -314,7 +314,7 @@ def test_layers_of_other_modules_and_of_wide_networks():
     dynamics = problem.dynamics(torch.optim.SGD(groups, lr=0.1))
     assert dynamics.layers.speeds == pytest.approx((1.0, 3.0))
     assert dynamics.describe()["second.step_size"] == pytest.approx(12.0)
-    assert dynamics.of_neurons(3).layers == dynamics.layers
+    assert dynamics.on(dynamics.field.of_neurons(3)).limit == dynamics.limit
 
 
 def test_layers_that_cannot_be_told():

@@ -106,8 +106,11 @@ class EmpiricalDynamics(EffectiveDynamics):
         data = _Replay(checked_sampler(sampler, model), _checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
         lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
-        field = EmpiricalField(estimator, data, lift, dim=dim, samples=samples, seed=seed)
+        field = EmpiricalField(
+            estimator, data, lift, dim=dim, samples=samples, seed=seed, weight_decay=weight_decay
+        )
         super().__init__(field, SGDLimit(settings))
+        self.samples, self.seed, self.lift = samples, seed, lift
 
     def estimate(self, u: Float[Tensor, " k"], step_size: float | None = None) -> Estimate:
         """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
@@ -134,6 +137,8 @@ class EmpiricalField(VectorField):
         dim: n.
         samples: how many.
         seed: of the samples.
+        weight_decay: alpha, of the whole steps whose increments are estimated: their covariance
+            depends on it to order 1/n.
     """
 
     #: no finer than the steps that single samples make in the right-hand side
@@ -150,9 +155,11 @@ class EmpiricalField(VectorField):
         dim: int,
         samples: int,
         seed: int,
+        weight_decay: float = 0.0,
     ) -> None:
         super().__init__(estimator.names, dim)
         self.samples, self.seed, self.lift = samples, seed, lift
+        self.weight_decay = weight_decay
         self.geometry = EmpiricalGeometry(self)
         self._estimator, self._data = estimator, data
 
@@ -252,7 +259,9 @@ class EmpiricalField(VectorField):
         """The covariance of one step, as `VectorField.increment_covariance`."""
         step_size = step_size or 1.0  # gradient flow: any, the diffusion takes it times 0
         delta = step_size / self.dim
-        rows = [self.estimate(row, step_size) for row in u.reshape(-1, u.shape[-1])]
+        rows = [
+            self.estimate(row, step_size, self.weight_decay) for row in u.reshape(-1, u.shape[-1])
+        ]
         found = torch.stack([e.increment_covariance.value / delta for e in rows])
         return found.reshape(*u.shape, u.shape[-1]).to(u)
 
