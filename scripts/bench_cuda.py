@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import torchlimits as tl
 from torchlimits import _checks
-from torchlimits.ensemble.train import _Ensemble
+from torchlimits.ensemble.train import Ensemble
 
 #: `compiled=` of `tl.train`
 WAYS = {"captured": False, "kernel": True}
@@ -345,7 +345,7 @@ class Stepping:
     """The steps of `tl.train`, taken in one of the ways, without its start and end."""
 
     def __init__(self, way: str, problem: Any, runs: int, options: Options) -> None:
-        ensemble = _Ensemble(problem, 1, 0, _checks.device(options.device), None)
+        ensemble = Ensemble(problem, 1, 0, _checks.device(options.device), None)
         ensemble.on_cpu = False  # on the CPU, for rehearsal, what CUDA does
         ensemble.lanes = 1
         model = ensemble.model(range(runs))

@@ -531,7 +531,7 @@ def a_loop_on_a_stream_of_its_own_has_no_stale_rows(device: str) -> Remark:
         with torch.cuda.stream(stream):
             for x in loop.data:
                 loop.backward(x)
-                torch.cuda._sleep(_NAP)
+                torch.cuda._sleep(_NAP)  # pyright: ignore[reportPrivateUsage]
                 loop.optimizer.step()
                 loop.stepped()
         found = loop.tracker.trajectory()
@@ -560,7 +560,7 @@ def another_thread_sees_no_stale_rows(device: str) -> Remark:
             for x in loop.data:
                 loop.backward(x)
                 if on_cuda:
-                    torch.cuda._sleep(_NAP)
+                    torch.cuda._sleep(_NAP)  # pyright: ignore[reportPrivateUsage]
                 loop.optimizer.step()
                 loop.stepped()
                 found.append(pool.submit(loop.tracker.trajectory).result())
@@ -590,7 +590,7 @@ def a_thread_that_looks_all_the_time_disturbs_nothing(device: str) -> Remark:
         try:
             for x in loop.data:
                 loop.backward(x)
-                with loop.tracker._lock:  # a row of both or of neither
+                with loop.tracker._lock:  # a row of both or of neither  # pyright: ignore[reportPrivateUsage]
                     loop.optimizer.step()
                     loop.stepped()
         finally:

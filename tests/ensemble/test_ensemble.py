@@ -6,7 +6,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import _random, _threads
-from torchlimits.ensemble.train import _Ensemble
+from torchlimits.ensemble.train import Ensemble
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_one_step_of_all_runs_is_a_step_of_each(problem):
     """Against loops written out, one run at a time, on the same data, in float64."""
     options = {"step_size": 2.0, "time": 3.0, "seed": 3, "every": 1, "progress": False}
     path = tl.train(problem, runs=40, momentum=0.5, batch_size=2, dtype=torch.float64, **options)
-    ensemble = _Ensemble(problem, 2, 3, torch.device("cpu"), torch.float64)
+    ensemble = Ensemble(problem, 2, 3, torch.device("cpu"), torch.float64)
     groups = range(2)
     starts = ensemble.model(groups)
     data = _random.stream(
@@ -78,7 +78,7 @@ def test_large_problems_are_computed_one_by_one():
     options = {"step_size": 1.0, "time": 0.2, "progress": False, "dtype": torch.float64}
     few, more = (tl.train(problem, runs=runs, **options) for runs in (2, 3))
     torch.testing.assert_close(few.values, more.values[:2], rtol=1e-10, atol=1e-12)
-    assert _Ensemble(problem, 1, 0, torch.device("cpu"), None).lanes == 1
+    assert Ensemble(problem, 1, 0, torch.device("cpu"), None).lanes == 1
 
 
 def test_seeds_of_one_run_are_all_different():

@@ -1,7 +1,5 @@
 """Sinks and observers of a user's own, and what the recorder must not know."""
 
-import ast
-from pathlib import Path
 
 import pytest
 import torch
@@ -257,45 +255,3 @@ def test_nothing_is_explained_for_sinks_that_do_not_show_it():
         assert watcher.made[0].explanations == times
         with pytest.raises(ValueError, match="with a probe"):
             tracker.explanation()
-
-
-# --- what the recorder must not know -------------------------------------------------------------
-
-
-def imports(path):
-    """The package's modules that one imports, in function bodies and for the type checker too."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level == 0:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return found
-
-
-def reached(start, modules):
-    """All modules that those of a room import, themselves or through others."""
-    seen = {name for name in modules if name.startswith(f"torchlimits.{start}")}
-    todo = list(seen)
-    while todo:
-        # the front door imports everything, and nothing inside imports it for more than a room
-        new = (imports(modules[todo.pop()]) & set(modules)) - seen - {"torchlimits"}
-        seen |= new
-        todo += new
-    return seen
-
-
-@pytest.mark.parametrize("room", ["record", "integrations", "tensorboard", "contracts.sink"])
-def test_recording_reaches_nothing_of_predicting(room):
-    package = Path(tl.__file__).parent
-    modules = {
-        ".".join(("torchlimits", *path.relative_to(package).with_suffix("").parts)): path
-        for path in package.rglob("*.py")
-    }
-    modules = {name.removesuffix(".__init__"): path for name, path in modules.items()}
-    found = reached(room, modules)
-    rooms = {name.split(".")[1] for name in found}
-    assert not rooms & {"optim", "dynamics", "problems", "estimation"}
-    assert "trajectory" in rooms
-    # and the other way round
-    assert "record" not in {name.split(".")[1] for name in reached("dynamics", modules)}

@@ -121,7 +121,7 @@ def train(
     steps = _steps(problem, step_size, time)
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
-    ensemble = _Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
+    ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
     every = max(1, steps // 1000) if every is None else every
     training = _Training(
         ensemble, step_size, momentum, steps, every, runs,
@@ -141,7 +141,7 @@ def train(
 class _Training:
     """What `train` was asked for, done for the runs of one process; see there."""
 
-    ensemble: _Ensemble
+    ensemble: Ensemble
     step_size: float
     momentum: float
     steps: int
@@ -197,7 +197,7 @@ class _Training:
         }
 
 
-class _Ensemble:
+class Ensemble:
     """Starts, data and steps of groups of replicas, all of which depend on the seed and number."""
 
     def __init__(

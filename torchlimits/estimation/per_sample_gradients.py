@@ -296,7 +296,7 @@ def _check_model(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:  # pyright: ignore[reportPrivateUsage]
             raise ValueError(
                 f"expected a model whose output for a sample does not depend on the others, got "
                 f"{type(module).__name__} {name!r} in training mode: call model.eval(), or use "

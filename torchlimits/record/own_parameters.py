@@ -135,7 +135,7 @@ def _inside(module: nn.Module) -> str | None:
     """Where a wrapper has the module that it wraps, or None."""
     if isinstance(module, (DataParallel, DistributedDataParallel)):
         return "module"
-    return next((name for name in _INSIDE if name in module._modules), None)
+    return next((name for name in _INSIDE if name in module._modules), None)  # pyright: ignore[reportPrivateUsage]
 
 
 def _own_name(model: nn.Module, path: str) -> str:
@@ -161,7 +161,7 @@ def _links(model: nn.Module, paths: Iterable[str]) -> list[tuple[dict[str, Any],
         owner = model
         *modules, leaf = path.split(".")
         for name in modules:
-            found[id(owner), name] = (owner._modules, name, owner._modules[name])
+            found[id(owner), name] = (owner._modules, name, owner._modules[name])  # pyright: ignore[reportPrivateUsage]
             owner = owner.get_submodule(name)
-        found[id(owner), leaf] = (owner._parameters, leaf, owner._parameters[leaf])
+        found[id(owner), leaf] = (owner._parameters, leaf, owner._parameters[leaf])  # pyright: ignore[reportPrivateUsage]
     return list(found.values())
