@@ -1,24 +1,32 @@
 """Shapes and types in annotations are checked wherever the tests go; how much fuzzing is done."""
 
+import ast
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-# Before anything imports the package. Only the modules behind the front door: those that users call
-# say themselves what is wrong with an argument, and tests hold them to it.
-install_import_hook(
-    [
-        "torchlimits.comparison",
-        "torchlimits.problems.mixture.expectations",
-        "torchlimits.problems.two_layer",
-        "torchlimits.problems.mixture.dynamics",
-        "torchlimits.problems.mixture.quadrature",
-    ],
-    "beartype.beartype",
-)
+PACKAGE = Path(__file__).parent.parent / "torchlimits"
+
+
+def private_modules():
+    """All but those whose public names check arguments themselves, in words that tests hold."""
+    front_door = ast.parse((PACKAGE / "__init__.py").read_text())
+    (homes,) = [
+        ast.literal_eval(node.value)
+        for node in front_door.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PUBLIC"
+    ]
+    files = (f.relative_to(PACKAGE).with_suffix("") for f in PACKAGE.rglob("*.py"))
+    names = {".".join(f.parts) for f in files if f.name != "__init__"}
+    return sorted(f"torchlimits.{name}" for name in names - set(homes))
+
+
+# before anything imports the package
+install_import_hook(private_modules(), "beartype.beartype")
 
 _ANY_TIME = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # the same examples every time

@@ -10,6 +10,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits.dynamics import fixed_points, solver
+from torchlimits.estimation.estimate import Estimator
 from torchlimits.problems.spiked import samplers
 from torchlimits.statistics import gram
 
@@ -181,7 +182,7 @@ def test_gradients_stay_outer_products_under_tf32():
     for precision in ("highest", "high"):
         torch.set_float32_matmul_precision(precision)
         try:
-            estimator = tl.estimation.estimate.Estimator(
+            estimator = Estimator(
                 model, problem.loss, lambda batch, generator=None: (x[:batch], y[:batch]),
                 problem.statistics,
             )  # fmt: skip

@@ -15,6 +15,7 @@ class BrokenKernelError(NoKernelError):
     """There is a kernel, but it cannot be compiled on this machine."""
 
 
+@runtime_checkable
 class Kernel(Protocol):
     """Takes the parameters of a model through steps of training."""
 
