@@ -15,14 +15,15 @@ PACKAGE = Path(__file__).parent.parent / "torchlimits"
 def private_modules():
     """All but those whose public names check arguments themselves, in words that tests hold."""
     front_door = ast.parse((PACKAGE / "__init__.py").read_text())
-    (homes,) = [
-        ast.literal_eval(node.value)
+    tables = {
+        ast.unparse(node.targets[0]): node.value
         for node in front_door.body
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_PUBLIC"
-    ]
+        if isinstance(node, ast.Assign)
+    }
+    homes = {*ast.literal_eval(tables["_PUBLIC"]), *ast.literal_eval(tables["_MODULES"]).values()}
     files = (f.relative_to(PACKAGE).with_suffix("") for f in PACKAGE.rglob("*.py"))
     names = {".".join(f.parts) for f in files if f.name != "__init__"}
-    return sorted(f"torchlimits.{name}" for name in names - set(homes))
+    return sorted(f"torchlimits.{name}" for name in names - homes)
 
 
 # before anything imports the package
