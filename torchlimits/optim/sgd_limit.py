@@ -192,14 +192,14 @@ class SGDLimit(OptimizerLimit):
     def update_rows(
         self,
         rows: Float[Tensor, "K columns S"],
-        buffer: Float[Tensor, "K columns S"],
+        buffer: Float[Tensor, "held columns S"],
         pull: Float[Tensor, "B K S"],
         x: Float[Tensor, "B columns S"],
         *,
         lr: float,
         first: bool,
     ) -> None:
-        """`update` along the mean of the outer products pull x^T."""
+        """`update` along the mean of the outer products pull x^T; held = 0 without momentum."""
         settings = self.settings
         if settings.momentum or settings.batch_size > 1:
             gradient = (pull[:, :, None] * x[:, None]).mean(0)
