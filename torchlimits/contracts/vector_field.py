@@ -89,7 +89,7 @@ class VectorField(nn.Module, ABC):
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
-        r"""The limit of :math:`Cov(u(X_{l+1}) - u(X_l)) / \delta^2 n` of one step of plain SGD.
+        r"""The limit of :math:`Cov(u(X_{l+1}) - u(X_l)) / \delta^2` of one step of plain SGD.
 
         Without weight decay; with the increment's second-order part where that is of the same
         order as the first, times ``step_size``.
