@@ -64,7 +64,7 @@ def test_what_cannot_be_compared():
         tl.compare(measured, predicted.slice(slice(0, 5)))
     with pytest.raises(ValueError, match="for each run or one for all"):
         tl.compare(measured, paths(runs=(2,))[1])
-    with pytest.raises(TypeError, match="predicted"):
+    with pytest.raises(TypeError, match="expected predicted as a Trajectory"):
         tl.compare(measured, None)
 
 

@@ -42,11 +42,6 @@ CASES = {
         "parameter 'level'",
         "ValueError: expected level to be an int >= -3, got 0.5: 0 is the default",
     ),
-    "no trajectory": (
-        "tl.compare(PATH, 3)",
-        "parameter 'predicted'",
-        "TypeError: expected two trajectories, got int",
-    ),
     "statistics of integers": (
         "PROBLEM.dynamics(step_size=1.0).classes(INTS)",
         "parameter 'u'",
@@ -66,6 +61,7 @@ WORDS = {
         "tl.Trajectory(ONES(2), ONES(2), ONES(3, 1), ['m'])",
         "expected values of shape",
     ),
+    "no trajectory": ("tl.compare(PATH, 3)", "expected predicted as a Trajectory, got int"),
     "track": ("tl.track(3, 4, {})", "expected model to be a torch.nn.Module, got int"),
     "train": ("tl.train(PROBLEM, step_size='1', time=1.0)", "to be a number, got '1'"),
 }

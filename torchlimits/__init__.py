@@ -6,7 +6,7 @@ Recording, of any training loop, by a hook on its optimizer:
     SummaryStatistics, statistics    what to record; ready-made ones: statistics.overlaps ...
     Trajectory                       recorded or predicted values, with their names and times
     CSV, Sink, tensorboard.Writer    where rows are shown while the training goes on
-    Probe, Explanation               what drift and corrector explain of a change
+    Probe, Explanation, Observer     what drift and corrector explain of a change
     replicate                        many copies of a module in one
 
 Predicting, for a problem:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torchlimits.comparison import Comparison, compare
     from torchlimits.contracts.explanation import Explanation
     from torchlimits.contracts.geometry import Geometry
-    from torchlimits.contracts.observer import Observer
+    from torchlimits.contracts.observer import Observer, Watcher
     from torchlimits.contracts.sink import Sink
     from torchlimits.contracts.vector_field import VectorField
     from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
@@ -82,7 +82,7 @@ _PUBLIC = {
     "statistics.summary": "StatisticError SummaryStatistics",
     "trajectory": "Trajectory",
     "contracts.sink": "Sink",
-    "contracts.observer": "Observer",
+    "contracts.observer": "Observer Watcher",
     "contracts.explanation": "Explanation",
     "estimation.probe": "Probe",
     # predicting
@@ -149,6 +149,7 @@ __all__ = [
     "Tracker",
     "Trajectory",
     "VectorField",
+    "Watcher",
     "basins",
     "closability",
     "compare",

@@ -133,9 +133,9 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         statistic  measured, end  predicted, end  sup |difference|  at t
         m                 2.5000          2.0000            0.5000     1
     """
-    for path in (measured, predicted):
+    for side, path in (("measured", measured), ("predicted", predicted)):
         if not isinstance(path, Trajectory):
-            raise TypeError(f"expected two trajectories, got {type(path).__name__}")
+            raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
     match = matched(measured, predicted)
     if not match.comparable:
         raise ValueError(

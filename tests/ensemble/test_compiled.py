@@ -1,6 +1,5 @@
 """`train(compiled=True)`: the same numbers, and none lost where nothing can be compiled."""
 
-import inspect
 import shutil
 import warnings
 
@@ -9,18 +8,10 @@ import torch
 
 import torchlimits as tl
 from torchlimits import _threads
-from torchlimits.problems import two_layer
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
 )
-
-
-@pytest.fixture(autouse=True)
-def as_users_have_it(monkeypatch):
-    """Without the checks of types that tests put around it, which torch.compile cannot trace."""
-    for module in (two_layer.TwoLayerNetwork, two_layer.MatrixProduct):
-        monkeypatch.setattr(module, "forward", inspect.unwrap(module.forward))
 
 
 def mixture(dim=30, **options):

@@ -44,6 +44,19 @@ class Geometry:
         ...         return u.clamp_min(0)
         >>> HalfLine().project(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
+
+    What it is asked, of a smooth field on all of R^k:
+
+        >>> import torchlimits as tl
+        >>> velocity = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+        >>> space, u = Geometry(), torch.tensor([1.0, 1.0])
+        >>> space.snap(u) is u, space.cell(u), space.persists(velocity, u[None])
+        (True, tensor([0.]), tensor([True]))
+        >>> space.pieces(velocity, u).shape, space.tolerance(1e-3, u)
+        (torch.Size([1, 2, 2]), tensor([0.0010, 0.0010]))
+        >>> space.starts(velocity, 3, torch.Generator())
+        Traceback (most recent call last):
+        ValueError: expected starts for the fixed points, got none, and the vector field's ...
     """
 
     def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:

@@ -19,6 +19,20 @@ from torchlimits.statistics.summary import SummaryStatistics
 class Observer(ABC):
     """Follows one training run; its tracker tells it of steps and keeps its state.
 
+    See `Watcher` for the way to one.
+
+    Example:
+        >>> class Counter(Observer):
+        ...     count = 0
+        ...     def observe(self, step, time):
+        ...         self.count += 1
+        >>> counter = Counter()
+        >>> counter.observe(step=0, time=0.0)
+        >>> counter.count, counter.explanation(), counter.state_dict()
+        (1, None, None)
+        >>> counter.moved({}), counter.check_state(None), counter.load_state_dict(None)
+        (None, None, None)
+
     Attributes:
         every: the tracker calls `observe` after every so many optimizer steps.
     """
@@ -56,7 +70,7 @@ class Observer(ABC):
         """Raise ValueError, and change nothing, if `load_state_dict` could not load the state."""
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue where `state_dict` was taken; called after `check_state`."""
+        """Continue with the ``state`` of a `state_dict`; called after `check_state`."""
 
 
 class Watcher(ABC):
@@ -87,6 +101,8 @@ class Watcher(ABC):
         ...     optimizer.step()
         >>> list(tracker.state_dict()["probe"])
         [0, 2, 4]
+        >>> OfMomentum().watch(model, optimizer, tl.SummaryStatistics(statistics)).every
+        2
     """
 
     @abstractmethod

@@ -46,6 +46,9 @@ class Sink(ABC):
     What it leaves out has no effect:
 
         >>> sink = Printed()
+        >>> sink.add(tl.Trajectory([0.0], [0], [[1.0]], ["n"]))
+        [0] [[1.0]]
+        >>> sink.flush()
         >>> sink.check(tl.Trajectory([0.0], [0], [[1.0]], ["n"]))
         >>> sink.load_state_dict(sink.state_dict())
         >>> sink.explains or sink.explain(None)

@@ -39,9 +39,29 @@ class VectorField(nn.Module, ABC):
         >>> class Decay(VectorField):
         ...     def terms(self, u):
         ...         return -u, torch.ones_like(u)
-        >>> dynamics = tl.EffectiveDynamics(Decay(["r"], dim=100), step_size=0.5)
-        >>> dynamics.solve(torch.ones(1), [0.0, 50.0]).final
-        tensor([0.5000], dtype=torch.float64)
+        ...     def increment_covariance(self, u, step_size):  # for diffusion, bands, noise
+        ...         return torch.ones_like(u)[..., None]
+        ...     def decay(self, u):  # for weight decay
+        ...         return u
+        ...     def gradient_length(self, u):  # for normalised gradients
+        ...         return torch.full_like(u[..., 0], 2.0)
+        >>> field, u = Decay(["r"], dim=100), torch.ones(1)
+        >>> dynamics = tl.EffectiveDynamics(field, step_size=0.5)
+        >>> dynamics.solve(u, [0.0, 50.0], band=True).std[-1]  # (c / 2n)^(1/2)
+        tensor([0.0500], dtype=torch.float64)
+        >>> field.terms(u), field.increment_covariance(u, 0.5), field.decay(u)
+        ((tensor([-1.]), tensor([1.])), tensor([[1.]]), tensor([1.]))
+        >>> field.gradient_length(u), field.normalized_corrector(u)
+        (tensor(2.), tensor([0.2500]))
+
+    The rest has defaults:
+
+        >>> field.jacobian(lambda u: field.terms(u)[0], u[None])
+        tensor([[[-1.]]])
+        >>> field.for_band() is field.for_ascent() is field, field.check_start(u)
+        (True, None)
+        >>> field.describe(), field.equation()
+        ({}, 'du/dt = -f(u) + g(u)')
     """
 
     parameter_names: Sequence[str] | None = None

@@ -74,6 +74,10 @@ class EffectiveDynamics(Flow):
         FixedPoint([-1, 1], stable)
         >>> (dynamics.diffusive(attractor.u).stationary_covariance() / 100).shape
         torch.Size([2, 2])
+        >>> dynamics.on(dynamics.field).check_autonomous("this"), dynamics.checked(u) is u
+        (None, True)
+        >>> dynamics.steps(torch.tensor([0.0, 1.0])).tolist()
+        [0, 100]
         >>> dynamics.step_size_at(3.0), dynamics.describe()["snr"]
         (1.0, 2.0)
         >>> print(dynamics.equation().splitlines()[2])

@@ -12,7 +12,21 @@ from torchlimits.contracts.vector_field import VectorField
 
 
 class OptimizerLimit(ABC):
-    """What an optimizer makes of a `VectorField`: one class an optimizer."""
+    """What an optimizer makes of a `VectorField`: one class an optimizer.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=10, order=2, snr=2.0)
+        >>> dynamics = problem.dynamics(step_size=1.0, momentum=0.5)
+        >>> limit, u = dynamics.limit, torch.tensor([0.5, 1.0])
+        >>> field = limit.prepared(dynamics.field)
+        >>> limit.rates(field, u, step_size=1.0)  # of plain SGD: (1.5, -10) and (0, 10)
+        (tensor([  3., -20.]), tensor([ 0., 40.]))
+        >>> limit.diffusion(field, u.double(), step_size=1.0).shape, limit.speed
+        (torch.Size([2, 2]), 2.0)
+        >>> limit.describe()["momentum"]
+        0.5
+    """
 
     @property
     @abstractmethod

@@ -96,7 +96,17 @@ class Trainable(Protocol):
 
 @runtime_checkable
 class Problem(Trainable, Protocol):
-    """A model, its data and its loss, whose summary statistics theory predicts."""
+    """A model, its data and its loss, whose summary statistics theory predicts.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> problem: tl.Problem = tl.SpikedTensor(dim=100, order=2, snr=2.0)
+        >>> model, (x, y) = problem.model(), problem.sample(3)
+        >>> problem.loss(model(x), y).shape, problem.describe()["snr"]
+        (torch.Size([]), 2.0)
+        >>> problem.dynamics(step_size=1.0).names == problem.reduced_chain(step_size=1.0).names
+        True
+    """
 
     @property
     def names(self) -> list[str]:

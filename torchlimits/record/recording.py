@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from torchlimits._checks import warn
@@ -65,7 +64,12 @@ class Recording:
     def __len__(self) -> int:
         return self.unwritten + (0 if self._file is None else self._file.count)
 
-    def append(self, steps: ArrayLike, times: ArrayLike, values: Tensor) -> None:
+    def append(
+        self,
+        steps: Sequence[int] | np.ndarray,
+        times: Sequence[float] | np.ndarray,
+        values: Tensor,
+    ) -> None:
         """Take rows, values ``(..., T, k)``."""
         rows = np.empty(values.shape[-2], self.header.row)
         rows["step"], rows["time"] = steps, times

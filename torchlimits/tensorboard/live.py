@@ -94,7 +94,7 @@ class _Live(Sink):
             }
         return {"newest": self.newest, "written": self._written, "tail": tail}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
@@ -244,7 +244,7 @@ class Writer(_Live):
         self._files = files
         events.retire(old)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on from the state that `state_dict` gave; in a folder without event files, anew."""
         super().load_state_dict(state)
         self._files = []

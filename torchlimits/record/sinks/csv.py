@@ -7,7 +7,6 @@ import csv
 import io
 import itertools
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ class CSV(Sink):
         """Tell how far the rows came, for `Tracker.state_dict`."""
         return {"newest": self.newest}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on where `state_dict` was taken, with the rows up to there that the file has.
 
         Raises:

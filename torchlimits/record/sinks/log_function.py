@@ -75,7 +75,7 @@ class Logged(Sink):
         """Tell how far the rows came, for `Tracker.state_dict`."""
         return {"newest": self.newest}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on after the step of a state; calls that were made cannot be taken back."""
         self.newest = newest_of(state)
 
