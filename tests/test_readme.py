@@ -25,6 +25,9 @@ def test_examples_run_as_written(index, tmp_path, monkeypatch, capsys):
     elif index == 4:
         assert "in 95 %" in printed
     elif index == 5:
+        assert "in 95 %" in printed
+        assert "FixedPoint([0.08333], stable)" in printed
+    elif index == 6:
         assert "corrector g" in printed
         assert "residual" in printed
         assert "sup |difference|" in printed
