@@ -20,11 +20,11 @@ Z = 4.5
 
 DIM = 400
 E = torch.eye(3, DIM, dtype=torch.float64)
-SHARES = {"binary": [0.8, 0.2], "xor": [0.5, 0.1, 0.3, 0.1]}
+SHARES = {"binary": [0.8, 0.2], "xor": [0.5, 0.05, 0.4, 0.05]}
 #: other weights: equal ones, and the same ones of other components
 WRONG = {
     "binary": [None, [0.2, 0.8]],
-    "xor": [None, [0.1, 0.5, 0.3, 0.1], [0.5, 0.1, 0.1, 0.3], [0.3, 0.1, 0.5, 0.1]],
+    "xor": [None, [0.05, 0.5, 0.4, 0.05], [0.5, 0.05, 0.05, 0.4], [0.05, 0.4, 0.05, 0.5]],
 }
 
 
@@ -56,7 +56,7 @@ def u_of(problem, model):
     return problem.statistics({n: p.detach() for n, p in model.named_parameters()})
 
 
-def points_of(dynamics, count=6):
+def points_of(dynamics, count=4):
     """Points of order 1, the last of them with parallel neurons and R = 0."""
     u = dynamics.geometry.starts(dynamics, count, torch.Generator().manual_seed(4))
     v, m, R = (x.clone() for x in dynamics.split(u))
@@ -153,7 +153,7 @@ def test_a_weight_is_a_number_of_repetitions(case, width, snr):
     torch.testing.assert_close(repeated.corrector(u), once.corrector(u), **close)
     torch.testing.assert_close(repeated.diffusion(u), once.diffusion(u), **close)
     if width == 2:
-        jacobians = (d.jacobian(u[:-1]) for d in (repeated, once))
+        jacobians = (d.jacobian(u[:2]) for d in (repeated, once))
         torch.testing.assert_close(*jacobians, rtol=1e-8, atol=1e-9)
     if case != "none":
         equal = of_means(*REPEATED[case][1][:2], width=width, snr=snr)
@@ -301,11 +301,11 @@ def test_sliding_with_repeated_components():
 
 
 def test_the_way_to_where_a_neuron_slides():
-    """From m . e_2 = 0.3 to 0 and along it: as at snr 1e6, and not with equal weights."""
+    """From m . e_2 = 0.3 to 0 and along it: as at snr 1e5, and not with equal weights."""
     start = torch.tensor([1.0, 1.0, 0.3, 0.0], dtype=torch.float64)
-    times = torch.linspace(0, 8, 9).double()
+    times = torch.linspace(0, 4, 5).double()
     none, some, other = (
-        d.solve(start, times) for d in (pushed(HELD), pushed(HELD, snr=1e6), pushed(None))
+        d.solve(start, times) for d in (pushed(HELD), pushed(HELD, snr=1e5), pushed(None))
     )
     assert abs(float(none["m[0,1]"][-1])) < 1e-6
     assert float((some.values - none.values).abs().max()) < 5e-3
@@ -363,7 +363,7 @@ def radius(weight, ridge):
 @pytest.mark.parametrize("kind", SHARES)
 def test_fixed_points_without_noise_are_where_one_computes_them(kind):
     """Each neuron alone on a mean: |v| = |m|, of a size that the weight of the mean says."""
-    ridge, shares = 0.04, SHARES[kind]
+    ridge, shares = 0.02, SHARES[kind]
     problem = make(kind, snr=math.inf, ridge=ridge)
     dynamics = problem.dynamics(step_size=1.0)
     signs = (2 * problem.labels - 1).tolist()
@@ -376,7 +376,7 @@ def test_fixed_points_without_noise_are_where_one_computes_them(kind):
         starts.append(u + 0.03 * torch.linspace(-1, 1, len(u)))
     for u in expected:
         assert float(dynamics(0.0, u).abs().max()) < 1e-13
-    found = dynamics.fixed_points(torch.stack(starts).double(), flow=40.0)
+    found = dynamics.fixed_points(torch.stack(starts).double(), flow=5.0)
     for u in expected:
         nearest = min(found, key=lambda p: float((p.u - u).abs().max()))
         torch.testing.assert_close(nearest.u, u, rtol=0, atol=1e-8)
@@ -413,8 +413,11 @@ def test_sgd_and_the_ode_rest_at_a_fixed_point_found():
     """Noise, a corrector and weights: 60 runs of 400 steps from the best stable point."""
     c, problem = 1.0, make("binary", snr=4.0, ridge=0.05)
     dynamics = problem.dynamics(step_size=c)
-    stable = [p for p in dynamics.fixed_points(count=30) if p.stable]
-    u = max(stable, key=lambda p: float(problem.accuracy(p.u))).u
+    without_noise = torch.tensor([1.6, -1.0, 1.6, -1.0, 0.1, 0.0, 0.1], dtype=torch.float64)
+    (point,) = dynamics.fixed_points(without_noise[None], flow=10.0)
+    assert point.stable
+    assert bool(problem.is_optimal(point.u))
+    u = point.u
     assert float(dynamics(0.0, u).abs().max()) < 1e-7
     beside = dynamics.solve(u + 0.05, [0.0, 100.0], rtol=1e-9, atol=1e-11).final
     torch.testing.assert_close(beside, u, rtol=0, atol=1e-4)
@@ -452,13 +455,13 @@ def test_idle_neurons_grow_at_the_rate_of_the_weights():
 def test_closed_forms_are_refused_by_the_name_of_the_weights():
     limit = make("xor").small_noise()
     for known in (limit.fixed_point_components, limit.success_probability):
-        with pytest.raises(ValueError, match=r"weights=\[0.5, 0.1, 0.3, 0.1"):
+        with pytest.raises(ValueError, match=r"weights=\[0.5, 0.05, 0.4, 0.05\]"):
             known()
 
     def with_ridge(ridge):
         return make("binary", ridge=ridge)
 
-    with pytest.raises(ValueError, match=r"got weights=\[0.8, 0.2"):
+    with pytest.raises(ValueError, match=r"got weights=\[0.8, 0.2\]"):
         tl.phase_diagram(with_ridge, ("ridge", [0.1]), ("step_size", [1.0]))
 
 
@@ -466,18 +469,18 @@ def test_basins_and_success_with_repeated_components():
     """The same classes and ends, which equal weights do not have; and what SGD does."""
     options = {"snr": 100.0, "ridge": 0.05}
     repeated, once = both_ways("binary", **options)
-    starts = once.starts(30, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(starts, repeated.starts(30, generator=torch.Generator().manual_seed(0)))
+    starts = once.starts(10, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(starts, repeated.starts(10, generator=torch.Generator().manual_seed(0)))
     a, b, equal = (
         tl.basins(p.dynamics(step_size=1.0), starts, time=60.0)
         for p in (repeated, once, of_means(*REPEATED["binary"][1][:2], **options))
     )
     torch.testing.assert_close(a.final, b.final, rtol=1e-6, atol=1e-7)
-    assert torch.equal((a.classes == 2).long(), b.classes)
+    assert torch.equal(torch.tensor([0, 0, 1, -1])[a.classes], b.classes)
     assert float((equal.final - b.final).abs().max()) > 0.1
-    by_dynamics = [tl.success.by_dynamics(p, step_size=1.0, starts=100) for p in (repeated, once)]
+    by_dynamics = [tl.success.by_dynamics(p, step_size=1.0, starts=40) for p in (repeated, once)]
     assert by_dynamics[0] == by_dynamics[1]
-    by_sgd = tl.success.by_sgd(once, step_size=1.0, time=30.0, runs=20)
+    by_sgd = tl.success.by_sgd(once, step_size=1.0, time=15.0, runs=12)
     low, high = by_sgd.interval(0.999)
     assert low < by_dynamics[1].value < high
 
