@@ -547,3 +547,13 @@ def test_predictions_say_the_weights():
         facts = make("xor", snr=snr).dynamics(step_size=1.0).describe()
         assert facts["weights"] == pytest.approx(SHARES["xor"])
         assert "weights" not in make("xor", None, snr=snr).dynamics(step_size=1.0).describe()
+
+
+def test_weights_keep_their_last_bit_in_copies():
+    """Their sum, 1 to rounding, does not divide them once more with every copy."""
+    given = torch.tensor([0.5, 0.1, 0.3, 0.1], dtype=torch.float64)
+    assert float(given.sum()) != 1
+    problem = make("xor", given)
+    for _ in range(3):
+        assert torch.equal(problem.weights, given)
+        problem = pickle.loads(pickle.dumps(problem)).small_noise()
