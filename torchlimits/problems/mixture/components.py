@@ -136,6 +136,7 @@ def _probabilities(weights: object, count: int) -> Float[Tensor, " A"] | None:
             "expected weights as probabilities, numbers >= 0 with the sum 1, got "
             f"{given.tolist()} with the sum {total:g}: divide them by their sum"
         )
-    normalised = given / total
+    # what is 1 to rounding stays as it is: copies and pickles have the same numbers to the last bit
+    normalised = given if abs(total - 1) < 1e-12 else given / total
     equal = torch.full_like(normalised, 1 / count)
     return None if torch.allclose(normalised, equal, rtol=1e-12, atol=0.0) else normalised

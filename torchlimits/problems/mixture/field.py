@@ -95,7 +95,8 @@ class MixtureField(VectorField):
     def along_means(self, m: Float[Tensor, "*batch K d"]) -> Float[Tensor, "*batch K A"]:
         r"""The overlaps with the directions of the means, :math:`m_i \cdot c_a / |c_a|`."""
         c = self.coordinates.to(m)
-        return m @ (c / c.norm(dim=-1, keepdim=True)).mT
+        # a mean at 0 has no direction: nothing is along it
+        return m @ (c / c.norm(dim=-1, keepdim=True).clamp_min(1e-30)).mT
 
     def of_neurons(self, width: int) -> MixtureField:
         """The field of another number of neurons.
@@ -109,8 +110,9 @@ class MixtureField(VectorField):
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """Width and snr."""
-        return {"width": self.width, "snr": self.snr}
+        """Width and snr, and the weights where they differ."""
+        facts = {"width": self.width, "snr": self.snr}
+        return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
 
 def squared_lengths(

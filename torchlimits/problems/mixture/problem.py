@@ -247,8 +247,9 @@ class GaussianMixture(TrainableMixture, Problem):
     def is_optimal(self, u: Float[Tensor, "*batch k"]) -> Bool[Tensor, "*batch"]:
         """Whether the network with statistics u classifies every mean right, shape ``(...)``.
 
-        The logit at every c_a has the sign of its label (a logit of 0, no neuron, is wrong). At
-        the paper's fixed points that is the optimal classifier.
+        The logit at every c_a has the sign of its label (a logit of 0, no neuron, is wrong); means
+        of weight 0, which are never drawn, do not count. At the paper's fixed points that is the
+        optimal classifier.
 
         Args:
             u: shape ``(..., k)``.
@@ -256,7 +257,8 @@ class GaussianMixture(TrainableMixture, Problem):
         Raises:
             ValueError: if u is of another shape.
         """
-        return quality.labels_all_means(u, self.coordinates, self.labels, self.width)
+        drawn = slice(None) if self.weights is None else self.weights > 0
+        return quality.labels_all_means(u, self.coordinates[drawn], self.labels[drawn], self.width)
 
     def accuracy(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """P(the network with statistics u gives fresh data the right label), shape ``(...)``.

@@ -15,6 +15,8 @@ from torchlimits.problems.mixture.geometry import MixtureGeometry
 
 #: half-width of the layer around h = 0 in which a neuron held there slides
 _LAYER = 1e-2
+#: unit vectors closer than this are one, in float32 too
+_PARALLEL = 1e-6
 
 
 class SmallNoiseField(MixtureField):
@@ -112,11 +114,15 @@ class SmallNoiseField(MixtureField):
         step = torch.heaviside(h.detach(), torch.full((), 0.5, dtype=h.dtype, device=h.device))
         c = self.coordinates.to(h)
         products = c @ c.mT
-        opposite = (products + products.diag()[:, None]).abs() < 1e-9  # c_b = -c_a
-        other = products * ~(opposite | torch.eye(len(c), dtype=torch.bool, device=c.device))
+        # a mean given again, or a multiple of it, is seen on the same side of h_a = 0, and a
+        # negative multiple on the other one
+        unit = c / c.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        same = (unit[:, None] - unit).norm(dim=-1) < _PARALLEL
+        opposite = (unit[:, None] + unit).norm(dim=-1) < _PARALLEL
+        other = products * ~(same | opposite)
         # the velocity of c_a . m_i, times A, in front of and behind h_ai = 0
         beside = -torch.einsum("ab,b...->a...", other, pull * step)
-        front = beside - products.diag().reshape(-1, *(1,) * (h.ndim - 1)) * pull
+        front = beside - torch.einsum("ab,b...->a...", products * same, pull)
         behind = beside - torch.einsum("ab,b...->a...", products * opposite, pull)
         slides = (front < 0) & (behind > 0) & (h.abs() < _LAYER)
         balance = behind / (behind - front).where(slides, 1.0)
