@@ -17,10 +17,7 @@ _Begun = tuple[Callable[[], None], Future[None]]
 
 
 def generators(
-    seed: int,
-    numbers: Iterable[int],
-    purpose: int = 0,
-    device: torch.device | str = "cpu",
+    seed: int, numbers: Iterable[int], purpose: int = 0, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:
     """Return generators, each of which depends on seed, its number and purpose only.
 

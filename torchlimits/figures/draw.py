@@ -27,10 +27,7 @@ _LEGEND_TITLE = 0.32
 
 
 def overlay(
-    measured: Trajectory | None = None,
-    predicted: Trajectory | None = None,
-    *,
-    max_points: int = 40,
+    measured: Trajectory | None = None, predicted: Trajectory | None = None, *, max_points: int = 40
 ) -> Figure:
     r"""All statistics along limit time: measured as dots over predicted lines, bands shaded.
 

@@ -165,13 +165,7 @@ class SGDLimit(OptimizerLimit):
     # --- steps at a finite n ----------------------------------------------------------------------
 
     def update(
-        self,
-        parameter: Tensor,
-        buffer: Tensor,
-        gradient: Tensor,
-        *,
-        lr: float,
-        first: bool,
+        self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, lr: float, first: bool
     ) -> None:
         """One step of torch.optim.SGD on a parameter and its momentum buffer, in place."""
         settings = self.settings
