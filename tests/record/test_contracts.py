@@ -1,6 +1,5 @@
 """Sinks and observers of a user's own, and what the recorder must not know."""
 
-
 import pytest
 import torch
 from torch import nn

@@ -81,16 +81,10 @@ class EffectiveDynamics(Flow):
     """
 
     def __init__(
-        self,
-        field: VectorField,
-        optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        weight_decay: float = 0.0,
-        schedule: ScheduleLike | Schedule | None = None,
-    ) -> None:
+        self, field: VectorField, optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
+        *, step_size: float | None = None, momentum: float = 0.0, batch_size: int = 1,
+        weight_decay: float = 0.0, schedule: ScheduleLike | Schedule | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(field, VectorField):
             raise TypeError(
                 f"expected field as a VectorField, got {type(field).__name__}: subclass "
@@ -111,13 +105,9 @@ class EffectiveDynamics(Flow):
         super().__init__(field, limit, Schedule.of(schedule, optimizer, field.dim))
 
     def fixed_points(
-        self,
-        starts: Float[Tensor, "S k"] | None = None,
-        *,
-        count: int = 200,
-        flow: float | None = None,
-        seed: int = 0,
-    ) -> list[FixedPoint]:
+        self, starts: Float[Tensor, "S k"] | None = None, *, count: int = 200,
+        flow: float | None = None, seed: int = 0,
+    ) -> list[FixedPoint]:  # fmt: skip
         """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
 
         See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and

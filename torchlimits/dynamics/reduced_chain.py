@@ -48,14 +48,9 @@ class ReducedChain(ABC):
         self.lr = limit.step_size / dim
 
     def run(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        steps: int,
-        *,
-        runs: int = 1,
-        every: int = 1,
+        self, u0: Float[Tensor, "*batch k"], steps: int, *, runs: int = 1, every: int = 1,
         generator: torch.Generator | None = None,
-    ) -> Trajectory:
+    ) -> Trajectory:  # fmt: skip
         """Sample paths of the statistics.
 
         Args:

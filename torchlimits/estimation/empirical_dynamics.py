@@ -82,21 +82,11 @@ class EmpiricalDynamics(EffectiveDynamics):
     limit: SGDLimit
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        sampler: Sampler,
-        statistics: SummaryStatistics | Mapping[str, Any],
-        *,
-        step_size: float,
-        dim: int,
-        lift: Callable[..., Mapping[str, Tensor]] | None = None,
-        samples: int = 4096,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        batch_size: int = 1,
-        seed: int = 0,
-    ) -> None:
+        self, model: nn.Module, loss: Loss, sampler: Sampler,
+        statistics: SummaryStatistics | Mapping[str, Any], *, step_size: float, dim: int,
+        lift: Callable[..., Mapping[str, Tensor]] | None = None, samples: int = 4096,
+        momentum: float = 0.0, weight_decay: float = 0.0, batch_size: int = 1, seed: int = 0,
+    ) -> None:  # fmt: skip
         settings = SGDSettings(
             step_size, momentum, weight_decay=weight_decay, batch_size=batch_size
         )
@@ -147,16 +137,9 @@ class EmpiricalField(VectorField):
     settling_time = 0.0
 
     def __init__(
-        self,
-        estimator: Estimator,
-        data: _Replay,
-        lift: Callable[..., Mapping[str, Tensor]],
-        *,
-        dim: int,
-        samples: int,
-        seed: int,
-        weight_decay: float = 0.0,
-    ) -> None:
+        self, estimator: Estimator, data: _Replay, lift: Callable[..., Mapping[str, Tensor]], *,
+        dim: int, samples: int, seed: int, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(estimator.names, dim)
         self.samples, self.seed, self.lift = samples, seed, lift
         self.weight_decay = weight_decay

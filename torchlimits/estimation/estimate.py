@@ -87,17 +87,11 @@ def _with_error(e: Estimated) -> list[str]:
 
 
 def estimate(
-    model: nn.Module,
-    loss: Loss,
-    sampler: Sampler,
-    statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-    *,
-    step_size: float,
-    samples: int,
-    weight_decay: float = 0.0,
-    generator: torch.Generator | None = None,
+    model: nn.Module, loss: Loss, sampler: Sampler,
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, step_size: float,
+    samples: int, weight_decay: float = 0.0, generator: torch.Generator | None = None,
     max_bytes: int = 64 * 2**20,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     r"""Estimate drift, corrector and diffusion matrix of statistics u at a model's parameters x.
 
     .. math::
@@ -170,14 +164,10 @@ class Estimator:
     """Does what `estimate` does at many points of one model, and checks its arguments once."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        sampler: Sampler,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-        *,
+        self, model: nn.Module, loss: Loss, sampler: Sampler,
+        statistics: SummaryStatistics | Mapping[str, StatisticFunction], *,
         max_bytes: int = 64 * 2**20,
-    ) -> None:
+    ) -> None:  # fmt: skip
         statistics = SummaryStatistics.of(statistics)
         self.statistics, self.model = statistics, model
         self.sampler = checked_sampler(sampler, model)
@@ -199,14 +189,9 @@ class Estimator:
         self.gradients = PerSampleGradients(model, loss, read, structured=ready_made)
 
     def __call__(
-        self,
-        parameters: Mapping[str, Tensor],
-        *,
-        step_size: float,
-        samples: int,
-        weight_decay: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Estimate:
+        self, parameters: Mapping[str, Tensor], *, step_size: float, samples: int,
+        weight_decay: float = 0.0, generator: torch.Generator | None = None,
+    ) -> Estimate:  # fmt: skip
         """Estimate at parameters that may be others than the model's; see `estimate`."""
         delta = _checks.positive("step_size", step_size, "it is delta, the learning rate")
         alpha = _checks.non_negative("weight_decay", weight_decay)
@@ -219,13 +204,9 @@ class Estimator:
             return self._estimate(parameters, delta, samples, alpha, generator)
 
     def _estimate(
-        self,
-        parameters: dict[str, Tensor],
-        delta: float,
-        samples: int,
-        alpha: float,
+        self, parameters: dict[str, Tensor], delta: float, samples: int, alpha: float,
         generator: torch.Generator | None,
-    ) -> Estimate:
+    ) -> Estimate:  # fmt: skip
         along, curved, whole, ridge, excess = self.rows(
             parameters, delta, samples, alpha, generator
         )
@@ -247,13 +228,9 @@ class Estimator:
         )
 
     def rows(
-        self,
-        parameters: dict[str, Tensor],
-        delta: float,
-        samples: int,
-        alpha: float,
+        self, parameters: dict[str, Tensor], delta: float, samples: int, alpha: float,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Return what the estimates are made of, in float64.
 
         Returns:

@@ -54,13 +54,9 @@ class Lift:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        statistics: SummaryStatistics,
-        *,
-        remainder: Remainder = "random",
+        self, model: nn.Module, statistics: SummaryStatistics, *, remainder: Remainder = "random",
         seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if remainder not in ("random", "aligned"):
             raise ValueError(f"expected remainder 'random' or 'aligned', got {remainder!r}")
         if not isinstance(statistics, SummaryStatistics):

@@ -111,18 +111,10 @@ class PhaseDiagram:
 
 
 def phase_diagram(
-    make: Callable[..., Any],
-    x: tuple[str, Sequence[float]],
-    y: tuple[str, Sequence[float]],
-    *,
-    step_size: float = 1.0,
-    count: int = 0,
-    flow: float | None = None,
-    level: int = 0,
-    idle: bool = True,
-    seed: int = 0,
-    progress: bool = False,
-) -> PhaseDiagram:
+    make: Callable[..., Any], x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]], *,
+    step_size: float = 1.0, count: int = 0, flow: float | None = None, level: int = 0,
+    idle: bool = True, seed: int = 0, progress: bool = False,
+) -> PhaseDiagram:  # fmt: skip
     r"""Find the fixed points of the effective dynamics over a grid of two parameters.
 
     Spiked tensors without a ridge have closed forms; otherwise the points are found numerically.
@@ -227,15 +219,9 @@ def _problem(made: Any) -> Any:
 
 
 def _fixed_points(
-    problem: Any,
-    step_size: float,
-    *,
-    count: int,
-    flow: float | None,
-    level: int,
-    idle: bool,
+    problem: Any, step_size: float, *, count: int, flow: float | None, level: int, idle: bool,
     seed: int,
-) -> list[FixedPoint]:
+) -> list[FixedPoint]:  # fmt: skip
     if isinstance(problem, SpikedTensor):
         dynamics = problem.dynamics(step_size=step_size)
         return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()

@@ -30,16 +30,10 @@ class Attached:
     tracker: Tracker | None = None
 
     def __init__(
-        self,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-        *,
-        every: int = 1,
-        writer: Any = None,
-        path: str | Path | None = None,
-        max_bytes: int | None = None,
-        probe: Watcher | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> None:
+        self, statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, every: int = 1,
+        writer: Any = None, path: str | Path | None = None, max_bytes: int | None = None,
+        probe: Watcher | None = None, parameters: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
         _checks.positive_int("every", every)
@@ -53,15 +47,9 @@ class Attached:
         }
 
     def _begin(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        logs: Any,
-        writes: bool,
-        step: int,
+        self, model: nn.Module, optimizer: Optimizer, *, logs: Any, writes: bool, step: int,
         state: Mapping[str, Any] | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Attach a tracker.
 
         Args:

@@ -184,15 +184,9 @@ class SGDLimit(OptimizerLimit):
             parameter.sub_(buffer, alpha=lr)
 
     def update_rows(
-        self,
-        rows: Float[Tensor, "K columns S"],
-        buffer: Float[Tensor, "K columns S"],
-        pull: Float[Tensor, "B K S"],
-        x: Float[Tensor, "B columns S"],
-        *,
-        lr: float,
-        first: bool,
-    ) -> None:
+        self, rows: Float[Tensor, "K columns S"], buffer: Float[Tensor, "K columns S"],
+        pull: Float[Tensor, "B K S"], x: Float[Tensor, "B columns S"], *, lr: float, first: bool,
+    ) -> None:  # fmt: skip
         """`update` along the mean of the outer products pull x^T."""
         settings = self.settings
         if settings.momentum or settings.batch_size > 1:

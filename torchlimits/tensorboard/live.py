@@ -208,13 +208,9 @@ class Writer(_Live):
     """
 
     def __init__(
-        self,
-        logdir: str | Path,
-        *,
-        max_points: int | None = 1000,
-        total_steps: int | None = None,
+        self, logdir: str | Path, *, max_points: int | None = 1000, total_steps: int | None = None,
         max_runs: int = 16,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(max_points, total_steps)
         self._max_runs = _checks.positive_int("max_runs", max_runs)
         # the folder behind a symbolic link, which is made if the link leads nowhere yet

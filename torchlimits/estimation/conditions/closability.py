@@ -27,16 +27,10 @@ _FLOOR = 0.1
 
 
 def closability(
-    problem_at: Callable[[int], SizedProblem],
-    dims: Sequence[int],
-    *,
-    time: float = 1.0,
-    points: int = 3,
-    remainders: int = 8,
-    samples: int = 4096,
-    tolerance: float = 0.1,
+    problem_at: Callable[[int], SizedProblem], dims: Sequence[int], *, time: float = 1.0,
+    points: int = 3, remainders: int = 8, samples: int = 4096, tolerance: float = 0.1,
     seed: int = 0,
-) -> ConditionReport:
+) -> ConditionReport:  # fmt: skip
     r"""Whether drift, corrector and diffusion matrix are functions of u, as n grows.
 
     Theorem 2.2 of arXiv 2206.04030 needs that f, g and Sigma are, in the limit, the same at all

@@ -32,14 +32,9 @@ Moments = dict[str, tuple[float, float]]
 
 
 def localizability(
-    problem_at: Callable[[int], SizedProblem],
-    dims: Sequence[int],
-    *,
-    time: float = 1.0,
-    points: int = 2,
-    samples: int = 2048,
-    seed: int = 0,
-) -> ConditionReport:
+    problem_at: Callable[[int], SizedProblem], dims: Sequence[int], *, time: float = 1.0,
+    points: int = 2, samples: int = 2048, seed: int = 0,
+) -> ConditionReport:  # fmt: skip
     r"""Test whether the bounds of Definition 2.1 (delta_n-localizability) hold as n grows.
 
     .. math::

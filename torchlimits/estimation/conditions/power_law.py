@@ -89,14 +89,9 @@ class Condition:
 
 
 def at_most(
-    name: str,
-    dims: Sequence[int],
-    values: Sequence[float],
-    errors: Sequence[float],
-    needed: float,
-    *,
-    strict: bool = False,
-) -> Condition:
+    name: str, dims: Sequence[int], values: Sequence[float], errors: Sequence[float], needed: float,
+    *, strict: bool = False,
+) -> Condition:  # fmt: skip
     """The condition that y grows no faster than n^needed (``strict``: slower)."""
     place = (tuple(dims), tuple(values), tuple(errors))
     sign = "<" if strict else "<="

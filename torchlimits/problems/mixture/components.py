@@ -99,13 +99,9 @@ def cumulative(
 
 
 def drawn_components(
-    count: int,
-    cumulative: Float[Tensor, " A"] | None,
-    shape: Sequence[int],
-    *,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Int[Tensor, "*shape"]:
+    count: int, cumulative: Float[Tensor, " A"] | None, shape: Sequence[int], *,
+    generator: torch.Generator | None, device: torch.device,
+) -> Int[Tensor, "*shape"]:  # fmt: skip
     """Independent components, numbers from 0 to ``count`` - 1.
 
     Args:

@@ -164,14 +164,9 @@ def second_moment(
 
 
 def _expectation(
-    total: Callable[[Tensor, Tensor], Tensor],
-    integrand: Callable[..., Tensor],
-    mean: Tensor,
-    factor: Tensor,
-    v: Tensor,
-    arguments: tuple[Tensor, ...],
-    level: int,
-) -> Tensor:
+    total: Callable[[Tensor, Tensor], Tensor], integrand: Callable[..., Tensor], mean: Tensor,
+    factor: Tensor, v: Tensor, arguments: tuple[Tensor, ...], level: int,
+) -> Tensor:  # fmt: skip
     """The rule's total(weights, values) of an integrand, over the pieces."""
     batch, (mean, factor, v) = _flat(mean, factor, v, level)
     if len(mean) == 0:

@@ -78,16 +78,10 @@ class GaussianMixture(TrainableMixture, Problem):
     """
 
     def dynamics(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        schedule: ScheduleLike | None = None,
-        dim: int | None = None,
-        level: int = 0,
-    ) -> MixtureDynamics:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        dim: int | None = None, level: int = 0,
+    ) -> MixtureDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
         Of an optimizer each layer has the options of its parameter group; limit time is the sum of
@@ -136,14 +130,9 @@ class GaussianMixture(TrainableMixture, Problem):
         )
 
     def reduced_chain(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        dim: int | None = None,
-    ) -> MixtureChain:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+    ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim

@@ -136,14 +136,9 @@ def _by_kinks(near: Bool[Tensor, "P K"]) -> list[tuple[int, Int[Tensor, " some"]
 
 
 def _pieces(
-    points: Tensor,
-    mean: Tensor,
-    factor: Tensor,
-    v: Tensor,
-    near: Tensor,
-    kinks: int,
+    points: Tensor, mean: Tensor, factor: Tensor, v: Tensor, near: Tensor, kinks: int,
     rule: Resolution,
-) -> Iterator[tuple[Tensor, Panels]]:
+) -> Iterator[tuple[Tensor, Panels]]:  # fmt: skip
     """Of points with the same number of kinks."""
     frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
@@ -256,15 +251,9 @@ def _lines(
 
 
 def _split(
-    mean: Tensor,
-    rotated: Tensor,
-    v: Tensor,
-    near: Tensor,
-    frame: Tensor,
-    lines: tuple[Tensor, Tensor],
-    kinks: int,
-    rule: Resolution,
-) -> Panels:
+    mean: Tensor, rotated: Tensor, v: Tensor, near: Tensor, frame: Tensor,
+    lines: tuple[Tensor, Tensor], kinks: int, rule: Resolution,
+) -> Panels:  # fmt: skip
     """Panels between the kinks of every line; on each, psi = level + slope t is affine."""
     offsets, line_weight = lines
     along = rotated[..., 0]

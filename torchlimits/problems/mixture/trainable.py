@@ -35,18 +35,12 @@ class TrainableMixture(Trainable):
     """
 
     def __init__(
-        self,
-        means: Float[Tensor, "A N"],
-        labels: Float[Tensor, " A"] | Sequence[int],
-        *,
-        width: int,
-        snr: float,
-        ridge: float = 0.0,
+        self, means: Float[Tensor, "A N"], labels: Float[Tensor, " A"] | Sequence[int], *,
+        width: int, snr: float, ridge: float = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
-        directions: Float[Tensor, "d N"] | None = None,
-        device: torch.device | str | None = None,
+        directions: Float[Tensor, "d N"] | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.components = data = Components(means, labels, snr, weights)
         self.means, self.labels, self.snr, self.weights = (
             data.means, data.labels, data.snr, data.weights
@@ -74,18 +68,11 @@ class TrainableMixture(Trainable):
 
     @classmethod
     def binary(
-        cls: type[M],
-        dim: int,
-        width: int = 2,
-        *,
-        snr: float,
-        ridge: float = 0.0,
+        cls: type[M], dim: int, width: int = 2, *, snr: float, ridge: float = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
-        directions: Literal["axis", "random"] = "axis",
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> M:
+        directions: Literal["axis", "random"] = "axis", generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> M:  # fmt: skip
         """The binary mixture: +mu (label 1), -mu (label 0), |mu| = 1; d = 1.
 
         Args:
@@ -106,18 +93,11 @@ class TrainableMixture(Trainable):
 
     @classmethod
     def xor(
-        cls: type[M],
-        dim: int,
-        width: int = 4,
-        *,
-        snr: float,
-        ridge: float = 0.0,
+        cls: type[M], dim: int, width: int = 4, *, snr: float, ridge: float = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
-        directions: Literal["axis", "random"] = "axis",
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> M:
+        directions: Literal["axis", "random"] = "axis", generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> M:  # fmt: skip
         """The XOR mixture: +-mu (label 1), +-nu (label 0), mu and nu orthonormal; d = 2.
 
         Args:
@@ -152,13 +132,9 @@ class TrainableMixture(Trainable):
         )
 
     def model(
-        self,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> TwoLayerNetwork:
+        self, *, replicas: tuple[int, ...] = (), generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> TwoLayerNetwork:  # fmt: skip
         """A network at the Gaussian start v ~ N(0, 1), W ~ N(0, I/N); see `Trainable.model`."""
         device = _checks.device(device or self.device)
         _checks.generator(generator, device)
@@ -172,14 +148,10 @@ class TrainableMixture(Trainable):
         )
 
     def sample(
-        self,
-        batch: int,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        self, batch: int, *, replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:
+    ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:  # fmt: skip
         """Fresh data (x, y): inputs and their labels; see `Trainable.sample`."""
         _checks.positive_int("batch", batch)
         device = _checks.device(device or self.device)

@@ -38,14 +38,9 @@ class SpikedDynamics(EffectiveDynamics):
     limit: SGDLimit
 
     def __init__(
-        self,
-        *,
-        order: int,
-        snr: float,
-        dim: int,
-        settings: SGDSettings,
+        self, *, order: int, snr: float, dim: int, settings: SGDSettings,
         schedule: Schedule | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
         reach, radius2 = 1.2 * snr ** (1 / order), 2 * settings.effective_step_size
         if settings.normalized:
