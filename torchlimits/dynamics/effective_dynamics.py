@@ -168,16 +168,10 @@ class EffectiveDynamics(Flow):
         )
 
     def solve(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        times: Float[Tensor, " T"] | Sequence[float],
-        *,
-        rtol: float | None = None,
-        atol: float | None = None,
-        corrector: bool = True,
-        band: bool = False,
-        initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
-    ) -> Trajectory:
+        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
+        rtol: float | None = None, atol: float | None = None, corrector: bool = True,
+        band: bool = False, initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
+    ) -> Trajectory:  # fmt: skip
         r"""Integrate from u0 at ``times[0]`` with torchdiffeq's dopri5.
 
         With ``band`` the standard deviations at dimension n come along, by the linear-noise
@@ -227,12 +221,9 @@ class EffectiveDynamics(Flow):
         )
 
     def covariance(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        times: Float[Tensor, " T"] | Sequence[float],
-        *,
+        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
         initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
-    ) -> Float[Tensor, "*batch T k k"]:
+    ) -> Float[Tensor, "*batch T k k"]:  # fmt: skip
         r"""Cov u(t) of runs from u0 at dimension n, by the linear-noise approximation
 
         .. math:: \dot P = A P + P A^T + D/n, \quad A = \nabla(-f + g)(u(t)), D = D(u(t)),

@@ -284,12 +284,9 @@ class Estimator:
         return pilot, {n: t / count for n, t in sums.items()}
 
     def _batches(
-        self,
-        parameters: dict[str, Tensor],
-        pilot: list[tuple[Any, Mapping[str, Gradient] | None]],
-        samples: int,
-        generator: torch.Generator | None,
-    ) -> Iterator[Mapping[str, Gradient]]:
+        self, parameters: dict[str, Tensor], pilot: list[tuple[Any, Mapping[str, Gradient] | None]],
+        samples: int, generator: torch.Generator | None,
+    ) -> Iterator[Mapping[str, Gradient]]:  # fmt: skip
         done, piece = 0, 1
         for batch, known in pilot:
             gradients = self.gradients(parameters, batch) if known is None else known

@@ -97,12 +97,9 @@ class Prober(Observer):
     """The estimates of one run, one for each step at which `observe` was called."""
 
     def __init__(
-        self,
-        probe: Probe,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, probe: Probe, model: nn.Module, optimizer: torch.optim.Optimizer,
         statistics: SummaryStatistics,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.probe, self.every, self._optimizer = probe, probe.every, optimizer
         self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
         self.parameters = dict(model.named_parameters())

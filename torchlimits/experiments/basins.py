@@ -49,12 +49,9 @@ class Basins:
 
 
 def basins(
-    dynamics: MixtureDynamics,
-    u0: Float[Tensor, "*batch k"],
-    *,
-    time: float = 100.0,
+    dynamics: MixtureDynamics, u0: Float[Tensor, "*batch k"], *, time: float = 100.0,
     rtol: float = 3e-3,
-) -> Basins:
+) -> Basins:  # fmt: skip
     r"""Follow starts until every neuron has turned to one of the means or died out.
 
     A neuron has turned to the mean that it was last seen within acos(0.95) of. It has died out when

@@ -183,12 +183,9 @@ class _Differences:
 
 
 def _pair(
-    triple: SizedProblem,
-    estimator: Estimator,
-    parameters: Mapping[str, Tensor],
-    samples: int,
+    triple: SizedProblem, estimator: Estimator, parameters: Mapping[str, Tensor], samples: int,
     generator: torch.Generator,
-) -> tuple[Estimate, Estimate]:
+) -> tuple[Estimate, Estimate]:  # fmt: skip
     """Two estimates from separate samples: noise has no covariance between them."""
     first, second = (
         estimator(

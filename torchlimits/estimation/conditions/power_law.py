@@ -117,12 +117,9 @@ def at_most(
 
 
 def vanishes(
-    name: str,
-    dims: Sequence[int],
-    squares: Sequence[float],
-    errors: Sequence[float],
+    name: str, dims: Sequence[int], squares: Sequence[float], errors: Sequence[float],
     tolerance: float,
-) -> Condition:
+) -> Condition:  # fmt: skip
     """The condition that a relative size tends to 0, from unbiased estimates of its square.
 
     It holds if it is seen to shrink, or is not told from 0 and below the tolerance at the largest

@@ -21,13 +21,9 @@ class ReluMoments(NamedTuple):
 
 
 def relu_moments(
-    mean: Float[Tensor, "*#batch K"],
-    factor: Float[Tensor, "*#batch K K"],
-    v: Float[Tensor, "*#batch K"],
-    label: Float[Tensor, "*#batch"] | float = 1.0,
-    *,
-    level: int = 0,
-) -> ReluMoments:
+    mean: Float[Tensor, "*#batch K"], factor: Float[Tensor, "*#batch K K"],
+    v: Float[Tensor, "*#batch K"], label: Float[Tensor, "*#batch"] | float = 1.0, *, level: int = 0,
+) -> ReluMoments:  # fmt: skip
     r"""Moments of the logistic residual s = sigmoid(psi) - y where neurons are active,
 
     .. math::
@@ -106,13 +102,10 @@ def relu_moments(
 
 
 def expect(
-    integrand: Callable[..., Tensor],
-    mean: Float[Tensor, "*#batch K"],
-    factor: Float[Tensor, "*#batch K K"],
-    v: Float[Tensor, "*#batch K"],
-    *arguments: Tensor,
+    integrand: Callable[..., Tensor], mean: Float[Tensor, "*#batch K"],
+    factor: Float[Tensor, "*#batch K K"], v: Float[Tensor, "*#batch K"], *arguments: Tensor,
     level: int = 0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""E[f(xi, h, psi)] for any f that is smooth away from the kinks h_i = 0.
 
     Args:
@@ -140,13 +133,10 @@ def expect(
 
 
 def second_moment(
-    integrand: Callable[..., Tensor],
-    mean: Float[Tensor, "*#batch K"],
-    factor: Float[Tensor, "*#batch K K"],
-    v: Float[Tensor, "*#batch K"],
-    *arguments: Tensor,
+    integrand: Callable[..., Tensor], mean: Float[Tensor, "*#batch K"],
+    factor: Float[Tensor, "*#batch K K"], v: Float[Tensor, "*#batch K"], *arguments: Tensor,
     level: int = 0,
-) -> Float[Tensor, "*batch k k"]:
+) -> Float[Tensor, "*batch k k"]:  # fmt: skip
     r"""E[F^T F] for a matrix-valued F(xi, h, psi), smooth away from the kinks h_i = 0.
 
     Args and raises as in `expect`; the integrand returns F, ``(points, nodes, r, k)``.
