@@ -38,11 +38,8 @@ class DiffusiveDynamics(ABC):
         self, names: Sequence[str], dim: int, limit: OptimizerLimit, centre: Float[Tensor, " k"],
         scale: Float[Tensor, " k"],
     ) -> None:  # fmt: skip
-        self.names = list(names)
-        self.dim = dim
-        self.limit = limit
-        self.centre = centre
-        self.scale = scale
+        self.names, self.dim, self.limit = list(names), dim, limit
+        self.centre, self.scale = centre, scale
 
     @abstractmethod
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:

@@ -94,12 +94,7 @@ class EffectiveDynamics(Flow):
             limit, optimizer = optimizer, None
         else:
             settings = SGDSettings.chosen(
-                optimizer,
-                dim=field.dim,
-                ridge=weight_decay,
-                step_size=step_size,
-                momentum=momentum,
-                batch_size=batch_size,
+                optimizer, field.dim, weight_decay, step_size, momentum, batch_size
             )
             limit = SGDLimit.of(settings)
         super().__init__(field, limit, Schedule.of(schedule, optimizer, field.dim))
@@ -158,13 +153,9 @@ class EffectiveDynamics(Flow):
                 f"{float(speed[worst]):.3g} in size (allowed: {allowed:.1g}): take one of "
                 "dynamics.fixed_points(starts) with starts near it"
             )
+        jacobian, covariance = self.jacobian(at[None])[0], self.diffusion(at)
         return LinearDiffusion(
-            centre=at,
-            jacobian=self.jacobian(at[None])[0],
-            covariance=self.diffusion(at),
-            names=self.names,
-            dim=self.dim,
-            limit=self.limit,
+            at, jacobian, covariance, names=self.names, dim=self.dim, limit=self.limit
         )
 
     def solve(

@@ -162,30 +162,19 @@ class EmpiricalField(VectorField):
             weight_decay: alpha.
         """
         self._data.restart()
+        generator = torch.Generator(device=self._device).manual_seed(self.seed)
         return self._estimator(
-            self.lifted(u.detach()),
-            step_size=step_size / self.dim,
-            samples=self.samples,
-            weight_decay=weight_decay,
-            generator=torch.Generator(device=self._device).manual_seed(self.seed),
+            self.lifted(u.detach()), step_size / self.dim, self.samples, weight_decay, generator
         )
 
     def statistics(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The statistics of the lift.
-
-        Args:
-            u: statistics, shape ``(..., k)``.
-        """
+        """The statistics of the lift at u, shape ``(..., k)``."""
         statistics = self._estimator.statistics
         rows = [statistics(self.lifted(row)) for row in u.reshape(-1, u.shape[-1])]
         return torch.stack(rows).reshape(u.shape).to(u)
 
     def lifted(self, u: Float[Tensor, " k"]) -> dict[str, Tensor]:
-        """All parameters of the model, with those that the lift gives.
-
-        Args:
-            u: statistics, shape ``(k,)``.
-        """
+        """All parameters of the model, with those that the lift gives at u, shape ``(k,)``."""
         estimator, parameters = self._estimator, self.lift(u)
         missing = set(estimator.gradients.names) - set(parameters)
         if missing:
@@ -251,12 +240,7 @@ class EmpiricalField(VectorField):
     def jacobian(
         self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
     ) -> Float[Tensor, "S k k"]:
-        """By central differences with the same samples, over distances that they resolve.
-
-        Args:
-            velocity: a combination of the terms.
-            u: S points, shape ``(S, k)``.
-        """
+        """By central differences with the same samples, over distances that they resolve."""
         u = u.detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
@@ -278,20 +262,12 @@ class EmpiricalField(VectorField):
             )
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, in markdown.
-
-        Args:
-            corrector: False leaves the corrector out.
-        """
+        """The equation, as `VectorField.equation`."""
         return f"{super().equation(corrector)}, estimated from {self.samples} samples"
 
 
 class EmpiricalGeometry(Geometry):
-    """The space of the statistics that lifts have.
-
-    Args:
-        field: the vector field.
-    """
+    """The space of the statistics that the lifts of a field have."""
 
     def __init__(self, field: EmpiricalField) -> None:
         self.field = field

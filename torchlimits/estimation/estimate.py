@@ -151,13 +151,8 @@ def estimate(
         (torch.Size([1]), torch.Size([1, 1]))
     """
     estimator = Estimator(model, loss, sampler, statistics, max_bytes=max_bytes)
-    return estimator(
-        dict(model.named_parameters()),
-        step_size=step_size,
-        samples=samples,
-        weight_decay=weight_decay,
-        generator=generator,
-    )
+    parameters = dict(model.named_parameters())
+    return estimator(parameters, step_size, samples, weight_decay, generator)
 
 
 class Estimator:
@@ -189,7 +184,7 @@ class Estimator:
         self.gradients = PerSampleGradients(model, loss, read, structured=ready_made)
 
     def __call__(
-        self, parameters: Mapping[str, Tensor], *, step_size: float, samples: int,
+        self, parameters: Mapping[str, Tensor], step_size: float, samples: int,
         weight_decay: float = 0.0, generator: torch.Generator | None = None,
     ) -> Estimate:  # fmt: skip
         """Estimate at parameters that may be others than the model's; see `estimate`."""

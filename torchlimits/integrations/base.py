@@ -50,14 +50,10 @@ class Attached:
         self, model: nn.Module, optimizer: Optimizer, *, logs: Any, writes: bool, step: int,
         state: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        """Attach a tracker.
+        """Attach a tracker; ``state`` is that of the one that recorded the trainer's steps so far.
 
-        Args:
-            model, optimizer: as in `tl.track`.
-            logs: where the trainer logs, a ``writer`` of `tl.track`.
-            writes: whether this process is the one of several that does.
-            step: how many steps the trainer has taken.
-            state: of the tracker that recorded those, if there was one.
+        ``logs`` is where the trainer logs, a ``writer`` of `tl.track`; ``writes``, whether this
+        process is the one of several that does.
         """
         self._end()  # a training that did not come to its end, and is begun anew
         writer = logs if self._writer is None else self._writer

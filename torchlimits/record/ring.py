@@ -35,10 +35,8 @@ class Ring(ABC):
         self, statistics: SummaryStatistics, parameters: OwnParameters,
         present: Mapping[str, Tensor], capacity: int,
     ) -> None:  # fmt: skip
-        self.statistics = statistics
-        self.parameters = parameters
-        self.capacity = capacity
-        self.filled = 0
+        self.statistics, self.parameters = statistics, parameters
+        self.capacity, self.filled = capacity, 0
         with exactly():
             self.shapes = statistics.shapes_of(dict(_Exact(present)))
         self.names = statistics.entry_names(self.shapes)

@@ -151,14 +151,11 @@ def _gradient_moments(
         if not all(sizes):
             raise ValueError(f"expected more than {_PIECE} samples, got {samples}")
         mean = {n: (halves[0][n] + halves[1][n]) / samples for n in names}
-        squares = torch.cat(
-            [
-                _squared_norms(
-                    {n: dense(g) - mean[n] for n, g in gradients(parameters, batch).items()}
-                )
-                for batch in batches
-            ]
+        deviations = (
+            {n: dense(g) - mean[n] for n, g in gradients(parameters, batch).items()}
+            for batch in batches
         )
+        squares = torch.cat([_squared_norms(of_batch) for of_batch in deviations])
         ridge = {n: problem.weight_decay * parameters[n] for n in names}
         phi = [{n: h[n] / s + ridge[n] for n in names} for h, s in zip(halves, sizes, strict=True)]
         square = float(sum((phi[0][n] * phi[1][n]).sum() for n in names))

@@ -228,7 +228,7 @@ def _largest_terms(
     generator = torch.Generator(device=problem.device).manual_seed(seed)
     rows: dict[str, list[_Term]] = {"corrector": [], "diffusion": []}
     for parameters in at:
-        e = estimator(parameters, step_size=1.0, samples=samples, generator=generator)
+        e = estimator(parameters, 1.0, samples, generator=generator)
         for kind, value, error in (
             ("corrector", e.corrector.value.abs(), e.corrector.standard_error),
             ("diffusion", e.diffusion.value.diagonal(), e.diffusion.standard_error.diagonal()),

@@ -99,12 +99,7 @@ class GaussianMixture(TrainableMixture, Problem):
         layers = None
         if optimizer is None or step_size is not None:
             settings = SGDSettings.chosen(
-                optimizer,
-                dim=dim,
-                ridge=self.ridge,
-                step_size=step_size,
-                momentum=momentum,
-                batch_size=batch_size,
+                optimizer, dim, self.ridge, step_size, momentum, batch_size
             )
         else:
             found = Layers.of(
@@ -117,17 +112,10 @@ class GaussianMixture(TrainableMixture, Problem):
                 found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
                 settings = found
         return MixtureDynamics(
-            self.coordinates,
-            self.labels,
-            width=self.width,
-            snr=self.snr,
-            dim=dim,
-            settings=settings,
-            layers=layers,
-            schedule=Schedule.of(schedule, optimizer, dim),
-            weights=self.weights,
-            level=level,
-        )
+            self.coordinates, self.labels, width=self.width, snr=self.snr, dim=dim,
+            settings=settings, layers=layers, schedule=Schedule.of(schedule, optimizer, dim),
+            weights=self.weights, level=level,
+        )  # fmt: skip
 
     def reduced_chain(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,

@@ -125,7 +125,9 @@ class TrainableMixture(Trainable):
         return coordinates.mixture_names(self.width, len(self.directions))
 
     def __repr__(self) -> str:
-        shares = "" if self.weights is None else _listed(self.weights)
+        shares = ""
+        if self.weights is not None:
+            shares = f", weights=[{', '.join(f'{w:g}' for w in self.weights.tolist())}]"
         return (
             f"GaussianMixture({len(self.means)} components, dim={self.dim}, width={self.width}, "
             f"snr={self.snr:g}, ridge={self.ridge:g}{shares})"
@@ -136,15 +138,10 @@ class TrainableMixture(Trainable):
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> TwoLayerNetwork:  # fmt: skip
         """A network at the Gaussian start v ~ N(0, 1), W ~ N(0, I/N); see `Trainable.model`."""
-        device = _checks.device(device or self.device)
+        device, dtype = _checks.device(device or self.device), dtype or self.dtype
         _checks.generator(generator, device)
         return TwoLayerNetwork(
-            self.dim,
-            self.width,
-            replicas=replicas,
-            generator=generator,
-            device=device,
-            dtype=dtype or self.dtype,
+            self.dim, self.width, replicas=replicas, generator=generator, device=device, dtype=dtype
         )
 
     def sample(
@@ -207,13 +204,8 @@ class TrainableMixture(Trainable):
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, JSON-able; the weights only where they differ."""
-        facts = {
-            "components": len(self.means),
-            "dim": self.dim,
-            "width": self.width,
-            "snr": self.snr,
-            "ridge": self.ridge,
-        }
+        names = ("dim", "width", "snr", "ridge")
+        facts = {"components": len(self.means), **{name: getattr(self, name) for name in names}}
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
     def _options(self) -> dict[str, Any]:
@@ -226,7 +218,3 @@ class TrainableMixture(Trainable):
         return name in vars(self) or getattr(type(self), name) is not getattr(
             TrainableMixture, name
         )
-
-
-def _listed(weights: Tensor) -> str:
-    return f", weights=[{', '.join(f'{w:g}' for w in weights.tolist())}]"

@@ -193,11 +193,7 @@ class SpikedDynamics(EffectiveDynamics):
         return sign * math.exp(_root_of(excess, *sorted((top, top + reach))))
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown.
-
-        Args:
-            corrector: False leaves the corrector out.
-        """
+        """The equation solved, as `Flow.equation`."""
         if not self.settings.normalized:
             return super().equation(corrector)
         noise = " + c" if corrector else ""

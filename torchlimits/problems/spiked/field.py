@@ -124,11 +124,7 @@ class SpikedField(VectorField):
         return {"order": self.order, "snr": self.snr}
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, in markdown.
-
-        Args:
-            corrector: False leaves the corrector out.
-        """
+        """The equation, as `VectorField.equation`."""
         radius = "(r2 - c)" if corrector else "r2"
         return "\n".join(
             [

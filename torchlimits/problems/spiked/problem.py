@@ -202,14 +202,7 @@ class SpikedTensor(Problem):
                 "expected one parameter group, got "
                 f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
             )
-        settings = SGDSettings.chosen(
-            optimizer,
-            dim=dim,
-            ridge=self.ridge,
-            step_size=step_size,
-            momentum=momentum,
-            batch_size=batch_size,
-        )
+        settings = SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
         plan = Schedule.of(schedule, optimizer, dim)
         return SpikedDynamics(
             order=self.order, snr=self.snr, dim=dim, settings=settings, schedule=plan
