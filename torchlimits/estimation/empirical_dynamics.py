@@ -154,13 +154,7 @@ class EmpiricalField(VectorField):
     def estimate(
         self, u: Float[Tensor, " k"], step_size: float, weight_decay: float = 0.0
     ) -> Estimate:
-        """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
-
-        Args:
-            u: statistics, shape ``(k,)``.
-            step_size: c_delta.
-            weight_decay: alpha.
-        """
+        """As `EmpiricalDynamics.estimate`, at u, c_delta and alpha."""
         self._data.restart()
         generator = torch.Generator(device=self._device).manual_seed(self.seed)
         return self._estimator(

@@ -100,8 +100,7 @@ def estimate(
         \Sigma = \delta J V J^T
 
     are estimated from the gradients of single samples, whose mean is grad Phi and whose deviations
-    from it are grad H. Neither V nor a Hessian is built: only <grad u_i, grad L> and quadratic
-    forms of grad^2 u_i. All three values are unbiased. The mean and the covariance of a whole SGD
+    from it are grad H. All three values are unbiased. The mean and the covariance of a whole SGD
     step, with its second and higher orders, are estimated as well.
 
     Source: Theorem 2.2 of arXiv 2206.04030, whose limits these are at finite n.
@@ -114,11 +113,9 @@ def estimate(
             called with batches of one sample.
         sampler: ``sampler(batch, generator=...)`` returns fresh samples: tensors, or lists and
             dicts of tensors, with the samples in the first dimension, where the model can take
-            them. If it has parameters ``device`` and ``dtype`` that are None by default, as the
-            ``sample`` of a problem has, it is given those of the model's parameters.
-        statistics: a `SummaryStatistics`, or ``{name: function of the parameters}``. The
-            ready-made ones know their derivatives, which makes them the fastest; for others
-            torch.func differentiates.
+            them. If it has ``device`` and ``dtype``, None by default, it is given the model's.
+        statistics: a `SummaryStatistics`, or ``{name: function of the parameters}``. Ready-made
+            ones, which know their derivatives, are the fastest; torch.func differentiates others.
         step_size: delta, the learning rate itself.
         samples: the number of samples; errors fall with its square root.
         weight_decay: the optimizer's alpha; the ridge is part of f and of the step.
@@ -138,25 +135,24 @@ def estimate(
 
     Example:
         >>> import torch, torchlimits as tl
-        >>> model = torch.nn.Linear(50, 1, bias=False)
+        >>> model, loss = torch.nn.Linear(50, 1, bias=False), torch.nn.functional.mse_loss
         >>> def sampler(batch, generator=None):
         ...     x = torch.randn(batch, 50, generator=generator)
         ...     return x, x[:, :1]
-        >>> result = tl.estimate(
-        ...     model, torch.nn.functional.mse_loss, sampler,
-        ...     {"norm2": lambda p: p["weight"].square().sum()},
-        ...     step_size=1 / 50, samples=1000, generator=torch.Generator().manual_seed(0),
-        ... )
-        >>> result.corrector.value.shape, result.diffusion.standard_error.shape
+        >>> statistics = {"norm2": lambda p: p["weight"].square().sum()}
+        >>> found = tl.estimate(model, loss, sampler, statistics, step_size=1 / 50, samples=1000)
+        >>> found.corrector.value.shape, found.diffusion.standard_error.shape
         (torch.Size([1]), torch.Size([1, 1]))
     """
     estimator = Estimator(model, loss, sampler, statistics, max_bytes=max_bytes)
-    parameters = dict(model.named_parameters())
-    return estimator(parameters, step_size, samples, weight_decay, generator)
+    return estimator(dict(model.named_parameters()), step_size, samples, weight_decay, generator)
 
 
 class Estimator:
-    """Does what `estimate` does at many points of one model, and checks its arguments once."""
+    """Does what `estimate` does at many points of one model, and checks its arguments once.
+
+    Neither V nor a Hessian is built: only <grad u_i, grad L> and quadratic forms of grad^2 u_i.
+    """
 
     def __init__(
         self, model: nn.Module, loss: Loss, sampler: Sampler,

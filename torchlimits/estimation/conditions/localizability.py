@@ -79,8 +79,9 @@ def localizability(
     at_n = sized_problems(problem_at, dims)
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for problem, xs in zip(at_n, places(at_n, time, points, seed), strict=True):
-        for name, value in _largest([_moments(problem, x, samples, seed) for x in xs]).items():
-            found[name].append(value)
+        at_points = [_moments(problem, x, samples, seed) for x in xs]
+        for name in at_points[0]:
+            found[name].append(max(moments[name] for moments in at_points))
     rate = step_exponent(dims, [problem.step_size for problem in at_n])
     conditions = [
         at_most(name, dims, *zip(*found[name], strict=True), power, strict=name == _STRICT)  # type: ignore[arg-type]
@@ -101,10 +102,6 @@ def _powers(rate: float) -> dict[str, float]:
         "E<grad H, grad u>^4": 2 * rate,
         _STRICT: 3 * rate,
     }
-
-
-def _largest(moments: Sequence[Moments]) -> Moments:
-    return {name: max(found[name] for found in moments) for name in moments[0]}
 
 
 @exactly()
