@@ -197,14 +197,11 @@ class SpikedDynamics(EffectiveDynamics):
         if not self.settings.normalized:
             return super().equation(corrector)
         noise = " + c" if corrector else ""
-        return "\n".join(
-            [
-                "Effective dynamics (Proposition 3.1 of arXiv 2206.04030) for normalised "
-                "gradients, R^2 = m^2 + r2, eta = 1/(2 k^(1/2) R^(k-1)):",
-                "",
-                "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) eta - alpha m",
-                f"    dr2/dt = -4 k R^(2k-2) r2 eta{noise} - 2 alpha r2",
-            ]
+        return (
+            "Effective dynamics (Proposition 3.1 of arXiv 2206.04030) for normalised "
+            "gradients, R^2 = m^2 + r2, eta = 1/(2 k^(1/2) R^(k-1)):\n\n"
+            "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) eta - alpha m\n"
+            f"    dr2/dt = -4 k R^(2k-2) r2 eta{noise} - 2 alpha r2"
         )
 
 

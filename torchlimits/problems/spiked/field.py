@@ -126,11 +126,8 @@ class SpikedField(VectorField):
     def equation(self, corrector: bool = True) -> str:
         """The equation, as `VectorField.equation`."""
         radius = "(r2 - c)" if corrector else "r2"
-        return "\n".join(
-            [
-                "Effective dynamics (Proposition 3.1 of arXiv 2206.04030), R^2 = m^2 + r2:",
-                "",
-                "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) - alpha m",
-                f"    dr2/dt = -4 k R^(2k-2) {radius} - 2 alpha r2",
-            ]
+        return (
+            "Effective dynamics (Proposition 3.1 of arXiv 2206.04030), R^2 = m^2 + r2:\n\n"
+            "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) - alpha m\n"
+            f"    dr2/dt = -4 k R^(2k-2) {radius} - 2 alpha r2"
         )

@@ -18,11 +18,10 @@ from torchlimits.problems.problem import Problem
 from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.dynamics import SpikedDynamics
 from torchlimits.problems.spiked.equator import EquatorDynamics
+from torchlimits.problems.spiked.estimate import SpikeEstimate, spiked_statistics
 from torchlimits.problems.spiked.field import NAMES
-from torchlimits.problems.spiked.network import SpikeEstimate
 from torchlimits.problems.spiked.samplers import check_shapes, sampler_of
 from torchlimits.problems.spiked.spike import Spike
-from torchlimits.problems.spiked.statistics import spiked_statistics
 
 
 class SpikedTensor(Problem):
