@@ -134,13 +134,9 @@ def _grid(
     figure = Figure(figsize=(width, height))
     grid = figure.subplots(down, across, squeeze=False)
     figure.subplots_adjust(
-        left=_LEFT / width,
-        right=1 - _RIGHT / width,
-        bottom=_BOTTOM / height,
-        top=1 - top / height,
-        wspace=_GAP / _PANEL_WIDTH,
-        hspace=between / _PANEL_HEIGHT,
-    )
+        left=_LEFT / width, right=1 - _RIGHT / width, bottom=_BOTTOM / height,
+        top=1 - top / height, wspace=_GAP / _PANEL_WIDTH, hspace=between / _PANEL_HEIGHT,
+    )  # fmt: skip
     return figure, [list(row) for row in grid]
 
 
@@ -165,13 +161,9 @@ def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[Row]) -> N
             handles.append(Patch(color=GREY, alpha=0.2, label=f"± {BAND} predicted sd"))
     below = (0.35 if title else 0.1) / height
     figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.2 / width, 1 - below),
-        ncols=3,
-        fontsize=9,
-        frameon=False,
-    )
+        handles=handles, loc="upper left", bbox_to_anchor=(0.2 / width, 1 - below), ncols=3,
+        fontsize=9, frameon=False,
+    )  # fmt: skip
 
 
 def _title(given: Sequence[Trajectory]) -> str:

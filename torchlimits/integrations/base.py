@@ -57,13 +57,10 @@ class Attached:
         """
         self._end()  # a training that did not come to its end, and is begun anew
         writer = logs if self._writer is None else self._writer
+        writer = None if writer is False or not writes else writer
+        path = self.path if writes else None
         self.tracker = tracker = track(
-            model,
-            optimizer,
-            self.statistics,
-            writer=None if writer is False or not writes else writer,
-            path=self.path if writes else None,
-            **self._options,
+            model, optimizer, self.statistics, writer=writer, path=path, **self._options
         )
         if state is not None:
             try:

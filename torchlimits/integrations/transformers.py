@@ -96,13 +96,9 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
                 "measures there: set load_best_model_at_end=False"
             )
         self._begin(
-            model,
-            optimizer,
-            logs=_logs(args, state),
-            writes=state.is_world_process_zero,
-            step=state.global_step,
-            state=self._recorded(state),
-        )
+            model, optimizer, logs=_logs(args, state), writes=state.is_world_process_zero,
+            step=state.global_step, state=self._recorded(state),
+        )  # fmt: skip
 
     def _recorded(self, state: Any) -> dict[str, Any] | None:
         """What the checkpoint holds that the training goes on from."""

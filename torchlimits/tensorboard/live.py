@@ -94,11 +94,7 @@ class _Live(Sink):
         return {"newest": self.newest, "written": self._written, "tail": tail}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            ValueError: if the state is not one that `state_dict` gave.
-        """
+        """Go on where `state_dict` was taken, as `Sink.load_state_dict`."""
         newest, written, tail = _checked_state(state)
         self.newest, self._written, self._tail = newest, written, tail
         self._clock = time.time()
