@@ -264,14 +264,11 @@ class Ensemble:
             else:
                 return advanced(kernel, tracker)
         gradients = self._gradients(model)
-        replicas = (next(model.parameters()).shape[0],)
+        options: dict[str, Any] = {"replicas": (next(model.parameters()).shape[0],), **self.place}
 
         def step() -> None:
-            gradients(
-                *self.problem.sample(
-                    self.batch_size, replicas=replicas, generator=self._generator, **self.place
-                )
-            )
+            x, y = self.problem.sample(self.batch_size, generator=self._generator, **options)
+            gradients(x, y)
             optimizer.step()
             # those of eager steps would lie beside the graph's
             optimizer.zero_grad()
@@ -282,12 +279,10 @@ class Ensemble:
         self, gradients: Gradients, optimizer: torch.optim.Optimizer, groups: range
     ) -> Generator[None]:
         workers = max(1, torch.get_num_threads() // 2)
+        sample = partial(self.problem.sample, self.batch_size, **self.place)
+        sources = _random.generators(self.seed, groups, purpose=1)
         data = _random.stream(
-            partial(self.problem.sample, self.batch_size, **self.place),
-            _random.generators(self.seed, groups, purpose=1),
-            lanes=self.lanes,
-            length=self.length,
-            workers=workers,
+            sample, sources, lanes=self.lanes, length=self.length, workers=workers
         )
         with closing(data), threads(max(1, torch.get_num_threads() - workers)):
             for x, y in data:
