@@ -17,10 +17,7 @@ _Begun = tuple[Callable[[], None], Future[None]]
 
 
 def generators(
-    seed: int,
-    numbers: Iterable[int],
-    purpose: int = 0,
-    device: torch.device | str = "cpu",
+    seed: int, numbers: Iterable[int], purpose: int = 0, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:
     """Return generators, each of which depends on seed, its number and purpose only.
 
@@ -53,13 +50,9 @@ def generators(
 
 
 def stream(
-    sample: Callable[..., tuple[Tensor, Tensor]],
-    sources: Sequence[torch.Generator],
-    *,
-    lanes: int,
-    length: int,
-    workers: int = 1,
-) -> Generator[tuple[Tensor, Tensor]]:
+    sample: Callable[..., tuple[Tensor, Tensor]], sources: Sequence[torch.Generator], *, lanes: int,
+    length: int, workers: int = 1,
+) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
     """Yield data (x, y) of step after step for groups of replicas, drawn ahead, without end.
 
     A group's data depend on its generator only, for given lanes and length. The tensors of a step

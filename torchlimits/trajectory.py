@@ -156,13 +156,9 @@ class Trajectory:
         Args:
             rows: a slice, or a tensor of row numbers or booleans.
         """
-        return replace(
-            self,
-            times=self.times[rows],
-            steps=self.steps[rows],
-            values=self.values[..., rows, :],
-            std=None if self.std is None else self.std[..., rows, :],
-        )
+        times, steps, values = self.times[rows], self.steps[rows], self.values[..., rows, :]
+        std = None if self.std is None else self.std[..., rows, :]
+        return replace(self, times=times, steps=steps, values=values, std=std)
 
     def thin(self, points: int) -> Trajectory:
         """At most ``points`` times, evenly spread over the rows, first and last included.
@@ -302,13 +298,8 @@ def trajectory_of_rows(header: row_file.Header, rows: np.ndarray) -> Trajectory:
         >>> trajectory_of_rows(header, np.zeros(1, header.row))
         Trajectory(1 statistics, 1 times, t = 0 ... 0, runs=1)
     """
-    return Trajectory(
-        times=torch.from_numpy(rows["time"]),
-        steps=torch.from_numpy(rows["step"]),
-        values=torch.from_numpy(rows["values"]).movedim(0, -2),
-        names=header.names,
-        metadata=header.metadata,
-    )
+    times, steps, values = (torch.from_numpy(rows[key]) for key in ("time", "step", "values"))
+    return Trajectory(times, steps, values.movedim(0, -2), header.names, metadata=header.metadata)
 
 
 def _pandas(path: Trajectory, wide: bool) -> pandas.DataFrame:

@@ -21,10 +21,7 @@ Solve = Callable[[Float[Tensor, " T"]], Float[Tensor, "*batch T k"]]
 
 
 def fluctuations(
-    flow: Flow,
-    solve: Solve,
-    times: Float[Tensor, " T"],
-    initial: Float[Tensor, "*#batch k k"],
+    flow: Flow, solve: Solve, times: Float[Tensor, " T"], initial: Float[Tensor, "*#batch k k"]
 ) -> tuple[Float[Tensor, "*batch T k"], Float[Tensor, "*batch T k k"]]:
     r"""The solution u(t) of the ballistic limit and Cov u(t) around it at dimension n,
 

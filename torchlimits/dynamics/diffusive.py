@@ -35,18 +35,11 @@ class DiffusiveDynamics(ABC):
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        dim: int,
-        limit: OptimizerLimit,
-        centre: Float[Tensor, " k"],
+        self, names: Sequence[str], dim: int, limit: OptimizerLimit, centre: Float[Tensor, " k"],
         scale: Float[Tensor, " k"],
-    ) -> None:
-        self.names = list(names)
-        self.dim = dim
-        self.limit = limit
-        self.centre = centre
-        self.scale = scale
+    ) -> None:  # fmt: skip
+        self.names, self.dim, self.limit = list(names), dim, limit
+        self.centre, self.scale = centre, scale
 
     @abstractmethod
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
@@ -76,14 +69,10 @@ class DiffusiveDynamics(ABC):
         return replace(trajectory, values=values, std=std)
 
     def solve(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        times: Float[Tensor, " T"] | Sequence[float],
-        *,
-        paths: int | None = None,
-        generator: torch.Generator | None = None,
+        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
+        paths: int | None = None, generator: torch.Generator | None = None,
         max_step: float | None = None,
-    ) -> Trajectory:
+    ) -> Trajectory:  # fmt: skip
         r"""Sample paths of the SDE: Euler-Maruyama with a trapezoidal drift.
 
         Strong order 1 where the diffusion matrix is constant (every `LinearDiffusion`), 1/2 in
@@ -181,15 +170,9 @@ class LinearDiffusion(DiffusiveDynamics):
     """
 
     def __init__(
-        self,
-        centre: Float[Tensor, " k"],
-        jacobian: Float[Tensor, "k k"],
-        covariance: Float[Tensor, "k k"],
-        *,
-        names: Sequence[str],
-        dim: int,
-        limit: OptimizerLimit,
-    ) -> None:
+        self, centre: Float[Tensor, " k"], jacobian: Float[Tensor, "k k"],
+        covariance: Float[Tensor, "k k"], *, names: Sequence[str], dim: int, limit: OptimizerLimit,
+    ) -> None:  # fmt: skip
         super().__init__(names, dim, limit, centre, torch.full_like(centre, dim**0.5))
         self.jacobian = jacobian
         self.matrix = (covariance + covariance.mT) / 2

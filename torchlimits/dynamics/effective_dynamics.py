@@ -85,16 +85,10 @@ class EffectiveDynamics(Flow):
     """
 
     def __init__(
-        self,
-        field: VectorField,
-        optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        weight_decay: float = 0.0,
-        schedule: ScheduleLike | Schedule | None = None,
-    ) -> None:
+        self, field: VectorField, optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
+        *, step_size: float | None = None, momentum: float = 0.0, batch_size: int = 1,
+        weight_decay: float = 0.0, schedule: ScheduleLike | Schedule | None = None,
+    ) -> None:  # fmt: skip
         if not isinstance(field, VectorField):
             raise TypeError(
                 f"expected field as a VectorField, got {type(field).__name__}: subclass "
@@ -104,24 +98,15 @@ class EffectiveDynamics(Flow):
             limit, optimizer = optimizer, None
         else:
             settings = SGDSettings.chosen(
-                optimizer,
-                dim=field.dim,
-                ridge=weight_decay,
-                step_size=step_size,
-                momentum=momentum,
-                batch_size=batch_size,
+                optimizer, field.dim, weight_decay, step_size, momentum, batch_size
             )
             limit = SGDLimit.of(settings)
         super().__init__(field, limit, Schedule.of(schedule, optimizer, field.dim))
 
     def fixed_points(
-        self,
-        starts: Float[Tensor, "S k"] | None = None,
-        *,
-        count: int = 200,
-        flow: float | None = None,
-        seed: int = 0,
-    ) -> list[FixedPoint]:
+        self, starts: Float[Tensor, "S k"] | None = None, *, count: int = 200,
+        flow: float | None = None, seed: int = 0,
+    ) -> list[FixedPoint]:  # fmt: skip
         """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
 
         See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and
@@ -172,26 +157,16 @@ class EffectiveDynamics(Flow):
                 f"{float(speed[worst]):.3g} in size (allowed: {allowed:.1g}): take one of "
                 "dynamics.fixed_points(starts) with starts near it"
             )
+        jacobian, covariance = self.jacobian(at[None])[0], self.diffusion(at)
         return LinearDiffusion(
-            centre=at,
-            jacobian=self.jacobian(at[None])[0],
-            covariance=self.diffusion(at),
-            names=self.names,
-            dim=self.dim,
-            limit=self.limit,
+            at, jacobian, covariance, names=self.names, dim=self.dim, limit=self.limit
         )
 
     def solve(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        times: Float[Tensor, " T"] | Sequence[float],
-        *,
-        rtol: float | None = None,
-        atol: float | None = None,
-        corrector: bool = True,
-        band: bool = False,
-        initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
-    ) -> Trajectory:
+        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
+        rtol: float | None = None, atol: float | None = None, corrector: bool = True,
+        band: bool = False, initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
+    ) -> Trajectory:  # fmt: skip
         r"""Integrate from u0 at ``times[0]`` with torchdiffeq's dopri5.
 
         With ``band`` the standard deviations at dimension n come along, by the linear-noise
@@ -241,12 +216,9 @@ class EffectiveDynamics(Flow):
         )
 
     def covariance(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        times: Float[Tensor, " T"] | Sequence[float],
-        *,
+        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
         initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
-    ) -> Float[Tensor, "*batch T k k"]:
+    ) -> Float[Tensor, "*batch T k k"]:  # fmt: skip
         r"""Cov u(t) of runs from u0 at dimension n, by the linear-noise approximation
 
         .. math:: \dot P = A P + P A^T + D/n, \quad A = \nabla(-f + g)(u(t)), D = D(u(t)),

@@ -66,10 +66,7 @@ class FixedPoint:
 
 
 def find(
-    flow: Flow,
-    starts: Float[Tensor, "S k"],
-    *,
-    settling_time: float = 100.0,
+    flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100.0
 ) -> list[FixedPoint]:
     r"""Fixed points of the ballistic limit, :math:`-f(u) + g(u) = 0`.
 

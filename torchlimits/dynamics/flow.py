@@ -142,11 +142,7 @@ class Flow(nn.Module):
         return torch.cat([self.field.jacobian(partial(self, float(t)), piece) for piece in pieces])
 
     def on(self, field: VectorField) -> Flow:
-        """The same optimizer and schedule along another field.
-
-        Args:
-            field: the other field.
-        """
+        """The same optimizer and schedule along another ``field``."""
         return Flow(field, self.limit, self.schedule)
 
     def step_size_at(self, t: Float[Tensor, ""] | float = 0.0) -> float:
@@ -197,11 +193,7 @@ class Flow(nn.Module):
         return u
 
     def check_autonomous(self, what: str) -> None:
-        """Raise ValueError if there is a schedule.
-
-        Args:
-            what: what needs a constant step size.
-        """
+        """Raise ValueError if there is a schedule; ``what`` needs a constant step size."""
         if self.schedule is not None:
             raise ValueError(
                 f"expected a constant step size for {what}, got the schedule "

@@ -48,14 +48,9 @@ class ReducedChain(ABC):
         self.lr = limit.step_size / dim
 
     def run(
-        self,
-        u0: Float[Tensor, "*batch k"],
-        steps: int,
-        *,
-        runs: int = 1,
-        every: int = 1,
+        self, u0: Float[Tensor, "*batch k"], steps: int, *, runs: int = 1, every: int = 1,
         generator: torch.Generator | None = None,
-    ) -> Trajectory:
+    ) -> Trajectory:  # fmt: skip
         """Sample paths of the statistics.
 
         Args:
@@ -95,13 +90,9 @@ class ReducedChain(ABC):
                 "the statistics have become infinite: the step size is too large for this start"
             )
         recorded = torch.tensor(at, device="cpu")
-        return Trajectory(
-            recorded.double() * self.lr,
-            recorded,
-            values.reshape(*batch, len(at), len(self.names)),
-            self.names,
-            metadata={"parameters": self._parameters()},
-        )
+        values = values.reshape(*batch, len(at), len(self.names))
+        facts = {"parameters": self._parameters()}
+        return Trajectory(recorded.double() * self.lr, recorded, values, self.names, metadata=facts)
 
     def _parameters(self) -> dict[str, Any]:
         settings = self.limit.settings
@@ -162,12 +153,9 @@ class Frame:
         samples, S = self.samples, self.rows.shape[2]
         widths = range(used + samples, self.rows.shape[1] + 1, samples)
         # all at once: short draws take longer
+        size = (samples * sum(widths), S)
         flat = torch.randn(
-            samples * sum(widths),
-            S,
-            generator=generator,
-            dtype=self.rows.dtype,
-            device=self.rows.device,
+            size, generator=generator, dtype=self.rows.dtype, device=self.rows.device
         )
         vectors = [
             piece.unflatten(0, (samples, -1)) for piece in flat.split([samples * w for w in widths])

@@ -22,13 +22,9 @@ _PATIENCE = 1000
 
 
 def integrate(
-    right_hand_side: RightHandSide,
-    u0: Float[Tensor, "*batch k"],
-    times: Float[Tensor, " T"],
-    rtol: float,
-    atol: float,
-    method: str = "dopri5",
-) -> Float[Tensor, "*batch T k"]:
+    right_hand_side: RightHandSide, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"],
+    rtol: float, atol: float, method: str = "dopri5",
+) -> Float[Tensor, "*batch T k"]:  # fmt: skip
     r"""Solutions of du/dt = F(t, u) from many starts, by torchdiffeq.
 
     Starts share their steps with at most `GROUP` others, and a step is short enough for each,

@@ -54,14 +54,10 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     distributed.init_process_group("gloo")
     try:
-        yield _patient_group()
+        # once all have met: who does not come to the meeting is not waited for
+        yield distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     finally:
         _leave()
-
-
-def _patient_group() -> Any:
-    """All processes, once they have met: who does not come to the meeting is not waited for."""
-    return distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
 
 def _leave() -> None:

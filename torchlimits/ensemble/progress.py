@@ -23,14 +23,10 @@ def counted(steps: int, progress: bool) -> Generator[Iterator[int]]:
     if not progress:
         yield iter(range(steps))
         return
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("{task.completed:,}/{task.total:,} steps"),
-        _Speed(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as bar:
+    counts = TextColumn("{task.completed:,}/{task.total:,} steps")
+    with Progress(
+        TextColumn("training"), BarColumn(), counts, _Speed(), TimeRemainingColumn()
+    ) as bar:
         task = bar.add_task("training", total=steps)
 
         def ticks() -> Iterator[int]:

@@ -37,25 +37,13 @@ _BLOCK_NUMBERS = 2**14
 
 
 def train(
-    problem: Trainable,
-    *,
-    step_size: float,
-    time: float,
-    runs: int = 1,
-    momentum: float = 0.0,
-    batch_size: int = 1,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    every: int | None = None,
-    progress: bool = True,
-    logdir: str | Path | None = None,
-    path: str | Path | None = None,
-    start: nn.Module | None = None,
-    group: Any = None,
-    processes: int = 1,
+    problem: Trainable, *, step_size: float, time: float, runs: int = 1, momentum: float = 0.0,
+    batch_size: int = 1, seed: int = 0, device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None, every: int | None = None, progress: bool = True,
+    logdir: str | Path | None = None, path: str | Path | None = None,
+    start: nn.Module | None = None, group: Any = None, processes: int = 1,
     compiled: bool | None = None,
-) -> Trajectory:
+) -> Trajectory:  # fmt: skip
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
 
     The runs are replicas in one module with the loss summed over them, so that one step of
@@ -201,13 +189,9 @@ class Ensemble:
     """Starts, data and steps of groups of replicas, all of which depend on the seed and number."""
 
     def __init__(
-        self,
-        problem: Trainable,
-        batch_size: int,
-        seed: int,
-        device: torch.device,
+        self, problem: Trainable, batch_size: int, seed: int, device: torch.device,
         dtype: torch.dtype | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.problem, self.batch_size, self.seed = problem, batch_size, seed
         self.device = device
         #: of models and data
@@ -247,13 +231,9 @@ class Ensemble:
         return model
 
     def training(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.SGD,
-        tracker: Tracker,
-        groups: range,
+        self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
         compiled: bool | None,
-    ) -> Generator[None]:
+    ) -> Generator[None]:  # fmt: skip
         """Step after step, without end."""
         if not self.on_cpu:
             return self._accelerated(model, optimizer, tracker, groups, compiled)
@@ -263,13 +243,9 @@ class Ensemble:
         return self._stepping(gradients, optimizer, groups)
 
     def _accelerated(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.SGD,
-        tracker: Tracker,
-        groups: range,
+        self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
         compiled: bool | None,
-    ) -> Generator[None]:
+    ) -> Generator[None]:  # fmt: skip
         """By the problem's own kernel, or steps of autograd and torch.optim in a graph."""
         if compiled is not False:
             # a seed of the data's own: starts are drawn by the same algorithm, which would meet the
@@ -288,14 +264,11 @@ class Ensemble:
             else:
                 return advanced(kernel, tracker)
         gradients = self._gradients(model)
-        replicas = (next(model.parameters()).shape[0],)
+        options: dict[str, Any] = {"replicas": (next(model.parameters()).shape[0],), **self.place}
 
         def step() -> None:
-            gradients(
-                *self.problem.sample(
-                    self.batch_size, replicas=replicas, generator=self._generator, **self.place
-                )
-            )
+            x, y = self.problem.sample(self.batch_size, generator=self._generator, **options)
+            gradients(x, y)
             optimizer.step()
             # those of eager steps would lie beside the graph's
             optimizer.zero_grad()
@@ -306,12 +279,10 @@ class Ensemble:
         self, gradients: Gradients, optimizer: torch.optim.Optimizer, groups: range
     ) -> Generator[None]:
         workers = max(1, torch.get_num_threads() // 2)
+        sample = partial(self.problem.sample, self.batch_size, **self.place)
+        sources = _random.generators(self.seed, groups, purpose=1)
         data = _random.stream(
-            partial(self.problem.sample, self.batch_size, **self.place),
-            _random.generators(self.seed, groups, purpose=1),
-            lanes=self.lanes,
-            length=self.length,
-            workers=workers,
+            sample, sources, lanes=self.lanes, length=self.length, workers=workers
         )
         with closing(data), threads(max(1, torch.get_num_threads() - workers)):
             for x, y in data:

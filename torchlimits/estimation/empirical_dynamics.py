@@ -82,21 +82,11 @@ class EmpiricalDynamics(EffectiveDynamics):
     limit: SGDLimit
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        sampler: Sampler,
-        statistics: SummaryStatistics | Mapping[str, Any],
-        *,
-        step_size: float,
-        dim: int,
-        lift: Callable[..., Mapping[str, Tensor]] | None = None,
-        samples: int = 4096,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        batch_size: int = 1,
-        seed: int = 0,
-    ) -> None:
+        self, model: nn.Module, loss: Loss, sampler: Sampler,
+        statistics: SummaryStatistics | Mapping[str, Any], *, step_size: float, dim: int,
+        lift: Callable[..., Mapping[str, Tensor]] | None = None, samples: int = 4096,
+        momentum: float = 0.0, weight_decay: float = 0.0, batch_size: int = 1, seed: int = 0,
+    ) -> None:  # fmt: skip
         settings = SGDSettings(
             step_size, momentum, weight_decay=weight_decay, batch_size=batch_size
         )
@@ -147,16 +137,9 @@ class EmpiricalField(VectorField):
     settling_time = 0.0
 
     def __init__(
-        self,
-        estimator: Estimator,
-        data: _Replay,
-        lift: Callable[..., Mapping[str, Tensor]],
-        *,
-        dim: int,
-        samples: int,
-        seed: int,
-        weight_decay: float = 0.0,
-    ) -> None:
+        self, estimator: Estimator, data: _Replay, lift: Callable[..., Mapping[str, Tensor]], *,
+        dim: int, samples: int, seed: int, weight_decay: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__(estimator.names, dim)
         self.samples, self.seed, self.lift = samples, seed, lift
         self.weight_decay = weight_decay
@@ -171,38 +154,21 @@ class EmpiricalField(VectorField):
     def estimate(
         self, u: Float[Tensor, " k"], step_size: float, weight_decay: float = 0.0
     ) -> Estimate:
-        """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
-
-        Args:
-            u: statistics, shape ``(k,)``.
-            step_size: c_delta.
-            weight_decay: alpha.
-        """
+        """As `EmpiricalDynamics.estimate`, at u, c_delta and alpha."""
         self._data.restart()
+        generator = torch.Generator(device=self._device).manual_seed(self.seed)
         return self._estimator(
-            self.lifted(u.detach()),
-            step_size=step_size / self.dim,
-            samples=self.samples,
-            weight_decay=weight_decay,
-            generator=torch.Generator(device=self._device).manual_seed(self.seed),
+            self.lifted(u.detach()), step_size / self.dim, self.samples, weight_decay, generator
         )
 
     def statistics(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The statistics of the lift.
-
-        Args:
-            u: statistics, shape ``(..., k)``.
-        """
+        """The statistics of the lift at u, shape ``(..., k)``."""
         statistics = self._estimator.statistics
         rows = [statistics(self.lifted(row)) for row in u.reshape(-1, u.shape[-1])]
         return torch.stack(rows).reshape(u.shape).to(u)
 
     def lifted(self, u: Float[Tensor, " k"]) -> dict[str, Tensor]:
-        """All parameters of the model, with those that the lift gives.
-
-        Args:
-            u: statistics, shape ``(k,)``.
-        """
+        """All parameters of the model, with those that the lift gives at u, shape ``(k,)``."""
         estimator, parameters = self._estimator, self.lift(u)
         missing = set(estimator.gradients.names) - set(parameters)
         if missing:
@@ -268,12 +234,7 @@ class EmpiricalField(VectorField):
     def jacobian(
         self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
     ) -> Float[Tensor, "S k k"]:
-        """By central differences with the same samples, over distances that they resolve.
-
-        Args:
-            velocity: a combination of the terms.
-            u: S points, shape ``(S, k)``.
-        """
+        """By central differences with the same samples, over distances that they resolve."""
         u = u.detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
@@ -295,20 +256,12 @@ class EmpiricalField(VectorField):
             )
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, in markdown.
-
-        Args:
-            corrector: False leaves the corrector out.
-        """
+        """The equation, as `VectorField.equation`."""
         return f"{super().equation(corrector)}, estimated from {self.samples} samples"
 
 
 class EmpiricalGeometry(Geometry):
-    """The space of the statistics that lifts have.
-
-    Args:
-        field: the vector field.
-    """
+    """The space of the statistics that the lifts of a field have."""
 
     def __init__(self, field: EmpiricalField) -> None:
         self.field = field

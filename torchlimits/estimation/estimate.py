@@ -87,17 +87,11 @@ def _with_error(e: Estimated) -> list[str]:
 
 
 def estimate(
-    model: nn.Module,
-    loss: Loss,
-    sampler: Sampler,
-    statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-    *,
-    step_size: float,
-    samples: int,
-    weight_decay: float = 0.0,
-    generator: torch.Generator | None = None,
+    model: nn.Module, loss: Loss, sampler: Sampler,
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, step_size: float,
+    samples: int, weight_decay: float = 0.0, generator: torch.Generator | None = None,
     max_bytes: int = 64 * 2**20,
-) -> Estimate:
+) -> Estimate:  # fmt: skip
     r"""Estimate drift, corrector and diffusion matrix of statistics u at a model's parameters x.
 
     .. math::
@@ -106,8 +100,7 @@ def estimate(
         \Sigma = \delta J V J^T
 
     are estimated from the gradients of single samples, whose mean is grad Phi and whose deviations
-    from it are grad H. Neither V nor a Hessian is built: only <grad u_i, grad L> and quadratic
-    forms of grad^2 u_i. All three values are unbiased. The mean and the covariance of a whole SGD
+    from it are grad H. All three values are unbiased. The mean and the covariance of a whole SGD
     step, with its second and higher orders, are estimated as well.
 
     Source: Theorem 2.2 of arXiv 2206.04030, whose limits these are at finite n.
@@ -120,11 +113,9 @@ def estimate(
             called with batches of one sample.
         sampler: ``sampler(batch, generator=...)`` returns fresh samples: tensors, or lists and
             dicts of tensors, with the samples in the first dimension, where the model can take
-            them. If it has parameters ``device`` and ``dtype`` that are None by default, as the
-            ``sample`` of a problem has, it is given those of the model's parameters.
-        statistics: a `SummaryStatistics`, or ``{name: function of the parameters}``. The
-            ready-made ones know their derivatives, which makes them the fastest; for others
-            torch.func differentiates.
+            them. If it has ``device`` and ``dtype``, None by default, it is given the model's.
+        statistics: a `SummaryStatistics`, or ``{name: function of the parameters}``. Ready-made
+            ones, which know their derivatives, are the fastest; torch.func differentiates others.
         step_size: delta, the learning rate itself.
         samples: the number of samples; errors fall with its square root.
         weight_decay: the optimizer's alpha; the ridge is part of f and of the step.
@@ -144,40 +135,30 @@ def estimate(
 
     Example:
         >>> import torch, torchlimits as tl
-        >>> model = torch.nn.Linear(50, 1, bias=False)
+        >>> model, loss = torch.nn.Linear(50, 1, bias=False), torch.nn.functional.mse_loss
         >>> def sampler(batch, generator=None):
         ...     x = torch.randn(batch, 50, generator=generator)
         ...     return x, x[:, :1]
-        >>> result = tl.estimate(
-        ...     model, torch.nn.functional.mse_loss, sampler,
-        ...     {"norm2": lambda p: p["weight"].square().sum()},
-        ...     step_size=1 / 50, samples=1000, generator=torch.Generator().manual_seed(0),
-        ... )
-        >>> result.corrector.value.shape, result.diffusion.standard_error.shape
+        >>> statistics = {"norm2": lambda p: p["weight"].square().sum()}
+        >>> found = tl.estimate(model, loss, sampler, statistics, step_size=1 / 50, samples=1000)
+        >>> found.corrector.value.shape, found.diffusion.standard_error.shape
         (torch.Size([1]), torch.Size([1, 1]))
     """
     estimator = Estimator(model, loss, sampler, statistics, max_bytes=max_bytes)
-    return estimator(
-        dict(model.named_parameters()),
-        step_size=step_size,
-        samples=samples,
-        weight_decay=weight_decay,
-        generator=generator,
-    )
+    return estimator(dict(model.named_parameters()), step_size, samples, weight_decay, generator)
 
 
 class Estimator:
-    """Does what `estimate` does at many points of one model, and checks its arguments once."""
+    """Does what `estimate` does at many points of one model, and checks its arguments once.
+
+    Neither V nor a Hessian is built: only <grad u_i, grad L> and quadratic forms of grad^2 u_i.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        sampler: Sampler,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-        *,
+        self, model: nn.Module, loss: Loss, sampler: Sampler,
+        statistics: SummaryStatistics | Mapping[str, StatisticFunction], *,
         max_bytes: int = 64 * 2**20,
-    ) -> None:
+    ) -> None:  # fmt: skip
         statistics = SummaryStatistics.of(statistics)
         self.statistics, self.model = statistics, model
         self.sampler = checked_sampler(sampler, model)
@@ -199,14 +180,9 @@ class Estimator:
         self.gradients = PerSampleGradients(model, loss, read, structured=ready_made)
 
     def __call__(
-        self,
-        parameters: Mapping[str, Tensor],
-        *,
-        step_size: float,
-        samples: int,
-        weight_decay: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Estimate:
+        self, parameters: Mapping[str, Tensor], step_size: float, samples: int,
+        weight_decay: float = 0.0, generator: torch.Generator | None = None,
+    ) -> Estimate:  # fmt: skip
         """Estimate at parameters that may be others than the model's; see `estimate`."""
         delta = _checks.positive("step_size", step_size, "it is delta, the learning rate")
         alpha = _checks.non_negative("weight_decay", weight_decay)
@@ -219,13 +195,9 @@ class Estimator:
             return self._estimate(parameters, delta, samples, alpha, generator)
 
     def _estimate(
-        self,
-        parameters: dict[str, Tensor],
-        delta: float,
-        samples: int,
-        alpha: float,
+        self, parameters: dict[str, Tensor], delta: float, samples: int, alpha: float,
         generator: torch.Generator | None,
-    ) -> Estimate:
+    ) -> Estimate:  # fmt: skip
         along, curved, whole, ridge, excess = self.rows(
             parameters, delta, samples, alpha, generator
         )
@@ -247,13 +219,9 @@ class Estimator:
         )
 
     def rows(
-        self,
-        parameters: dict[str, Tensor],
-        delta: float,
-        samples: int,
-        alpha: float,
+        self, parameters: dict[str, Tensor], delta: float, samples: int, alpha: float,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Return what the estimates are made of, in float64.
 
         Returns:
@@ -307,12 +275,9 @@ class Estimator:
         return pilot, {n: t / count for n, t in sums.items()}
 
     def _batches(
-        self,
-        parameters: dict[str, Tensor],
-        pilot: list[tuple[Any, Mapping[str, Gradient] | None]],
-        samples: int,
-        generator: torch.Generator | None,
-    ) -> Iterator[Mapping[str, Gradient]]:
+        self, parameters: dict[str, Tensor], pilot: list[tuple[Any, Mapping[str, Gradient] | None]],
+        samples: int, generator: torch.Generator | None,
+    ) -> Iterator[Mapping[str, Gradient]]:  # fmt: skip
         done, piece = 0, 1
         for batch, known in pilot:
             gradients = self.gradients(parameters, batch) if known is None else known

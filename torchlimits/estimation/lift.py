@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits._linalg import psd_sqrt
+from torchlimits._linalg import psd_sqrt, unpacked
 from torchlimits.statistics.quadratic import Quadratic
 from torchlimits.statistics.ready_made import Entries, Gram, Overlaps, SecondLayer, SquaredLengths
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
@@ -54,13 +54,9 @@ class Lift:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        statistics: SummaryStatistics,
-        *,
-        remainder: Remainder = "random",
+        self, model: nn.Module, statistics: SummaryStatistics, *, remainder: Remainder = "random",
         seed: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if remainder not in ("random", "aligned"):
             raise ValueError(f"expected remainder 'random' or 'aligned', got {remainder!r}")
         if not isinstance(statistics, SummaryStatistics):
@@ -118,11 +114,7 @@ class Lift:
             part = u[done : done + size].double().cpu()
             done += size
             if name in self.statistics.symmetric:
-                K = self.values[name].shape[-1]
-                i, j = torch.triu_indices(K, K, device="cpu")
-                full = part.new_zeros(K, K)
-                full[i, j] = full[j, i] = part
-                part = full
+                part = unpacked(part, self.values[name].shape[-1])
             values[name] = part.reshape(self.values[name].shape)
         return values
 

@@ -79,12 +79,7 @@ class Probe(Watcher):
     def watch(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics
     ) -> Prober:
-        """Begin to follow a run; called by `track`.
-
-        Args:
-            model: the user's own module.
-            optimizer: a torch.optim.SGD, from which the limit's settings are read.
-            statistics: what to explain.
+        """Begin to follow a run, as `Watcher.watch`; the limit's settings are the optimizer's.
 
         Raises:
             TypeError: if the optimizer is not an SGD.
@@ -97,12 +92,9 @@ class Prober(Observer):
     """The estimates of one run, one for each step at which `observe` was called."""
 
     def __init__(
-        self,
-        probe: Probe,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        self, probe: Probe, model: nn.Module, optimizer: torch.optim.Optimizer,
         statistics: SummaryStatistics,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.probe, self.every, self._optimizer = probe, probe.every, optimizer
         self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
         self.parameters = dict(model.named_parameters())
@@ -149,13 +141,8 @@ class Prober(Observer):
         settings = self._settings()
         if settings.step_size == 0:  # a schedule that has ended: nothing moves
             return
-        e = self._estimator(
-            self.parameters,
-            step_size=settings.step_size,
-            samples=self.probe.samples,
-            weight_decay=settings.weight_decay,
-            generator=self._generator,
-        )
+        delta, alpha, samples = settings.step_size, settings.weight_decay, self.probe.samples
+        e = self._estimator(self.parameters, delta, samples, alpha, self._generator)
         q, per_batch = settings.drift_factor, settings.drift_factor**2 / settings.batch_size
         self._steps.append(step)
         self._times.append(time)

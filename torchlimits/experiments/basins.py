@@ -27,7 +27,9 @@ class Basins:
     Attributes:
         classes: for each neuron the number a of the mean that it has turned to, or -1 if it died
             out before, or had not turned by the end; shape ``(..., K)``. At snr = infinity these
-            numbers name the component of fixed points, `FixedPointComponent.classes`.
+            numbers name the component of fixed points, `FixedPointComponent.classes`. A neuron has
+            turned to the mean that it was last seen within acos(0.95) of. It has died out when its
+            length, the root of |m_i|^2 + R_ii, is less than 1 % of the longest one's.
         final: the statistics at the end, shape ``(..., k)``, float64.
         times: the limit time at the end, shape ``(...)``.
 
@@ -49,16 +51,10 @@ class Basins:
 
 
 def basins(
-    dynamics: MixtureDynamics,
-    u0: Float[Tensor, "*batch k"],
-    *,
-    time: float = 100.0,
+    dynamics: MixtureDynamics, u0: Float[Tensor, "*batch k"], *, time: float = 100.0,
     rtol: float = 3e-3,
-) -> Basins:
-    r"""Follow starts until every neuron has turned to one of the means or died out.
-
-    A neuron has turned to the mean that it was last seen within acos(0.95) of. It has died out when
-    its length :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}` is less than 1 % of the longest one's.
+) -> Basins:  # fmt: skip
+    """Follow starts until every neuron has turned to one of the means or died out (see `Basins`).
 
     For thousands of starts take dynamics of a coarse level (``problem.dynamics(level=-3)`` for
     K > 2), and leave the tolerance: a larger one saves nothing, as stability limits the steps. A
@@ -74,8 +70,7 @@ def basins(
 
     Raises:
         TypeError: if the dynamics are not those of a mixture, whose neurons turn to its means.
-        ValueError: as ``dynamics.solve``.
-        RuntimeError: if the solver cannot reach its tolerance.
+        ValueError, RuntimeError: as ``dynamics.solve``.
 
     Example:
         >>> import torch, torchlimits as tl

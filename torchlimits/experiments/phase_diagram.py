@@ -111,26 +111,17 @@ class PhaseDiagram:
 
 
 def phase_diagram(
-    make: Callable[..., Any],
-    x: tuple[str, Sequence[float]],
-    y: tuple[str, Sequence[float]],
-    *,
-    step_size: float = 1.0,
-    count: int = 0,
-    flow: float | None = None,
-    level: int = 0,
-    idle: bool = True,
-    seed: int = 0,
-    progress: bool = False,
-) -> PhaseDiagram:
+    make: Callable[..., Any], x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]], *,
+    step_size: float = 1.0, count: int = 0, flow: float | None = None, level: int = 0,
+    idle: bool = True, seed: int = 0, progress: bool = False,
+) -> PhaseDiagram:  # fmt: skip
     r"""Find the fixed points of the effective dynamics over a grid of two parameters.
 
     Spiked tensors without a ridge have closed forms; otherwise the points are found numerically.
     For mixtures starts are the components of the small-noise limit, one of each class of those that
     permutations of the neurons and symmetries of the mixture turn into each other: so points are
     counted up to these symmetries. For any other problem starts are the statistics of its models at
-    their random starts. Compare with ``step_size=0``, gradient flow, to see what the corrector
-    does.
+    their random starts. Compare with ``step_size=0``, gradient flow without the corrector.
 
     Args:
         make: makes the problem from the parameters on the axes that are not the step size, for
@@ -147,12 +138,11 @@ def phase_diagram(
             a problem of your own.
         level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
         idle: False leaves out starts with some neurons at 0, which lead to no attractor: faster.
-        seed: the seed of random starts.
-        progress: show a progress bar.
+        seed, progress: the seed of random starts, and whether to show a progress bar.
 
     Raises:
-        ValueError: if ``make`` has no parameter of an axis's name, an axis is empty or not
-            increasing, or both are the same; and what ``make`` raises.
+        ValueError: if ``make`` has no parameter of an axis's name, an axis is empty or does not
+            increase, or both are the same; and what ``make`` raises.
         TypeError: if ``make`` does not return a problem.
         RuntimeError: if no start leads to a fixed point.
 
@@ -174,15 +164,12 @@ def phase_diagram(
     cells = list(itertools.product(y[1], x[1]))
     points, accuracy = [], []
     for cell in track(cells, description="phase diagram", disable=not progress):
-        parameters = dict(zip((y[0], x[0]), cell, strict=True))
-        c = parameters.pop("step_size", step_size)
-        problem = _problem(make(**parameters))
+        problem, c = _problem(make, dict(zip((y[0], x[0]), cell, strict=True)), step_size)
         found = _fixed_points(problem, c, count=count, flow=flow, level=level, idle=idle, seed=seed)
         points.append(found)
         accuracy.append(_best_accuracy(problem, found))
-    columns = len(x[1])
-    rows = [points[i : i + columns] for i in range(0, len(points), columns)]
-    return PhaseDiagram(x, y, rows, _checks.float64("accuracy", accuracy).reshape(-1, columns))
+    rows = [points[i : i + len(x[1])] for i in range(0, len(points), len(x[1]))]
+    return PhaseDiagram(x, y, rows, _checks.float64("accuracy", accuracy).reshape(len(rows), -1))
 
 
 def _logarithmic(values: Sequence[float]) -> bool:
@@ -216,26 +203,25 @@ def _axis(
     return name, values
 
 
-def _problem(made: Any) -> Any:
+def _problem(
+    make: Callable[..., Any], parameters: dict[str, float], step_size: float
+) -> tuple[Any, float]:
+    """The problem of a cell, and c_delta there."""
+    step_size = parameters.pop("step_size", step_size)
+    made = make(**parameters)
     missing = [n for n in ("dynamics", "model", "statistics") if not hasattr(made, n)]
     if missing:
         raise TypeError(
             f"expected make(...) to return a problem such as tl.GaussianMixture, got "
             f"{type(made).__name__}, which has no {', '.join(missing)}"
         )
-    return made
+    return made, step_size
 
 
 def _fixed_points(
-    problem: Any,
-    step_size: float,
-    *,
-    count: int,
-    flow: float | None,
-    level: int,
-    idle: bool,
+    problem: Any, step_size: float, *, count: int, flow: float | None, level: int, idle: bool,
     seed: int,
-) -> list[FixedPoint]:
+) -> list[FixedPoint]:  # fmt: skip
     if isinstance(problem, SpikedTensor):
         dynamics = problem.dynamics(step_size=step_size)
         return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()

@@ -67,14 +67,9 @@ class Proportion:
 
 
 def by_dynamics(
-    problem: GaussianMixture,
-    *,
-    step_size: float,
-    starts: int = 200,
-    time: float = 100.0,
-    level: int = -3,
-    seed: int = 0,
-) -> Proportion:
+    problem: GaussianMixture, *, step_size: float, starts: int = 200, time: float = 100.0,
+    level: int = -3, seed: int = 0,
+) -> Proportion:  # fmt: skip
     """Count the random starts that the effective dynamics take to an optimal classifier.
 
     Args:
@@ -101,14 +96,9 @@ def by_dynamics(
 
 
 def by_sgd(
-    problem: GaussianMixture,
-    *,
-    step_size: float,
-    time: float,
-    runs: int = 200,
-    seed: int = 0,
+    problem: GaussianMixture, *, step_size: float, time: float, runs: int = 200, seed: int = 0,
     progress: bool = False,
-) -> Proportion:
+) -> Proportion:  # fmt: skip
     """Count the runs of SGD from random starts that end at an optimal classifier.
 
     Args:

@@ -44,16 +44,9 @@ def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -
     rows, column = _spread_rows(len(curves.times), max_points), curves.names.index(name)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(
-        times,
-        values,
-        linestyle="none",
-        marker="o",
-        markersize=3.4,
-        markerfacecolor="white",
-        markeredgecolor=colour,
-        markeredgewidth=0.9,
-        zorder=4,
-    )
+        times, values, linestyle="none", marker="o", markersize=3.4, markerfacecolor="white",
+        markeredgecolor=colour, markeredgewidth=0.9, zorder=4,
+    )  # fmt: skip
     if curves.runs > 1 and curves.spread is not None:
         half = curves.spread[rows, column].numpy()
         axes.vlines(times, values - half, values + half, color=colour, linewidth=0.8, zorder=3.5)
@@ -93,18 +86,10 @@ def legend(axes: Axes, panel: Panel, lines: int) -> None:
         shown = [shown[i] for i in _spread_rows(len(shown), 6).tolist()]
     axes.legend(
         [Line2D([], [], color=colour, linewidth=2.2) for _, colour in shown],
-        [label for label, _ in shown],
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 0.99),
-        ncols=math.ceil(len(shown) / legend_lines(panel)),
-        fontsize=8.5,
-        frameon=False,
-        handlelength=0.9,
-        handletextpad=0.35,
-        columnspacing=0.9,
-        labelspacing=0.1,
-        borderpad=0.1,
-    )
+        [label for label, _ in shown], loc="lower left", bbox_to_anchor=(-0.02, 0.99),
+        ncols=math.ceil(len(shown) / legend_lines(panel)), fontsize=8.5, frameon=False,
+        handlelength=0.9, handletextpad=0.35, columnspacing=0.9, labelspacing=0.1, borderpad=0.1,
+    )  # fmt: skip
 
 
 def share_y(column: list[Axes]) -> None:

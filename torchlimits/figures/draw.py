@@ -27,10 +27,7 @@ _LEGEND_TITLE = 0.32
 
 
 def overlay(
-    measured: Trajectory | None = None,
-    predicted: Trajectory | None = None,
-    *,
-    max_points: int = 40,
+    measured: Trajectory | None = None, predicted: Trajectory | None = None, *, max_points: int = 40
 ) -> Figure:
     r"""All statistics along limit time: measured as dots over predicted lines, bands shaded.
 
@@ -137,13 +134,9 @@ def _grid(
     figure = Figure(figsize=(width, height))
     grid = figure.subplots(down, across, squeeze=False)
     figure.subplots_adjust(
-        left=_LEFT / width,
-        right=1 - _RIGHT / width,
-        bottom=_BOTTOM / height,
-        top=1 - top / height,
-        wspace=_GAP / _PANEL_WIDTH,
-        hspace=between / _PANEL_HEIGHT,
-    )
+        left=_LEFT / width, right=1 - _RIGHT / width, bottom=_BOTTOM / height,
+        top=1 - top / height, wspace=_GAP / _PANEL_WIDTH, hspace=between / _PANEL_HEIGHT,
+    )  # fmt: skip
     return figure, [list(row) for row in grid]
 
 
@@ -168,13 +161,9 @@ def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[Row]) -> N
             handles.append(Patch(color=GREY, alpha=0.2, label=f"± {BAND} predicted sd"))
     below = (0.35 if title else 0.1) / height
     figure.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0.2 / width, 1 - below),
-        ncols=3,
-        fontsize=9,
-        frameon=False,
-    )
+        handles=handles, loc="upper left", bbox_to_anchor=(0.2 / width, 1 - below), ncols=3,
+        fontsize=9, frameon=False,
+    )  # fmt: skip
 
 
 def _title(given: Sequence[Trajectory]) -> str:

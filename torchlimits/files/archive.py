@@ -5,7 +5,6 @@ Somebody may have damaged a file that is read, or made it to do damage.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -17,17 +16,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from torchlimits.files.row_file import replacing
+
 FORMAT = "torchlimits.Trajectory/1"
 #: what the file holds, and of what kind
 _ARRAYS = {
-    "format": "U",
-    "times": "<f8",
-    "steps": "<i8",
-    "names": "U",
-    "values": "<f8",
-    "std": "<f8",
+    "format": "U", "times": "<f8", "steps": "<i8", "names": "U", "values": "<f8", "std": "<f8",
     "metadata": "U",
-}
+}  # fmt: skip
 #: deflate never packs more tightly
 _DEFLATE = 1032
 #: texts (metadata, names) are smaller than this
@@ -45,19 +41,10 @@ def write(path: Path, fields: Mapping[str, np.ndarray]) -> None:
     Raises:
         OSError: if the file cannot be written; then what was at ``path`` is still there.
     """
-    # written aside and renamed, so that a crash never leaves half a file under the real name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, format=np.array(FORMAT), **fields)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, format=np.array(FORMAT), **fields)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(file: BinaryIO) -> dict[str, Any]:

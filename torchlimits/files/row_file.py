@@ -27,7 +27,7 @@ import math
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import FileIO
@@ -145,18 +145,11 @@ class RowFile:
             weakref.finalize(self, self._file.close)
             self._begin(line, first)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with replacing(path) as partial:
             with partial.open("w+b", buffering=0) as self._file:
                 self._begin(line, first)
             if not replace:
                 _keep_aside(path)
-            partial.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
         self._file = path.open("r+b", buffering=0)
         # rows are asked for after the end of a run: the file is open as long as this object is
         weakref.finalize(self, self._file.close)
@@ -211,6 +204,23 @@ def _keep_aside(path: Path) -> None:
     place = next(place for place in places if not place.exists())
     path.rename(place)
     _log.warning("%s of a run that was not finished is kept as %s", path.name, place)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """A file to write beside ``path``, in whose place it is put at the end of the block.
+
+    So a crash never leaves half a file under the real name; after an error what was there stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def append_whole(file: FileIO, data: bytes) -> None:

@@ -30,16 +30,10 @@ class Attached:
     tracker: Tracker | None = None
 
     def __init__(
-        self,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-        *,
-        every: int = 1,
-        writer: Any = None,
-        path: str | Path | None = None,
-        max_bytes: int | None = None,
-        probe: Watcher | None = None,
-        parameters: Mapping[str, Any] | None = None,
-    ) -> None:
+        self, statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, every: int = 1,
+        writer: Any = None, path: str | Path | None = None, max_bytes: int | None = None,
+        probe: Watcher | None = None, parameters: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
         _checks.positive_int("every", every)
@@ -53,33 +47,20 @@ class Attached:
         }
 
     def _begin(
-        self,
-        model: nn.Module,
-        optimizer: Optimizer,
-        *,
-        logs: Any,
-        writes: bool,
-        step: int,
+        self, model: nn.Module, optimizer: Optimizer, *, logs: Any, writes: bool, step: int,
         state: Mapping[str, Any] | None,
-    ) -> None:
-        """Attach a tracker.
+    ) -> None:  # fmt: skip
+        """Attach a tracker; ``state`` is that of the one that recorded the trainer's steps so far.
 
-        Args:
-            model, optimizer: as in `tl.track`.
-            logs: where the trainer logs, a ``writer`` of `tl.track`.
-            writes: whether this process is the one of several that does.
-            step: how many steps the trainer has taken.
-            state: of the tracker that recorded those, if there was one.
+        ``logs`` is where the trainer logs, a ``writer`` of `tl.track`; ``writes``, whether this
+        process is the one of several that does.
         """
         self._end()  # a training that did not come to its end, and is begun anew
         writer = logs if self._writer is None else self._writer
+        writer = None if writer is False or not writes else writer
+        path = self.path if writes else None
         self.tracker = tracker = track(
-            model,
-            optimizer,
-            self.statistics,
-            writer=None if writer is False or not writes else writer,
-            path=self.path if writes else None,
-            **self._options,
+            model, optimizer, self.statistics, writer=writer, path=path, **self._options
         )
         if state is not None:
             try:

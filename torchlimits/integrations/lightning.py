@@ -69,14 +69,10 @@ class TrackerCallback(Attached, Callback):
     """
 
     def __init__(
-        self,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-        *,
-        optimizer: int | None = None,
-        writer: Any = None,
-        path: str | Path | None = None,
+        self, statistics: SummaryStatistics | Mapping[str, StatisticFunction], *,
+        optimizer: int | None = None, writer: Any = None, path: str | Path | None = None,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(statistics, writer=writer, path=path, **options)
         self._optimizer = optimizer
         # of the checkpoint that `fit` is about to go on from

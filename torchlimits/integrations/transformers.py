@@ -69,13 +69,9 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
     """
 
     def __init__(
-        self,
-        statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None,
-        *,
-        writer: Any = None,
-        path: str | Path | None = None,
-        **options: Any,
-    ) -> None:
+        self, statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None, *,
+        writer: Any = None, path: str | Path | None = None, **options: Any,
+    ) -> None:  # fmt: skip
         if statistics is None:
             # restore_callback_states_from_checkpoint makes callbacks anew, of what JSON can hold
             raise TypeError(
@@ -90,15 +86,9 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {}, "recorded": recorded}
 
     def on_train_begin(
-        self,
-        args: Any,
-        state: Any,
-        control: Any,
-        *,
-        model: nn.Module,
-        optimizer: Optimizer,
+        self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Optimizer,
         **kwargs: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Attach to model and optimizer, which have been restored by now."""
         if self.probe is not None and args.load_best_model_at_end:
             raise ValueError(
@@ -106,13 +96,9 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
                 "measures there: set load_best_model_at_end=False"
             )
         self._begin(
-            model,
-            optimizer,
-            logs=_logs(args, state),
-            writes=state.is_world_process_zero,
-            step=state.global_step,
-            state=self._recorded(state),
-        )
+            model, optimizer, logs=_logs(args, state), writes=state.is_world_process_zero,
+            step=state.global_step, state=self._recorded(state),
+        )  # fmt: skip
 
     def _recorded(self, state: Any) -> dict[str, Any] | None:
         """What the checkpoint holds that the training goes on from."""

@@ -79,25 +79,22 @@ class Layers:
     def speeds(self) -> tuple[float, float]:
         """rho_W and rho_v."""
         first, second = (
-            0.0 if layer is None else layer.step_size * layer.drift_factor for layer in self._both
+            0.0 if layer is None else layer.step_size * layer.drift_factor
+            for layer in (self.first, self.second)
         )
         return first / self.reference.step_size, second / self.reference.step_size
 
     @property
     def ridges(self) -> tuple[float, float]:
         """alpha_W and alpha_v."""
-        first, second = (0.0 if layer is None else layer.weight_decay for layer in self._both)
-        return first, second
+        first, second = self.first, self.second
+        return (first.weight_decay if first else 0.0), (second.weight_decay if second else 0.0)
 
     @property
     def signs(self) -> tuple[float, float]:
         """1, or -1 where the loss is maximised, for W and v."""
-        first, second = (1.0 if layer is None else layer.sign for layer in self._both)
-        return first, second
-
-    @property
-    def _both(self) -> tuple[SGDSettings | None, SGDSettings | None]:
-        return self.first, self.second
+        first, second = self.first, self.second
+        return (first.sign if first else 1.0), (second.sign if second else 1.0)
 
     def check_beside(self, *, ridge: float, momentum: float) -> None:
         """As `SGDSettings.check_beside`, for the layers that move."""

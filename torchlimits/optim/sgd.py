@@ -104,15 +104,9 @@ class SGDSettings:
 
     @classmethod
     def chosen(
-        cls,
-        optimizer: object | None,
-        *,
-        dim: int,
-        ridge: float,
-        step_size: float | None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-    ) -> SGDSettings:
+        cls, optimizer: object | None, dim: int, ridge: float, step_size: float | None,
+        momentum: float = 0.0, batch_size: int = 1,
+    ) -> SGDSettings:  # fmt: skip
         """Those of an optimizer, or those given by numbers, for a problem's ``dynamics(...)``.
 
         An optimizer whose weight decay is not the problem's ridge draws a warning; its own counts.

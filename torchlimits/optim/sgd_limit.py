@@ -74,22 +74,12 @@ class SGDLimit(OptimizerLimit):
         return self.settings.drift_factor
 
     def prepared(self, field: VectorField) -> VectorField:
-        """The field, refused if it lacks what the settings need.
-
-        Args:
-            field: the vector field.
-
-        Raises:
-            ValueError: as `check`.
-        """
+        """The field, refused by `check` if it lacks what the settings need."""
         self.check(field)
         return field.for_ascent() if self._second_order_speed(field) < 0 else field
 
     def check(self, field: VectorField) -> None:
         """Refuse weight decay where `VectorField.decay` is not known, layers where they are not.
-
-        Args:
-            field: the vector field.
 
         Raises:
             ValueError: if the field lacks one of the two and the settings need it.
@@ -165,13 +155,7 @@ class SGDLimit(OptimizerLimit):
     # --- steps at a finite n ----------------------------------------------------------------------
 
     def update(
-        self,
-        parameter: Tensor,
-        buffer: Tensor,
-        gradient: Tensor,
-        *,
-        lr: float,
-        first: bool,
+        self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, lr: float, first: bool
     ) -> None:
         """One step of torch.optim.SGD on a parameter and its momentum buffer, in place."""
         settings = self.settings
@@ -190,15 +174,9 @@ class SGDLimit(OptimizerLimit):
             parameter.sub_(buffer, alpha=lr)
 
     def update_rows(
-        self,
-        rows: Float[Tensor, "K columns S"],
-        buffer: Float[Tensor, "held columns S"],
-        pull: Float[Tensor, "B K S"],
-        x: Float[Tensor, "B columns S"],
-        *,
-        lr: float,
-        first: bool,
-    ) -> None:
+        self, rows: Float[Tensor, "K columns S"], buffer: Float[Tensor, "held columns S"],
+        pull: Float[Tensor, "B K S"], x: Float[Tensor, "B columns S"], *, lr: float, first: bool,
+    ) -> None:  # fmt: skip
         """`update` along the mean of the outer products pull x^T; held = 0 without momentum."""
         settings = self.settings
         if settings.momentum or settings.batch_size > 1:
@@ -224,9 +202,6 @@ class NormalizedLimit(SGDLimit):
     def check(self, field: VectorField) -> None:
         """Refuse fields of whose gradients the length is not known, as `SGDLimit.check` does.
 
-        Args:
-            field: the vector field.
-
         Raises:
             ValueError: if `VectorField.gradient_length` is not known, or increments have a second
                 order that is as large as the first.
@@ -247,10 +222,5 @@ class NormalizedLimit(SGDLimit):
         return self.eta(field, u)[..., None] ** 2 * super()._covariance(field, u, step_size)
 
     def eta(self, field: VectorField, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch 1"]:
-        """sqrt(n) over the length of a batch's gradient.
-
-        Args:
-            field: the vector field.
-            u: statistics, shape ``(..., k)``.
-        """
+        """sqrt(n) over the length of a batch's gradient at u, shape ``(..., k)``."""
         return self.settings.batch_size**0.5 / field.gradient_length(u)[..., None]

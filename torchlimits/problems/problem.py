@@ -32,13 +32,9 @@ class Trainable(Protocol):
         ...
 
     def model(
-        self,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> nn.Module:
+        self, *, replicas: tuple[int, ...] = (), generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> nn.Module:  # fmt: skip
         """A model at its random start.
 
         Args:
@@ -49,14 +45,10 @@ class Trainable(Protocol):
         ...
 
     def sample(
-        self,
-        batch: int,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        self, batch: int, *, replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Fresh data (x, y), both of shape ``(*replicas, batch, ...)``.
 
         Device and dtype are those asked for, whatever models there are: for a model that was made
@@ -114,15 +106,10 @@ class Problem(Trainable, Protocol):
         ...
 
     def dynamics(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        schedule: ScheduleLike | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
-    ) -> EffectiveDynamics:
+    ) -> EffectiveDynamics:  # fmt: skip
         """The effective dynamics that go with an optimizer, or with c_delta = lr * n.
 
         Args:
@@ -144,14 +131,9 @@ class Problem(Trainable, Protocol):
         ...
 
     def reduced_chain(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        dim: int | None = None,
-    ) -> ReducedChain:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+    ) -> ReducedChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension n, drawn without vectors of size n.
 
         See `ReducedChain.run`; arguments and errors are those of `dynamics`.

@@ -36,16 +36,11 @@ class TwoLayerNetwork(nn.Module):
     """
 
     def __init__(
-        self,
-        dim: int,
-        width: int,
-        *,
-        replicas: tuple[int, ...] = (),
+        self, dim: int, width: int, *, replicas: tuple[int, ...] = (),
         activation: Callable[[Tensor], Tensor] = torch.relu,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.activation = activation
         normal: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}

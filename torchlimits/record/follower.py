@@ -28,12 +28,9 @@ class Follower(Tracker):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        statistics: SummaryStatistics,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics,
         every: int,
-    ) -> None:
+    ) -> None:  # fmt: skip
         Steps.__init__(self, model, optimizer, every)
         self.path = None
         # without room: it finds out what is read just as the first process does

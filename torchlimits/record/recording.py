@@ -74,19 +74,16 @@ class Recording:
         rows = np.empty(values.shape[-2], self.header.row)
         rows["step"], rows["time"] = steps, times
         rows["values"] = values.movedim(-2, 0).numpy()
-        self._hold(rows)
+        self._held.append(rows)
+        self._held_bytes += rows.nbytes
+        if self._held_bytes > self.max_bytes:
+            self._write_held()
 
     def restore(self, rows: Trajectory) -> None:
         """Hold these rows and no others, in memory and on disk."""
         self._file, self._held, self._held_bytes, self._resumed = None, [], 0, True
         self.append(rows.steps.numpy(), rows.times.numpy(), rows.values)
         self.write()
-
-    def _hold(self, rows: np.ndarray) -> None:
-        self._held.append(rows)
-        self._held_bytes += rows.nbytes
-        if self._held_bytes > self.max_bytes:
-            self._write_held()
 
     def write(self) -> None:
         """Hand all rows to the operating system, if they have a path."""

@@ -32,16 +32,11 @@ class Ring(ABC):
     """
 
     def __init__(
-        self,
-        statistics: SummaryStatistics,
-        parameters: OwnParameters,
-        present: Mapping[str, Tensor],
-        capacity: int,
-    ) -> None:
-        self.statistics = statistics
-        self.parameters = parameters
-        self.capacity = capacity
-        self.filled = 0
+        self, statistics: SummaryStatistics, parameters: OwnParameters,
+        present: Mapping[str, Tensor], capacity: int,
+    ) -> None:  # fmt: skip
+        self.statistics, self.parameters = statistics, parameters
+        self.capacity, self.filled = capacity, 0
         with exactly():
             self.shapes = statistics.shapes_of(dict(_Exact(present)))
         self.names = statistics.entry_names(self.shapes)
@@ -108,12 +103,9 @@ class SnapshotRing(Ring):
     """
 
     def __init__(
-        self,
-        statistics: SummaryStatistics,
-        parameters: OwnParameters,
-        present: Mapping[str, Tensor],
-        capacity: int,
-    ) -> None:
+        self, statistics: SummaryStatistics, parameters: OwnParameters,
+        present: Mapping[str, Tensor], capacity: int,
+    ) -> None:  # fmt: skip
         super().__init__(statistics, parameters, present, capacity)
         self._alias()
         self._buffers = [p.expand(capacity, *p.shape).clone() for p in present.values()]
@@ -199,12 +191,9 @@ class EvaluatedRing(Ring):
     """
 
     def __init__(
-        self,
-        statistics: SummaryStatistics,
-        parameters: OwnParameters,
-        present: Mapping[str, Tensor],
-        max_bytes: int,
-    ) -> None:
+        self, statistics: SummaryStatistics, parameters: OwnParameters,
+        present: Mapping[str, Tensor], max_bytes: int,
+    ) -> None:  # fmt: skip
         super().__init__(statistics, parameters, present, capacity=1024)
         self._max_bytes = max_bytes
         self._rows: list[Tensor] = []

@@ -20,17 +20,11 @@ from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 
 def track(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    statistics: SummaryStatistics | Mapping[str, StatisticFunction],
-    *,
-    every: int = 1,
-    writer: Any = None,
-    path: str | Path | None = None,
-    max_bytes: int | None = None,
-    probe: Watcher | None = None,
-    parameters: Mapping[str, Any] | None = None,
-) -> Tracker:
+    model: nn.Module, optimizer: torch.optim.Optimizer,
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, every: int = 1,
+    writer: Any = None, path: str | Path | None = None, max_bytes: int | None = None,
+    probe: Watcher | None = None, parameters: Mapping[str, Any] | None = None,
+) -> Tracker:  # fmt: skip
     """Record summary statistics at every step of `optimizer`, step 0 included.
 
     A hook on the optimizer copies the parameters that the statistics read into a preallocated

@@ -82,17 +82,10 @@ class Tracker(Steps):
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        statistics: SummaryStatistics,
-        every: int,
-        writer: Any,
-        path: str | Path | None,
-        max_bytes: int | None,
-        probe: Watcher | None,
-        parameters: Mapping[str, Any] | None,
-    ) -> None:
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics,
+        every: int, writer: Any, path: str | Path | None, max_bytes: int | None,
+        probe: Watcher | None, parameters: Mapping[str, Any] | None,
+    ) -> None:  # fmt: skip
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)

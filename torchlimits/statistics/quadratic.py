@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -51,18 +51,9 @@ class OuterGradient:
 Gradient = Tensor | OuterGradient
 
 
-@runtime_checkable
-class Placed(Protocol):
-    """A statistic that holds tensors of its own."""
-
-    def near(self, parameters: Parameters) -> Any:
-        """The same statistic, with these tensors beside the parameters."""
-        ...
-
-
 def near(function: Any, parameters: Parameters) -> Any:
-    """A statistic with what it holds beside the parameters; any other function as it is."""
-    return function.near(parameters) if isinstance(function, Placed) else function
+    """A statistic with the tensors it holds beside the parameters; any other function as it is."""
+    return function.near(parameters) if hasattr(function, "near") else function
 
 
 def total(gradient: Gradient) -> Tensor:

@@ -9,13 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.statistics.quadratic import (
-    Gradient,
-    OuterGradient,
-    Parameters,
-    Quadratic,
-    dense,
-)
+from torchlimits.statistics.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
 
 
 @dataclass(frozen=True, eq=False)

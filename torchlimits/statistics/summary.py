@@ -91,12 +91,9 @@ class SummaryStatistics:
     """
 
     def __init__(
-        self,
-        functions: Mapping[str, StatisticFunction],
-        *,
-        symmetric: Collection[str] = (),
+        self, functions: Mapping[str, StatisticFunction], *, symmetric: Collection[str] = (),
         parameter_dims: Mapping[str, int] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not functions:
             raise ValueError("expected at least one statistic, got an empty dict")
         for name, function in functions.items():

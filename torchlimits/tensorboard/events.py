@@ -71,12 +71,9 @@ def scalar_records(
 
 
 def _block(
-    tags: Sequence[str],
-    steps: Int[np.ndarray, " rows"],
-    wall_times: Float[np.ndarray, " rows"],
-    floats: Float[np.ndarray, "rows k"],
-    size: int,
-) -> bytes:
+    tags: Sequence[str], steps: Int[np.ndarray, " rows"], wall_times: Float[np.ndarray, " rows"],
+    floats: Float[np.ndarray, "rows k"], size: int,
+) -> bytes:  # fmt: skip
     """Framed events of rows whose steps all take ``size`` bytes."""
     event, at_floats = _template(tags, 1 << 7 * (size - 1))
     frame = np.frombuffer(record(event), dtype=np.uint8)
@@ -162,12 +159,9 @@ class EventFile:
         self._pending.append(record(event.SerializeToString()))
 
     def add_scalars(
-        self,
-        tags: Sequence[str],
-        steps: Int[np.ndarray, " T"],
-        wall_times: Float[np.ndarray, " T"],
-        values: Float[np.ndarray, "T k"],
-    ) -> None:
+        self, tags: Sequence[str], steps: Int[np.ndarray, " T"],
+        wall_times: Float[np.ndarray, " T"], values: Float[np.ndarray, "T k"],
+    ) -> None:  # fmt: skip
         """Append T events of k scalars; arguments as in `scalar_records`."""
         for block in scalar_records(tags, steps, wall_times, values):
             self._pending.append(block)

@@ -12,14 +12,7 @@ from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags
 
 
 def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
-    """Write the measured change of each statistic, and its parts, into one chart.
-
-    There is a run ``<logdir>/explained/<part>`` for each part, with tags ``explained/<statistic>``
-    and, under *Custom Scalars*, a band of 1.96 standard errors. Writing again replaces them.
-
-    Args:
-        logdir: the experiment's folder; made if it is not there.
-        explanation: the parts, from `Tracker.explanation`.
+    """Write what `Writer.explain` shows, under tags ``explained/<statistic>``, into a folder.
 
     Raises:
         OSError: if ``logdir`` is a file or cannot be written to.

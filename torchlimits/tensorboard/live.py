@@ -8,7 +8,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -95,11 +94,7 @@ class _Live(Sink):
         return {"newest": self.newest, "written": self._written, "tail": tail}
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on where `state_dict` was taken.
-
-        Raises:
-            ValueError: if the state is not one that `state_dict` gave.
-        """
+        """Go on where `state_dict` was taken, as `Sink.load_state_dict`."""
         newest, written, tail = _checked_state(state)
         self.newest, self._written, self._tail = newest, written, tail
         self._clock = time.time()
@@ -208,13 +203,9 @@ class Writer(_Live):
     """
 
     def __init__(
-        self,
-        logdir: str | Path,
-        *,
-        max_points: int | None = 1000,
-        total_steps: int | None = None,
+        self, logdir: str | Path, *, max_points: int | None = 1000, total_steps: int | None = None,
         max_runs: int = 16,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(max_points, total_steps)
         self._max_runs = _checks.positive_int("max_runs", max_runs)
         # the folder behind a symbolic link, which is made if the link leads nowhere yet
@@ -277,12 +268,7 @@ class Writer(_Live):
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

@@ -41,14 +41,9 @@ _IMPLEMENTATION = {"capturable", "differentiable", "foreach", "fused"}
 
 
 def write(
-    logdir: str | Path,
-    *,
-    measured: Trajectory | None = None,
-    predicted: Trajectory | None = None,
-    hparams: Mapping[str, Any] | None = None,
-    max_points: int | None = 1000,
-    max_runs: int = 16,
-) -> None:
+    logdir: str | Path, *, measured: Trajectory | None = None, predicted: Trajectory | None = None,
+    hparams: Mapping[str, Any] | None = None, max_points: int | None = 1000, max_runs: int = 16,
+) -> None:  # fmt: skip
     """Write measured and predicted statistics so that TensorBoard draws them in one chart.
 
     The run directories ``<logdir>/measured`` and ``<logdir>/predicted`` have the same tags (see
@@ -103,13 +98,9 @@ def write(
 
 
 def _replace(
-    logdir: str | Path,
-    match: Match,
-    panels: Sequence[Summary],
-    parameters: Mapping[str, bool | int | float | str],
-    max_points: int | None,
-    max_runs: int,
-) -> None:
+    logdir: str | Path, match: Match, panels: Sequence[Summary],
+    parameters: Mapping[str, bool | int | float | str], max_points: int | None, max_runs: int,
+) -> None:  # fmt: skip
     """Write the files of the sides given, then remove those that they replace."""
     band = any(path.std is not None for path in match.sides.values())
     tags_of(match.all_names, band)  # refuses two statistics of one tag, before there is a folder

@@ -12,14 +12,8 @@ from collections.abc import Mapping, Sequence
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar import layout_pb2 as layouts
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
-from tensorboard.plugins.custom_scalar.layout_pb2 import (
-    Category,
-    Chart,
-    Layout,
-    MarginChartContent,
-    MultilineChartContent,
-)
 from tensorboard.plugins.text import metadata as text_metadata
 
 #: charts: what the other dashboards put on one page
@@ -51,10 +45,10 @@ def image(tag: str, png: bytes) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, image=picture)])
 
 
-def lines_chart(title: str, tags: Sequence[str]) -> Chart:
+def lines_chart(title: str, tags: Sequence[str]) -> layouts.Chart:
     """Several tags in one chart; each an anchored regular expression of its own."""
     patterns = [_exactly(tag) for tag in tags]
-    return Chart(title=title, multiline=MultilineChartContent(tag=patterns))
+    return layouts.Chart(title=title, multiline=layouts.MultilineChartContent(tag=patterns))
 
 
 def _exactly(tag: str) -> str:
@@ -62,27 +56,23 @@ def _exactly(tag: str) -> str:
     return re.escape(tag) + "$"
 
 
-def band_chart(title: str, tag: str, lower: str, upper: str) -> Chart:
+def band_chart(title: str, tag: str, lower: str, upper: str) -> layouts.Chart:
     """One tag inside the band between two others; a run that lacks either is not drawn."""
-    series = MarginChartContent.Series(value=tag, lower=lower, upper=upper)
-    return Chart(title=title, margin=MarginChartContent(series=[series]))
+    margin = layouts.MarginChartContent
+    series = margin.Series(value=tag, lower=lower, upper=upper)
+    return layouts.Chart(title=title, margin=margin(series=[series]))
 
 
-def layout(categories: Mapping[str, Sequence[Chart]]) -> Summary:
+def layout(categories: Mapping[str, Sequence[layouts.Chart]]) -> Summary:
     """The custom scalars dashboard: charts by category; later ones, if large, are closed at first.
 
     The charts of open categories load all at once.
     """
-    proto = Layout(
-        category=[
-            Category(title=title, chart=charts, closed=i > 0 and len(charts) > _MOST_OPEN)
-            for i, (title, charts) in enumerate(categories.items())
-        ]
-    )
-    tensor = TensorProto(dtype=DT_STRING, string_val=[proto.SerializeToString()])
-    value = Summary.Value(
-        tag=layout_metadata.CONFIG_SUMMARY_TAG,
-        metadata=layout_metadata.create_summary_metadata(),
-        tensor=tensor,
-    )
-    return Summary(value=[value])
+    parts = [
+        layouts.Category(title=title, chart=charts, closed=i > 0 and len(charts) > _MOST_OPEN)
+        for i, (title, charts) in enumerate(categories.items())
+    ]
+    whole = layouts.Layout(category=parts).SerializeToString()
+    tensor = TensorProto(dtype=DT_STRING, string_val=[whole])
+    tag, metadata = layout_metadata.CONFIG_SUMMARY_TAG, layout_metadata.create_summary_metadata()
+    return Summary(value=[Summary.Value(tag=tag, metadata=metadata, tensor=tensor)])

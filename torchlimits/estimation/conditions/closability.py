@@ -27,16 +27,10 @@ _FLOOR = 0.1
 
 
 def closability(
-    problem_at: Callable[[int], SizedProblem],
-    dims: Sequence[int],
-    *,
-    time: float = 1.0,
-    points: int = 3,
-    remainders: int = 8,
-    samples: int = 4096,
-    tolerance: float = 0.1,
+    problem_at: Callable[[int], SizedProblem], dims: Sequence[int], *, time: float = 1.0,
+    points: int = 3, remainders: int = 8, samples: int = 4096, tolerance: float = 0.1,
     seed: int = 0,
-) -> ConditionReport:
+) -> ConditionReport:  # fmt: skip
     r"""Whether drift, corrector and diffusion matrix are functions of u, as n grows.
 
     Theorem 2.2 of arXiv 2206.04030 needs that f, g and Sigma are, in the limit, the same at all
@@ -81,7 +75,7 @@ def closability(
     """
     settings = _Settings(remainders, samples, tolerance, seed)
     at_n = sized_problems(problem_at, dims, least=1)
-    found = _differences(at_n, [triple.run(time, points, seed) for triple in at_n], settings)
+    found = _differences(at_n, [sized.run(time, points, seed) for sized in at_n], settings)
     conditions = [
         vanishes(name, dims, *zip(*found[name], strict=True), tolerance)  # type: ignore[arg-type]
         for name in sorted(found, key=lambda name: _QUANTITIES.index(name.split(",")[0]))
@@ -125,31 +119,31 @@ def _differences(
     # the same u at every n, so that what is compared differs in n alone: those of the largest
     common = [at_n[-1].u(x) for x in runs[-1]]
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for triple, run in zip(at_n, runs, strict=True):
-        for name, value in _at_dimension(triple, run, common, settings).items():
+    for sized, run in zip(at_n, runs, strict=True):
+        for name, value in _at_dimension(sized, run, common, settings).items():
             found[name].append(value)
     return found
 
 
 def _at_dimension(
-    triple: SizedProblem,
+    sized: SizedProblem,
     run: Sequence[dict[str, Tensor]],
     common: Sequence[Tensor],
     settings: _Settings,
 ) -> dict[str, tuple[float, float]]:
     """Squared relative differences at one n and their standard errors, by condition."""
-    data = torch.Generator(device=triple.device).manual_seed(settings.seed + 1)
-    estimator, lifts = triple.estimator(), triple.lifts()
+    data = torch.Generator(device=sized.device).manual_seed(settings.seed + 1)
+    estimator, lifts = sized.estimator(), sized.lifts()
     reference = next(iter(lifts))
     differences = _Differences(reference, settings.remainders)
 
     def pairs(places: Sequence[Mapping[str, Tensor]]) -> list[tuple[Estimate, Estimate]]:
-        return [_pair(triple, estimator, {**run[0], **x}, settings.samples, data) for x in places]
+        return [_pair(sized, estimator, {**run[0], **x}, settings.samples, data) for x in places]
 
     for u in common:
         differences.add({k: pairs(settings.lifted(lift, u)) for k, lift in lifts.items()})
     for x in run:
-        around = pairs(settings.lifted(lifts[reference], triple.u(x)))
+        around = pairs(settings.lifted(lifts[reference], sized.u(x)))
         # as often as the lifts, each time from other samples: for the error bar
         here = pairs([x] * settings.remainders)
         differences.add({reference: around, "run": here}, only="run")
@@ -189,21 +183,12 @@ class _Differences:
 
 
 def _pair(
-    triple: SizedProblem,
-    estimator: Estimator,
-    parameters: Mapping[str, Tensor],
-    samples: int,
+    sized: SizedProblem, estimator: Estimator, parameters: Mapping[str, Tensor], samples: int,
     generator: torch.Generator,
-) -> tuple[Estimate, Estimate]:
+) -> tuple[Estimate, Estimate]:  # fmt: skip
     """Two estimates from separate samples: noise has no covariance between them."""
     first, second = (
-        estimator(
-            parameters,
-            step_size=triple.step_size,
-            samples=max(2, samples // 2),
-            weight_decay=triple.weight_decay,
-            generator=generator,
-        )
+        estimator(parameters, sized.step_size, max(2, samples // 2), sized.weight_decay, generator)
         for _ in range(2)
     )
     return first, second

@@ -32,14 +32,9 @@ Moments = dict[str, tuple[float, float]]
 
 
 def localizability(
-    problem_at: Callable[[int], SizedProblem],
-    dims: Sequence[int],
-    *,
-    time: float = 1.0,
-    points: int = 2,
-    samples: int = 2048,
-    seed: int = 0,
-) -> ConditionReport:
+    problem_at: Callable[[int], SizedProblem], dims: Sequence[int], *, time: float = 1.0,
+    points: int = 2, samples: int = 2048, seed: int = 0,
+) -> ConditionReport:  # fmt: skip
     r"""Test whether the bounds of Definition 2.1 (delta_n-localizability) hold as n grows.
 
     .. math::
@@ -84,8 +79,9 @@ def localizability(
     at_n = sized_problems(problem_at, dims)
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for problem, xs in zip(at_n, places(at_n, time, points, seed), strict=True):
-        for name, value in _largest([_moments(problem, x, samples, seed) for x in xs]).items():
-            found[name].append(value)
+        at_points = [_moments(problem, x, samples, seed) for x in xs]
+        for name in at_points[0]:
+            found[name].append(max(moments[name] for moments in at_points))
     rate = step_exponent(dims, [problem.step_size for problem in at_n])
     conditions = [
         at_most(name, dims, *zip(*found[name], strict=True), power, strict=name == _STRICT)  # type: ignore[arg-type]
@@ -106,10 +102,6 @@ def _powers(rate: float) -> dict[str, float]:
         "E<grad H, grad u>^4": 2 * rate,
         _STRICT: 3 * rate,
     }
-
-
-def _largest(moments: Sequence[Moments]) -> Moments:
-    return {name: max(found[name] for found in moments) for name in moments[0]}
 
 
 @exactly()
@@ -156,14 +148,11 @@ def _gradient_moments(
         if not all(sizes):
             raise ValueError(f"expected more than {_PIECE} samples, got {samples}")
         mean = {n: (halves[0][n] + halves[1][n]) / samples for n in names}
-        squares = torch.cat(
-            [
-                _squared_norms(
-                    {n: dense(g) - mean[n] for n, g in gradients(parameters, batch).items()}
-                )
-                for batch in batches
-            ]
+        deviations = (
+            {n: dense(g) - mean[n] for n, g in gradients(parameters, batch).items()}
+            for batch in batches
         )
+        squares = torch.cat([_squared_norms(of_batch) for of_batch in deviations])
         ridge = {n: problem.weight_decay * parameters[n] for n in names}
         phi = [{n: h[n] / s + ridge[n] for n in names} for h, s in zip(halves, sizes, strict=True)]
         square = float(sum((phi[0][n] * phi[1][n]).sum() for n in names))

@@ -89,14 +89,9 @@ class Condition:
 
 
 def at_most(
-    name: str,
-    dims: Sequence[int],
-    values: Sequence[float],
-    errors: Sequence[float],
-    needed: float,
-    *,
-    strict: bool = False,
-) -> Condition:
+    name: str, dims: Sequence[int], values: Sequence[float], errors: Sequence[float], needed: float,
+    *, strict: bool = False,
+) -> Condition:  # fmt: skip
     """The condition that y grows no faster than n^needed (``strict``: slower)."""
     place = (tuple(dims), tuple(values), tuple(errors))
     sign = "<" if strict else "<="
@@ -110,24 +105,16 @@ def at_most(
     law = _fit_told(told, *place)
     excess = law.exponent - needed
     found = f"exponent {law.exponent:.2f} ± {law.standard_error:.2f}, needed {sign} {needed:.3g}"
-    if law.standard_error > 2 * RESOLUTION:
-        verdict = f"undecided at these n: {found}"
-    elif excess > law.half_width:
-        verdict = f"fails: {found}"
-    elif excess < -law.half_width or (not strict and abs(excess) <= law.half_width):
-        verdict = f"holds: {found}"
-    else:
-        verdict = f"undecided at these n: {found}"
-    return Condition(name, *place, law, verdict)
+    seen = law.standard_error <= 2 * RESOLUTION
+    holds = excess < -law.half_width or (not strict and abs(excess) <= law.half_width)
+    word = _word(holds=seen and holds, fails=seen and excess > law.half_width)
+    return Condition(name, *place, law, f"{word}: {found}")
 
 
 def vanishes(
-    name: str,
-    dims: Sequence[int],
-    squares: Sequence[float],
-    errors: Sequence[float],
+    name: str, dims: Sequence[int], squares: Sequence[float], errors: Sequence[float],
     tolerance: float,
-) -> Condition:
+) -> Condition:  # fmt: skip
     """The condition that a relative size tends to 0, from unbiased estimates of its square.
 
     It holds if it is seen to shrink, or is not told from 0 and below the tolerance at the largest
@@ -161,13 +148,13 @@ def vanishes(
         f"{_percent(sizes[last])} at n = {n}, exponent {law.exponent:.2f} ± "
         f"{law.standard_error:.2f}, needed < 0"
     )
-    if law.exponent < -law.half_width:
-        verdict = f"holds: {found}"
-    elif law.exponent - _SIGMAS * law.standard_error > -2 * RESOLUTION:
-        verdict = f"fails: {found}"
-    else:
-        verdict = f"undecided at these n: {found}"
-    return Condition(name, *place, law, verdict)
+    flat = law.exponent - _SIGMAS * law.standard_error > -2 * RESOLUTION
+    word = _word(holds=law.exponent < -law.half_width, fails=flat)
+    return Condition(name, *place, law, f"{word}: {found}")
+
+
+def _word(*, holds: bool, fails: bool) -> str:
+    return "holds" if holds else "fails" if fails else "undecided at these n"
 
 
 def _fit_told(

@@ -78,16 +78,11 @@ class SizedProblem:
             step_size: c_delta; delta_n is c_delta / dim.
             generator: draws the model's start.
         """
+        ridge, lift = getattr(problem, "ridge", 0.0), getattr(problem, "lift", None)
         return cls(
-            model=problem.model(generator=generator),
-            loss=problem.loss,
-            sampler=problem.sample,
-            statistics=problem.statistics,
-            step_size=step_size / problem.dim,
-            dim=problem.dim,
-            weight_decay=getattr(problem, "ridge", 0.0),
-            lift=getattr(problem, "lift", None),
-        )
+            problem.model(generator=generator), problem.loss, problem.sample, problem.statistics,
+            step_size=step_size / problem.dim, dim=problem.dim, weight_decay=ridge, lift=lift,
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:

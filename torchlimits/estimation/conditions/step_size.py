@@ -168,14 +168,9 @@ class CriticalStepSize:
 
 
 def critical_step_size(
-    problem_at: Callable[[int], SizedProblem],
-    dims: Sequence[int],
-    *,
-    time: float = 1.0,
-    points: int = 2,
-    samples: int = 2048,
-    seed: int = 0,
-) -> CriticalStepSize:
+    problem_at: Callable[[int], SizedProblem], dims: Sequence[int], *, time: float = 1.0,
+    points: int = 2, samples: int = 2048, seed: int = 0,
+) -> CriticalStepSize:  # fmt: skip
     r"""Find the step size at which the corrector g or the diffusion matrix Sigma becomes order 1.
 
     At delta = 1 they are Lgen u and J V J^T. Their largest entries, over parameters as in
@@ -233,7 +228,7 @@ def _largest_terms(
     generator = torch.Generator(device=problem.device).manual_seed(seed)
     rows: dict[str, list[_Term]] = {"corrector": [], "diffusion": []}
     for parameters in at:
-        e = estimator(parameters, step_size=1.0, samples=samples, generator=generator)
+        e = estimator(parameters, 1.0, samples, generator=generator)
         for kind, value, error in (
             ("corrector", e.corrector.value.abs(), e.corrector.standard_error),
             ("diffusion", e.diffusion.value.diagonal(), e.diffusion.standard_error.diagonal()),

@@ -21,10 +21,7 @@ class Components:
     r"""The law of :math:`X = c_a + Z/\sqrt\lambda` with a label y_a, a drawn by its probability.
 
     Args:
-        means: the c_a as rows, shape ``(A, N)``.
-        labels: the y_a, shape ``(A,)``.
-        snr: lambda in (0, inf].
-        weights: the probabilities of the components, shape ``(A,)``; None: all the same.
+        means, labels, snr, weights: as in `GaussianMixture`.
 
     Raises:
         ValueError: if shapes do not fit, labels are not 0 or 1, weights are not probabilities, or
@@ -99,13 +96,9 @@ def cumulative(
 
 
 def drawn_components(
-    count: int,
-    cumulative: Float[Tensor, " A"] | None,
-    shape: Sequence[int],
-    *,
-    generator: torch.Generator | None,
-    device: torch.device,
-) -> Int[Tensor, "*shape"]:
+    count: int, cumulative: Float[Tensor, " A"] | None, shape: Sequence[int], *,
+    generator: torch.Generator | None, device: torch.device,
+) -> Int[Tensor, "*shape"]:  # fmt: skip
     """Independent components, numbers from 0 to ``count`` - 1.
 
     Args:

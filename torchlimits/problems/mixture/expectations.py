@@ -1,4 +1,24 @@
-"""Gaussian expectations of a two-layer ReLU network with a logistic output."""
+"""Gaussian expectations of a two-layer ReLU network with a logistic output.
+
+The largest absolute error of `relu_moments` over all entries of drift and corrector at a random
+point (v, m ~ N(0, 1), R = A A^T with some of rank 0 and 1, snr log-uniform in [0.1, 1e6]), and the
+time of a point in a batch on two CPU cores:
+
+===  ======  =====  =====  ======
+K    median  99 %   max    time
+===  ======  =====  =====  ======
+1    3e-11   3e-9   9e-8   3 us
+2    3e-10   6e-9   1e-6   0.04 ms
+3    5e-7    7e-6   2e-5   3 ms
+4    8e-7    1e-4   2e-4   7 ms
+8    1e-5    2e-3   2e-3   85 ms
+===  ======  =====  =====  ======
+
+(4000, 3000, 150, 80 and 40 points: for K = 8 the 99 % is the largest of 40, 90 % are within 6e-4;
+K = 3, 4 are measured against level 2 of the same rule.) With v ~ N(0, 4) the 99 % are 5e-7 at K = 2
+and 8e-4 at K = 4. Level 1: K = 2 1e-10, K = 3 9e-7, K = 4 3e-5, K = 8 5e-4 at 99 %, K >= 3 for four
+to six times the time. Errors are largest at small snr, where sigmoid is nearly a step.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +41,9 @@ class ReluMoments(NamedTuple):
 
 
 def relu_moments(
-    mean: Float[Tensor, "*#batch K"],
-    factor: Float[Tensor, "*#batch K K"],
-    v: Float[Tensor, "*#batch K"],
-    label: Float[Tensor, "*#batch"] | float = 1.0,
-    *,
-    level: int = 0,
-) -> ReluMoments:
+    mean: Float[Tensor, "*#batch K"], factor: Float[Tensor, "*#batch K K"],
+    v: Float[Tensor, "*#batch K"], label: Float[Tensor, "*#batch"] | float = 1.0, *, level: int = 0,
+) -> ReluMoments:  # fmt: skip
     r"""Moments of the logistic residual s = sigmoid(psi) - y where neurons are active,
 
     .. math::
@@ -51,27 +67,8 @@ def relu_moments(
     Returns:
         `ReluMoments`, leading dimensions broadcast, in the dtype of ``mean`` (computed in
         float64). Deterministic, and independent of what else is in the batch but for rounding.
-        Derivatives (autograd, torch.func) are those of the integral, within the rule's error.
-
-        Largest absolute error over all entries of drift and corrector at a random point
-        (v, m ~ N(0, 1), R = A A^T with some of rank 0 and 1, snr log-uniform in [0.1, 1e6]),
-        and the time of a point in a batch on two CPU cores:
-
-        ===  ======  =====  =====  ======
-        K    median  99 %   max    time
-        ===  ======  =====  =====  ======
-        1    3e-11   3e-9   9e-8   3 us
-        2    3e-10   6e-9   1e-6   0.04 ms
-        3    5e-7    7e-6   2e-5   3 ms
-        4    8e-7    1e-4   2e-4   7 ms
-        8    1e-5    2e-3   2e-3   85 ms
-        ===  ======  =====  =====  ======
-
-        (4000, 3000, 150, 80 and 40 points: for K = 8 the 99 % is the largest of 40, 90 % are
-        within 6e-4; K = 3, 4 are measured against level 2 of the same rule.) With v ~ N(0, 4)
-        the 99 % are 5e-7 at K = 2 and 8e-4 at K = 4. Level 1: K = 2 1e-10, K = 3 9e-7,
-        K = 4 3e-5, K = 8 5e-4 at 99 %, K >= 3 for four to six times the time. Errors are largest
-        at small snr, where sigmoid is nearly a step.
+        Derivatives (autograd, torch.func) are those of the integral, within the rule's error,
+        which a table at the head of this module tells.
 
         Memory without gradients: some 20 arrays of `quadrature.PIECE` doubles whatever the batch.
         Reverse mode keeps about 100 bytes a node (20 MB a point at K = 4, 250 MB at K = 8):
@@ -106,13 +103,10 @@ def relu_moments(
 
 
 def expect(
-    integrand: Callable[..., Tensor],
-    mean: Float[Tensor, "*#batch K"],
-    factor: Float[Tensor, "*#batch K K"],
-    v: Float[Tensor, "*#batch K"],
-    *arguments: Tensor,
+    integrand: Callable[..., Tensor], mean: Float[Tensor, "*#batch K"],
+    factor: Float[Tensor, "*#batch K K"], v: Float[Tensor, "*#batch K"], *arguments: Tensor,
     level: int = 0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""E[f(xi, h, psi)] for any f that is smooth away from the kinks h_i = 0.
 
     Args:
@@ -140,13 +134,10 @@ def expect(
 
 
 def second_moment(
-    integrand: Callable[..., Tensor],
-    mean: Float[Tensor, "*#batch K"],
-    factor: Float[Tensor, "*#batch K K"],
-    v: Float[Tensor, "*#batch K"],
-    *arguments: Tensor,
+    integrand: Callable[..., Tensor], mean: Float[Tensor, "*#batch K"],
+    factor: Float[Tensor, "*#batch K K"], v: Float[Tensor, "*#batch K"], *arguments: Tensor,
     level: int = 0,
-) -> Float[Tensor, "*batch k k"]:
+) -> Float[Tensor, "*batch k k"]:  # fmt: skip
     r"""E[F^T F] for a matrix-valued F(xi, h, psi), smooth away from the kinks h_i = 0.
 
     Args and raises as in `expect`; the integrand returns F, ``(points, nodes, r, k)``.
@@ -164,14 +155,9 @@ def second_moment(
 
 
 def _expectation(
-    total: Callable[[Tensor, Tensor], Tensor],
-    integrand: Callable[..., Tensor],
-    mean: Tensor,
-    factor: Tensor,
-    v: Tensor,
-    arguments: tuple[Tensor, ...],
-    level: int,
-) -> Tensor:
+    total: Callable[[Tensor, Tensor], Tensor], integrand: Callable[..., Tensor], mean: Tensor,
+    factor: Tensor, v: Tensor, arguments: tuple[Tensor, ...], level: int,
+) -> Tensor:  # fmt: skip
     """The rule's total(weights, values) of an integrand, over the pieces."""
     batch, (mean, factor, v) = _flat(mean, factor, v, level)
     if len(mean) == 0:

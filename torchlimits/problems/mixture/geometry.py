@@ -18,11 +18,7 @@ _APART = 1e-6
 
 
 class MixtureGeometry(Geometry):
-    """R is positive semidefinite; -f + g has kinks where neurons are idle, and where they part.
-
-    Args:
-        field: the vector field.
-    """
+    """R is positive semidefinite; -f + g has kinks where neurons are idle, and where they part."""
 
     def __init__(self, field: MixtureField) -> None:
         self.field = field

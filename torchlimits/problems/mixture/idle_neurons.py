@@ -30,13 +30,9 @@ def towards_means(
 
 
 def on_fastest_ray(
-    field: MixtureField,
-    few: MixtureField,
-    velocity: Velocity,
-    u: Float[Tensor, " k"],
-    idle: Bool[Tensor, " K"],
-    length: float,
-) -> Float[Tensor, " k"]:
+    field: MixtureField, few: MixtureField, velocity: Velocity, u: Float[Tensor, " k"],
+    idle: Bool[Tensor, " K"], length: float,
+) -> Float[Tensor, " k"]:  # fmt: skip
     """u with its idle neurons moved by ``length`` along the ray with the largest gamma.
 
     ``velocity`` is that of ``few``, the field of the active neurons and one idle one. To first

@@ -201,16 +201,9 @@ class MixtureSGD:
     """
 
     def __init__(
-        self,
-        data: Components,
-        model: TwoLayerNetwork,
-        optimizer: torch.optim.SGD,
-        *,
-        batch_size: int,
-        seed: int,
-        warps: int | None = None,
-        in_registers: bool | None = None,
-    ) -> None:
+        self, data: Components, model: TwoLayerNetwork, optimizer: torch.optim.SGD, *,
+        batch_size: int, seed: int, warps: int | None = None, in_registers: bool | None = None,
+    ) -> None:  # fmt: skip
         if data.weights is not None:
             raise NoKernelError(
                 "expected components of equal probability, which is what the kernel draws, got "

@@ -78,16 +78,10 @@ class GaussianMixture(TrainableMixture, Problem):
     """
 
     def dynamics(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        schedule: ScheduleLike | None = None,
-        dim: int | None = None,
-        level: int = 0,
-    ) -> MixtureDynamics:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        dim: int | None = None, level: int = 0,
+    ) -> MixtureDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
         Of an optimizer each layer has the options of its parameter group; limit time is the sum of
@@ -105,12 +99,7 @@ class GaussianMixture(TrainableMixture, Problem):
         layers = None
         if optimizer is None or step_size is not None:
             settings = SGDSettings.chosen(
-                optimizer,
-                dim=dim,
-                ridge=self.ridge,
-                step_size=step_size,
-                momentum=momentum,
-                batch_size=batch_size,
+                optimizer, dim, self.ridge, step_size, momentum, batch_size
             )
         else:
             found = Layers.of(
@@ -123,27 +112,15 @@ class GaussianMixture(TrainableMixture, Problem):
                 found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
                 settings = found
         return MixtureDynamics(
-            self.coordinates,
-            self.labels,
-            width=self.width,
-            snr=self.snr,
-            dim=dim,
-            settings=settings,
-            layers=layers,
-            schedule=Schedule.of(schedule, optimizer, dim),
-            weights=self.weights,
-            level=level,
-        )
+            self.coordinates, self.labels, width=self.width, snr=self.snr, dim=dim,
+            settings=settings, layers=layers, schedule=Schedule.of(schedule, optimizer, dim),
+            weights=self.weights, level=level,
+        )  # fmt: skip
 
     def reduced_chain(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        dim: int | None = None,
-    ) -> MixtureChain:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+    ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim

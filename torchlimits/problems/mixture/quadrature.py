@@ -117,7 +117,8 @@ def panels(
     each other and name it by the same tensor. A point's nodes depend on the point alone, so that
     its sum does not depend on the batch but by rounding.
     """
-    near = _near(mean, factor, rule.reach)
+    # kinks h_i = 0 that are out of reach of the origin carry no weight
+    near = mean.detach().abs() < rule.reach * factor.detach().norm(dim=-1)
     for kinks, points in _by_kinks(near):
         for some in points.split(_TOGETHER):
             yield from _pieces(some, mean[some], factor[some], v[some], near[some], kinks, rule)
@@ -136,14 +137,9 @@ def _by_kinks(near: Bool[Tensor, "P K"]) -> list[tuple[int, Int[Tensor, " some"]
 
 
 def _pieces(
-    points: Tensor,
-    mean: Tensor,
-    factor: Tensor,
-    v: Tensor,
-    near: Tensor,
-    kinks: int,
+    points: Tensor, mean: Tensor, factor: Tensor, v: Tensor, near: Tensor, kinks: int,
     rule: Resolution,
-) -> Iterator[tuple[Tensor, Panels]]:
+) -> Iterator[tuple[Tensor, Panels]]:  # fmt: skip
     """Of points with the same number of kinks."""
     frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
@@ -158,11 +154,6 @@ def _pieces(
         for m in range(0, lines, stride):
             some_lines = offsets[here, m : m + stride], weights[here, m : m + stride]
             yield some, _split(*inputs, some_lines, kinks, rule)
-
-
-def _near(mean: Tensor, factor: Tensor, reach: float) -> Bool[Tensor, "P K"]:
-    """Which kinks h_i = 0 are within reach of the origin; the others carry no weight."""
-    return mean.detach().abs() < reach * factor.detach().norm(dim=-1)
 
 
 def line_frame(
@@ -252,19 +243,14 @@ def _lines(
     middle = ((edges[:, 1:] + edges[:, :-1]) / 2)[..., None]
     x, w = _gauss_legendre(rule.lines, mean.device)
     y = (middle + half * x).flatten(1)
-    return y[..., None], (half * w).flatten(1) * _density(y)
+    density = torch.exp(y.square() * -0.5) * (2 * math.pi) ** -0.5
+    return y[..., None], (half * w).flatten(1) * density
 
 
 def _split(
-    mean: Tensor,
-    rotated: Tensor,
-    v: Tensor,
-    near: Tensor,
-    frame: Tensor,
-    lines: tuple[Tensor, Tensor],
-    kinks: int,
-    rule: Resolution,
-) -> Panels:
+    mean: Tensor, rotated: Tensor, v: Tensor, near: Tensor, frame: Tensor,
+    lines: tuple[Tensor, Tensor], kinks: int, rule: Resolution,
+) -> Panels:  # fmt: skip
     """Panels between the kinks of every line; on each, psi = level + slope t is affine."""
     offsets, line_weight = lines
     along = rotated[..., 0]
@@ -336,10 +322,6 @@ def _with_splits(kinks: Tensor, rule: Resolution) -> Tensor:
     return torch.cat([kinks, fixed], 1).sort(dim=1).values
 
 
-def _density(t: Tensor) -> Tensor:
-    return torch.exp(t.square() * -0.5) * (2 * math.pi) ** -0.5
-
-
 @lru_cache(maxsize=64)
 def _gauss_legendre(order: int, device: torch.device) -> tuple[Tensor, Tensor]:
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(order))
@@ -354,9 +336,8 @@ def _lattice(dim: int, size: int, stretch: float, device: torch.device) -> tuple
     of the cube, which makes the integrand periodic.
     """
     if dim == 0:
-        return torch.zeros(1, 0, dtype=torch.float64, device=device), torch.ones(
-            1, dtype=torch.float64, device=device
-        )
+        one = torch.ones(1, dtype=torch.float64, device=device)
+        return one.new_zeros(1, 0), one
     size = _prime_below(size)
     z = [pow(_korobov(dim, size), j, size) for j in range(dim)]
     # on the CPU, so that all devices have the same points

@@ -32,14 +32,9 @@ def labels_all_means(
 
 
 def accuracy(
-    u: Float[Tensor, "*batch k"],
-    coordinates: Float[Tensor, "A d"],
-    labels: Float[Tensor, " A"],
-    width: int,
-    *,
-    snr: float,
-    weights: Float[Tensor, " A"] | None,
-) -> Float[Tensor, "*batch"]:
+    u: Float[Tensor, "*batch k"], coordinates: Float[Tensor, "A d"], labels: Float[Tensor, " A"],
+    width: int, *, snr: float, weights: Float[Tensor, " A"] | None,
+) -> Float[Tensor, "*batch"]:  # fmt: skip
     """The probability of the right label for fresh data, by scrambled Sobol points.
 
     Args:

@@ -35,18 +35,12 @@ class TrainableMixture(Trainable):
     """
 
     def __init__(
-        self,
-        means: Float[Tensor, "A N"],
-        labels: Float[Tensor, " A"] | Sequence[int],
-        *,
-        width: int,
-        snr: float,
-        ridge: float = 0.0,
+        self, means: Float[Tensor, "A N"], labels: Float[Tensor, " A"] | Sequence[int], *,
+        width: int, snr: float, ridge: float = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
-        directions: Float[Tensor, "d N"] | None = None,
-        device: torch.device | str | None = None,
+        directions: Float[Tensor, "d N"] | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.components = data = Components(means, labels, snr, weights)
         self.means, self.labels, self.snr, self.weights = (
             data.means, data.labels, data.snr, data.weights
@@ -74,18 +68,11 @@ class TrainableMixture(Trainable):
 
     @classmethod
     def binary(
-        cls: type[M],
-        dim: int,
-        width: int = 2,
-        *,
-        snr: float,
-        ridge: float = 0.0,
+        cls: type[M], dim: int, width: int = 2, *, snr: float, ridge: float = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
-        directions: Literal["axis", "random"] = "axis",
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> M:
+        directions: Literal["axis", "random"] = "axis", generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> M:  # fmt: skip
         """The binary mixture: +mu (label 1), -mu (label 0), |mu| = 1; d = 1.
 
         Args:
@@ -106,18 +93,11 @@ class TrainableMixture(Trainable):
 
     @classmethod
     def xor(
-        cls: type[M],
-        dim: int,
-        width: int = 4,
-        *,
-        snr: float,
-        ridge: float = 0.0,
+        cls: type[M], dim: int, width: int = 4, *, snr: float, ridge: float = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
-        directions: Literal["axis", "random"] = "axis",
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> M:
+        directions: Literal["axis", "random"] = "axis", generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> M:  # fmt: skip
         """The XOR mixture: +-mu (label 1), +-nu (label 0), mu and nu orthonormal; d = 2.
 
         Args:
@@ -145,41 +125,30 @@ class TrainableMixture(Trainable):
         return coordinates.mixture_names(self.width, len(self.directions))
 
     def __repr__(self) -> str:
-        shares = "" if self.weights is None else _listed(self.weights)
+        shares = ""
+        if self.weights is not None:
+            shares = f", weights=[{', '.join(f'{w:g}' for w in self.weights.tolist())}]"
         return (
             f"GaussianMixture({len(self.means)} components, dim={self.dim}, width={self.width}, "
             f"snr={self.snr:g}, ridge={self.ridge:g}{shares})"
         )
 
     def model(
-        self,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> TwoLayerNetwork:
+        self, *, replicas: tuple[int, ...] = (), generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> TwoLayerNetwork:  # fmt: skip
         """A network at the Gaussian start v ~ N(0, 1), W ~ N(0, I/N); see `Trainable.model`."""
-        device = _checks.device(device or self.device)
+        device, dtype = _checks.device(device or self.device), dtype or self.dtype
         _checks.generator(generator, device)
         return TwoLayerNetwork(
-            self.dim,
-            self.width,
-            replicas=replicas,
-            generator=generator,
-            device=device,
-            dtype=dtype or self.dtype,
+            self.dim, self.width, replicas=replicas, generator=generator, device=device, dtype=dtype
         )
 
     def sample(
-        self,
-        batch: int,
-        *,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        self, batch: int, *, replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:
+    ) -> tuple[Float[Tensor, "*replicas batch N"], Float[Tensor, "*replicas batch"]]:  # fmt: skip
         """Fresh data (x, y): inputs and their labels; see `Trainable.sample`."""
         _checks.positive_int("batch", batch)
         device = _checks.device(device or self.device)
@@ -235,13 +204,8 @@ class TrainableMixture(Trainable):
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, JSON-able; the weights only where they differ."""
-        facts = {
-            "components": len(self.means),
-            "dim": self.dim,
-            "width": self.width,
-            "snr": self.snr,
-            "ridge": self.ridge,
-        }
+        names = ("dim", "width", "snr", "ridge")
+        facts = {"components": len(self.means), **{name: getattr(self, name) for name in names}}
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
     def _options(self) -> dict[str, Any]:
@@ -254,7 +218,3 @@ class TrainableMixture(Trainable):
         return name in vars(self) or getattr(type(self), name) is not getattr(
             TrainableMixture, name
         )
-
-
-def _listed(weights: Tensor) -> str:
-    return f", weights=[{', '.join(f'{w:g}' for w in weights.tolist())}]"

@@ -38,14 +38,9 @@ class SpikedDynamics(EffectiveDynamics):
     limit: SGDLimit
 
     def __init__(
-        self,
-        *,
-        order: int,
-        snr: float,
-        dim: int,
-        settings: SGDSettings,
+        self, *, order: int, snr: float, dim: int, settings: SGDSettings,
         schedule: Schedule | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
         reach, radius2 = 1.2 * snr ** (1 / order), 2 * settings.effective_step_size
         if settings.normalized:
@@ -198,22 +193,15 @@ class SpikedDynamics(EffectiveDynamics):
         return sign * math.exp(_root_of(excess, *sorted((top, top + reach))))
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation solved, in markdown.
-
-        Args:
-            corrector: False leaves the corrector out.
-        """
+        """The equation solved, as `Flow.equation`."""
         if not self.settings.normalized:
             return super().equation(corrector)
         noise = " + c" if corrector else ""
-        return "\n".join(
-            [
-                "Effective dynamics (Proposition 3.1 of arXiv 2206.04030) for normalised "
-                "gradients, R^2 = m^2 + r2, eta = 1/(2 k^(1/2) R^(k-1)):",
-                "",
-                "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) eta - alpha m",
-                f"    dr2/dt = -4 k R^(2k-2) r2 eta{noise} - 2 alpha r2",
-            ]
+        return (
+            "Effective dynamics (Proposition 3.1 of arXiv 2206.04030) for normalised "
+            "gradients, R^2 = m^2 + r2, eta = 1/(2 k^(1/2) R^(k-1)):\n\n"
+            "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) eta - alpha m\n"
+            f"    dr2/dt = -4 k R^(2k-2) r2 eta{noise} - 2 alpha r2"
         )
 
 

@@ -82,12 +82,9 @@ class EquatorDynamics(DiffusiveDynamics):
 
     def equation(self) -> str:
         """The equation solved, in markdown."""
-        return "\n".join(
-            [
-                "Diffusive limit at the equator (Proposition 3.3 of arXiv 2206.04030), "
-                "u1 = sqrt(n) m:",
-                "",
-                "    du1 = 2 u1 (k Lambda u1^(k-2) - k r2^(k-1)) dt + 2 sqrt(c k r2^(k-1)) dB",
-                "    dr2 = -4 k r2^(k-1) (r2 - c) dt",
-            ]
+        return (
+            "Diffusive limit at the equator (Proposition 3.3 of arXiv 2206.04030), "
+            "u1 = sqrt(n) m:\n\n"
+            "    du1 = 2 u1 (k Lambda u1^(k-2) - k r2^(k-1)) dt + 2 sqrt(c k r2^(k-1)) dB\n"
+            "    dr2 = -4 k r2^(k-1) (r2 - c) dt"
         )

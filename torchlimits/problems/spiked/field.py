@@ -124,17 +124,10 @@ class SpikedField(VectorField):
         return {"order": self.order, "snr": self.snr}
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, in markdown.
-
-        Args:
-            corrector: False leaves the corrector out.
-        """
+        """The equation, as `VectorField.equation`."""
         radius = "(r2 - c)" if corrector else "r2"
-        return "\n".join(
-            [
-                "Effective dynamics (Proposition 3.1 of arXiv 2206.04030), R^2 = m^2 + r2:",
-                "",
-                "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) - alpha m",
-                f"    dr2/dt = -4 k R^(2k-2) {radius} - 2 alpha r2",
-            ]
+        return (
+            "Effective dynamics (Proposition 3.1 of arXiv 2206.04030), R^2 = m^2 + r2:\n\n"
+            "    dm/dt  = 2 m (k lambda m^(k-2) - k R^(2k-2)) - alpha m\n"
+            f"    dr2/dt = -4 k R^(2k-2) {radius} - 2 alpha r2"
         )

@@ -18,11 +18,10 @@ from torchlimits.problems.problem import Problem
 from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.dynamics import SpikedDynamics
 from torchlimits.problems.spiked.equator import EquatorDynamics
+from torchlimits.problems.spiked.estimate import SpikeEstimate, spiked_statistics
 from torchlimits.problems.spiked.field import NAMES
-from torchlimits.problems.spiked.network import SpikeEstimate
 from torchlimits.problems.spiked.samplers import check_shapes, sampler_of
 from torchlimits.problems.spiked.spike import Spike
-from torchlimits.problems.spiked.statistics import spiked_statistics
 
 
 class SpikedTensor(Problem):
@@ -76,18 +75,12 @@ class SpikedTensor(Problem):
     """
 
     def __init__(
-        self,
-        dim: int,
-        order: int = 2,
-        *,
-        snr: float,
+        self, dim: int, order: int = 2, *, snr: float,
         sampler: Literal["dense", "implicit"] = "implicit",
-        direction: Literal["axis", "random"] | Float[Tensor, " n"] = "axis",
-        ridge: float = 0.0,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        direction: Literal["axis", "random"] | Float[Tensor, " n"] = "axis", ridge: float = 0.0,
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.spike = Spike(dim, order, snr, direction, generator)
         self.order, self.snr, self.direction = order, self.spike.snr, self.spike.direction
         self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
@@ -122,14 +115,10 @@ class SpikedTensor(Problem):
         )
 
     def model(
-        self,
-        *,
-        at: tuple[float, float] | None = None,
-        replicas: tuple[int, ...] = (),
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
+        self, *, at: tuple[float, float] | None = None, replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> SpikeEstimate:
+    ) -> SpikeEstimate:  # fmt: skip
         """x at a random start N(0, I/n), or at given values of (m, r2).
 
         Args:
@@ -146,13 +135,9 @@ class SpikedTensor(Problem):
         return SpikeEstimate(x)
 
     def lift(
-        self,
-        u: Float[Tensor, " 2"],
-        generator: torch.Generator | None = None,
-        *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> dict[str, Tensor]:
+        self, u: Float[Tensor, " 2"], generator: torch.Generator | None = None, *,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """x with statistics u = (m, r2), in a uniform direction orthogonal to v.
 
         Args:
@@ -199,15 +184,10 @@ class SpikedTensor(Problem):
         return self._data.loss(output, target)
 
     def dynamics(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        schedule: ScheduleLike | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
-    ) -> SpikedDynamics:
+    ) -> SpikedDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * n.
 
         Args:
@@ -221,28 +201,16 @@ class SpikedTensor(Problem):
                 "expected one parameter group, got "
                 f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
             )
-        settings = SGDSettings.chosen(
-            optimizer,
-            dim=dim,
-            ridge=self.ridge,
-            step_size=step_size,
-            momentum=momentum,
-            batch_size=batch_size,
-        )
+        settings = SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
         plan = Schedule.of(schedule, optimizer, dim)
         return SpikedDynamics(
             order=self.order, snr=self.snr, dim=dim, settings=settings, schedule=plan
         )
 
     def reduced_chain(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        dim: int | None = None,
-    ) -> SpikedChain:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+    ) -> SpikedChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension n; see `Problem.reduced_chain`."""
         if dim is not None and _checks.positive_int("dim", dim) < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
@@ -280,14 +248,9 @@ class SpikedTensor(Problem):
         return self.dynamics(step_size=step_size).diffusive(at)
 
     def equator(
-        self,
-        optimizer: torch.optim.Optimizer | None = None,
-        *,
-        step_size: float | None = None,
-        momentum: float = 0.0,
-        batch_size: int = 1,
-        scaled_snr: float | None = None,
-    ) -> EquatorDynamics:
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, scaled_snr: float | None = None,
+    ) -> EquatorDynamics:  # fmt: skip
         """The diffusive limit of (sqrt(n) m, r2) at the equator, where random starts are.
 
         Args:

@@ -24,13 +24,9 @@ class Spike:
     """
 
     def __init__(
-        self,
-        dim: int,
-        order: int,
-        snr: float,
-        direction: str | Tensor,
+        self, dim: int, order: int, snr: float, direction: str | Tensor,
         generator: torch.Generator | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.dim = _checks.positive_int("dim", dim)
         self.order = _checks.positive_int("order", order)
         if order < 2:

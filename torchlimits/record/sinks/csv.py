@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import itertools
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from torchlimits.contracts.sink import Sink, check_continues
-from torchlimits.files.row_file import append_whole
+from torchlimits.files.row_file import append_whole, replacing
 from torchlimits.record.sinks.log_function import newest_of
 from torchlimits.trajectory import Trajectory
 
@@ -110,14 +109,8 @@ class CSV(Sink):
 
     def _begin(self, content: bytes) -> None:
         """Begin a new file, which replaces an old one once it is whole."""
-        partial = self.path.with_name(self.path.name + ".partial")
-        try:
+        with replacing(self.path) as partial:
             partial.write_bytes(content)
-            partial.replace(self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise
 
     def flush(self) -> None:
         """Do nothing: no row is held back."""

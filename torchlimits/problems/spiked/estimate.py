@@ -1,7 +1,8 @@
-"""The statistics of an estimate x of a spike v: its overlap, and the square of what is across.
+"""`SpikeEstimate`, the estimate x of a spike v, and its statistics.
 
-They are `Overlaps` and `SquaredLengths` for a vector in the place of a matrix. (Those would take
-its products as matrices', which are rounded in another order.)
+Its overlap, and the square of what is across, are `Overlaps` and `SquaredLengths` for a vector in
+the place of a matrix. (Those would take its products as matrices', which are rounded in another
+order.)
 """
 
 from __future__ import annotations
@@ -9,10 +10,26 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
 from torchlimits.statistics.summary import SummaryStatistics
+
+
+class SpikeEstimate(nn.Module):
+    """The estimate x of the spike: one parameter ``x``, shape ``(*replicas, n)``.
+
+    Its output is x itself, whatever the input: the data of this problem are the tensors that x is
+    compared with in `SpikedTensor.loss`.
+    """
+
+    def __init__(self, x: Float[Tensor, "*replicas n"]) -> None:
+        super().__init__()
+        self.x = nn.Parameter(x)
+
+    def forward(self, features: Tensor | None = None) -> Float[Tensor, "*replicas n"]:
+        """x."""
+        return self.x
 
 
 def spiked_statistics(v: Float[Tensor, " n"]) -> SummaryStatistics:
