@@ -239,7 +239,7 @@ class LinearDiffusion(DiffusiveDynamics):
         from scipy.linalg import solve_continuous_lyapunov
 
         A, D = self.jacobian.cpu().numpy(), self.matrix.cpu().numpy()
-        P = torch.as_tensor(solve_continuous_lyapunov(A, -D)).to(self.matrix)
+        P = torch.as_tensor(solve_continuous_lyapunov(A, -D), device="cpu").to(self.matrix)
         return (P + P.mT) / 2
 
     def rank(self, tolerance: float = 1e-9) -> int:
