@@ -42,11 +42,6 @@ CASES = {
         "parameter 'level'",
         "ValueError: expected level to be an int >= -3, got 0.5: 0 is the default",
     ),
-    "statistics of integers": (
-        "PROBLEM.dynamics(step_size=1.0).classes(INTS)",
-        "parameter 'u'",
-        "TypeError: expected u as a float32 or float64 tensor, got torch.int64: convert it",
-    ),
 }
 #: where the checker has nothing to find
 WORDS = {
@@ -60,6 +55,10 @@ WORDS = {
     "trajectory": (
         "tl.Trajectory(ONES(2), ONES(2), ONES(3, 1), ['m'])",
         "expected values of shape",
+    ),
+    "statistics of integers": (
+        "PROBLEM.dynamics(step_size=1.0).classes(INTS)",
+        "TypeError: expected u as a float32 or float64 tensor, got torch.int64: convert it",
     ),
     "no trajectory": ("tl.compare(PATH, 3)", "expected predicted as a Trajectory, got int"),
     "track": ("tl.track(3, 4, {})", "expected model to be a torch.nn.Module, got int"),

@@ -66,8 +66,8 @@ class Recording:
 
     def append(
         self,
-        steps: Sequence[int] | np.ndarray,
-        times: Sequence[float] | np.ndarray,
+        steps: Sequence[int] | np.ndarray | Tensor,
+        times: Sequence[float] | np.ndarray | Tensor,
         values: Tensor,
     ) -> None:
         """Take rows, values ``(..., T, k)``."""
