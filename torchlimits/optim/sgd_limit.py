@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -46,22 +47,26 @@ class SGDLimit(OptimizerLimit):
         """The limit that goes with the settings: `NormalizedLimit` if they say so."""
         return (NormalizedLimit if settings.normalized else SGDLimit)(settings, layers)
 
-    @staticmethod
-    def at_finite_n(
-        settings: SGDSettings, optimizer: torch.optim.Optimizer | None = None
-    ) -> SGDLimit:
-        """That of settings whose steps are to be taken, as read from an optimizer, if any.
+    def at_finite_n(self, optimizer: torch.optim.Optimizer | None = None) -> SGDLimit:
+        """The same for steps that are taken one by one, as an optimizer, if any, takes them.
 
         Raises:
-            ValueError: if c_delta is 0: there are no steps then.
+            ValueError: if the loss is not minimised by plain SGD, with the same settings for all
+                parameters, or c_delta is 0: there are no steps then.
         """
-        if settings.step_size == 0:
+        self.settings.check_plain("the reduced chain")
+        if self.layers is not None:
+            raise ValueError(
+                "expected one group of settings for both layers for the reduced chain, got layers "
+                "that differ: their limit is in problem.dynamics(optimizer)"
+            )
+        if self.step_size == 0:
             raise ValueError(
                 "expected step_size > 0, got 0: gradient flow is a limit and takes no steps"
             )
         # the effective dynamics, and so the settings, do not depend on it
         nesterov = optimizer is not None and bool(optimizer.param_groups[0]["nesterov"])
-        return SGDLimit(settings, nesterov=nesterov)
+        return replace(self, nesterov=nesterov)
 
     @property
     def step_size(self) -> float:
@@ -133,13 +138,17 @@ class SGDLimit(OptimizerLimit):
         """Speed, sign and alpha of the parameter behind each statistic."""
         if self.layers is None:
             return self.settings.drift_factor, self.settings.sign, self.settings.weight_decay
-        names = field.parameter_names or ()
-        pairs = (self.layers.speeds, self.layers.signs, self.layers.ridges)
-        speed, sign, ridge = (
-            u.new_tensor([first if name == "first" else second for name in names])
-            for first, second in pairs
-        )
-        return speed, sign, ridge
+        blocks = [(name, len(list(same))) for name, same in groupby(field.parameter_names or ())]
+
+        def spread(pair: tuple[float, float]) -> Tensor:
+            # filled where u is: numbers copied from the host would be waited for
+            values = [
+                u.new_full((count,), pair[0 if name == "first" else 1]) for name, count in blocks
+            ]
+            return torch.cat(values)
+
+        layers = self.layers
+        return spread(layers.speeds), spread(layers.signs), spread(layers.ridges)
 
     def _second_order_speed(self, field: VectorField) -> float:
         if self.layers is None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks
+from torchlimits import _checks, _linalg
 from torchlimits.statistics import gram, overlaps, second_layer
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -27,6 +27,22 @@ def mixture_names(width: int, directions: int) -> list[str]:
         *(f"m[{i},{j}]" for i in neurons for j in range(directions)),
         *(f"R[{i},{j}]" for i in neurons for j in range(i, width)),
     ]
+
+
+def split(
+    u: Float[Tensor, "*batch k"], width: int, directions: int
+) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"], Float[Tensor, "*batch K K"]]:
+    """The statistics u as v, m and the full symmetric R, in the order of `mixture_names`."""
+    K, d = width, directions
+    v, m, upper = u.split([K, K * d, K * (K + 1) // 2], dim=-1)
+    return v, m.unflatten(-1, (K, d)), _linalg.unpacked(upper, K)
+
+
+def join(
+    v: Float[Tensor, "*batch K"], m: Float[Tensor, "*batch K d"], R: Float[Tensor, "*batch K K"]
+) -> Float[Tensor, "*batch k"]:
+    """The inverse of `split`."""
+    return torch.cat([v, m.flatten(-2), _linalg.packed(R)], dim=-1)
 
 
 def mixture_statistics(directions: Float[Tensor, "d N"]) -> SummaryStatistics:

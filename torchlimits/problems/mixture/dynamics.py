@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.parameter_groups import Layers
-from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField, squared_lengths
-from torchlimits.problems.mixture.relu_field import ReluField
-from torchlimits.problems.mixture.small_noise_field import SmallNoiseField
 
 
 class MixtureDynamics(EffectiveDynamics):
@@ -25,39 +19,12 @@ class MixtureDynamics(EffectiveDynamics):
     u is ``(..., K + K d + K (K + 1)/2)``: v, then m by rows, then R by rows with i <= j.
 
     Args:
-        coordinates: the means in the orthonormal directions, shape ``(A, d)``.
-        labels: y_a in {0, 1}, shape ``(A,)``.
-        width, snr, dim: K, lambda, N; at snr = inf these are the small-noise dynamics.
-        settings: what the optimizer does; its weight decay is alpha.
-        layers: what it does to each layer, where they differ; ``settings`` is their reference.
-        schedule: c_delta(t), of the reference.
-        weights: the probabilities of the components, shape ``(A,)``; None: all the same.
-        level: accuracy of the Gaussian expectations at a finite snr, see `ReluField`.
+        field: a `ReluField`, or a `SmallNoiseField` at snr = inf.
+        optimizer: an `SGDLimit`; the rest as in `EffectiveDynamics`.
     """
 
     field: MixtureField
     limit: SGDLimit
-
-    def __init__(
-        self,
-        coordinates: Float[Tensor, "A d"],
-        labels: Float[Tensor, " A"],
-        *,
-        width: int,
-        snr: float,
-        dim: int,
-        settings: SGDSettings,
-        layers: Layers | None = None,
-        schedule: Schedule | None = None,
-        weights: Float[Tensor, " A"] | None = None,
-        level: int = 0,
-    ) -> None:
-        place: dict[str, Any] = {"width": width, "snr": snr, "dim": dim, "weights": weights}
-        if snr == math.inf:
-            field: MixtureField = SmallNoiseField(coordinates, labels, **place)
-        else:
-            field = ReluField(coordinates, labels, level=level, **place)
-        super().__init__(field, SGDLimit.of(settings, layers), schedule=schedule)
 
     @property
     def width(self) -> int:
@@ -148,16 +115,3 @@ class MixtureDynamics(EffectiveDynamics):
         """
         _, m, R = self.split(self.checked(u))
         return squared_lengths(m, R).sqrt()
-
-    def check_plain(self, what: str) -> None:
-        """ValueError unless both layers are minimised with the same settings.
-
-        Args:
-            what: what needs that.
-        """
-        self.settings.check_plain(what)
-        if self.layers is not None:
-            raise ValueError(
-                f"expected one group of settings for both layers for {what}, got layers that "
-                "differ: their limit is in problem.dynamics(optimizer)"
-            )

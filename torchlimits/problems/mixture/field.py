@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
 from torchlimits.contracts.vector_field import VectorField
-from torchlimits.problems.mixture.coordinates import mixture_names
+from torchlimits.problems.mixture.coordinates import join, mixture_names, split
 
 
 class MixtureField(VectorField):
@@ -51,9 +50,7 @@ class MixtureField(VectorField):
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"], Float[Tensor, "*batch K K"]]:
         """u as v, m and the full symmetric R."""
-        K, d = self.width, self.coordinates.shape[1]
-        v, m, upper = u.split([K, K * d, K * (K + 1) // 2], dim=-1)
-        return v, m.unflatten(-1, (K, d)), _linalg.unpacked(upper, K)
+        return split(u, self.width, self.coordinates.shape[1])
 
     def join(
         self,
@@ -62,7 +59,7 @@ class MixtureField(VectorField):
         R: Float[Tensor, "*batch K K"],
     ) -> Float[Tensor, "*batch k"]:
         """The inverse of `split`."""
-        return torch.cat([v, m.flatten(-2), _linalg.packed(R)], dim=-1)
+        return join(v, m, R)
 
     def mean(self, values: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*rest"]:
         """The average over the mixture.
@@ -94,9 +91,13 @@ class MixtureField(VectorField):
 
     def along_means(self, m: Float[Tensor, "*batch K d"]) -> Float[Tensor, "*batch K A"]:
         r"""The overlaps with the directions of the means, :math:`m_i \cdot c_a / |c_a|`."""
-        c = self.coordinates.to(m)
+        return m @ self.unit_means(m).mT
+
+    def unit_means(self, like: Tensor) -> Float[Tensor, "A d"]:
+        """The directions of the means, on the device and in the dtype of another tensor."""
+        c = self.coordinates.to(like)
         # a mean at 0 has no direction: nothing is along it
-        return m @ (c / c.norm(dim=-1, keepdim=True).clamp_min(1e-30)).mT
+        return c / c.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
     def of_neurons(self, width: int) -> MixtureField:
         """The field of another number of neurons.

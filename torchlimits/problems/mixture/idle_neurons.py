@@ -25,7 +25,7 @@ def towards_means(
     """u with the m_i of its idle neurons moved by ``length`` towards each mean."""
     v, m, R = field.split(u)
     return torch.stack(
-        [field.join(v, m + length * idle[:, None] * a, R) for a in _directions(field, u)]
+        [field.join(v, m + length * idle[:, None] * a, R) for a in field.unit_means(u)]
     )
 
 
@@ -44,7 +44,7 @@ def on_fastest_ray(
     first = idle.nonzero()[:1, 0]
     chosen = torch.cat([active, first])
     v, m, R = (x.clone() for x in field.split(u))
-    c = _directions(field, u)
+    c = field.unit_means(u)
     A = 2 * len(c)
     vs, ms = v[chosen].repeat(A, 1), m[chosen].repeat(A, 1, 1)
     vs[:, -1] = length * u.new_tensor([1.0, -1.0]).repeat_interleave(len(c))
@@ -89,8 +89,3 @@ def one_sided_jacobian(
     rate = torch.where(idle & (R > 0), dR / (2 * R).clamp_min(1e-300), 0.0)
     correction = field.join(torch.zeros_like(rate), torch.zeros_like(m), torch.diag(rate))
     return velocity.jacobian(u[None])[0] - torch.diag(correction)
-
-
-def _directions(field: MixtureField, u: Tensor) -> Float[Tensor, "A d"]:
-    c = field.coordinates.to(u)
-    return c / c.norm(dim=-1, keepdim=True).clamp_min(1e-300)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,7 +18,9 @@ from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
+from torchlimits.problems.mixture.relu_field import ReluField
 from torchlimits.problems.mixture.small_noise import FixedPointComponent
+from torchlimits.problems.mixture.small_noise_field import SmallNoiseField
 from torchlimits.problems.mixture.trainable import TrainableMixture
 from torchlimits.problems.problem import Problem
 
@@ -90,10 +93,10 @@ class GaussianMixture(TrainableMixture, Problem):
 
         Args:
             optimizer, step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
-            level: accuracy of the Gaussian expectations, see `MixtureDynamics`.
+            level: accuracy of the Gaussian expectations, see `ReluField`.
 
         Returns:
-            `MixtureDynamics`; at snr = inf those of the small-noise limit.
+            `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         layers = None
@@ -111,11 +114,14 @@ class GaussianMixture(TrainableMixture, Problem):
             else:
                 found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
                 settings = found
-        return MixtureDynamics(
-            self.coordinates, self.labels, width=self.width, snr=self.snr, dim=dim,
-            settings=settings, layers=layers, schedule=Schedule.of(schedule, optimizer, dim),
-            weights=self.weights, level=level,
-        )  # fmt: skip
+        place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
+        place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
+        if self.snr == math.inf:
+            field = SmallNoiseField(**place)
+        else:
+            field = ReluField(level=level, **place)
+        limit = SGDLimit.of(settings, layers)
+        return MixtureDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
 
     def reduced_chain(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
@@ -125,12 +131,12 @@ class GaussianMixture(TrainableMixture, Problem):
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
-        dynamics.check_plain("the reduced chain")
+        limit = dynamics.limit.at_finite_n(optimizer)
         if dynamics.dim < len(self.directions) + 1:
             raise ValueError(
                 f"expected dim > {len(self.directions)}, the number of directions, got {dim}"
             )
-        return MixtureChain(dynamics.field, SGDLimit.at_finite_n(dynamics.settings, optimizer))
+        return MixtureChain(dynamics.field, limit)
 
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.

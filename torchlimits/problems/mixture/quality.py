@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from torchlimits import _linalg
+from torchlimits.problems.mixture.coordinates import mixture_names, split
 
 
 def labels_all_means(
@@ -43,12 +44,12 @@ def accuracy(
         weights: the probabilities of the components; None: all the same.
     """
     K, d = width, coordinates.shape[1]
-    v, m, upper = _parts(u.double().cpu(), K, d)
+    v, m, R = _parts(u.double().cpu(), K, d)
     engine = torch.quasirandom.SobolEngine(d + K, scramble=True, seed=0)
     uniform = engine.draw(1 if snr == math.inf else 2**14, dtype=torch.float64)
     normal = torch.special.ndtri(uniform.clamp(1e-12, 1 - 1e-12)) * snr**-0.5
     x = coordinates[:, None] + normal[:, :d]  # (A, points, d)
-    across = normal[:, d:] @ _linalg.psd_sqrt(_linalg.unpacked(upper, K))  # (..., points, K)
+    across = normal[:, d:] @ _linalg.psd_sqrt(R)  # (..., points, K)
     h = torch.einsum("...kd,apd->...apk", m, x) + across[..., None, :, :]
     logits = torch.einsum("...k,...apk->...ap", v, h.relu())
     right = (1 + logits.sign() * (2 * labels[:, None] - 1)) / 2
@@ -58,9 +59,8 @@ def accuracy(
 
 
 def _parts(u: Tensor, K: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """v, m ``(..., K, d)`` and the packed R of statistics, or ValueError."""
-    sizes = [K, K * d, K * (K + 1) // 2]
-    if u.shape[-1:] != (sum(sizes),):
-        raise ValueError(f"expected u of shape (..., {sum(sizes)}), got {tuple(u.shape)}")
-    v, m, upper = u.split(sizes, dim=-1)
-    return v, m.unflatten(-1, (K, d)), upper
+    """v, m and R of statistics, or ValueError."""
+    k = len(mixture_names(K, d))
+    if u.shape[-1:] != (k,):
+        raise ValueError(f"expected u of shape (..., {k}), got {tuple(u.shape)}")
+    return split(u, K, d)

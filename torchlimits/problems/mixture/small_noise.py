@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.dynamics.fixed_points import ORDER, Kind
+from torchlimits.problems.mixture.coordinates import join, split
 
 #: more components than this are not listed one by one
 _MOST_COMPONENTS = 1_000_000
@@ -70,7 +71,7 @@ class FixedPointComponent:
         """
         K, d = len(self.classes), self._coordinates.shape[1]
         u = u.double().cpu()
-        v, m = u[..., :K], u[..., K : K + K * d].unflatten(-1, (K, d))
+        v, m, _ = split(u, K, d)
         towards = (v * self._signs() + (m * self._along()).sum(-1)) / 2
         nearest = _assembled(self._sizes(towards.clamp_min(1e-100)), self._signs(), self._along())
         return (u - nearest).norm(dim=-1)
@@ -185,7 +186,5 @@ def _kind(classes: tuple[int | None, ...], means: int, radius2: float) -> Kind:
 
 def _assembled(sizes: Tensor, signs: Tensor, along: Tensor) -> Tensor:
     """u of neurons with v_i = sign_i size_i, m_i = size_i c_i, R = 0."""
-    K = sizes.shape[-1]
-    zero = sizes.new_zeros(*sizes.shape[:-1], K * (K + 1) // 2)
-    m = sizes[..., None] * along
-    return torch.cat([sizes * signs, m.flatten(-2), zero], dim=-1)
+    zero = sizes.new_zeros(*sizes.shape, sizes.shape[-1])
+    return join(sizes * signs, sizes[..., None] * along, zero)

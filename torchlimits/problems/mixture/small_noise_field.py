@@ -116,7 +116,7 @@ class SmallNoiseField(MixtureField):
         products = c @ c.mT
         # a mean given again, or a multiple of it, is seen on the same side of h_a = 0, and a
         # negative multiple on the other one
-        unit = c / c.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        unit = self.unit_means(h)
         same = (unit[:, None] - unit).norm(dim=-1) < _PARALLEL
         opposite = (unit[:, None] + unit).norm(dim=-1) < _PARALLEL
         other = products * ~(same | opposite)

@@ -13,7 +13,6 @@ from torchlimits import _checks
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
-from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.problem import Problem
 from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.dynamics import SpikedDynamics
@@ -217,8 +216,7 @@ class SpikedTensor(Problem):
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
-        dynamics.settings.check_plain("the reduced chain")
-        limit = SGDLimit.at_finite_n(dynamics.settings, optimizer)
+        limit = dynamics.limit.at_finite_n(optimizer)
         return SpikedChain(order=self.order, snr=self.snr, dim=dynamics.dim, limit=limit)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
