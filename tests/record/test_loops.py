@@ -471,7 +471,7 @@ def test_names_are_the_users_own(wrap):
     backward(model, x)
     optimizer.step()
     path = tracker.trajectory()
-    assert list(tracker._ring.parameters) == names
+    assert list(tracker._ring.followed) == names
     for i, (name, parameter) in enumerate(zip(names, model.parameters(), strict=True)):
         torch.testing.assert_close(path[name][-1], parameter.detach().norm())
         torch.testing.assert_close(path[f"all[{i}]"][-1], parameter.detach().norm())
@@ -890,8 +890,10 @@ def test_a_model_without_values():
 
 def test_statistics_that_look_at_the_model_instead_of_their_argument():
     model = layer()
-    with pytest.raises(ValueError, match="read none: use the argument"):
+    with pytest.raises(ValueError, match=r"'norm' that reads the model's own \['weight'\]"):
         tl.track(model, sgd(model), {"norm": lambda p: model.weight.norm()})
+    with pytest.raises(ValueError, match="read none: use the argument"):
+        tl.track(model, sgd(model), {"constant": lambda p: torch.zeros(2)})
 
 
 def test_another_model_of_an_optimizer():

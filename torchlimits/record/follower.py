@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from torchlimits import _checks
+from torchlimits.record.evaluation import Surroundings
+from torchlimits.record.loop_values import LoopValues
+from torchlimits.record.model_state import ModelState
 from torchlimits.record.optimizer_hook import Steps
-from torchlimits.record.own_parameters import OwnParameters
-from torchlimits.record.ring import ring_for
+from torchlimits.record.ring import ring_of
 from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -31,18 +33,23 @@ class Follower(Tracker):
         self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics,
         every: int,
     ) -> None:  # fmt: skip
+        self._closed = True
         Steps.__init__(self, model, optimizer, every)
         self.path = None
         # without room: it finds out what is read just as the first process does
-        self._ring = ring_for(statistics, OwnParameters(model), max_bytes=0)
-        self.names = self._ring.names
-        self._ring.gather()
+        state = ModelState(model, [self._optimizer])
+        self._ring = ring_of(statistics, state, Surroundings(), max_bytes=0)
+        self._loop = LoopValues(self._ring.names, ())
+        self._ring.followed.gather()
         self._attach()
 
     def stepped(self) -> None:
         """Count a step, and gather the parameters if it is recorded on the first process."""
         if self._advance():
-            self._ring.gather()
+            self._ring.followed.gather()
+
+    def log(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        """Do nothing: the first process records its own."""
 
     def flush(self) -> None:
         """Do nothing: there are no rows."""

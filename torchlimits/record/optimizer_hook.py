@@ -103,6 +103,10 @@ class Steps(ABC):
             self.time += lr
         return self.step % self.every == 0 and self._recordable(moved, lr)
 
+    def _go_on_at(self, step: int, time: float) -> None:
+        """Count from these."""
+        self.step, self.time = step, time
+
     def _recordable(self, moved: bool, lr: float) -> bool:
         """Whether limit time moved: rows are functions of it."""
         if not moved and not self._stands_still:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits._exact import exactly
-from torchlimits.record.own_parameters import OwnParameters, whole
+from torchlimits.record.evaluation import Surroundings, exact
+from torchlimits.record.followed import Followed
+from torchlimits.record.model_state import ModelState
+from torchlimits.record.own_names import unwrapped
+from torchlimits.record.replicas import Replicated
+from torchlimits.record.trial import Trial, tried
 from torchlimits.statistics.summary import StatisticError, SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
@@ -22,80 +27,114 @@ _MOST = 4096
 
 
 class Ring(ABC):
-    """Room for `capacity` records; `take` returns those since the last `take`, as statistics.
+    """Room for the records of `capacity` consecutive numbers; `take` returns their statistics.
+
+    It does not know which of its records were taken: whoever was interrupted takes them again.
 
     Args:
-        statistics: what to evaluate.
-        parameters: those that the statistics read.
-        present: their present values.
-        capacity: how many records there is room for.
+        trial: the statistics, and what they read.
+        followed: the tensors that they read.
+        surroundings: how to evaluate.
+        capacity: for how many records there is room.
     """
 
     def __init__(
-        self, statistics: SummaryStatistics, parameters: OwnParameters,
-        present: Mapping[str, Tensor], capacity: int,
-    ) -> None:  # fmt: skip
-        self.statistics, self.parameters = statistics, parameters
-        self.capacity, self.filled = capacity, 0
-        with exactly():
-            self.shapes = statistics.shapes_of(dict(_Exact(present)))
-        self.names = statistics.entry_names(self.shapes)
-        self._sources = list(parameters.tensors.values())
-        self._kinds = [_kind(p) for p in self._sources]
+        self, trial: Trial, followed: Followed, surroundings: Surroundings, capacity: int
+    ) -> None:
+        self.followed, self.surroundings, self.capacity = followed, surroundings, capacity
+        self.statistics, self.shapes = trial.statistics, trial.shapes
+        self.names = self.statistics.entry_names(self.shapes)
+        self._columns = _columns_of(trial, self.names, self.statistics.entry_names)
+        # the numbers of records without some gradients, and the columns that are none there
+        self._undefined: dict[int, list[int]] = {}
 
-    @property
-    def full(self) -> bool:
-        """Whether the next `store` has no room."""
-        return self.filled >= self.capacity
+    def full(self, first: int, number: int) -> bool:
+        """Whether record ``number`` has no room beside those since ``first``, not yet taken."""
+        return number // self.capacity > first // self.capacity
 
-    def _row(self, parameters: dict[str, Tensor]) -> Tensor:
+    def _row(self, tensors: dict[str, Tensor]) -> Tensor:
         """The statistics, shaped as at step 0, or an error that names one of them."""
-        row = self.statistics(parameters)
+        row = self.statistics(tensors)
         if row.shape[-1] == len(self.names):
             return row
-        now = self.statistics.shapes_of(parameters)
+        now = self.statistics.shapes_of(tensors)
         names = [name for name, shape in now.items() if shape != self.shapes[name]]
         before, after = ({name: shapes[name] for name in names} for shapes in (self.shapes, now))
         raise StatisticError(
             f"statistics changed shape: expected {before} as at step 0, got {after}: return "
-            f"tensors of a fixed shape; they were given {_checks.shapes(parameters)}"
+            f"tensors of a fixed shape; they were given {_checks.shapes(tensors)}"
         )
 
     def _stacked(self, rows: list[Tensor]) -> Tensor:
-        return _runs_first(
-            torch.stack(rows) if rows else torch.empty(0, len(self.names), device="cpu")
-        )
+        if not rows:
+            return torch.empty(0, len(self.names), dtype=torch.float64, device="cpu")
+        # a statistic may be on another device than it was at first
+        return _runs_first(torch.stack([row.to(rows[0].device) for row in rows]))
 
-    @abstractmethod
-    def store(self) -> bool:
-        """Record the parameters' present values; called after every recorded step.
+    def store(self, number: int) -> bool:
+        """Record the present values; called after every recorded step.
 
         False, and nothing is recorded, if they are of another dtype, device or shape than before or
         were replaced in the model: another ring must take over.
+
+        Args:
+            number: of the record, one more than the last.
+
+        Raises:
+            ValueError: if an optimizer does not keep what a statistic reads.
         """
+        try:
+            values = self.followed.present()
+        except KeyError as error:
+            raise ValueError(
+                f"expected an optimizer that keeps {error}, which a statistic reads, got one that "
+                "does not: use a name that is in optimizer.state after a step"
+            ) from error
+        if values is None:
+            return False
+        self.mark(number, self.followed.without)
+        self._put(number, values)
+        return True
 
-    def gather(self) -> None:
-        """Take part when the parameters are gathered for a record that is made elsewhere."""
-        for parameter in self._sources:
-            whole(parameter)
-
-    def _same_kinds(self) -> bool:
-        return self._kinds == [_kind(p) for p in self._sources]
+    def mark(self, number: int, without: Iterable[str]) -> None:
+        """Note that there are no such gradients at a record, and no statistics that read them."""
+        columns = sorted({one for name in without for one in self._columns[name]})
+        if columns:
+            self._undefined[number] = columns
+        else:
+            self._undefined.pop(number, None)
 
     @abstractmethod
-    def take(self) -> tuple[Tensor, Exception | None]:
-        """Evaluate the new records and make room; (..., T, k) in float64 on the CPU, and None.
+    def _put(self, number: int, values: list[Tensor]) -> None:
+        """Keep the values, or what the statistics make of them."""
+
+    def take(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
+        """Evaluate records; (..., T, k) in float64 on the CPU, and None.
 
         If a statistic failed or changed its shape: the records before that, and the error.
+        Statistics of gradients that there were none of are NaN.
         """
+        values, error = self._taken(numbers)
+        for row, number in enumerate(numbers[: values.shape[-2]]):
+            if number in self._undefined:
+                values[..., row, self._undefined[number]] = torch.nan
+        return values, error
 
     @abstractmethod
-    def resume(self, records: int) -> None:
-        """Forget what was stored; the next record is the one after so many."""
+    def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]: ...
+
+    def undefined(self, number: int) -> list[int]:
+        """The columns that may be NaN at a record."""
+        return self._undefined.get(number, [])
+
+    def forget(self, before: float = math.inf) -> None:
+        """Give up what is known of records before a number, or of all."""
+        for number in [one for one in self._undefined if one < before]:
+            del self._undefined[number]
 
 
 class SnapshotRing(Ring):
-    """Copies of the parameters, made by one fused kernel a step, evaluated all at once.
+    """Copies of the tensors, made by one fused kernel a step, evaluated all at once.
 
     Matrix products of a batch depend, in the last bits, on the batch's size and on the place in it.
     So every slot is evaluated in every `take`, old copies too, and a record has the slot that its
@@ -103,50 +142,31 @@ class SnapshotRing(Ring):
     """
 
     def __init__(
-        self, statistics: SummaryStatistics, parameters: OwnParameters,
-        present: Mapping[str, Tensor], capacity: int,
+        self, trial: Trial, followed: Followed, surroundings: Surroundings, capacity: int,
+        present: Iterable[Tensor],
     ) -> None:  # fmt: skip
-        super().__init__(statistics, parameters, present, capacity)
-        self._alias()
-        self._buffers = [p.expand(capacity, *p.shape).clone() for p in present.values()]
-        # the slots' views are made once: making them at every step would cost more than the copy
-        self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
-        self._taken = 0  # the slots before hold records that were taken
-        self._vectorised = True
+        super().__init__(trial, followed, surroundings, capacity)
+        # not inference tensors, whatever the mode: they are written into at every step
+        with torch.inference_mode(False), torch.no_grad():
+            self._buffers = [p.expand(capacity, *p.shape).clone() for p in present]
+            # the slots' views are made once: that costs more than the copy
+            self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
+        self._vectorised = not surroundings.draws
 
-    def store(self) -> bool:
-        """Copy the parameters by one kernel, without autograd and without synchronisation."""
-        if self.parameters.replaced():
-            return False
-        for parameter, address in zip(self._sources, self._addresses, strict=True):
-            if parameter.data_ptr() != address:  # moved, by module.to(...) for instance
-                if not self._same_kinds():
-                    return False
-                self._alias()
-                break
-        self._copy(self._detached)
-        return True
-
-    def _copy(self, values: list[Tensor]) -> None:
+    def _put(self, number: int, values: list[Tensor]) -> None:
+        """Copy the tensors by one kernel, without autograd and without synchronisation."""
         torch._foreach_copy_(  # type: ignore[reportPrivateImportUsage]
-            self._slots[self.filled], values
+            self._slots[number % self.capacity], values
         )
-        self.filled += 1
 
-    def _alias(self) -> None:
-        # the same memory without gradient: cheaper at every step than entering no_grad
-        self._detached = [p.detach() for p in self._sources]
-        self._addresses = [p.data_ptr() for p in self._sources]
-
-    def take(self) -> tuple[Tensor, Exception | None]:
+    def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
         """Evaluate the statistics for all snapshots at once."""
-        new = slice(self._taken, self.filled)
-        self.resume(self.filled)
         _await_stores(self._buffers)
-        with exactly():
+        slots = [number % self.capacity for number in numbers]
+        with self.surroundings.entered():
             if self._vectorised:
                 try:
-                    return self._all_at_once(new), None
+                    return self._all_at_once(slots), None
                 except torch.OutOfMemoryError:
                     pass  # one snapshot at a time this time; there may be room at the next
                 except (RuntimeError, TypeError, ValueError):
@@ -155,33 +175,23 @@ class SnapshotRing(Ring):
                     self._vectorised = False
             rows: list[Tensor] = []
             try:
-                for row in range(new.start, new.stop):
-                    rows.append(self._row(self._stored(row)))
-            except (TypeError, ValueError, torch.OutOfMemoryError) as error:
+                for slot in slots:
+                    with self.surroundings.row():
+                        rows.append(self._row(self._stored(slot)))
+            except Exception as error:
                 return self._stacked(rows), error
             return self._stacked(rows), None
 
-    def resume(self, records: int) -> None:
-        """Go on at the slot of the next record."""
-        self._taken = self.filled = records % self.capacity
-
     def _stored(self, slots: slice | int) -> dict[str, Tensor]:
-        buffers = zip(self.parameters, self._buffers, strict=True)
-        return dict(_Exact({name: buffer[slots] for name, buffer in buffers}))
+        buffers = zip(self.followed, self._buffers, strict=True)
+        return {name: exact(buffer[slots]) for name, buffer in buffers}
 
-    def _all_at_once(self, new: slice) -> Tensor:
+    def _all_at_once(self, slots: list[int]) -> Tensor:
         replicated = self.statistics.parameter_dims is not None
         of_all = self._row if replicated else torch.func.vmap(self._row)
-        return _runs_first(of_all(self._stored(slice(None)))[new])
-
-
-class GatheredRing(SnapshotRing):
-    """Copies of parameters that several processes share, gathered for each record."""
-
-    def store(self) -> bool:
-        """Gather and copy; all processes have to come here, or to `gather`, at the same step."""
-        self._copy([whole(p) for p in self._sources])
-        return True
+        rows = of_all(self._stored(slice(None)))
+        # records are consecutive: no copy of the others
+        return _runs_first(rows[slots[0] : slots[0] + len(slots)])
 
 
 class EvaluatedRing(Ring):
@@ -191,86 +201,94 @@ class EvaluatedRing(Ring):
     """
 
     def __init__(
-        self, statistics: SummaryStatistics, parameters: OwnParameters,
-        present: Mapping[str, Tensor], max_bytes: int,
-    ) -> None:  # fmt: skip
-        super().__init__(statistics, parameters, present, capacity=1024)
+        self, trial: Trial, followed: Followed, surroundings: Surroundings, max_bytes: int
+    ) -> None:
+        super().__init__(trial, followed, surroundings, capacity=1024)
         self._max_bytes = max_bytes
-        self._rows: list[Tensor] = []
-        self._error: Exception | None = None
+        self._rows: dict[int, Tensor] = {}
+        self._row_bytes = 0
+        self._error: tuple[int, Exception] | None = None
 
-    def store(self) -> bool:
+    def _put(self, number: int, values: list[Tensor]) -> None:
         """Evaluate now; the values stay on their device until they are taken."""
-        if self.parameters.replaced() or not self._same_kinds():
-            return False
-        if self._error is None:
-            try:
-                with exactly():
-                    self._rows.append(self._row(dict(_Exact(self.parameters))))
-            except (TypeError, ValueError) as error:  # of this record and no later one
-                self._error = error
-        else:
-            self.gather()  # other processes wait for this one
-        self.filled += 1
-        return True
+        if self._error is not None and self._error[0] < number:
+            return
+        try:
+            with self.surroundings.entered(), self.surroundings.row():
+                tensors = zip(self.followed, map(exact, values), strict=True)
+                row = self._row(dict(tensors))
+            self._row_bytes, self._rows[number] = row.nbytes, row
+        except (TypeError, ValueError) as error:  # of this record and no later one
+            self._error = number, error
 
-    @property
-    def full(self) -> bool:
+    def full(self, first: int, number: int) -> bool:
         """Whether the rows are as many, or as large, as they may be."""
-        held = len(self._rows) * self._rows[-1].nbytes if self._rows else 0
-        return super().full or held >= self._max_bytes
+        held = len(self._rows) * self._row_bytes
+        return number - first >= self.capacity or held >= self._max_bytes
 
-    def take(self) -> tuple[Tensor, Exception | None]:
+    def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
         """Hand over the stored values."""
-        rows, error = self._rows, self._error
-        self.resume(0)
-        _await_stores(rows[-1:])
-        return self._stacked(rows), error
+        found = [self._rows[number] for number in numbers if number in self._rows]
+        _await_stores(found[-1:])
+        failed = self._error is not None and self._error[0] in numbers
+        return self._stacked(found), self._error[1] if failed and self._error else None
 
-    def resume(self, records: int) -> None:
-        """Forget the stored values."""
-        self._rows, self._error, self.filled = [], None, 0
+    def forget(self, before: float = math.inf) -> None:
+        """Forget the values of records before a number."""
+        super().forget(before)
+        for number in [one for one in self._rows if one < before]:
+            del self._rows[number]
+        if self._error is not None and self._error[0] < before:
+            self._error = None
 
 
-def ring_for(
-    statistics: SummaryStatistics, parameters: OwnParameters, max_bytes: int | None
-) -> Ring:
+def ring_of(
+    statistics: SummaryStatistics, state: ModelState, surroundings: Surroundings,
+    max_bytes: int | None,
+) -> Ring:  # fmt: skip
     """Make a `SnapshotRing` of at most ``max_bytes``, or an `EvaluatedRing` if not even two fit.
 
     Without ``max_bytes``: 64 MiB or, if that is more, a 64th of a CUDA device's memory.
+
+    Raises:
+        ValueError, TypeError: if the statistics cannot be recorded, see `tried`.
     """
-    before = parameters.versions()
-    with exactly():
-        names = statistics.parameters_read(_Exact(parameters), parameters.tensors)
-    read = parameters.select(names)
-    changed = [name for name, version in parameters.versions().items() if version != before[name]]
-    if changed:
-        raise ValueError(
-            f"expected statistics that leave the parameters alone, got some that changed {changed} "
-            "in place, and the model with them: use x.mul(...) for x.mul_(...), or a .clone()"
-        )
-    if not read:
-        raise ValueError(
-            "expected statistics that are functions of the parameters they are given, got some "
-            "that read none: use the argument, as in lambda p: p['weight'].norm(), not the model"
-        )
+    trial = tried(_of_model(statistics, state.model), state, surroundings)
+    followed = Followed(state, trial.names, all_there_are=trial.lists)
     # gathered once, whatever the ring: processes do so together
-    present = dict(read)
-    statistics = statistics.near(_Exact(present))
+    present = dict(followed)
+    trial = trial.near({name: exact(value) for name, value in present.items()})
+    on_cpu = all(p.device.type == "cpu" for p in present.values())
     # empty ones take no room
     size = max(sum(p.nbytes for p in present.values()), 1)
-    max_bytes = _room(present.values()) if max_bytes is None else max_bytes
-    on_cpu = all(p.device.type == "cpu" for p in present.values())
-    capacity = min(max_bytes // size, _CACHE_BYTES // size if on_cpu else _MOST, _MOST)
-    if capacity < 2:
-        return EvaluatedRing(statistics, read, present, max_bytes)
-    kind = GatheredRing if read.sharded else SnapshotRing
-    try:
-        return kind(statistics, read, present, capacity)
-    except torch.OutOfMemoryError:
-        if max_bytes <= _LEAST_BYTES:
-            raise
-        return ring_for(statistics, parameters, _LEAST_BYTES)
+    for room in [_room(present.values()) if max_bytes is None else max_bytes, _LEAST_BYTES]:
+        capacity = min(room // size, _CACHE_BYTES // size if on_cpu else _MOST, _MOST)
+        if capacity < 2:
+            return EvaluatedRing(trial, followed, surroundings, room)
+        try:
+            return SnapshotRing(trial, followed, surroundings, capacity, present.values())
+        except torch.OutOfMemoryError:
+            if room <= _LEAST_BYTES:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _of_model(statistics: SummaryStatistics, model: nn.Module) -> SummaryStatistics:
+    """The statistics of the user's own module: of all copies, if it holds several."""
+    own = unwrapped(model)
+    return own.statistics(statistics) if isinstance(own, Replicated) else statistics.bound(own)
+
+
+def _columns_of(
+    trial: Trial, names: list[str], entry_names: Callable[[dict[str, tuple[int, ...]]], list[str]]
+) -> dict[str, list[int]]:
+    """For each tensor, the columns of the statistics that read it."""
+    columns: dict[str, list[int]] = {name: [] for name in trial.names}
+    for statistic, read in trial.reads.items():
+        entries = set(entry_names({statistic: trial.shapes[statistic]}))
+        for name in read:
+            columns[name] += [i for i, entry in enumerate(names) if entry in entries]
+    return columns
 
 
 def _await_stores(stored: Iterable[Tensor]) -> None:
@@ -290,25 +308,3 @@ def _room(present: Iterable[Tensor]) -> int:
 def _runs_first(rows: Tensor) -> Tensor:
     """(T, ..., k) as (..., T, k), in float64 on the CPU."""
     return rows.movedim(0, -2).to("cpu", torch.float64)
-
-
-def _kind(parameter: Tensor) -> tuple[torch.Size, torch.dtype, torch.device]:
-    return parameter.shape, parameter.dtype, parameter.device
-
-
-class _Exact(Mapping[str, Tensor]):
-    """Half-precision parameters in float32, so that sums over many entries keep their digits."""
-
-    def __init__(self, parameters: Mapping[str, Tensor]) -> None:
-        self._parameters = parameters
-
-    def __getitem__(self, name: str) -> Tensor:
-        parameter = self._parameters[name].detach()
-        half = parameter.dtype in (torch.float16, torch.bfloat16)
-        return parameter.float() if half else parameter
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
-
-    def __len__(self) -> int:
-        return len(self._parameters)

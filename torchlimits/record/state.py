@@ -18,8 +18,9 @@ class TrackerState:
 
     Attributes:
         step, time: the number of the last optimizer step, and the limit time after it.
-        records: how many records were made, those that a full disk took included.
+        records: how many records were made.
         rows: what was recorded.
+        logged: the names of the loop's own values among its columns, the last ones.
         sink, probe: the states of the sink and of the probe's observer, not checked here, or None.
     """
 
@@ -27,6 +28,7 @@ class TrackerState:
     time: float
     records: int
     rows: Trajectory
+    logged: list[str]
     sink: Any
     probe: Any
 
@@ -46,17 +48,18 @@ class TrackerState:
         missing = [key for key in _KEYS if key not in state]
         if missing:
             raise ValueError(f"expected a tracker's state_dict, got one without {missing}")
-        if state["names"] != names:
+        logged = state.get("logged", [])
+        if not isinstance(logged, list) or state["names"] != [*names, *logged]:
             raise ValueError(f"expected a state of the statistics {names}, got {state['names']}")
         try:
-            rows = Trajectory(state["times"], state["steps"], state["values"], names)
+            rows = Trajectory(state["times"], state["steps"], state["values"], state["names"])
             step, time = int(state["step"]), float(state["time"])
             records = int(state.get("records", len(rows)))
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"expected a tracker's state_dict, got a damaged one: {error}"
             ) from error
-        result = cls(step, time, records, rows, state.get("sink"), state.get("probe"))
+        result = cls(step, time, records, rows, logged, state.get("sink"), state.get("probe"))
         result._check_rows(runs)
         return result
 
@@ -67,10 +70,13 @@ class TrackerState:
                 f"expected a state of runs {runs}, got {tuple(rows.values.shape[:-2])}: "
                 "load it into a tracker of as many replicas"
             )
-        if not len(rows) or self.records < len(rows) or not bool(rows.values.isfinite().all()):
+        # NaN stands for what has no value: a gradient at step 0, a loss that was not logged
+        statistics = rows.values[..., : len(rows.names) - len(self.logged)]
+        finite = not bool(statistics.isinf().any()) and not bool(statistics.isnan().all())
+        if not len(rows) or self.records < len(rows) or not finite:
             raise ValueError(
-                f"expected a state of at least one record, all finite, got {len(rows)} rows of "
-                f"{self.records}: it is damaged"
+                "expected a state of at least one record, all finite but for what has no value, "
+                f"got {len(rows)} rows of {self.records}: it is damaged"
             )
         if bool((rows.steps.diff() <= 0).any()) or int(rows.steps[0]) < 0:
             raise ValueError("expected a state with increasing steps >= 0: it is damaged")

@@ -12,9 +12,8 @@ from torch import nn
 from torchlimits import _checks
 from torchlimits.contracts.observer import Watcher
 from torchlimits.record.follower import Follower
+from torchlimits.record.model_state import ModelState
 from torchlimits.record.optimizer_hook import check_types
-from torchlimits.record.own_parameters import OwnParameters, unwrapped
-from torchlimits.record.replicas import Replicated
 from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
@@ -109,11 +108,11 @@ def track(
         torch.Size([6])
     """
     check_types(model, optimizer)
-    statistics = _statistics_of(statistics, model)
+    statistics = SummaryStatistics.of(statistics)
     _checks.json_text("parameters", parameters or {})
     if max_bytes is not None:
         _checks.positive_int("max_bytes", max_bytes)
-    own = OwnParameters(model)
+    own = ModelState(model)
     if not isinstance(probe, (Watcher, type(None))):
         raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
     if probe is not None and own.sharded:
@@ -124,11 +123,3 @@ def track(
     if not own.leads:
         return Follower(model, optimizer, statistics, every)
     return Tracker(model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters)
-
-
-def _statistics_of(
-    statistics: SummaryStatistics | Mapping[str, StatisticFunction], model: nn.Module
-) -> SummaryStatistics:
-    """The statistics to record: of all copies, if the model holds several."""
-    result, own = SummaryStatistics.of(statistics), unwrapped(model)
-    return own.statistics(result) if isinstance(own, Replicated) else result

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.observer import Observer, Watcher
 from torchlimits.files.row_file import Header
+from torchlimits.record.at_exit import close_at_exit, close_quietly
 from torchlimits.record.display import Display
+from torchlimits.record.evaluation import Surroundings
+from torchlimits.record.loop_values import LoopValues
+from torchlimits.record.model_state import ModelState
 from torchlimits.record.non_finite import NonFiniteStatistic, finite_rows, non_finite
 from torchlimits.record.optimizer_hook import Steps
-from torchlimits.record.own_parameters import OwnParameters, unwrapped
+from torchlimits.record.own_names import unwrapped
 from torchlimits.record.recording import Recording, place_of
-from torchlimits.record.ring import ring_for
+from torchlimits.record.ring import Ring, ring_of
 from torchlimits.record.state import TrackerState
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
@@ -86,31 +90,43 @@ class Tracker(Steps):
         every: int, writer: Any, path: str | Path | None, max_bytes: int | None,
         probe: Watcher | None, parameters: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
+        self._closed = True  # until there is something to close
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
         sink = self._display.sink
         self.path = place_of(path, None if sink is None else sink.logdir)
-        self._max_bytes = max_bytes
-        self._ring = ring_for(statistics, OwnParameters(model), max_bytes)
-        self.names = self._ring.names
-        if not self.names:
+        self._max_bytes, self._surroundings = max_bytes, Surroundings()
+        self._ring = self._new_ring()
+        if not self._ring.names:
             raise ValueError("expected statistics with at least one entry, got empty tensors only")
-        # records made; those of them in the ring, not yet evaluated
+        # records that were evaluated; those of them in the ring: number, step and time of each
         self._records = 0
-        self._pending: list[tuple[int, float]] = []
+        self._pending: list[tuple[int, int, float]] = []
         self._flushed_at = time.monotonic()
         self._failure: Exception | None = None
-        self._closed = False
         self._recording: Recording | None = None
+        self._loop = LoopValues(self._ring.names, ())
         self._observer: Observer | None = None
         if probe is not None:
             self._observer = probe.watch(unwrapped(model), self._optimizer, statistics)
         self._record()
         self._evaluate_pending()
+        self._loop = LoopValues(self._ring.names, self._rows.header.runs)
         self._display.check(next(self._rows.after(-1)))
         self._observe()
         self._attach()
+        self._closed = False
+        close_at_exit(self)
+
+    def _new_ring(self) -> Ring:
+        state = ModelState(self._model, [self._optimizer])
+        return ring_of(self._statistics, state, self._surroundings, self._max_bytes)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the k statistics, and of what `log` was given."""
+        return [*self._ring.names, *self._loop.names]
 
     def stepped(self) -> None:
         """Take note of an optimizer step; call it for steps that the optimizer's hook does not see.
@@ -124,45 +140,92 @@ class Tracker(Steps):
             if self._failure is None:
                 if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS:
                     self.flush()
-                elif self._ring.full:
+                elif self._full(self._next):
                     self._evaluate_pending()
                     self._rows.write()
             if self._observer is not None and self.step % self._observer.every == 0:
                 self._observe()
 
+    def log(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
+        """Record numbers that the loop has already, the loss of a batch for instance.
+
+        They are columns of the trajectory after those of the statistics, in files and sinks too. A
+        value belongs to the row of the present `step`: before ``optimizer.step()`` to the
+        parameters that a loss was computed with, after it to those that the step has led to. It is
+        NaN where none was given, and of two the later one stays. Where `step` is not recorded, as
+        ``every`` has it, values are not either. Tensors stay on their device until the next flush.
+
+        Args:
+            values: ``{name: value}``, for names that are no Python names.
+            named: values by name: numbers, or tensors with one entry (or one for each run).
+
+        Raises:
+            TypeError: if a value is no real number.
+            ValueError: if a name is that of a statistic, or a tensor has another shape.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> model = torch.nn.Linear(3, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> tracker = tl.track(model, optimizer, {"norm": lambda p: p["weight"].norm()})
+            >>> for step in range(2):
+            ...     tracker.log({"loss/train": 0.5 ** step}, rate=0.1)
+            ...     optimizer.step()
+            >>> tracker.trajectory().names, tracker.trajectory()["loss/train"].tolist()
+            (['norm', 'loss/train', 'rate'], [1.0, 0.5, nan])
+        """
+        with self._lock:
+            last = self._pending[-1][1] if self._pending else self._rows.newest
+            given = {**(values or {}), **named}
+            if self.step == last or not given:
+                self._loop.keep(self.step, given)
+
     def _observe(self) -> None:
         if self._observer is not None and self._failure is None:
             self._observer.observe(self.step, self.time)
 
+    @property
+    def _next(self) -> int:
+        """The number of the next record."""
+        return self._pending[-1][0] + 1 if self._pending else self._records
+
+    def _full(self, number: int) -> bool:
+        return bool(self._pending) and self._ring.full(self._pending[0][0], number)
+
     def _record(self) -> None:
         if self._failure is not None:
             # nothing more is recorded, but other processes wait for this one
-            self._ring.gather()
+            self._ring.followed.gather()
             return
-        if not self._ring.store():
-            self._move()
-        self._pending.append((self.step, self.time))
-        self._records += 1
+        number = self._next
+        if self._full(number):  # the evaluation that was to make room was interrupted
+            self._evaluate_pending()
+        if not self._ring.store(number):
+            self._move(number)
+        if self._recording is None:
+            # whatever is there, no step has used it
+            self._ring.mark(number, self._ring.followed.gradients)
+        self._pending.append((number, self.step, self.time))
 
-    def _move(self) -> None:
+    def _move(self, number: int) -> None:
         """Go on where the parameters are now: module.to(...) moved them, or they were replaced."""
         self._evaluate_pending()
         try:
             self._find_group()
-            ring = ring_for(self._statistics, OwnParameters(self._model), self._max_bytes)
-            if ring.names != self.names:
+            ring = self._new_ring()
+            if ring.names != self._ring.names:
                 raise ValueError(
-                    f"the statistics changed shape: expected {self.names} as at step 0, got "
+                    f"the statistics changed shape: expected {self._ring.names} as at step 0, got "
                     f"{ring.names} at step {self.step}: make another tracker for other parameters"
                 )
+            if not ring.store(number):
+                raise ValueError("expected parameters that stay as they are during a record")
         except Exception as error:
             self._failure = error
             raise
         if self._observer is not None:
             self._observer.moved(dict(unwrapped(self._model).named_parameters()))
         self._ring = ring
-        self._ring.resume(self._records)
-        self._ring.store()
 
     def flush(self) -> None:
         """Evaluate what is in the ring, write it to disk and hand it to the writer.
@@ -178,34 +241,62 @@ class Tracker(Steps):
                 self._evaluate_pending()
             finally:
                 self._rows.write()
-                self._display.show(self._rows, self._observer)
+                # a row that the loop may still have a value for is shown with the next one
+                self._show(whole=not self._loop.names)
+
+    def _show(self, whole: bool) -> None:
+        self._display.show(self._rows, self._observer)
 
     def _evaluate_pending(self) -> None:
-        if not self._pending:
-            return
-        pending, self._pending = self._pending, []
+        pending, newest = self._pending, -1 if self._recording is None else self._rows.newest
+        # what is kept already: only the end of its evaluation was interrupted
+        new = pending if not pending or pending[0][1] > newest else _later(pending, newest)
         try:
-            values, error = self._ring.take()
-            rows = finite_rows(values)
-            if rows:
-                self._keep(pending[:rows], values[..., :rows, :])
-            if rows < values.shape[-2]:
-                raise non_finite(self.names, pending[rows][0], values[..., rows, :])
-            if error is not None:
-                what = f"after step {pending[rows][0]}: {error}"
-                raise type(error)(what) from error.__cause__ or error
+            self._keep_loop_values()
+            if new:
+                self._evaluate(new)
         except Exception as error:
-            self._failure = error
+            # what comes after it is not recorded
+            self._failure, self._records, self._pending = error, self._next, []
             if isinstance(error, NonFiniteStatistic) and self._recording is not None:
                 error.trajectory = self.trajectory()
             raise
+        # in one line, after everything is kept: an interrupt finds either all or nothing done
+        self._records, self._pending = self._next, []
+        self._ring.forget(self._records)
+        self._loop.forget(self._rows.newest)
 
-    def _keep(self, rows: list[tuple[int, float]], values: Tensor) -> None:
+    def _evaluate(self, pending: list[tuple[int, int, float]]) -> None:
+        numbers, steps, times = map(list, zip(*pending, strict=True))
+        values, error = self._ring.take(numbers)
+        undefined = [self._ring.undefined(number) for number in numbers]
+        rows = finite_rows(values, undefined)
+        if rows:
+            self._keep(steps[:rows], times[:rows], values[..., :rows, :])
+        if rows < values.shape[-2]:
+            raise non_finite(self._ring.names, steps[rows], values[..., rows, :], undefined[rows])
+        if error is not None:
+            what = f"after step {steps[rows]}: {error}"
+            told = (TypeError, ValueError, torch.OutOfMemoryError)
+            kind = type(error) if isinstance(error, told) else ValueError
+            raise kind(what) from error.__cause__ or error
+
+    def _keep(self, steps: list[int], times: list[float], values: Tensor) -> None:
         if self._recording is None:
             header = Header(self.names, tuple(values.shape[:-2]), self._facts())
             self._recording = Recording(header, self.path, _ROWS_BYTES)
-        steps, times = zip(*rows, strict=True)
-        self._recording.append(steps, times, values)
+        if self._loop.names:
+            values = torch.cat([values, self._loop.columns(steps)], dim=-1)
+        self._rows.append(steps, times, values)
+
+    def _keep_loop_values(self) -> None:
+        """Give those of the newest row to it; there may be further columns by now."""
+        if self._recording is None:
+            return
+        if len(self.names) > len(self._rows.header.names):
+            self._rows.widen(self.names)
+        if self._loop.at(self._rows.newest):
+            self._rows.amend(self._loop.columns([self._rows.newest])[..., 0, :])
 
     @property
     def _rows(self) -> Recording:
@@ -259,8 +350,9 @@ class Tracker(Steps):
             return {
                 "step": self.step,
                 "time": self.time,
-                "records": self._records,
-                "names": list(self.names),
+                "records": self._next,
+                "names": list(recorded.names),
+                "logged": list(self._loop.names),
                 # copies: tensors on a memory-mapped file would be saved with all of that file
                 "times": recorded.times.clone(memory_format=torch.contiguous_format),
                 "steps": recorded.steps.clone(memory_format=torch.contiguous_format),
@@ -283,22 +375,26 @@ class Tracker(Steps):
         """
         if self._closed:
             raise ValueError("expected a tracker that records, this one was closed: make another")
-        checked = TrackerState.of(state, self.names, self._rows.header.runs)
+        checked = TrackerState.of(state, self._ring.names, self._rows.header.runs)
         observer = None if checked.probe is None else self._observer
         if observer is not None:
             observer.check_state(checked.probe)
         self._display.load_state_dict(checked.sink, int(checked.rows.steps[-1]))
         if observer is not None:
             observer.load_state_dict(checked.probe)
-        self._pending, self._failure = [], None
-        self.step, self.time, self._records = checked.step, checked.time, checked.records
-        self._ring.resume(self._records)
+        self._failure = None
+        self._records, self._pending = checked.records, []
+        self._go_on_at(checked.step, checked.time)
+        self._loop = LoopValues(self._ring.names, self._rows.header.runs)
+        self._loop.names = checked.logged
+        self._ring.forget()
         self._rows.restore(checked.rows)
 
     def close(self) -> None:
         """Flush, detach, save to ``path`` if there is one, close the writer if it is ours.
 
-        Warnings say what could not be saved or shown.
+        Warnings say what could not be saved or shown. A program that ends without it does the same
+        when it ends, or when model and optimizer are gone.
 
         Raises:
             OSError: if there is a ``path`` and nothing could be saved, there or beside it.
@@ -306,14 +402,20 @@ class Tracker(Steps):
         self.remove()
         if self._closed:
             return
-        self._closed = True
+        failure = None
         try:
             self._observe()
             if self._failure is None:
                 self.flush()
-        finally:
-            self._display.close()
-            self._rows.finish(self.trajectory())
+        except Exception as error:
+            failure = error
+        self._show(whole=True)
+        self._display.close()
+        self._rows.finish(self.trajectory())
+        # an interrupt before this line leaves a tracker that can be closed again
+        self._closed = True
+        if failure is not None:
+            raise failure
 
     def __enter__(self) -> Tracker:
         return self
@@ -326,3 +428,16 @@ class Tracker(Steps):
                 raise
             # the loop's own exception is the one to see
             _log.exception("the tracker could not be closed cleanly")
+
+    def __del__(self) -> None:
+        closed = getattr(self, "_closed", True)
+        if not closed and (self.path is not None or self._display.sink is not None):
+            close_quietly(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # a model that holds its tracker is saved without it
+        return type(None), ()
+
+
+def _later(pending: list[tuple[int, int, float]], newest: int) -> list[tuple[int, int, float]]:
+    return [one for one in pending if one[1] > newest]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.statistics.quadratic import Parameters, near
+from torchlimits.statistics.reads import Reading, ReadRecorder
 
 StatisticFunction = Callable[[Parameters], Tensor]
 
@@ -76,6 +77,10 @@ class SummaryStatistics:
         >>> jacobian["weight"].shape, jacobian["bias"].shape
         (torch.Size([3, 2, 3]), torch.Size([3, 2]))
         >>> SummaryStatistics.of(statistics) is statistics
+        True
+        >>> statistics.values_of(dict(layer.named_parameters()))["bias"].shape
+        torch.Size([2])
+        >>> statistics.bound(layer).functions == statistics.functions  # none needs the module
         True
         >>> statistics.select(["bias"]).names_of(dict(layer.named_parameters()))
         ['bias[0]', 'bias[1]']
@@ -157,10 +162,39 @@ class SummaryStatistics:
             parameters: ``{name: tensor}``, read when they are looked at and not before.
             sources: the same, of which errors tell names and shapes; by default ``parameters``.
         """
-        recorder = _ReadRecorder(parameters, parameters if sources is None else sources)
+        recorder = ReadRecorder(parameters, parameters if sources is None else sources)
         with torch.no_grad():
             self(recorder)
         return [name for name in parameters if name in recorder.read]
+
+    def bound(self, module: nn.Module) -> SummaryStatistics:
+        """The same statistics, with those that need the module itself bound to it.
+
+        Args:
+            module: the user's own module.
+        """
+        result = copy.copy(self)
+        result.functions = {
+            name: f.bound(module) if hasattr(f, "bound") else f  # type: ignore[attr-defined]
+            for name, f in self.functions.items()
+        }
+        return result
+
+    def given(self, reads: Mapping[str, list[str]]) -> SummaryStatistics:
+        """The same statistics, each given a plain dict of what it reads.
+
+        Args:
+            reads: for each function, the names of the tensors that it reads.
+
+        Example:
+            >>> import torch
+            >>> u = SummaryStatistics({"count": lambda p: torch.tensor(len(p))})
+            >>> u.given({"count": ["b"]})({"a": torch.ones(2), "b": torch.ones(1)})
+            tensor([1.], dtype=torch.float64)
+        """
+        result = copy.copy(self)
+        result.functions = {name: Reading(f, reads[name]) for name, f in self.functions.items()}
+        return result
 
     def names_of(self, parameters: Parameters) -> list[str]:
         """The k names, in the order of u; evaluates every function once, without gradient.
@@ -180,9 +214,17 @@ class SummaryStatistics:
             parameters: ``{name: tensor}``.
         """
         batch = self.batch_dims(parameters)
-        with torch.no_grad():
-            values = self._evaluate(parameters)
+        values = self.values_of(parameters)
         return {name: tuple(value.shape[batch:]) for name, value in values.items()}
+
+    def values_of(self, parameters: Parameters) -> dict[str, Tensor]:
+        """The value of each function, in its own shape, without gradient.
+
+        Args:
+            parameters: ``{name: tensor}``.
+        """
+        with torch.no_grad():
+            return self._evaluate(parameters)
 
     def entry_names(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         """The k names.
@@ -324,7 +366,7 @@ def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
 
 
 def _given(parameters: Parameters) -> str:
-    known = parameters.known() if isinstance(parameters, _ReadRecorder) else parameters
+    known = parameters.known() if isinstance(parameters, ReadRecorder) else parameters
     return f"it was given {_checks.shapes(known)}"
 
 
@@ -334,33 +376,6 @@ def _failed(name: str, error: Exception, parameters: Parameters) -> StatisticErr
         what = f"asked for parameter {error}, the model has {names}: use one of these names"
     else:
         what = f"failed with {type(error).__name__}: {error}"
+        if "NoneType" in str(error):
+            what += " (the gradient of a parameter is not its .grad but p['<its name>.grad'])"
     return StatisticError(f"statistic {name!r} {what}; {_given(parameters)}")
-
-
-# a dict, as torch.func.functional_call wants it, with the methods of Mapping, from which dict does
-# not inherit, whatever its stub says
-class _ReadRecorder(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatibleMethodOverride]
-    Mapping[str, Tensor], dict[str, Tensor]
-):
-    """The parameters, and a note of which ones were read."""
-
-    def __init__(self, parameters: Parameters, sources: Parameters) -> None:
-        self._parameters, self._sources = parameters, sources
-        self.read: dict[str, Tensor] = {}
-
-    def known(self) -> Parameters:
-        """Each as it was read, or its source."""
-        return {**self._sources, **self.read}
-
-    def __getitem__(self, name: str) -> Tensor:
-        self.read[name] = self._parameters[name]
-        return self.read[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters)
-
-    def __len__(self) -> int:
-        return len(self._parameters)
-
-    def copy(self) -> dict[str, Tensor]:
-        return {name: self[name] for name in self}

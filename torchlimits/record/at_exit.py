@@ -1,0 +1,51 @@
+"""`close_at_exit`: what a program leaves open when it ends is closed, and what it recorded kept."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import weakref
+from typing import Protocol, runtime_checkable
+
+from torchlimits._checks import warn
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What can be closed."""
+
+    def close(self) -> None:
+        """End it, and keep what it has."""
+
+
+_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+_process = os.getpid()
+
+
+def close_at_exit(one: Closable) -> None:
+    """Have something closed when the program ends, unless it is gone by then.
+
+    Args:
+        one: nothing happens if it is closed already.
+    """
+    if os.getpid() == _process:
+        _open.add(one)
+
+
+def close_quietly(one: Closable) -> None:
+    """Close what its owner did not, where nobody can catch an exception; a warning tells of it.
+
+    A forked process, a data loader's worker for instance, leaves it to the one that it came from.
+    """
+    if os.getpid() != _process:
+        return
+    try:
+        one.close()
+    except Exception as error:
+        warn(f"what was recorded and not closed could not be kept whole: {error!r}")
+
+
+@atexit.register
+def _close_all() -> None:
+    for one in list(_open):
+        close_quietly(one)
