@@ -34,7 +34,7 @@ class LoopValues:
         self.names: list[str] = []
         self._kept: dict[int, dict[str, Tensor | float]] = {}
 
-    def keep(self, step: int, values: Mapping[str, Any]) -> None:
+    def keep(self, step: int, values: Mapping[Any, Any]) -> None:
         """Note values of a step; of two with one name the later one stays.
 
         Raises:

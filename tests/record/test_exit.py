@@ -1,0 +1,83 @@
+"""Programs and trackers that end without `close`: what was recorded is where it would have been."""
+
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import torchlimits as tl
+
+START = """
+import os, sys, torch, torchlimits as tl
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+tracker = tl.track(
+    model, optimizer, {"w": lambda p: p["weight"].norm()}, path="u.npz", writer=tl.CSV("u.csv")
+)
+def train(steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+"""
+
+
+def run(folder, program):
+    return subprocess.run(
+        [sys.executable, "-c", START + textwrap.dedent(program)],
+        cwd=folder, capture_output=True, text=True, env={**os.environ}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("", 0),
+        ("sys.exit(3)", 3),
+        ("raise RuntimeError('the loop failed')", 1),
+        ("raise KeyboardInterrupt", 130),
+        ("del tracker, model, optimizer", 0),
+        ("os.fork() or sys.exit(0)", 0),
+        ("import multiprocessing as mp; q = mp.get_context('fork').Process(target=train, args=(3,));"
+         " q.start(); q.join()", 0),
+    ],
+)  # fmt: skip
+def test_a_program_that_ends_without_close(tmp_path, end, code):
+    result = run(tmp_path, f"train(40)\n{end}")
+    assert result.returncode in (code, -2 if code == 130 else code), result.stderr
+    assert len(tl.Trajectory.load(tmp_path / "u.npz")) == 41
+    assert len((tmp_path / "u.csv").read_text().splitlines()) == 42
+    assert "Warning" not in result.stderr
+    assert sorted(p.name for p in tmp_path.iterdir() if "unfinished" in p.name) == []
+
+
+def test_a_failure_at_the_end_is_told(tmp_path):
+    result = run(
+        tmp_path,
+        """
+        train(40)
+        import torchlimits.record.recording as recording
+        def full(*arguments, **options):
+            raise OSError(28, "No space left on device")
+        recording.Recording.finish = full
+        """,
+    )
+    assert "could not be kept whole" in result.stderr
+    assert "No space left" in result.stderr
+
+
+def test_a_tracker_that_is_collected(tmp_path):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    path = tmp_path / "u.rows"
+    tl.track(model, optimizer, {"w": lambda p: p["weight"].norm()}, path=path)
+    for _ in range(5):
+        optimizer.step()
+    assert not path.exists()
+    del model, optimizer
+    gc.collect()
+    assert len(tl.Trajectory.load(path)) == 6
