@@ -89,8 +89,7 @@ class Tracker(Steps):
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
-        sink = self._display.sink
-        self.path = place_of(path, None if sink is None else sink.logdir)
+        self.path = place_of(path, self._display.logdir)
         self._max_bytes = max_bytes
         self._ring = ring_for(statistics, OwnParameters(model), max_bytes)
         self.names = self._ring.names
