@@ -150,6 +150,7 @@ def test_a_resumed_table_is_that_of_an_uninterrupted_run(whole, tmp_path, crash)
     take(14)
     tracker.flush()
     crash(path)
+    del take, tracker, checkpoint, _  # they go with their program
     take, tracker, _, restore = training(tl.CSV(path))
     restore(parts)
     take(35)

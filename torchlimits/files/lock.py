@@ -63,6 +63,8 @@ class Lock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._key = os.path.realpath(path)
+        #: whether this object held the lock and did not release it
+        self.was_held = False
         weakref.finalize(self, _release, self._key, weakref.ref(self))
 
     @property
@@ -93,10 +95,11 @@ class Lock:
             if entry is not None and entry.owner() not in (None, self):
                 raise Taken(errno.EBUSY, "another tracker of this program writes there")
         file = entry.file if entry is not None and self.path.exists() else _locked(self.path)
-        _held[self._key] = _Entry(file, os.getpid(), weakref.ref(self))
+        _held[self._key], self.was_held = _Entry(file, os.getpid(), weakref.ref(self)), True
 
     def release(self) -> None:
         """Give the lock back and remove its file; does nothing if it is not held."""
+        self.was_held = False
         _release(self._key, weakref.ref(self))
 
 

@@ -77,8 +77,8 @@ class Shown:
         newest = self.sink.newest
         if not self._begun and newest is not None and newest >= 0:
             warn(
-                f"{self.sink} has the rows of an earlier recording, up to step {newest}: only later "
-                "ones are shown; make another writer for each tracker"
+                f"{self.sink} has the rows of an earlier recording, up to step {newest}: only "
+                "later ones are shown; make another writer for each tracker"
             )
         self._begun = True
         for chunk in recording.after(self.shown if newest is None else newest):

@@ -80,6 +80,7 @@ class CSV(Sink):
         ...     table = CSV(Path(folder) / "u.csv")
         ...     table.add(piece)
         ...     print(table.path.read_text())
+        ...     table.finish()
         ...     again = CSV(table.path)  # in a program that resumes
         ...     again.check(piece)
         ...     again.load_state_dict(table.state_dict())
