@@ -187,7 +187,8 @@ def _free_name(folder: Path, stem: str, suffix: str) -> Path:
     stamps = [re.match(rf"{re.escape(stem)}\.(\d+)", path.name) for path in folder.iterdir()]
     # others write seconds, we nanoseconds: as texts, 17 and 170 stand before 171
     newest = max((int(stamp[1].ljust(19, "0")) for stamp in stamps if stamp), default=0)
-    for moment in itertools.count(max(time.time_ns(), newest + 1)):
+    # a second back: somebody's file that is made after ours in the same second is to sort after it
+    for moment in itertools.count(max(time.time_ns() - 10**9, newest + 1)):
         path = folder / f"{stem}.{moment}.{host}.{os.getpid()}{suffix}"
         if not path.exists():
             return path
