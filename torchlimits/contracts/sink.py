@@ -20,7 +20,7 @@ class Sink(ABC):
     `tl.CSV` and `tl.tensorboard.Writer` are sinks. One of your own needs `add` and `flush`; all
     else has a default.
 
-    A sink that raises an exception does not end the training: a warning says so, once, and rows
+    A sink belongs to one tracker at a time. One that raises an exception does not end the training: a warning says so, once, and rows
     whose `add` did not return are given again later, after a `flush` that did. Its `str` is what
     warnings call it.
 

@@ -85,11 +85,11 @@ def _patterns(
     missing: Bool[np.ndarray, "T k"],
 ) -> Iterator[tuple[Int[np.ndarray, " columns"], Int[np.ndarray, " rows"]]]:
     """Columns that lack a value in the same rows, and the other rows."""
-    patterns, which = np.unique(missing, axis=1, return_inverse=True)
-    which = which.ravel()  # numpy 2.0 alone gives it two dimensions
-    _, firsts = np.unique(which, return_index=True)
-    for number in np.argsort(firsts):
-        yield np.flatnonzero(which == number), np.flatnonzero(~patterns[:, number])
+    members: dict[bytes, list[int]] = {}
+    for column in range(missing.shape[1]):
+        members.setdefault(np.packbits(missing[:, column]).tobytes(), []).append(column)
+    for columns in members.values():
+        yield np.array(columns), np.flatnonzero(~missing[:, columns[0]])
 
 
 def _records_of_all(

@@ -204,7 +204,6 @@ class Writer(Live):
         super().finish()
         for lock in self._locks:
             lock.release()
-        self._locks = []
 
     def __enter__(self) -> Writer:
         return self
