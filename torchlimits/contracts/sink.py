@@ -20,9 +20,9 @@ class Sink(ABC):
     `tl.CSV` and `tl.tensorboard.Writer` are sinks. One of your own needs `add` and `flush`; all
     else has a default.
 
-    A sink belongs to one tracker at a time. One that raises an exception does not end the training: a warning says so, once, and rows
-    whose `add` did not return are given again later, after a `flush` that did. Its `str` is what
-    warnings call it.
+    A sink that knows its newest step belongs to one tracker at a time. One that raises an exception
+    does not end the training: a warning says so, once, and rows whose `add` did not return are
+    given again later, after a `flush` that did. Its `str` is what warnings call it.
 
     Attributes:
         newest: the last step that the sink has taken, -1 if none. Keep it if `add` can fail
