@@ -20,7 +20,13 @@ NOT_CHECKED = {
     *("problems.spiked.dynamics", "problems.spiked.equator", "problems.spiked.samplers"),
     *("problems.spiked.spike", "statistics.ready_made", "estimation.estimated"),
     *("estimation.per_sample_gradients", "optim.sgd", "optim.parameter_groups"),
-    *("figures.draw", "tensorboard.overlay", "tensorboard.live", "tensorboard.tags"),
+    *(
+        "figures.draw",
+        "tensorboard.overlay",
+        "tensorboard.writer",
+        "tensorboard.live",
+        "tensorboard.tags",
+    ),
     *("integrations.base", "integrations.lightning", "integrations.transformers"),
     # ... what is handed parameters that cannot be looked at, on the meta device, ...
     "record.ring",

@@ -190,8 +190,8 @@ def test_statistics_are_a_run_beside_lightnings_scalars(tmp_path):
     folder = tmp_path / "log" / "version_0"
     assert [step for step, _ in shown(folder)["loss"]] == list(range(2 * BATCHES))
     events, path = shown(folder / "measured"), callback.tracker.trajectory()
-    assert [step for step, _ in events["w/1,2"]] == list(range(2 * BATCHES + 1))
-    assert [value for _, value in events["w/1,2"]] == path["w[1,2]"].float().tolist()
+    assert [step for step, _ in events["w/1/2"]] == list(range(2 * BATCHES + 1))
+    assert [value for _, value in events["w/1/2"]] == path["w[1,2]"].float().tolist()
     assert same(tl.Trajectory.load(folder / "measured" / "recorded.rows"), path)
     # a prediction comes beside it by the package's own layout
     tl.tensorboard.write(folder, measured=path, predicted=path)
@@ -209,6 +209,36 @@ def test_other_loggers_get_the_statistics_by_log_metrics(tmp_path):
         assert [float(r["loss"]) for r in rows if r["loss"]]
         recorded = {int(r["step"]): float(r["norm"]) for r in rows if r["norm"]}
         assert recorded == dict(zip(path.steps.tolist(), path["norm"].tolist(), strict=True))
+
+
+def test_all_loggers_get_the_statistics(tmp_path):
+    """Those of TensorBoard in a folder of each, others by log_metrics."""
+    loggers = [
+        CSVLogger(tmp_path, "table", version=0),
+        *(TensorBoardLogger(tmp_path, name, version=0) for name in ("a", "b")),
+    ]
+    callback = lightning_callback()
+    trainer_of(tmp_path, callback, checkpoints(tmp_path), logger=loggers, steps=10).fit(
+        Module(), batches()
+    )
+    path = callback.tracker.trajectory()
+    with (tmp_path / "table" / "version_0" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["norm"]]
+    assert [float(row["norm"]) for row in rows] == path["norm"].tolist()
+    for name in ("a", "b"):
+        found = shown(tmp_path / name / "version_0" / "measured")["norm"]
+        assert found == list(zip(path.steps.tolist(), path["norm"].float().tolist(), strict=True))
+    # and they go on together
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*step=7.ckpt")
+    trainer = trainer_of(tmp_path, lightning_callback(), logger=loggers[1:], steps=12)
+    with pytest.raises(ValueError, match="of 2 sinks, got one of 3"):
+        trainer.fit(Module(), batches(), ckpt_path=checkpoint)
+    loggers[0] = CSVLogger(tmp_path, "table", version=1)
+    trainer = trainer_of(tmp_path, callback, logger=loggers, steps=12)
+    trainer.fit(Module(), batches(), ckpt_path=checkpoint)
+    for name in ("a", "b"):
+        found = shown(tmp_path / name / "version_0" / "measured")["norm"]
+        assert [step for step, _ in found] == list(range(13))
 
 
 def test_a_writer_of_ones_own_or_none(tmp_path):
@@ -471,13 +501,42 @@ def hugging_whole(tmp_path_factory):
     return folder, model.layer.weight.detach(), callback.tracker.trajectory()
 
 
+def runs_of(folder):
+    """The runs of trainings with one output_dir, in order: theirs, and the statistics' folders."""
+    runs = sorted((folder / "runs").iterdir(), key=lambda run: run.stat().st_ctime_ns)
+    return [(run, sorted(run.glob("measured*"))) for run in runs]
+
+
 def test_statistics_are_a_run_beside_the_trainers_scalars(hugging_whole):
     folder, _, path = hugging_whole
-    events = shown(folder / "runs" / "measured")
-    assert [value for _, value in events["norm"]] == path["norm"].float().tolist()
-    (theirs,) = [run for run in (folder / "runs").iterdir() if run.name != "measured"]
+    ((theirs, (ours,)),) = runs_of(folder)
+    assert [value for _, value in shown(ours)["norm"]] == path["norm"].float().tolist()
     assert len(shown(theirs)["train/loss"]) == 3 * BATCHES
-    assert same(tl.Trajectory.load(folder / "runs" / "measured" / "recorded.rows"), path)
+    assert same(tl.Trajectory.load(ours / "recorded.rows"), path)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_second_training_leaves_the_first_ones_curves(monkeypatch, tmp_path, given):
+    """Each in its own run; in one that the environment names, beside each other."""
+    if given:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "runs" / "all"))
+    paths = []
+    for rate in (0.05, 0.01):
+        callback = hugging_callback()
+        options = {"learning_rate": rate, **logged(tmp_path)}
+        hugging_trainer(tmp_path, Model(), callback, **options).train()
+        paths.append(callback.tracker.trajectory())
+    folders = [folder for _, found in runs_of(tmp_path) for folder in found]
+    curves = [[value for _, value in shown(folder)["norm"]] for folder in folders]
+    expected = [path["norm"].float().tolist() for path in paths]
+    assert sorted(curves) == sorted(expected)
+    assert expected[0] != expected[1]
+    # the first one goes on in its own
+    callback = hugging_callback()
+    trainer = hugging_trainer(tmp_path, Model(), callback, **logged(tmp_path))
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-28"))
+    kept = [[value for _, value in shown(folder)["norm"]] for folder in folders]
+    assert expected[0] in kept
 
 
 @pytest.mark.parametrize("moved", [False, True])
@@ -496,7 +555,9 @@ def test_transformers_resumes_without_a_gap_or_a_double(hugging_whole, tmp_path,
     whole, weights, path = hugging_whole
     assert torch.equal(model.layer.weight, weights)
     assert same(tl.Trajectory.load(tmp_path / "u.npz"), path)
-    assert shown(folder / "runs" / "measured") == shown(whole / "runs" / "measured")
+    # in the run folder of the Trainer that went on
+    (_, (old,)), (_, (new,)) = runs_of(whole)[-1], runs_of(folder)[-1]
+    assert shown(new) == shown(old)
     # and the checkpoints that it goes on to make are good ones
     callback = hugging_callback()
     trainer = hugging_trainer(folder, Model(), callback, **logged(folder))

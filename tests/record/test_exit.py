@@ -25,6 +25,13 @@ def train(steps):
         optimizer.step()
 """
 
+FORKED = """
+import multiprocessing
+process = multiprocessing.get_context("fork").Process(target=train, args=(3,))
+process.start()
+process.join()
+"""
+
 
 def run(folder, program):
     return subprocess.run(
@@ -42,8 +49,7 @@ def run(folder, program):
         ("raise KeyboardInterrupt", 130),
         ("del tracker, model, optimizer", 0),
         ("os.fork() or sys.exit(0)", 0),
-        ("import multiprocessing as mp; q = mp.get_context('fork').Process(target=train, args=(3,));"
-         " q.start(); q.join()", 0),
+        (FORKED, 0),
     ],
 )  # fmt: skip
 def test_a_program_that_ends_without_close(tmp_path, end, code):

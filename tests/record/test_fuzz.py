@@ -237,6 +237,7 @@ class Tracked:
     def crash(self):
         """And go on in another program, from the checkpoint if there is one."""
         self.tracker.remove()
+        self.tracker = None  # it goes with its program
         self.begin()
         self.back()
 

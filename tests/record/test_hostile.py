@@ -98,7 +98,7 @@ def shown_steps(disk, kind):
         lines = (disk.folder / "u.csv").read_text().splitlines()[1:]
         return [int(line.partition(",")[0]) for line in lines]
     accumulator = EventAccumulator(str(disk.folder / "log"), size_guidance={"scalars": 0})
-    return [one.step for one in accumulator.Reload().Scalars("w/0,0")]
+    return [one.step for one in accumulator.Reload().Scalars("w/0/0")]
 
 
 class Loop:

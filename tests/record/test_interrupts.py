@@ -1,4 +1,4 @@
-"""Ctrl-C, an exit or an error at any line of a step, a flush or a close: nothing lost or doubled."""
+"""Ctrl-C, an exit or an error at any line of a step, flush or close: nothing lost or doubled."""
 
 import random
 

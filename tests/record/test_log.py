@@ -165,7 +165,7 @@ def test_in_files_and_sinks(tmp_path, before):
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
 def test_a_loss_that_is_not_finite_does_not_end_the_record(value):
-    model, optimizer, tracker = begun()
+    _, optimizer, tracker = begun()
     tracker.log(loss=value)
     optimizer.step()
     path = tracker.trajectory()

@@ -3,15 +3,18 @@
 import copy
 import errno
 import functools
+import re
 import warnings
 
 import numpy as np
 import pandas
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchlimits as tl
 from torchlimits.record.sinks import csv
+from torchlimits.record.sinks.choose import chosen
 
 NAMES = ["m[0]", "m[1]", "norm"]
 
@@ -150,6 +153,7 @@ def test_a_resumed_table_is_that_of_an_uninterrupted_run(whole, tmp_path, crash)
     take(14)
     tracker.flush()
     crash(path)
+    del take, tracker, checkpoint, _  # they go with their program
     take, tracker, _, restore = training(tl.CSV(path))
     restore(parts)
     take(35)
@@ -364,3 +368,212 @@ def test_what_cannot_be_called_with_a_dict_and_a_step_is_refused_at_once():
         training(tl.CSV)
     training(lambda row, step=None, commit=None: None)
     training(lambda *args, **kwargs: None)
+
+
+# --- several, and what becomes of their files ----------------------------------------------------
+
+
+class Failing(tl.Sink):
+    """Takes nothing."""
+
+    def add(self, chunk):
+        raise OSError("no room")
+
+    def flush(self):
+        pass
+
+
+def test_several_writers_have_progress_and_failures_of_their_own(whole, tmp_path):
+    calls = Calls()
+    writers = [tl.CSV(tmp_path / "u.csv"), Failing(), calls.log, None, tmp_path / "log"]
+    take, tracker, *_ = training(writers)
+    take(30)
+    with pytest.warns(RuntimeWarning, match="Failing cannot show .*no room"):
+        tracker.flush()
+    state = tracker.state_dict()["sink"]
+    assert [one and one["newest"] for one in state] == [30, None, 30, 30]
+    take(30)
+    with pytest.warns(RuntimeWarning, match="Failing failed and may not show all steps"):
+        tracker.close()
+    assert (tmp_path / "u.csv").read_bytes() == whole
+    assert calls.steps == list(range(61))
+    assert tracker.path == tmp_path / "log" / "recorded.rows"
+    assert len(tl.Trajectory.load(tracker.path)) == 61
+
+
+def test_several_writers_are_resumed_each_by_its_state(whole, tmp_path):
+    first, second = Calls(), Calls()
+
+    def writers(log):
+        return [tl.CSV(tmp_path / "u.csv"), log]
+
+    take, tracker, checkpoint, _ = training(writers(first.log))
+    take(25)
+    parts = checkpoint()
+    take(5)
+    tracker.close()
+    take, tracker, _, restore = training(writers(second.log))
+    restore(parts)
+    take(35)
+    tracker.close()
+    assert (tmp_path / "u.csv").read_bytes() == whole
+    assert second.steps == list(range(26, 61))
+
+
+def test_a_bad_state_among_several_changes_nothing(whole, tmp_path):
+    calls = Calls()
+    take, tracker, checkpoint, _ = training([tl.CSV(tmp_path / "u.csv"), calls.log])
+    take(25)
+    good = checkpoint()[0]
+    take(35)
+    for bad in ([good["sink"][0], {"newest": -7}], [good["sink"][0]], [7, 7]):
+        with pytest.raises(ValueError, match="writer's state"):
+            tracker.load_state_dict({**good, "sink": bad})
+    tracker.close()
+    assert (tmp_path / "u.csv").read_bytes() == whole
+    assert calls.steps == list(range(61))
+
+
+def test_a_writer_of_a_wrong_type_is_told_all_that_is_allowed():
+    for writer in (3, [3], [[print]]):
+        with pytest.raises(TypeError) as caught:
+            training(writer)
+        for allowed in ("log directory", "CSV", "SummaryWriter", "function", "Sink", "list"):
+            assert allowed in str(caught.value)
+
+
+@pytest.mark.parametrize("what", ["deleted", "emptied", "replaced", "folder"])
+def test_a_table_that_goes_is_written_again_with_all_rows(whole, tmp_path, what, caplog):
+    path = tmp_path / "folder" / "u.csv"
+    take, tracker, *_ = training(tl.CSV(path))
+    take(20)
+    tracker.flush()
+    if what == "emptied":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    if what == "replaced":
+        path.write_bytes(b"step,time,x\n" + b"1,2,3\n" * 10_000)
+    if what == "folder":
+        for file in path.parent.iterdir():
+            file.unlink()
+        path.parent.rmdir()
+    # also if there is nothing new
+    tracker.flush()
+    assert path.read_bytes() == whole[: len(path.read_bytes())]
+    assert len(read(path)[1]) == 21
+    assert "written again, with all rows" in caplog.text
+    take(40)
+    tracker.close()
+    assert path.read_bytes() == whole
+
+
+def test_somebody_elses_file_in_the_place_of_a_table_is_left(tmp_path):
+    path = tmp_path / "u.csv"
+    take, tracker, *_ = training(tl.CSV(path))
+    take(20)
+    tracker.flush()
+    path.unlink()
+    path.write_text("label,pixel\n3,0.5\n")
+    take(5)
+    with pytest.warns(RuntimeWarning, match="which begins with"):
+        tracker.flush()
+    with pytest.warns(RuntimeWarning, match="may not show all steps"):
+        tracker.close()
+    assert path.read_text() == "label,pixel\n3,0.5\n"
+
+
+def test_two_trackers_on_one_table(whole, tmp_path):
+    """The second is refused until the first is closed, and nothing is mixed."""
+    path = tmp_path / "u.csv"
+    table = tl.CSV(path)
+    take, tracker, *_ = training(table)
+    take(30)
+    with pytest.raises(OSError, match=r"no other running tracker.*u\.csv.*close that tracker"):
+        training(tl.CSV(path))
+    (tmp_path / "link.csv").symlink_to(path)
+    with pytest.raises(OSError, match="no other running tracker"):
+        training(tl.CSV(tmp_path / "link.csv"))
+    with pytest.raises(ValueError, match="a writer of its own for each tracker"):
+        training(table)
+    take(30)
+    tracker.close()
+    assert path.read_bytes() == whole
+    again, tracker, *_ = training(tl.CSV(path))
+    again(3)
+    tracker.close()
+    assert read(path)[1][:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_table_that_was_used_says_that_it_lacks_rows(tmp_path):
+    table = tl.CSV(tmp_path / "u.csv")
+    take, tracker, *_ = training(table)
+    take(3)
+    tracker.close()
+    take, tracker, *_ = training(table)
+    with pytest.warns(RuntimeWarning, match="rows of an earlier recording, up to step 3"):
+        tracker.flush()
+
+
+def test_statistics_that_are_added_during_the_run_come_at_the_end(tmp_path):
+    take, tracker, *_ = training()
+    take(9)
+    path = tracker.trajectory()
+    longer = tl.Trajectory(
+        path.times, path.steps, torch.cat([path.values, path.values[:, :2]], dim=1),
+        [*path.names, "loss", "time of day"],
+    )  # fmt: skip
+    longer.values[6, 3] = torch.nan
+    calls, table = Calls(), tl.CSV(tmp_path / "u.csv")
+    for sink in (table, chosen(calls.log)[0]):
+        sink.add(path.slice(slice(0, 5)))
+        sink.add(longer.slice(slice(3, 8)))
+        # given again by somebody who does not know of the new ones
+        sink.add(path.slice(slice(7, 10)))
+    frame = pandas.read_csv(tmp_path / "u.csv")
+    assert frame.columns.tolist() == ["step", "time", *longer.names]
+    expected = longer.values.clone()
+    expected[:5, 3:] = expected[8:, 3:] = torch.nan
+    assert np.array_equal(frame.to_numpy()[:, 2:], expected.numpy(), equal_nan=True)
+    assert (tmp_path / "u.csv").read_text().splitlines()[7].endswith(f",,{float(expected[6, 4])!r}")
+    assert calls.steps == list(range(10))
+    for step, row in calls:
+        values = {f"m/{i}": expected[step, i] for i in range(2)} | {"norm": expected[step, 2]}
+        values |= {"loss": expected[step, 3], "time of day": expected[step, 4]}
+        assert row == {tag: float(value) for tag, value in values.items() if not value.isnan()}
+    table.finish()
+
+
+def test_the_last_row_is_in_a_writer_of_ones_own(tmp_path):
+    """The one that the cap on points keeps back."""
+    writer = tl.tensorboard.Writer(tmp_path, max_points=4)
+    take, tracker, *_ = training(writer)
+    take(50)
+    tracker.close()
+    accumulator = EventAccumulator(str(tmp_path)).Reload()
+    assert accumulator.Scalars("norm")[-1].step == 50
+    assert len(accumulator.Scalars("norm")) <= 4
+
+
+def test_tags_of_all_loggers_differ():
+    """In what MLflow keeps of them, too."""
+    names = ["m[1,10]", "m[11,0]", "m[1,1,0]", "m[110]"]
+    calls = Calls()
+    values = torch.arange(4.0)[None]
+    chosen(calls.log)[0].add(tl.Trajectory(torch.zeros(1), torch.zeros(1).long(), values, names))
+    ((_, row),) = calls
+    assert list(row) == ["m/1/10", "m/11/0", "m/1/1/0", "m/110"]
+    assert len({re.sub("[^a-zA-Z0-9_/. -]+", "", tag) for tag in row}) == 4
+
+
+def test_a_function_keeps_the_tags_of_the_run_that_it_goes_on_with():
+    calls = Calls()
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tl.track(model, optimizer, {"m": lambda p: p["weight"]}, writer=calls.log) as tracker:
+        state = tracker.state_dict()
+        assert list(calls[-1][1]) == ["m/0/0", "m/0/1", "m/1/0", "m/1/1"]
+        del state["sink"]["tags"]
+        tracker.load_state_dict(state)
+        optimizer.step()
+    assert list(calls[-1][1]) == ["m/0,0", "m/0,1", "m/1,0", "m/1,1"]

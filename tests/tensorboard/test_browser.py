@@ -266,7 +266,7 @@ def test_time_series_are_grouped_and_bands_come_last(page):
     page = page("timeseries")
     groups = ["R", "m", "torchlimits", "v", "±1.96 sd"]
     page.until(groups, lambda: page.texts(".card-group .group-title"))
-    cards = ["R/0,0", "R/0,1", "R/1,1", "m/0,0", "m/1,0"]
+    cards = ["R/0/0", "R/0/1", "R/1/1", "m/0/0", "m/1/0"]
     page.until(cards, lambda: page.texts("scalar-card .tag"))
     page.until(
         RUNS, lambda: page.texts("runs-data-table tb-data-table-content-cell.table-column-run")
@@ -279,7 +279,7 @@ def test_scalars_are_grouped_and_bands_come_last(page):
     page = page("scalars")
     groups = ["R", "m", "torchlimits", "v", "±1.96 sd"]
     page.until(groups, lambda: page.texts("button.heading .category-name"))
-    page.until("R/0,0", lambda: page.texts("tf-scalar-card >>> .heading-row .name")[0])
+    page.until("R/0/0", lambda: page.texts("tf-scalar-card >>> .heading-row .name")[0])
     page.until(
         [0.0],
         lambda: [

@@ -22,11 +22,11 @@ from torch.utils.tensorboard import SummaryWriter
 from torchlimits import tensorboard
 from torchlimits.record.sinks.choose import chosen
 from torchlimits.tensorboard import events
-from torchlimits.tensorboard.live import Borrowed
+from torchlimits.tensorboard.borrowed import Borrowed
 from torchlimits.trajectory import Trajectory
 
 NAMES = ["v[0]", "v[1]", "m[0,0]", "m[1,0]", "r2"]
-TAGS = ["v/0", "v/1", "m/0,0", "m/1,0", "r2"]
+TAGS = ["v/0", "v/1", "m/0/0", "m/1/0", "r2"]
 
 
 def trajectory(rows=300, runs=None, names=NAMES, *, band=False, seed=0, first=0, **metadata):
@@ -79,10 +79,13 @@ def test_values_steps_and_times_come_back_exactly(tmp_path):
     file.flush()
     found = read(tmp_path)
     for column, tag in enumerate(["a", "β" * 200]):
-        np.testing.assert_array_equal(found[tag][0], steps)
+        # NaN is no value, infinities are
+        there = ~np.isnan(values[:, column])
+        np.testing.assert_array_equal(found[tag][0], steps[there])
         with np.errstate(over="ignore"):
-            np.testing.assert_array_equal(found[tag][1], values[:, column].astype(np.float32))
-        np.testing.assert_array_equal(found[tag][2], times)
+            expected = values[there, column].astype(np.float32)
+        np.testing.assert_array_equal(found[tag][1], expected)
+        np.testing.assert_array_equal(found[tag][2], times[there])
 
 
 def test_fast_records_are_those_of_protobuf():
@@ -148,7 +151,7 @@ def test_runs_have_directories_of_their_own(tmp_path):
     tensorboard.write(tmp_path, measured=measured, predicted=predicted)
     assert sorted(folder.name for folder in (tmp_path / "measured").iterdir()) == ["0", "1", "2"]
     for run in range(3):
-        values = read(tmp_path / "measured" / str(run))["m/1,0"][1]
+        values = read(tmp_path / "measured" / str(run))["m/1/0"][1]
         np.testing.assert_array_equal(values, measured["m[1,0]"][run].numpy().astype(np.float32))
     assert "v/0" in read(tmp_path / "predicted")
 
@@ -278,20 +281,21 @@ def test_tags_of_all_dashboards_differ(tmp_path):
 
 
 def test_writing_again_replaces(tmp_path):
-    foreign = tmp_path / "measured" / "events.out.tfevents.1.other"
-    for seed, runs in enumerate([3, None, None, None, 2]):
-        path = trajectory(runs=runs, seed=seed, rows=200 + seed)
-        tensorboard.write(tmp_path, measured=path, predicted=path)
-        if seed == 0:
-            foreign.write_bytes(b"")
-        folder = tmp_path / "measured" if runs is None else tmp_path / "measured" / "1"
-        steps, values, _ = read(folder)["r2"]
-        np.testing.assert_array_equal(steps, path.steps)
-        expected = path["r2"] if runs is None else path["r2"][1]
-        np.testing.assert_array_equal(values, expected.float())
-        assert len(events.own_files(folder)) <= 2
-    assert foreign.exists()
-    assert "r2" not in read(tmp_path / "measured")
+    """Our own files; beside those of others, in a folder of their own."""
+    with SummaryWriter(str(tmp_path / "measured")) as mine:
+        for seed, runs in enumerate([3, None, None, None, 2]):
+            path = trajectory(runs=runs, seed=seed, rows=200 + seed)
+            tensorboard.write(tmp_path, measured=path, predicted=path)
+            folder = tmp_path / "measured" / ("torchlimits" if runs is None else "1")
+            steps, values, _ = read(folder)["r2"]
+            np.testing.assert_array_equal(steps, path.steps)
+            expected = path["r2"] if runs is None else path["r2"][1]
+            np.testing.assert_array_equal(values, expected.float())
+            assert len(events.own_files(folder)) <= 2
+            mine.add_scalar("loss", seed, 7 * seed)
+            mine.flush()
+    assert read(tmp_path / "measured")["loss"][0].tolist() == [0, 7, 14, 21, 28]
+    assert not (tmp_path / "measured" / "torchlimits").exists()
     assert not list(tmp_path.rglob("unfinished*"))
 
 
@@ -354,7 +358,9 @@ def test_what_only_one_side_has_is_written_for_it_and_listed(tmp_path):
     ("name", "expected"),
     [
         ("v[0]", "v/0"),
-        ("m[0,1]", "m/0,1"),
+        ("m[0,1]", "m/0/1"),
+        ("m[1,10]", "m/1/10"),
+        ("m[11,0]", "m/11/0"),
         ("a[0][1]", "a/0/1"),
         ("r2", "r2"),
         ("norm/a b[2]", "norm/a b/2"),
@@ -410,15 +416,16 @@ def test_logdir_that_is_a_file_or_read_only(tmp_path, monkeypatch):
         tensorboard.write(tmp_path, measured=trajectory(rows=5))
 
 
-def test_non_finite_values_are_written(tmp_path):
+def test_infinite_values_are_written_and_nan_is_none(tmp_path):
     path = trajectory(rows=6)
     path.values[2, 0], path.values[3, 0], path.values[4, 0] = torch.nan, torch.inf, 1e300
     tensorboard.write(tmp_path, measured=path, predicted=path)
-    expected = path["v[0]"].numpy()
+    expected = path["v[0]"].numpy()[[0, 1, 3, 4, 5]]
+    found = read(tmp_path / "measured")
+    assert found["v/0"][0].tolist() == [0, 1, 3, 4, 5]
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(
-            read(tmp_path / "measured")["v/0"][1], expected.astype(np.float32)
-        )
+        np.testing.assert_array_equal(found["v/0"][1], expected.astype(np.float32))
+    assert found["v/1"][0].tolist() == list(range(6))
 
 
 # --- live ----------------------------------------------------------------------------------------
@@ -435,7 +442,7 @@ def test_live_shows_all_rows_when_asked(tmp_path, size):
     path = trajectory()
     with tensorboard.Writer(tmp_path, max_points=None) as writer:
         feed(writer, path, size)
-    steps, values, times = read(tmp_path)["m/0,0"]
+    steps, values, times = read(tmp_path)["m/0/0"]
     np.testing.assert_array_equal(steps, path.steps)
     np.testing.assert_array_equal(values, path["m[0,0]"].float())
     assert (np.diff(times) >= 0).all()

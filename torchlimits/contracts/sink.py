@@ -8,6 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.trajectory import Trajectory
 
@@ -18,14 +20,15 @@ class Sink(ABC):
     `tl.CSV` and `tl.tensorboard.Writer` are sinks. One of your own needs `add` and `flush`; all
     else has a default.
 
-    A sink that raises an exception does not end the training: a warning says so, once, and rows
-    whose `add` did not return are given again later, after a `flush` that did. Its `str` is what
-    warnings call it.
+    A sink that knows its newest step belongs to one tracker at a time. One that raises an exception
+    does not end the training: a warning says so, once, and rows whose `add` did not return are
+    given again later, after a `flush` that did. Its `str` is what warnings call it.
 
     Attributes:
         newest: the last step that the sink has taken, -1 if none. Keep it if `add` can fail
-            half-way, or if the sink may have less of a run that is resumed than its state says.
-            None, the default, leaves it to the tracker to remember what it gave.
+            half-way, or if the sink may have less of a run than it was given: when it falls back,
+            to -1 if somebody deleted a file for instance, the rows after it are given again. None,
+            the default, leaves it to the tracker to remember what it gave.
         logdir: the folder that the sink writes into, or None. There the tracker leaves the
             trajectory if it was given no ``path``.
 
@@ -52,6 +55,7 @@ class Sink(ABC):
         >>> sink.check(tl.Trajectory([0.0], [0], [[1.0]], ["n"]))
         >>> sink.load_state_dict(sink.state_dict())
         >>> sink.explains or sink.explain(None)
+        >>> sink.finish()
         >>> sink.close()
     """
 
@@ -64,8 +68,9 @@ class Sink(ABC):
         """Take the next rows of the trajectory.
 
         Args:
-            chunk: values ``(..., T, k)``. After a failure or a resume, it may hold rows that were
-                given before.
+            chunk: values ``(..., T, k)``. After a failure, an interrupt or a resume, it may hold
+                rows that were given before. Its names may be more than those of the chunks before,
+                with the new ones at the end. NaN says that a statistic has no value at a step.
         """
 
     @abstractmethod
@@ -98,6 +103,12 @@ class Sink(ABC):
             ValueError: if it is another or damaged; then nothing has changed.
         """
 
+    def finish(self) -> None:
+        """Write what is held back: the tracker is closed, and has no more rows.
+
+        It may be called again, after an interrupt for instance, and rows may still follow.
+        """
+
     def close(self) -> None:
         """End what was begun; called for sinks that the tracker made of a log directory."""
 
@@ -105,16 +116,30 @@ class Sink(ABC):
         return type(self).__name__
 
 
-def check_continues(first: Trajectory, chunk: Trajectory, sink: str) -> None:
+def check_continues(first: Trajectory, chunk: Trajectory, sink: str) -> Trajectory:
     """Raise ValueError unless a chunk has the statistics and the runs of the first one.
+
+    One of the two may have more statistics, at the end of its names.
 
     Args:
         first, chunk: any rows of a trajectory.
         sink: what a message calls the kind of sink.
+
+    Returns:
+        The one that has more statistics, without its rows (see `nothing_of`).
     """
     shapes = [tuple(rows.values.shape[:-2]) for rows in (first, chunk)]
-    if list(chunk.names) != list(first.names) or shapes[0] != shapes[1]:
+    shorter, longer = sorted((first, chunk), key=lambda rows: len(rows.names))
+    if list(longer.names)[: len(shorter.names)] != list(shorter.names) or shapes[0] != shapes[1]:
         raise ValueError(
             f"expected pieces of one trajectory, of {list(first.names)} and runs {shapes[0]}, got "
             f"{chunk!r} of {list(chunk.names)}: give each trajectory a {sink} of its own"
         )
+    return first if longer is first else nothing_of(chunk)
+
+
+def nothing_of(chunk: Trajectory) -> Trajectory:
+    """A trajectory of the same statistics and runs with no rows, on no memory of the chunk's."""
+    values = torch.empty(*chunk.values.shape[:-2], 0, len(chunk.names), device="cpu")
+    nothing = torch.empty(0, device="cpu")
+    return Trajectory(nothing, nothing.long(), values, list(chunk.names))

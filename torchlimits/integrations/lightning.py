@@ -37,8 +37,8 @@ class TrackerCallback(Attached, Callback):
         statistics, path: as in `tl.track`. Of several processes, rank 0 writes.
         options: every, max_bytes, probe, parameters: as in `tl.track`.
         writer: as in `tl.track`. None: where the Trainer logs, that is in the folder ``measured``
-            within that of its TensorBoardLogger (a run beside your own scalars', with the
-            trajectory as ``recorded.rows``), or else by the ``log_metrics`` of all its loggers.
+            within that of each TensorBoardLogger (a run beside your own scalars', with the
+            trajectory as ``recorded.rows``), and by the ``log_metrics`` of all other loggers.
             False: nowhere.
         optimizer: which one counts, as a number, if ``configure_optimizers`` makes several: steps
             and learning rates are its own, statistics are recorded after each of its steps. Give
@@ -135,15 +135,18 @@ class TrackerCallback(Attached, Callback):
 
 
 def _logs(loggers: list[Any]) -> Any:
-    """Where the Trainer logs, as a ``writer`` of `tl.track`."""
-    for logger in loggers:
-        # by name: pytorch_lightning has one, too
-        names = [kind.__name__ for kind in type(logger).__mro__]
-        if "TensorBoardLogger" in names and "://" not in str(logger.log_dir):
-            return Path(logger.log_dir) / "measured"
+    """Where the Trainer logs, as a ``writer`` of `tl.track`: a list if there are several."""
+    found = [_log_of(logger) for logger in loggers]
+    return found if len(found) > 1 else next(iter(found), None)
+
+
+def _log_of(logger: Any) -> Any:
+    # by name: pytorch_lightning has one, too
+    names = [kind.__name__ for kind in type(logger).__mro__]
+    if "TensorBoardLogger" in names and "://" not in str(logger.log_dir):
+        return Path(logger.log_dir) / "measured"
 
     def log(row: dict[str, float], step: int) -> None:
-        for logger in loggers:
-            logger.log_metrics(row, step)
+        logger.log_metrics(row, step)
 
-    return log if loggers else None
+    return log

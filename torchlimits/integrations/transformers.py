@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import os
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,9 @@ except ImportError as error:
         "pip install 'torchlimits[transformers]'"
     ) from error
 
+#: the run of the statistics within that of the training
+_FOLDER = "measured"
+
 
 class TrackerCallback(Attached, TrainerCallback, ExportableState):
     """Records summary statistics at every optimizer step of a transformers Trainer, as `tl.track`.
@@ -40,9 +46,9 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
         statistics, path: as in `tl.track`. Of several processes, rank 0 writes.
         options: every, max_bytes, probe, parameters: as in `tl.track`.
         writer: as in `tl.track`. None: if the Trainer reports to TensorBoard
-            (``report_to="tensorboard"``), in ``<output_dir>/runs/measured``, beside the Trainer's
-            own (or ``measured`` in the folder that ``TENSORBOARD_LOGGING_DIR`` names). False:
-            nowhere.
+            (``report_to="tensorboard"``), in the folder ``measured`` within that of this training,
+            ``<output_dir>/runs/<time>_<host>`` or what ``TENSORBOARD_LOGGING_DIR`` names; in
+            ``measured-2``, ``measured-3`` ... if there is another training's. False: nowhere.
 
     Raises:
         ValueError: also during `train`, if there are two such callbacks, or a probe with
@@ -79,11 +85,12 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
                 "restore_callback_states_from_checkpoint=False, recordings are continued without it"
             )
         super().__init__(statistics, writer=writer, path=path, **options)
+        self._folder = _FOLDER
 
     def state(self) -> dict[str, Any]:
         """`Tracker.state_dict` as text, for the Trainer's checkpoints."""
         recorded = None if self.tracker is None else _text_of(self.tracker.state_dict())
-        return {"args": {}, "attributes": {}, "recorded": recorded}
+        return {"args": {}, "attributes": {}, "recorded": recorded, "folder": self._folder}
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, *, model: nn.Module, optimizer: Optimizer,
@@ -95,9 +102,13 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
                 "expected a Trainer that ends with its last model if there is a probe, which "
                 "measures there: set load_best_model_at_end=False"
             )
+        recorded = self._recorded(state)
+        held = state.stateful_callbacks[type(self).__name__]
+        logs = _logs(args, state, None if recorded is None else held.get("folder", _FOLDER))
+        self._folder = _FOLDER if logs is None else logs.name
         self._begin(
-            model, optimizer, logs=_logs(args, state), writes=state.is_world_process_zero,
-            step=state.global_step, state=self._recorded(state),
+            model, optimizer, logs=logs, writes=state.is_world_process_zero,
+            step=state.global_step, state=recorded,
         )  # fmt: skip
 
     def _recorded(self, state: Any) -> dict[str, Any] | None:
@@ -117,12 +128,41 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
         self._end()
 
 
-def _logs(args: Any, state: Any) -> Path | None:
+def _logs(args: Any, state: Any, continued: str | None) -> Path | None:
+    """The folder of a training, or of the one of that name that it goes on with."""
     if "tensorboard" not in (args.report_to or []):
         return None
-    folder = os.getenv("TENSORBOARD_LOGGING_DIR") or Path(args.output_dir) / "runs"
-    # trials of a hyperparameter search have folders of their own
-    return Path(folder).expanduser() / (state.trial_name or "") / "measured"
+    folder = _run_folder(args, state)
+    names = itertools.chain([_FOLDER], (f"{_FOLDER}-{number}" for number in itertools.count(2)))
+    free = (name for name in names if not _is_filled(folder / name))
+    return folder / (continued or next(free))
+
+
+def _run_folder(args: Any, state: Any) -> Path:
+    """Where the Trainer's own callback logs, which began before this one and has told nobody."""
+    trial = state.trial_name if state.is_hyper_param_search else None
+    # the first, before transformers 5
+    given = getattr(args, "logging_dir", None) or os.getenv("TENSORBOARD_LOGGING_DIR")
+    if given and (trial is None or hasattr(args, "logging_dir")):
+        return Path(given).expanduser() / (trial or "")
+    # its event files are named by time, host and the number of the process
+    mine = f"events.out.tfevents.*.{socket.gethostname()}.{os.getpid()}.*"
+    place = f"*/{trial}" if trial else "*"
+    files = list((Path(args.output_dir) / "runs").glob(f"{place}/{mine}"))
+    if files:
+        return max(files, key=_made).parent
+    run = f"{time.strftime('%b%d_%H-%M-%S')}_{socket.gethostname()}"
+    return Path(args.output_dir) / "runs" / run / (trial or "")
+
+
+def _made(file: Path) -> tuple[int, int]:
+    """What event files are ordered by: the second, and their number in the process."""
+    parts = file.name.split(".")
+    return int(parts[3]), int(parts[-1]) if parts[-1].isdigit() else 0
+
+
+def _is_filled(place: Path) -> bool:
+    return place.is_dir() and any(place.iterdir())
 
 
 def _text_of(state: Mapping[str, Any]) -> str:

@@ -1,19 +1,22 @@
-"""`Display`: shows recorded rows during training; showing may fail, training goes on."""
+"""`Display`: shows recorded rows during training, in one place or in several."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
-from torchlimits._checks import warn
 from torchlimits.contracts.observer import Observer
-from torchlimits.contracts.sink import Sink
 from torchlimits.record.recording import Recording
+from torchlimits.record.shown import Shown
 from torchlimits.record.sinks.choose import chosen
 from torchlimits.trajectory import Trajectory
 
 
 class Display:
-    """A sink, or none, and how far it has come; belongs to a `Tracker`.
+    """The sinks of a run, none or more; belongs to a `Tracker`.
+
+    Each has its own progress and its own failures: one that fails does not stop the others.
 
     Args:
         writer: as in `tl.track`.
@@ -24,79 +27,74 @@ class Display:
     """
 
     def __init__(self, writer: Any) -> None:
-        self.sink, self._owned = chosen(writer)
-        #: the last step that the sink has taken; -1: none
-        self.shown = -1
-        self._failed = self._warned = False
-        self._last_state: Any = None
+        self._many = isinstance(writer, (list, tuple))
+        writers: list[Any] = list(writer) if self._many else [writer]
+        found = [chosen(one) for one in writers]
+        self._shown = [Shown(sink, owned) for sink, owned in found if sink is not None]
+
+    @property
+    def logdir(self) -> Any:
+        """The folder of the first sink that has one, or None."""
+        folders = [one.sink.logdir for one in self._shown]
+        return next((folder for folder in folders if folder is not None), None)
 
     def check(self, chunk: Trajectory) -> None:
-        """Ask the sink, before hours of training, whether it takes these rows."""
-        if self.sink is not None:
-            self.sink.check(chunk)
+        """Ask the sinks, before hours of training, whether they take these rows."""
+        for one in self._shown:
+            one.check(chunk)
 
-    def show(self, recording: Recording, observer: Observer | None) -> None:
-        """Give the sink the rows that it does not have, and what the observer found."""
-        if self.sink is None:
-            return
-        try:
-            if self._failed:
-                # what it still holds must go before it gets more
-                self.sink.flush()
-            for chunk in recording.after(self.shown):
-                self.sink.add(chunk)
-                self.shown = int(chunk.steps[-1])
-            if observer is not None and self.sink.explains:
-                explanation = observer.explanation()
-                if explanation is not None:
-                    self.sink.explain(explanation)
-            self.sink.flush()
-        except Exception as error:
-            self._forgive(self.sink, error)
-        else:
-            self._failed = False
+    @property
+    def shows(self) -> bool:
+        """Whether there is a sink."""
+        return bool(self._shown)
 
-    def _forgive(self, sink: Sink, error: Exception) -> None:
-        """Say that the sink failed, which is no reason to lose a training run."""
-        if not self._warned:
-            warn(
-                f"{sink} cannot show recorded steps: {error!r}; training goes on, the "
-                "steps are recorded, and showing them is tried again"
-            )
-        self._failed = self._warned = True
+    def show(self, recording: Recording, observer: Observer | None, last: float = math.inf) -> None:
+        """Give the sinks the rows that they do not have, and what the observer found.
+
+        Args:
+            recording: has the rows.
+            observer: of the run, or None.
+            last: the last step to show.
+        """
+        for one in self._shown:
+            one.show(recording, observer, last)
 
     def close(self) -> None:
-        """Close the sink if it is ours, and say so if it does not show everything."""
-        sink = self.sink
-        if sink is None:
-            return
-        self._last_state = self.state_dict()
-        try:
-            if self._owned:
-                sink.close()
-        except Exception as error:
-            self._forgive(sink, error)
-        if self._failed:
-            # it may have taken a part of what it failed at
-            taken = self.shown if sink.newest is None else sink.newest
-            warn(
-                f"{sink} failed and may not show all steps (the last one it took is "
-                f"{taken}): the trajectory has them, and tl.tensorboard.write shows it"
-            )
-        if self._owned:
-            self.sink = None
+        """End the sinks, and say so if one does not show everything; may be called again."""
+        for one in self._shown:
+            one.close()
 
     def state_dict(self) -> Any:
-        """The state of the sink; after `close`, the one before the last row was written."""
-        return self._last_state if self.sink is None else self.sink.state_dict()
+        """The state of the sink, of several a list; after `close`, of before the last row."""
+        states = [one.state_dict() for one in self._shown]
+        return states if self._many else next(iter(states), None)
 
     def load_state_dict(self, state: Any, step: int) -> None:
-        """Go on with the sink's state, or None, of a run whose last recorded step is ``step``."""
-        self.shown = step
-        if self.sink is None:
-            return
-        if state is not None:
-            self.sink.load_state_dict(state)
-        if self.sink.newest is not None:
-            # one that has nothing of the run, on another machine for instance, is given all of it
-            self.shown = self.sink.newest
+        """Go on with the sink's state, or None, of a run whose last recorded step is ``step``.
+
+        Raises:
+            ValueError: if the state is another's or damaged; then nothing has changed.
+        """
+        undo: list[Callable[[], None]] = []
+        try:
+            for one, part in zip(self._shown, self._parts(state), strict=True):
+                undo.append(one.restoring())
+                one.load_state_dict(part, step)
+        except ValueError:
+            for restore in reversed(undo):
+                restore()
+            raise
+
+    def _parts(self, state: Any) -> list[Any]:
+        count = len(self._shown)
+        if not self._many or state is None:
+            return [state] * count
+        if not isinstance(state, list):
+            # of a run that was shown in one place only
+            return [state, *[None] * (count - 1)][:count]
+        if len(state) != count:
+            raise ValueError(
+                f"expected a writer's state of {count} sinks, got one of {len(state)}: give as "
+                "many writers as the run had"
+            )
+        return state

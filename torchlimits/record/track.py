@@ -67,8 +67,9 @@ def track(
             half-precision parameters in float32; values are recorded in float64.
         every: record every so many steps.
         writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
-            ``torch.utils.tensorboard.SummaryWriter`` (to resume, made with ``purge_step=`` the
-            checkpoint's step + 1), a function ``log(dict, step)``, or any `Sink`.
+            SummaryWriter (to resume torch's, made with ``purge_step=0`` in the first program and
+            the checkpoint's step + 1 in the next), a `tl.CSV`, a function ``log(dict, step)``, any
+            `Sink`, or a list of such. A log directory and a CSV file take one tracker at a time.
         path: where the trajectory is after `Tracker.close`, also when the loop ends in an
             exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
             recorded, which takes no time and can be memory-mapped. Without one, and with a log
@@ -93,7 +94,8 @@ def track(
             `NonFiniteStatistic`, or a `StatisticError` if a statistic fails or changes its shape,
             with the step after which it did and the rows before it kept; at a step:
             a ValueError if parameters were replaced by others that cannot be followed.
-        OSError: if the folder of ``path`` or the log directory cannot be written to.
+        OSError: if the folder of ``path`` or the log directory cannot be written to, or another
+            tracker writes there.
         TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
 
     Example:

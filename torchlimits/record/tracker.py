@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,8 +95,7 @@ class Tracker(Steps):
         super().__init__(model, optimizer, every)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
-        sink = self._display.sink
-        self.path = place_of(path, None if sink is None else sink.logdir)
+        self.path = place_of(path, self._display.logdir)
         self._max_bytes, self._surroundings = max_bytes, Surroundings()
         self._ring = self._new_ring()
         if not self._ring.names:
@@ -245,7 +245,8 @@ class Tracker(Steps):
                 self._show(whole=not self._loop.names)
 
     def _show(self, whole: bool) -> None:
-        self._display.show(self._rows, self._observer)
+        last = math.inf if whole else self._rows.newest - 1
+        self._display.show(self._rows, self._observer, last)
 
     def _evaluate_pending(self) -> None:
         pending, newest = self._pending, -1 if self._recording is None else self._rows.newest
@@ -431,7 +432,7 @@ class Tracker(Steps):
 
     def __del__(self) -> None:
         closed = getattr(self, "_closed", True)
-        if not closed and (self.path is not None or self._display.sink is not None):
+        if not closed and (self.path is not None or self._display.shows):
             close_quietly(self)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Measured statistics and their prediction side by side in TensorBoard, afterwards and live."""
 
-from torchlimits.tensorboard.live import Writer
+from torchlimits.contracts.tags import tag
 from torchlimits.tensorboard.overlay import write
-from torchlimits.tensorboard.tags import tag
+from torchlimits.tensorboard.writer import Writer
 
 __all__ = ["Writer", "tag", "write"]

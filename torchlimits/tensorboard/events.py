@@ -1,4 +1,4 @@
-"""TensorBoard event files, written fast: the framing of records, and files that replace files."""
+"""TensorBoard event files: appended to, replaced by newer ones, and known by a mark in them."""
 
 # protobuf makes its classes at import time, where a type checker does not see them:
 # pyright: reportAttributeAccessIssue=false
@@ -8,131 +8,65 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import socket
-import struct
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from google.protobuf.message import DecodeError
+from jaxtyping import Float, Int
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 from torchlimits.files.row_file import append_whole
+from torchlimits.tensorboard.records import ROWS, data_of, record, scalar_records
 
-#: how the files that this package wrote, and may replace, are told from everybody else's
+#: how the names of the files that this package wrote end
 SUFFIX = ".torchlimits"
 _PARTIAL = SUFFIX + ".partial"
+_STEM = "events.out.tfevents"
+#: what their second event says, followed by the folder relative to that of the recording
+_MARK = "torchlimits.Events/1 "
+#: room for the first two events
+_HEAD = 2**14
+#: where our files are in a folder in which somebody else has some
+ROOM = "torchlimits"
 
-_ROWS = 8192  # framed at a time: some MB
-_FRAME_HEADER, _FRAME_FOOTER = 12, 4
 
+@dataclass(frozen=True)
+class _Kept:
+    """Where everything that an `EventFile` was given is.
 
-# --- framing ---------------------------------------------------------------------------------
-
-
-def record(data: bytes) -> bytes:
-    """One record: length (uint64), its masked crc32c, the data, its masked crc32c.
-
-    >>> len(record(b"abc")) - len(b"abc")
-    16
+    Attributes:
+        pending: what is in memory only.
+        path, inode, size: the file and how much of it is written; bytes beyond that are of an
+            append that was interrupted.
+        newest: the last step of the scalars.
     """
-    length = struct.pack("<Q", len(data))
-    return length + _masked_crc(length) + data + _masked_crc(data)
+
+    pending: tuple[bytes, ...] = ()
+    path: Path | None = None
+    inode: int = -1
+    size: int = 0
+    newest: int = -1
 
 
-def scalar_records(
-    tags: Sequence[str],
-    steps: Int[np.ndarray, " T"],
-    wall_times: Float[np.ndarray, " T"],
-    values: Float[np.ndarray, "T k"],
-) -> Iterator[bytes]:
-    """Records of T events, one a step, each holding the k scalars; blocks of a few MB.
-
-    Events whose steps take as many bytes differ only in fixed places: one is serialised by
-    protobuf, and numpy fills in those of all the others.
-
-    Args:
-        tags: the k tags.
-        steps: optimizer steps, shape ``(T,)``, at least 0.
-        wall_times: seconds since 1970, shape ``(T,)``.
-        values: shape ``(T, k)``; rounded to float32, as everywhere in TensorBoard.
-    """
-    with np.errstate(over="ignore"):
-        floats = np.asarray(values).astype("<f4")
-    sizes = _varint_size(np.asarray(steps, dtype=np.uint64))
-    groups = np.split(np.arange(len(steps)), np.flatnonzero(np.diff(sizes)) + 1)
-    for group in groups:
-        for rows in np.split(group, range(_ROWS, len(group), _ROWS)):
-            if len(rows):
-                yield _block(tags, steps[rows], wall_times[rows], floats[rows], int(sizes[rows[0]]))
-
-
-def _block(
-    tags: Sequence[str], steps: Int[np.ndarray, " rows"], wall_times: Float[np.ndarray, " rows"],
-    floats: Float[np.ndarray, "rows k"], size: int,
-) -> bytes:  # fmt: skip
-    """Framed events of rows whose steps all take ``size`` bytes."""
-    event, at_floats = _template(tags, 1 << 7 * (size - 1))
-    frame = np.frombuffer(record(event), dtype=np.uint8)
-    block = np.tile(frame, (len(steps), 1))
-    body = block[:, _FRAME_HEADER:-_FRAME_FOOTER]
-    # Event: tag byte, wall_time (8 bytes), tag byte, step (varint), summary
-    body[:, 1:9] = _as_bytes(wall_times.astype("<f8")[:, None])
-    body[:, 10 : 10 + size] = _varints(steps.astype(np.uint64), size)
-    body[:, at_floats] = _as_bytes(floats)
-    data, width, crc = block.tobytes(), block.shape[1], google_crc32c.value
-    starts = range(_FRAME_HEADER, len(data), width)
-    crcs = np.array([crc(data[i : i + len(event)]) for i in starts], dtype=np.uint32)
-    block[:, -_FRAME_FOOTER:] = _as_bytes(_mask(crcs).astype("<u4")[:, None])
-    return block.tobytes()
-
-
-def _template(tags: Sequence[str], step: int) -> tuple[bytes, Int[np.ndarray, " bytes"]]:
-    """A serialised event and where the bytes of its k floats are in it."""
-    values = [Summary.Value(tag=tag, simple_value=1.0) for tag in tags]
-    event = Event(wall_time=1.0, step=step, summary=Summary(value=values)).SerializeToString()
-    # the summary is the last field, simple_value the last field of each of its values
-    lengths = [len(Summary(value=[value]).SerializeToString()) for value in values]
-    ends = len(event) - sum(lengths) + np.cumsum(lengths)
-    return event, (ends[:, None] + np.arange(-4, 0)).ravel()
-
-
-def _as_bytes(column: np.ndarray) -> UInt8[np.ndarray, "T bytes"]:
-    return np.ascontiguousarray(column).view(np.uint8)
-
-
-def _varint_size(numbers: np.ndarray) -> Int[np.ndarray, " T"]:
-    limits = np.array([1 << 7 * i for i in range(1, 10)], dtype=np.uint64)
-    return np.searchsorted(limits, numbers, side="right") + 1
-
-
-def _varints(numbers: np.ndarray, size: int) -> UInt8[np.ndarray, "T size"]:
-    digits = numbers[:, None] >> np.arange(0, 7 * size, 7, dtype=np.uint64) & np.uint64(0x7F)
-    digits[:, :-1] |= np.uint64(0x80)
-    return digits.astype(np.uint8)
-
-
-def _mask(crcs: np.ndarray) -> np.ndarray:
-    """TFRecord's masking: rotate right by 15 bits, add a constant, modulo 2^32."""
-    return (crcs >> np.uint32(15) | crcs << np.uint32(17)) + np.uint32(0xA282EAD8)
-
-
-def _masked_crc(data: bytes) -> bytes:
-    crcs = np.array([google_crc32c.value(data)], dtype=np.uint32)
-    return _mask(crcs).astype("<u4").tobytes()
-
-
-# --- files -----------------------------------------------------------------------------------
+#: by path, the files that are written in this process
+_open: weakref.WeakValueDictionary[Path, EventFile] = weakref.WeakValueDictionary()
 
 
 class EventFile:
     """An event file that grows at each `flush`; nothing is held open in between.
 
+    Every method may be interrupted anywhere and called again with the same.
+
     Args:
         folder: the run directory; made if it is not there.
+        root: the folder of the recording, ``folder`` itself if there are no independent runs.
         partial: under a name that TensorBoard does not read, until `publish`.
         purge_step: readers forget what earlier files of the folder hold from this step on.
 
@@ -146,29 +80,55 @@ class EventFile:
         1
     """
 
-    def __init__(self, folder: Path, *, partial: bool = False, purge_step: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, root: Path | None = None, partial: bool = False, purge_step: int = 0
+    ) -> None:
         self.folder, self._purge_step = folder, purge_step
+        self._mark = _MARK + os.path.relpath(folder, root or folder)
         self._suffix = _PARTIAL if partial else SUFFIX
-        self._path: Path | None = None
-        self._pending: list[bytes] = []
+        self._kept = _Kept()
+        #: whether `retire` took the file away, for newer ones of this process
+        self.retired = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether there was a file, and somebody has removed, replaced or emptied it."""
+        kept = self._kept
+        if kept.path is None:
+            return False
+        try:
+            found = kept.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        return found.st_ino != kept.inode or found.st_size < kept.size
 
     def add(self, summary: Summary, step: int = 0, wall_time: float | None = None) -> None:
         """Append one event that holds a summary."""
         now = time.time() if wall_time is None else wall_time
         event = Event(wall_time=now, step=step, summary=summary)
-        self._pending.append(record(event.SerializeToString()))
+        self._keep((record(event.SerializeToString()),), self._kept.newest)
 
     def add_scalars(
         self, tags: Sequence[str], steps: Int[np.ndarray, " T"],
         wall_times: Float[np.ndarray, " T"], values: Float[np.ndarray, "T k"],
     ) -> None:  # fmt: skip
-        """Append T events of k scalars; arguments as in `scalar_records`."""
-        for block in scalar_records(tags, steps, wall_times, values):
-            self._pending.append(block)
-            if len(self._pending) > 4:
+        """Append T events of k scalars, but for those of steps that it has.
+
+        Arguments as in `scalar_records`.
+        """
+        (new,) = np.nonzero(steps > self._kept.newest)
+        for rows in np.split(new, range(ROWS, len(new), ROWS)):
+            if len(rows):
+                blocks = scalar_records(tags, steps[rows], wall_times[rows], values[rows])
+                self._keep(tuple(blocks), int(steps[rows[-1]]))
+            if len(self._kept.pending) > 4:
                 # what cannot be written now is kept for the next flush, which will say so
                 with contextlib.suppress(OSError):
                     self.flush()
+
+    def _keep(self, records: tuple[bytes, ...], newest: int) -> None:
+        kept = self._kept
+        self._kept = replace(kept, pending=(*kept.pending, *records), newest=newest)
 
     def flush(self) -> None:
         """Hand everything added so far to the operating system.
@@ -176,73 +136,156 @@ class EventFile:
         Raises:
             OSError: if it cannot be written; it is kept for the next flush, and the file is whole.
         """
-        if self._path is None or not self._path.exists() or not self._path.stat().st_size:
+        if self._kept.path is None or self.gone:
             # the first flush, or a later writer replaced the file: go on in a new one
-            self._path = self._fresh()
-        with self._path.open("ab", buffering=0) as file:
-            append_whole(file, b"".join(self._pending))
-        self._pending = []
+            self._begin()
+        kept, data = self._kept, b"".join(self._kept.pending)
+        assert kept.path is not None
+        if not data:
+            return
+        with kept.path.open("r+b", buffering=0) as file:
+            file.truncate(kept.size)
+            append_whole(file, data)
+            self._kept = replace(kept, pending=(), size=kept.size + len(data))
 
     def publish(self) -> None:
         """Flush, and rename a partial file to a name that TensorBoard reads."""
         self.flush()
-        assert self._path is not None
-        self._path = self._path.rename(_free_name(self.folder, "events.out.tfevents", SUFFIX))
+        kept = self._kept
+        assert kept.path is not None
+        path = kept.path.rename(_free_name(self.folder, _STEM, SUFFIX))
+        self._kept = replace(kept, path=path)
 
-    def _fresh(self) -> Path:
+    def _begin(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        stem = "events.out.tfevents" if self._suffix == SUFFIX else "unfinished"
+        stem = _STEM if self._suffix == SUFFIX else "unfinished"
         path = _free_name(self.folder, stem, self._suffix)
         version = Event(wall_time=time.time(), file_version="brain.Event:2")
         # START makes a running TensorBoard forget what earlier or replaced files held
-        session = SessionLog(status=SessionLog.START)
-        start = Event(wall_time=time.time(), step=self._purge_step, session_log=session)
-        first = [version] if self._path is not None else [version, start]
+        status = SessionLog.START if self._kept.path is None else SessionLog.STATUS_UNSPECIFIED
+        session = SessionLog(status=status, msg=self._mark)
+        mark = Event(wall_time=time.time(), step=self._purge_step, session_log=session)
+        head = b"".join(record(event.SerializeToString()) for event in (version, mark))
         with path.open("xb", buffering=0) as file:
             try:
-                append_whole(file, b"".join(record(event.SerializeToString()) for event in first))
+                append_whole(file, head)
             except OSError:
                 path.unlink()
                 raise
-        return path
+            inode = os.fstat(file.fileno()).st_ino
+        self._kept = replace(self._kept, path=path, inode=inode, size=len(head))
+        self.retired = False
+        _open[path] = self
 
 
 def _free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """Names sort by time: TensorBoard reads a run's files in the order of their names."""
+    """A name that sorts after all there are: TensorBoard reads a run's files in that order.
+
+    So it does if the clock was set back since they were written.
+    """
     host = socket.gethostname() or "localhost"
-    for moment in itertools.count(time.time_ns()):
+    stamps = [re.match(rf"{re.escape(stem)}\.(\d+)", path.name) for path in folder.iterdir()]
+    # others write seconds, we nanoseconds: as texts, 17 and 170 stand before 171
+    newest = max((int(stamp[1].ljust(19, "0")) for stamp in stamps if stamp), default=0)
+    # a second back: somebody's file that is made after ours in the same second is to sort after it
+    for moment in itertools.count(max(time.time_ns() - 10**9, newest + 1)):
         path = folder / f"{stem}.{moment}.{host}.{os.getpid()}{suffix}"
         if not path.exists():
             return path
     raise AssertionError("unreachable")
 
 
-def own_files(folder: Path, *, numbered: bool = False) -> list[Path]:
-    """The event files in a folder that this package wrote, finished or not.
+# --- whose files -----------------------------------------------------------------------------
+
+
+def own_files(root: Path, *, numbered: bool = False) -> list[Path]:
+    """The event files of a recording in a folder, finished or not.
+
+    They are known by a mark in them, which says for which folder they were written. In the folder
+    itself, those without a mark count as well whose names are of an earlier version of this
+    package.
 
     Args:
-        folder: need not exist.
+        root: need not exist.
         numbered: also those in its subdirectories 0, 1, 2 ... (independent runs).
     """
-    folders = [folder]
-    if numbered and folder.is_dir():
-        folders += [child for child in folder.iterdir() if child.name.isdigit()]
-    patterns = (f"events.out.tfevents.*{SUFFIX}", f"unfinished.*{_PARTIAL}")
-    return sorted(path for place in folders for pattern in patterns for path in place.glob(pattern))
+    folders = [root]
+    if numbered and root.is_dir():
+        folders += [child for child in root.iterdir() if child.name.isdigit() and child.is_dir()]
+    patterns = (f"{_STEM}.*{SUFFIX}", f"unfinished.*{_PARTIAL}")
+    places = [place for folder in folders for place in (folder, folder / ROOM)]
+    files = [path for place in places for pattern in patterns for path in place.glob(pattern)]
+    return sorted(path for path in files if _is_of(path, root))
+
+
+def room(folder: Path, root: Path) -> Path:
+    """Where a recording's events for a run directory go, in it or, beside others', below it.
+
+    A START in the folder itself would make TensorBoard forget the points of other people's files.
+
+    Args:
+        folder: the run directory.
+        root: the recording's folder.
+    """
+    if not folder.is_dir():
+        return folder
+    names = (path for path in folder.iterdir() if "tfevents" in path.name)
+    return folder / ROOM if any(not _is_of(path, root) for path in names) else folder
+
+
+def _is_of(path: Path, root: Path) -> bool:
+    """Whether this package wrote an event file, for the recording of a folder."""
+    if not path.name.endswith((SUFFIX, _PARTIAL)) or not (path.is_file() or path.is_symlink()):
+        return False
+    place, mark = os.path.relpath(path.parent, root), _mark_of(path)
+    return place == "." if mark is None else place == mark
+
+
+def _mark_of(path: Path) -> str | None:
+    """The folder in the mark of a file, relative to the recording's; None: it has no mark."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            events = [Event.FromString(data) for data in data_of(file.read(_HEAD), 2)]
+    except (OSError, DecodeError):
+        return None
+    message = events[1].session_log.msg if len(events) > 1 else ""
+    return message.removeprefix(_MARK) if message.startswith(_MARK) else None
 
 
 def retire(paths: Sequence[Path]) -> None:
     """Remove event files that newer ones replace, and numbered run directories left with none.
 
-    The newest of each folder is only emptied, and deleted when it is found empty: without its data
-    server, TensorBoard never leaves a file that vanished while it was the one being read.
+    The newest of each folder is only emptied, up to its mark, and deleted when it is found so:
+    without its data server, TensorBoard never leaves a file that vanished while it was the one
+    being read. A symbolic link is deleted, what it leads to is left as it is.
     """
     newest = {path.parent: path for path in sorted(paths) if path.name.endswith(SUFFIX)}
     for path in paths:
-        others = [file for file in own_files(path.parent) if file not in paths]
-        if others and path == newest.get(path.parent) and path.stat().st_size:
-            path.write_bytes(b"")
-        else:
+        if path in _open:
+            _open[path].retired = True
+        others = [p for p in path.parent.glob("*tfevents*") if p not in paths]
+        if not (others and path == newest.get(path.parent) and _emptied(path)):
             path.unlink(missing_ok=True)
-        if path.parent.name.isdigit() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        _remove_empty(path.parent)
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # there is something else in it
+        while folder.name == ROOM or folder.name.isdigit():
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _emptied(path: Path) -> bool:
+    """Cut a file after its mark; False if there is nothing more, or no file."""
+    if path.is_symlink() or not path.exists():
+        return False
+    with path.open("r+b") as file:
+        mark = len(b"".join(map(record, data_of(file.read(_HEAD), 2))))
+        keep = mark if _mark_of(path) is not None else 0
+        if os.fstat(file.fileno()).st_size <= keep:
+            return False
+        file.truncate(keep)
+    return True

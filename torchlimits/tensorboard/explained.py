@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchlimits.contracts.explanation import PARTS, Explanation
+from torchlimits.contracts.tags import tags_of
 from torchlimits.tensorboard import events
-from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, tags_of, wall_times_of
+from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, wall_times_of
 
 
 def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
@@ -29,7 +30,9 @@ def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
     files = []
     for name, path in explanation.parts().items():
         named = replace(path, names=[f"explained/{n}" for n in path.names])
-        file = events.EventFile(places[name], partial=True)
+        file = events.EventFile(
+            events.room(places[name], places[name]), root=places[name], partial=True
+        )
         wall_times = wall_times_of(path, now)
         (columns,) = columns_of(named, band=True)
         file.add_scalars(tags_of(named.names, band=True), path.steps.numpy(), wall_times, columns)

@@ -11,6 +11,7 @@ from typing import Any
 
 from torchlimits import _checks
 from torchlimits.comparison import Match, compare, matched, unmatched_lines
+from torchlimits.contracts.tags import tags_of
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.tensorboard.tags import (
@@ -19,7 +20,6 @@ from torchlimits.tensorboard.tags import (
     layout_of,
     log_folder,
     run_folders,
-    tags_of,
     wall_times_of,
 )
 from torchlimits.trajectory import Trajectory
@@ -62,7 +62,8 @@ def write(
 
     Writing again replaces, once the new files are complete, those that this package wrote for the
     sides given, live ones included; their names end in ``.torchlimits``. A running TensorBoard
-    follows. Files of others are not touched.
+    follows. Files of others are not touched; where there are some, ours are in a subdirectory
+    ``torchlimits``.
 
     Args:
         logdir: the experiment's folder; made if it is not there. Live files directly in it, of
@@ -103,7 +104,9 @@ def _replace(
 ) -> None:  # fmt: skip
     """Write the files of the sides given, then remove those that they replace."""
     band = any(path.std is not None for path in match.sides.values())
-    tags_of(match.all_names, band)  # refuses two statistics of one tag, before there is a folder
+    tags_of(
+        match.all_names, band=band
+    )  # refuses two statistics of one tag, before there is a folder
     folder, now = log_folder(logdir), time.time()
     old = [file for side in match.sides for file in _replaceable(folder, side)]
     files: list[list[events.EventFile]] = []
@@ -123,11 +126,11 @@ def _write_runs(
     folder: Path, path: Trajectory, band: bool, max_runs: int, now: float
 ) -> list[events.EventFile]:
     files: list[events.EventFile] = []
-    tags, wall_times = tags_of(path.names, band), wall_times_of(path, now)
+    tags, wall_times = tags_of(path.names, band=band), wall_times_of(path, now)
     for place, values in zip(
         run_folders(folder, path, max_runs), columns_of(path, band), strict=False
     ):
-        file = events.EventFile(place, partial=True)
+        file = events.EventFile(events.room(place, folder), root=folder, partial=True)
         file.add_scalars(tags, path.steps.numpy(), wall_times, values)
         files.append(file)
     return files

@@ -1,10 +1,8 @@
-"""What a trajectory is called in TensorBoard, and where it goes: tags, layout, columns, folders."""
+"""What a trajectory looks like in TensorBoard, and where it goes: layout, columns, folders."""
 
 from __future__ import annotations
 
-import itertools
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,73 +12,37 @@ import torch
 from jaxtyping import Float
 
 from torchlimits import _checks
+from torchlimits.contracts.tags import LEVELS, ends_of, parts_of, tag_in
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.trajectory import BAND, Trajectory
-
-#: TensorBoard opens the first groups of tags, by name; this one comes after all letters
-_BAND_GROUP = f"±{BAND} sd"
 
 _LAYOUT = "effective dynamics"
 
 _HOUR = 3600.0
 
 
-def tag(name: str) -> str:
-    """The TensorBoard tag of a statistic: its indices become a level of their own.
-
-    Args:
-        name: of the statistic.
-
-    Example:
-        >>> tag("v[0]"), tag("m[0,1]"), tag("r2"), tag("layer 1/norm")
-        ('v/0', 'm/0,1', 'r2', 'layer 1/norm')
-    """
-    match = re.fullmatch(r"([^\[\]]+)((?:\[[^\[\]]+\])+)", name)
-    return name if match is None else "/".join([match[1], *match[2][1:-1].split("][")])
-
-
-def _ends(one: str) -> tuple[str, str]:
-    """Tags of a band's ends, in a group of their own: no charts between those of the statistics."""
-    return f"{_BAND_GROUP}/{one}/lower", f"{_BAND_GROUP}/{one}/upper"
-
-
-def tags_of(names: Sequence[str], band: bool) -> list[str]:
-    """The k tags, with a band followed by those of its k lower and k upper ends."""
-    tags = [tag(name) for name in names]
-    if band:
-        lower, upper = zip(*map(_ends, tags), strict=True)
-        tags = [*tags, *lower, *upper]
-    owners: dict[str, str] = {}
-    for one, name in zip(tags, itertools.cycle(names), strict=False):
-        if one in owners:
-            raise ValueError(
-                f"expected statistics with different tags, got {owners[one]!r} and {name!r}, "
-                f"both {one!r}: rename one of them"
-            )
-        owners[one] = name
-    return tags
-
-
-def layout_of(names: Sequence[str], band: bool) -> Summary:
+def layout_of(names: Sequence[str], band: bool, style: str = LEVELS) -> Summary:
     """One chart for each family of statistics; with a band, one for each statistic instead.
 
     Families that have a band and more than one member are a category of their own.
     """
     families: dict[str, list[str]] = {}
     for name in names:
-        one = tag(name)
-        families.setdefault(one.rpartition("/")[0] or one, []).append(name)
+        family, indices = parts_of(name)
+        one = family if indices else name.rpartition("/")[0] or name
+        families.setdefault(one, []).append(name)
     if not band:
         charts = [
-            summaries.lines_chart(family, [tag(name) for name in members])
+            summaries.lines_chart(family, [tag_in(name, style) for name in members])
             for family, members in families.items()
         ]
         return summaries.layout({_LAYOUT: charts})
     categories: dict[str, list[Any]] = {}
     for family, members in families.items():
         title = _LAYOUT if len(members) == 1 else f"{_LAYOUT}: {family}"
-        charts = [summaries.band_chart(name, tag(name), *_ends(tag(name))) for name in members]
+        tags = {name: tag_in(name, style) for name in members}
+        charts = [summaries.band_chart(name, one, *ends_of(one)) for name, one in tags.items()]
         categories.setdefault(title, []).extend(charts)
     # TensorBoard shows the band charts of a category in reverse
     return summaries.layout({title: charts[::-1] for title, charts in categories.items()})

@@ -15,7 +15,7 @@ def chosen(writer: Any) -> tuple[Sink | None, bool]:
 
     Args:
         writer: None; a log directory; a `Sink` or another object with ``add`` and ``flush``; a
-            ``torch.utils.tensorboard.SummaryWriter``; or a function ``log(dict, step)``.
+            SummaryWriter; or a function ``log(dict, step)``.
 
     Raises:
         TypeError: if it is none of these.
@@ -35,21 +35,24 @@ def chosen(writer: Any) -> tuple[Sink | None, bool]:
         )
     if isinstance(writer, Sink):
         return writer, False
+    # before objects with flush: a SummaryWriter may have anything else
+    if hasattr(writer, "add_scalar") or hasattr(writer, "_get_file_writer"):
+        # imported here: a loop that does not use TensorBoard does not load it
+        from torchlimits.tensorboard.borrowed import borrowed
+
+        return borrowed(writer), False
     if hasattr(writer, "add") and hasattr(writer, "flush"):
         return _Adapted(writer), False
     if callable(writer):
         return Logged(writer), False
-    # imported here: a loop that does not use TensorBoard does not load it
-    from torchlimits.tensorboard.live import Borrowed, Writer
-
     if isinstance(writer, (str, Path)):
+        from torchlimits.tensorboard.writer import Writer
+
         return Writer(writer), True
-    # not isinstance: torch.utils.tensorboard takes more than a second to import
-    if hasattr(writer, "_get_file_writer"):
-        return Borrowed(writer), True
     raise TypeError(
-        "expected writer as a log directory, a torchlimits.tensorboard.Writer or a "
-        f"torch.utils.tensorboard.SummaryWriter, got {type(writer).__name__}"
+        "expected writer as a log directory, a torch.utils.tensorboard.SummaryWriter, a "
+        "torchlimits.tensorboard.Writer, a torchlimits.CSV, a function log(dict, step), a "
+        f"torchlimits.Sink or a list of such, got {type(writer).__name__}"
     )
 
 
@@ -59,7 +62,7 @@ class _Adapted(Sink):
     def __init__(self, writer: Any) -> None:
         self._writer = writer
         self.logdir = getattr(writer, "logdir", None)
-        for name in ("check", "explain", "state_dict", "load_state_dict"):
+        for name in ("check", "explain", "finish", "state_dict", "load_state_dict"):
             if hasattr(writer, name):
                 setattr(self, name, getattr(writer, name))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torchlimits.contracts.sink import Sink
+from torchlimits.contracts.tags import LEVELS, style_of, tags_of
 from torchlimits.trajectory import Trajectory
 
 #: of independent runs, so many are shown, as in TensorBoard
@@ -24,8 +25,9 @@ class Logged(Sink):
         writer = lambda row, step: run.log({**row, "optimizer_step": step})
 
     Args:
-        log: called as ``log({tag: value}, step)``, tags as in TensorBoard (``m/0,1`` for
-            ``m[0,1]``; with independent runs ``m/0,1/run 3``), values floats, steps increasing.
+        log: called as ``log({tag: value}, step)``, tags as in TensorBoard (``m/0/1`` for
+            ``m[0,1]``; with independent runs ``m/0/1/run 3``), values floats, steps increasing. A
+            statistic that has no value at a step is left out.
 
     Raises:
         TypeError: if it cannot be called with two arguments.
@@ -40,7 +42,7 @@ class Logged(Sink):
     newest: int = -1
 
     def __init__(self, log: Callable[[dict[str, float], int], Any]) -> None:
-        self._log = log
+        self._log, self._style = log, LEVELS
         self._name = getattr(log, "__qualname__", type(log).__name__)
         try:
             inspect.signature(log).bind({}, 0)
@@ -54,30 +56,31 @@ class Logged(Sink):
 
     def check(self, chunk: Trajectory) -> None:
         """Raise ValueError if two statistics have the same tag."""
-        _tags(chunk)
+        _tags(chunk, self._style)
 
     def add(self, chunk: Trajectory) -> None:
         """Call the function for each row that it has not taken."""
         later = chunk.slice(chunk.steps > self.newest)
-        tags = _tags(later)
+        tags = _tags(later, self._style)
         # (T, runs * k): everything of one step goes into one call
         values = later.values.reshape(later.runs, len(later), -1)[:_MOST_RUNS].movedim(0, 1)
         rows = values.reshape(len(later), -1).tolist()
         for step, row in zip(later.steps.tolist(), rows, strict=True):
-            self._log(dict(zip(tags, row, strict=True)), step)
-            # row by row: what comes before one that fails is not given again
-            self.newest = step
+            # NaN is no value, and differs from itself
+            told = {tag: value for tag, value in zip(tags, row, strict=True) if value == value}
+            # in one line: a row whose call returned is not given again, one that failed is
+            _, self.newest = told and self._log(told, step), step
 
     def flush(self) -> None:
         """Do nothing: no row is held back."""
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Tell how far the rows came, for `Tracker.state_dict`."""
-        return {"newest": self.newest}
+        return {"newest": self.newest, "tags": self._style}
 
     def load_state_dict(self, state: Any) -> None:
         """Go on after the step of a state; calls that were made cannot be taken back."""
-        self.newest = newest_of(state)
+        self.newest, self._style = newest_of(state), style_of(state)
 
     def __str__(self) -> str:
         return self._name
@@ -91,11 +94,8 @@ def newest_of(state: Any) -> int:
     return newest
 
 
-def _tags(chunk: Trajectory) -> list[str]:
-    # imported here: a loop that does not show its statistics does not load TensorBoard
-    from torchlimits.tensorboard.tags import tags_of
-
-    tags = tags_of(chunk.names, band=False)
+def _tags(chunk: Trajectory, style: str) -> list[str]:
+    tags = tags_of(chunk.names, style=style)
     if chunk.values.ndim == 2:
         return tags
     return [f"{tag}/run {run}" for run in range(min(chunk.runs, _MOST_RUNS)) for tag in tags]

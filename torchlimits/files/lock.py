@@ -1,0 +1,146 @@
+"""`Lock`: one writer at a time for a file or a folder, among objects and among processes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # a system without them: there, only this process is looked after
+    fcntl = None
+
+#: what a file system answers that has no locks
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+class Taken(OSError):
+    """Somebody else who is alive holds the lock; the message says who."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A lock that an object of this process has."""
+
+    file: Any
+    process: int
+    owner: weakref.ref[Lock]
+
+
+#: by path; what a forked process finds here is its parent's
+_held: dict[str, _Entry] = {}
+
+
+class Lock:
+    """A lock file, which is there while the lock is held; belongs to one sink.
+
+    The operating system gives the lock back when the program ends, however it does, and a forked
+    process (a data loader's worker) does not inherit it. A file that a killed program left behind
+    is in nobody's way.
+
+    Args:
+        path: the lock file.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     first, second = (Lock(Path(folder) / ".lock") for _ in range(2))
+        ...     first.take()
+        ...     second.take(over=True)
+        ...     print(first.held, second.held)
+        ...     second.release()
+        ...     len(list(Path(folder).iterdir()))
+        False True
+        0
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._key = os.path.realpath(path)
+        #: whether this object held the lock and did not release it
+        self.was_held = False
+        weakref.finalize(self, _release, self._key, weakref.ref(self))
+
+    @property
+    def held(self) -> bool:
+        """Whether it is this object that holds the lock, here and now."""
+        entry = self._entry()
+        return entry is not None and entry.owner() is self
+
+    def _entry(self) -> _Entry | None:
+        """Who in this process has it."""
+        entry = _held.get(self._key)
+        return None if entry is None or entry.process != os.getpid() else entry
+
+    def take(self, *, over: bool = False) -> None:
+        """Hold the lock from here on, anew if its file was deleted.
+
+        Args:
+            over: take it from another object of this process, which finds `held` to be False.
+
+        Raises:
+            Taken: if somebody else has it.
+            OSError: if the lock file cannot be made.
+        """
+        entry = self._entry()
+        if entry is not None and entry.owner() not in (None, self) and not over:
+            gc.collect()  # one that nobody can reach any more may still wait for its collection
+            entry = self._entry()
+            if entry is not None and entry.owner() not in (None, self):
+                raise Taken(errno.EBUSY, "another tracker of this program writes there")
+        file = entry.file if entry is not None and self.path.exists() else _locked(self.path)
+        _held[self._key], self.was_held = _Entry(file, os.getpid(), weakref.ref(self)), True
+
+    def release(self) -> None:
+        """Give the lock back and remove its file; does nothing if it is not held."""
+        self.was_held = False
+        _release(self._key, weakref.ref(self))
+
+
+def _release(key: str, owner: weakref.ref[Lock]) -> None:
+    entry = _held.get(key)
+    # two references to one object are equal, also when it is gone if they are one object
+    if entry is None or entry.process != os.getpid() or entry.owner != owner:
+        return
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.stat(key), os.fstat(entry.file.fileno())):
+            os.unlink(key)
+    entry.file.close()
+    _held.pop(key, None)
+
+
+def _locked(path: Path) -> Any:
+    """The open file, locked, with the number of this process in it."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        if not _got(file):
+            holder = path.read_bytes()[:20].decode(errors="replace")
+            raise Taken(errno.EBUSY, f"process {holder or '?'} writes there")
+        # whoever had it may have removed it between our opening and our locking
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            break
+    with contextlib.suppress(OSError):  # a full disk: the lock is what counts
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+    return file
+
+
+def _got(file: Any) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return True
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return True
