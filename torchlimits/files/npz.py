@@ -101,6 +101,7 @@ def read(file: BinaryIO) -> dict[str, Any]:
         if not checked and (bad := archive.testzip()) is not None:
             raise ValueError(f"{bad} is damaged")
         members = archive.namelist()
+    file.seek(0)
     with np.load(file, allow_pickle=False) as arrays:
         form = str(arrays["format"]) if "format.npy" in members else None
         if form not in (FORMAT, FIRST_FORMAT):

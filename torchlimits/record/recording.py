@@ -97,9 +97,8 @@ class Recording:
         rows["step"], rows["time"] = steps, times
         rows["values"] = values.movedim(-2, 0).numpy()
         self._state = self._state.with_rows(later(rows, self.newest))
-        if self._state.nbytes > self.max_bytes and not self._fails:
+        if self._state.nbytes > self._bound:
             self._write()
-        self._say_how_much()
 
     def widen(self, names: Sequence[str]) -> None:
         """Go on with more statistics; rows so far have NaN there.
@@ -137,24 +136,39 @@ class Recording:
         file = self._state.file
         if file is not None and file.closed and not len(self._state.unwritten):
             return  # they are where `finish` left them
-        if self.path is not None or file is not None or self._state.nbytes > self.max_bytes:
+        if self.path is not None or file is not None or self._state.nbytes > self._bound:
             self._write()
+
+    @property
+    def _bound(self) -> int:
+        """How much may be in memory: where nothing can be written, twice what there was then."""
+        return max(self.max_bytes, 2 * self._said_bytes)
 
     def _write(self) -> None:
         try:
             self._to_file()
             self._to_its_place()
         except OSError as error:
-            if not self._fails:
-                where = self.unfinished or "a temporary file"
-                warn(
-                    f"recorded rows cannot be written to {where}: {error}; training goes on, they "
-                    "stay in memory, and writing is tried again: make room, or save "
-                    "tracker.trajectory() elsewhere"
-                )
+            self._say_that_it_fails(error)
             self._fails = True
         else:
             self._fails, self._said_bytes = False, 0
+
+    def _say_that_it_fails(self, error: OSError) -> None:
+        where, held = self.unfinished or "a temporary file", self._state.nbytes
+        if not self._fails:
+            warn(
+                f"recorded rows cannot be written to {where}: {error}; training goes on, they stay "
+                "in memory, and writing is tried again: make room, or save tracker.trajectory() "
+                "elsewhere"
+            )
+        if held > self._bound:
+            warn(
+                f"{held / 2**20:.3g} MiB of recorded rows are in memory, because they cannot be "
+                f"written to {where}: make room there, record fewer steps (every=), or save "
+                "tracker.trajectory() elsewhere and stop"
+            )
+            self._said_bytes = held
 
     def _to_file(self) -> None:
         state = self._state
@@ -192,17 +206,6 @@ class Recording:
         place = another(path)
         say_in_use(path, place)
         self._before, self.path = None, place
-
-    def _say_how_much(self) -> None:
-        """Once it is more than the bound, and once it has doubled since."""
-        held = self._state.nbytes
-        if held > max(self.max_bytes, 2 * self._said_bytes) and self._fails:
-            warn(
-                f"{held / 2**20:.3g} MiB of recorded rows are in memory, because they cannot be "
-                f"written to {self.unfinished or 'a temporary file'}: make room there, record "
-                "fewer steps (every=), or save tracker.trajectory() elsewhere and stop"
-            )
-            self._said_bytes = held
 
     # --- reading -----------------------------------------------------------------------------
 
