@@ -167,16 +167,21 @@ def test_statistics_are_selected_by_name_in_the_order_asked_for():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": np.array("torchlimits.Trajectory/9")}, "Trajectory/1', got torchlimits.*/9"),
+        ({"format": np.array("torchlimits.Trajectory/9")}, "Trajectory/2', got torchlimits.*/9"),
         ({"values": None}, "it has no values"),
         ({"metadata": np.array("[]")}, "metadata are not a dict"),
         ({"names": np.array("a")}, "names or times are not a list"),
+        ({"names": np.array(["a", "b"])}, "it has 2 names for values"),
+        ({"values": np.zeros((5, 1), np.float32)}, "values is float32, expected <f8"),
+        ({"stb": np.zeros(3)}, "it has other members"),
+        ({"format": np.array("torchlimits.Trajectory/2")}, "another program wrote it"),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change, message):
     path(k=1).save(tmp_path / "u.npz")
     with np.load(tmp_path / "u.npz") as file:
-        arrays = {**file, **change}
+        # of before, as numpy.savez writes it: without a checksum
+        arrays = {**file, "format": np.array("torchlimits.Trajectory/1"), **change}
     np.savez(tmp_path / "u.npz", **{k: v for k, v in arrays.items() if v is not None})
     with pytest.raises(ValueError, match=f"cannot be read: .*{message}"):
         tl.Trajectory.load(tmp_path / "u.npz")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.files import archive, row_file
+from torchlimits.files import npz, row_reader
+from torchlimits.files.place import unfinished
+from torchlimits.files.rows import MAGIC, Header
 
 if TYPE_CHECKING:
     import pandas
@@ -99,10 +103,14 @@ class Trajectory:
                 f"got {tuple(self.std.shape)}"
             )
         if len(set(self.names)) != len(self.names):
-            twice = sorted({n for n in self.names if list(self.names).count(n) > 1})
+            twice = sorted(name for name, times in Counter(self.names).items() if times > 1)
             raise ValueError(f"expected k different names, got {twice} more than once: rename them")
         if len(self.times):
             _checks.increasing_times(self.times)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: the values shown, not all those of the memory behind."""
+        return {name: _compact(value) for name, value in self.__dict__.items()}
 
     @property
     def initial(self) -> Float[Tensor, "*runs k"]:
@@ -242,42 +250,50 @@ class Trajectory:
             path: the file; its folder is made if it is not there.
 
         Raises:
+            ValueError: if names or metadata are so long that the file could not be read again.
             OSError: if it cannot be written; then what was at ``path`` is still there.
         """
         fields: dict[str, np.ndarray] = {
             "times": self.times.numpy(),
             "steps": self.steps.numpy(),
             "values": self.values.numpy(),
-            "names": np.array(list(self.names), dtype=np.str_),
             "metadata": np.array(_checks.json_text("metadata", self.metadata)),
         }
         if self.std is not None:
             fields["std"] = self.std.numpy()
-        archive.write(Path(path), fields)
+        # the file behind a symbolic link, not a file in the place of the link
+        npz.write(Path(os.path.realpath(path)), self.names, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
         """Read what `save` or a recording (``.rows``, ``.unfinished``) wrote, exactly.
 
-        Nothing is unpickled. A recording is memory-mapped: its values are read when they are used,
-        and a torn row at its end, of a program that was killed, is left out. Its layout is that of
-        `torchlimits.files.row_file`.
+        Nothing is unpickled, and every bit is checked. A large recording is memory-mapped: its
+        values are read when they are used. A torn row at the end of one that was not finished, its
+        program was killed, is left out. Its layout is that of `torchlimits.files.row_file`.
 
         Args:
-            path: the file.
+            path: the file. If there is none, but ``<path>.unfinished``, of a run that goes on or
+                was killed, that is read, and a warning says so.
 
         Raises:
             ValueError: if the file is not a trajectory, or damaged.
             OSError: if it cannot be opened: FileNotFoundError, PermissionError.
         """
         path = Path(path)
+        if not path.exists() and unfinished(path).exists():
+            _checks.warn(
+                f"there is no {path}: its run goes on or was killed, and what it has recorded so "
+                f"far is read from {unfinished(path)}"
+            )
+            path = unfinished(path)
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(f"expected a trajectory file, got {path}, which is not a regular file")
         with path.open("rb") as file:
             try:
-                if file.read(len(row_file.MAGIC)) == row_file.MAGIC:
-                    return trajectory_of_rows(*row_file.read(path))
-                return cls(**archive.read(file))
+                if file.read(len(MAGIC)) == MAGIC:
+                    return trajectory_of_rows(*row_reader.read(path))
+                return cls(**npz.read(file))
             # whatever a damaged file makes of the libraries that read it
             except Exception as error:
                 raise ValueError(
@@ -286,7 +302,7 @@ class Trajectory:
                 ) from error
 
 
-def trajectory_of_rows(header: row_file.Header, rows: np.ndarray) -> Trajectory:
+def trajectory_of_rows(header: Header, rows: np.ndarray) -> Trajectory:
     """The trajectory that recorded rows make, without a copy of them.
 
     Args:
@@ -294,12 +310,19 @@ def trajectory_of_rows(header: row_file.Header, rows: np.ndarray) -> Trajectory:
         rows: of ``header.row``, shape ``(T,)``.
 
     Example:
-        >>> header = row_file.Header(["m"], (), {})
+        >>> header = Header(["m"], (), {})
         >>> trajectory_of_rows(header, np.zeros(1, header.row))
         Trajectory(1 statistics, 1 times, t = 0 ... 0, runs=1)
     """
     times, steps, values = (torch.from_numpy(rows[key]) for key in ("time", "step", "values"))
     return Trajectory(times, steps, values.movedim(0, -2), header.names, metadata=header.metadata)
+
+
+def _compact(value: Any) -> Any:
+    """A tensor without the rest of its memory; anything else as it is."""
+    if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone(memory_format=torch.contiguous_format)
+    return value
 
 
 def _pandas(path: Trajectory, wide: bool) -> pandas.DataFrame:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
-import os
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,16 +10,17 @@ import numpy as np
 from torch import Tensor
 
 from torchlimits._checks import warn
-from torchlimits.files import row_file
-from torchlimits.files.row_file import Header, RowFile
+from torchlimits.files.place import UNFINISHED, another, keep_aside, taken, unfinished
+from torchlimits.files.row_file import RowFile
+from torchlimits.files.rows import Header, later, pieces, widened
+from torchlimits.record.destination import holds, identity, place_of, say_in_use
+from torchlimits.record.held_rows import HeldRows
 from torchlimits.trajectory import Trajectory, trajectory_of_rows
+
+__all__ = ["SUFFIX", "UNFINISHED", "Recording", "place_of"]
 
 #: the suffix of a `Trajectory` that is kept as it was recorded, row by row
 SUFFIX = ".rows"
-#: what a recording is called until its run ends
-UNFINISHED = ".unfinished"
-#: the trajectory's file in a log directory
-_RECORDED = "recorded.rows"
 
 
 class Recording:
@@ -30,39 +30,61 @@ class Recording:
     turns that file into ``path``. Without, they stay in memory up to ``max_bytes`` and go to a
     temporary file beyond.
 
-    What cannot be written stays in memory and is tried again with the rows that follow. If that
-    comes to more than ``max_bytes``, only the newest row and those at every 2nd, 4th, 8th ... step
-    are kept of it, so that they fit and are spread evenly over the run; a warning says so at once,
-    and `finish` says how many were given up.
+    What cannot be written stays in memory, beyond ``max_bytes`` too, and is tried again at the next
+    `write`: nothing is lost as long as there is memory. Warnings say that writing fails, and how
+    much memory is taken, at ``max_bytes`` and whenever it has doubled.
+
+    A file that was deleted, with its folder or without, or replaced by another program is written
+    anew, with all rows. If another tracker, of this process or another, has the path, this one
+    takes a name like it (`another`) and says so in a warning; so it does if somebody wrote to the
+    path meanwhile.
+
+    Rows have steps, by which those that are given twice are known: after an exception, of whatever
+    line, the call can be repeated and nothing is lost or there twice.
 
     Args:
         header: what all rows share.
         path: where the trajectory is in the end, or None.
-        max_bytes: bound on the rows in memory; a `Tracker` allows 64 MiB.
+        max_bytes: bound on the rows in memory, if they can be written; a `Tracker` allows 64 MiB.
+
+    Example:
+        >>> import torch
+        >>> recording = Recording(Header(["m"], ()), None, 2**20)
+        >>> recording.append([0, 1], [0.0, 0.1], torch.tensor([[1.0], [2.0]]))
+        >>> recording.widen(["m", "loss"])
+        >>> recording.append([1, 2], [0.1, 0.2], torch.tensor([[2.0, 0.5], [3.0, 0.25]]))
+        >>> recording.newest, recording.trajectory().values.tolist()
+        (2, [[1.0, nan], [2.0, nan], [3.0, 0.25]])
     """
 
     def __init__(self, header: Header, path: Path | None, max_bytes: int) -> None:
-        self.header, self.path, self.max_bytes = header, path, max_bytes
-        #: rows given up, because they could neither be written nor kept
-        self.lost = 0
-        self._file: RowFile | None = None
-        self._held: list[np.ndarray] = []  # in memory, later than those in the file
-        self._held_bytes = 0
-        self._resumed = False
-        self._warned = False
+        #: where the trajectory is in the end: not what was asked for, if somebody else was there
+        self.path = path
+        self.max_bytes = max_bytes
+        self._state = HeldRows.none(header)
+        self._before = identity(path)
+        self._fails = False
+        self._said_bytes = 0
+
+    @property
+    def header(self) -> Header:
+        """What all rows share; `widen` changes it."""
+        return self._state.header
 
     @property
     def unfinished(self) -> Path | None:
         """The file that is there during the run."""
-        return None if self.path is None else self.path.with_name(self.path.name + UNFINISHED)
+        return None if self.path is None else unfinished(self.path)
 
     @property
-    def unwritten(self) -> int:
-        """How many rows are in memory only."""
-        return sum(map(len, self._held))
+    def newest(self) -> int:
+        """The step of the last row; -1: there is none."""
+        return self._state.newest
 
     def __len__(self) -> int:
-        return self.unwritten + (0 if self._file is None else self._file.count)
+        return len(self._state)
+
+    # --- taking rows -------------------------------------------------------------------------
 
     def append(
         self,
@@ -70,14 +92,31 @@ class Recording:
         times: Sequence[float] | np.ndarray | Tensor,
         values: Tensor,
     ) -> None:
-        """Take rows, values ``(..., T, k)``."""
+        """Take rows, values ``(..., T, k)``; those not later than `newest` are known already."""
         rows = np.empty(values.shape[-2], self.header.row)
         rows["step"], rows["time"] = steps, times
         rows["values"] = values.movedim(-2, 0).numpy()
-        self._held.append(rows)
-        self._held_bytes += rows.nbytes
-        if self._held_bytes > self.max_bytes:
-            self._write_held()
+        self._state = self._state.with_rows(later(rows, self.newest))
+        if self._state.nbytes > self._bound:
+            self._write()
+
+    def widen(self, names: Sequence[str]) -> None:
+        """Go on with more statistics; rows so far have NaN there.
+
+        The file is written anew, under the new header, at the next `write`. Until there is room for
+        that, rows stay in memory.
+
+        Args:
+            names: all of them, beginning with those that there are.
+
+        Raises:
+            ValueError: if they do not begin so, names repeat, or they are too long to be written.
+        """
+        known = list(self.header.names)
+        if list(names[: len(known)]) != known:
+            raise ValueError(f"expected names that begin with {known}, got {list(names)}")
+        if len(names) > len(known):
+            self._state = self._state.with_names(names)
 
     @property
     def newest(self) -> int:
@@ -109,112 +148,166 @@ class Recording:
 
     def restore(self, rows: Trajectory) -> None:
         """Hold these rows and no others, in memory and on disk."""
-        self._file, self._held, self._held_bytes, self._resumed = None, [], 0, True
-        self.append(rows.steps.numpy(), rows.times.numpy(), rows.values)
+        state = self._state
+        header = dataclasses.replace(state.header, names=list(rows.names))
+        array = np.empty(len(rows), header.row)
+        array["step"], array["time"] = rows.steps.numpy(), rows.times.numpy()
+        array["values"] = rows.values.movedim(-2, 0).numpy()
+        # what is in the place of the file is replaced once these are on disk, and not before
+        self._state = HeldRows(header, array, len(array), previous=state.replaced, resumed=True)
         self.write()
+
+    # --- writing -----------------------------------------------------------------------------
 
     def write(self) -> None:
         """Hand all rows to the operating system, if they have a path."""
-        if self._held and (self.path is not None or self._file is not None):
-            self._write_held()
+        file = self._state.file
+        if file is not None and file.closed and not len(self._state.unwritten):
+            return  # they are where `finish` left them
+        if self.path is not None or file is not None or self._state.nbytes > self._bound:
+            self._write()
 
-    def _write_held(self) -> None:
-        rows = self._joined()
+    @property
+    def _bound(self) -> int:
+        """How much may be in memory: where nothing can be written, twice what there was then."""
+        return max(self.max_bytes, 2 * self._said_bytes)
+
+    def _write(self) -> None:
         try:
-            if self._file is None:
-                self._file = RowFile(self.header, self.unfinished, rows, replace=self._resumed)
-            else:
-                self._file.append(rows)
+            self._to_file()
+            self._to_its_place()
         except OSError as error:
-            self._warn_once(error)
-            self._thin(rows)
+            self._say_that_it_fails(error)
+            self._fails = True
         else:
-            self._held, self._held_bytes = [], 0
+            self._fails, self._said_bytes = False, 0
 
-    def _warn_once(self, error: OSError) -> None:
-        if not self._warned:
-            where = self.unfinished or "a temporary file"
+    def _say_that_it_fails(self, error: OSError) -> None:
+        where, held = self.unfinished or "a temporary file", self._state.nbytes
+        if not self._fails:
             warn(
-                f"recorded rows cannot be written to {where}: {error}; training goes on, up to "
-                f"{self.max_bytes / 2**20:.3g} MiB of them stay in memory, and writing is tried "
-                "again: make room, or save tracker.trajectory() elsewhere"
+                f"recorded rows cannot be written to {where}: {error}; training goes on, they stay "
+                "in memory, and writing is tried again: make room, or save tracker.trajectory() "
+                "elsewhere"
             )
-        self._warned = True
+        if held > self._bound:
+            warn(
+                f"{held / 2**20:.3g} MiB of recorded rows are in memory, because they cannot be "
+                f"written to {where}: make room there, record fewer steps (every=), or save "
+                "tracker.trajectory() elsewhere and stop"
+            )
+            self._said_bytes = held
 
-    def _thin(self, rows: np.ndarray) -> None:
-        steps, kept, apart = rows["step"], rows, 1
-        if rows.nbytes > self.max_bytes:
-            # not every other row: old ones, thinned before, are further apart than new ones
-            while kept.nbytes > self.max_bytes / 2 and apart < steps[-1]:
-                apart *= 2
-                kept = rows[(steps % apart == 0) | (steps == steps[-1])]
-            if not self.lost and len(kept) < len(rows):
-                warn(
-                    "more rows than may stay in memory cannot be written: of those since step "
-                    f"{steps[0]} only every so many are kept"
-                )
-            self.lost += len(rows) - len(kept)
-        self._held, self._held_bytes = [kept], kept.nbytes
+    def _to_file(self) -> None:
+        state = self._state
+        if state.file is None or not self._goes_on(state.file):
+            all_rows = (
+                widened(piece, state.header.row) for part in state.parts() for piece in pieces(part)
+            )
+            file = RowFile(state.header, self.unfinished, all_rows)
+            state = dataclasses.replace(state, file=file, previous=state.replaced)
+        else:
+            state.file.append(state.unwritten)
+        self._state = state.without_memory()
 
-    def _joined(self) -> np.ndarray:
-        """The rows in memory as one piece from here on: asking often does not copy often."""
-        if len(self._held) != 1:
-            self._held = [np.concatenate([np.empty(0, self.header.row), *self._held])]
-        return self._held[0]
+    def _goes_on(self, file: RowFile) -> bool:
+        """Whether rows can be added to a file: not if it was deleted, or has fewer names."""
+        return file.header is self.header and file.is_intact(self.unfinished)
 
-    # --- reading ---------------------------------------------------------------------------
+    def _to_its_place(self) -> None:
+        state = self._state
+        while self.path is not None and state.file is not None:
+            place = unfinished(self.path)
+            if state.file.is_at(place):
+                break
+            if state.previous is None or not state.previous.is_at(place):
+                if taken(place):
+                    self._go_elsewhere(self.path)
+                    continue
+                if not state.resumed:
+                    keep_aside(place)
+            state.file.move(place)
+        if state.previous is not None or state.resumed:
+            self._state = dataclasses.replace(state, previous=None, resumed=False)
+
+    def _go_elsewhere(self, path: Path) -> None:
+        place = another(path)
+        say_in_use(path, place)
+        self._before, self.path = None, place
+
+    # --- reading -----------------------------------------------------------------------------
 
     def trajectory(self) -> Trajectory:
-        """All rows; those in a file are memory-mapped."""
+        """All rows, which change no more; those in a file are memory-mapped."""
         self.write()
-        parts = [] if self._file is None else [self._file.rows()]
-        if self._held or not parts:
-            parts.append(self._joined())
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [widened(part, self.header.row) for part in self._state.parts()]
+        whole = [part for part in parts if len(part)]
+        if len(whole) == 1 and whole[0] is parts[0] and self._state.file is not None:
+            rows = whole[0]
+        else:
+            rows = np.concatenate([np.empty(0, self.header.row), *whole])
         return trajectory_of_rows(self.header, rows)
 
     def after(self, step: int) -> Iterator[Trajectory]:
-        """The rows later than a step, in pieces of some MB."""
-        parts = [] if self._file is None else [self._file.rows()]
-        for rows in [*parts, *self._held]:
-            # not numpy's: it would copy the whole column
-            later = rows[bisect.bisect_right(rows["step"], step) :]
-            for piece in row_file.pieces(later):
-                yield trajectory_of_rows(self.header, piece)
+        """The rows later than a step, in pieces of some MB, which are copies."""
+        for part in self._state.parts():
+            for piece in pieces(later(part, step)):
+                rows = widened(piece, self.header.row)
+                yield trajectory_of_rows(self.header, rows.copy() if rows is piece else rows)
 
-    # --- the end ---------------------------------------------------------------------------
+    # --- the end -----------------------------------------------------------------------------
 
     def finish(self, trajectory: Trajectory) -> None:
         """Leave the trajectory at the path, in the form that its suffix asks for.
+
+        No descriptor is held from then on.
+
+        Args:
+            trajectory: what `trajectory` gave, with the metadata to save.
 
         Raises:
             OSError: if nothing of it could be written anywhere.
         """
         self.write()
-        if self.lost:
-            warn(
-                f"{self.lost} recorded rows are lost: they could not be written and were too many "
-                f"for {self.max_bytes / 2**20:.3g} MiB of memory"
-            )
         if self.path is not None:
             try:
-                self._publish(trajectory)
+                self._publish(self.path, trajectory)
             except OSError as error:
                 self._say_what_is_where(error)
+                return
+        if self._state.file is not None:
+            self._state.file.close()
 
-    def _publish(self, trajectory: Trajectory) -> None:
-        assert self.path is not None
-        if self.path.suffix != SUFFIX:
-            trajectory.save(self.path)
-            if self._file is not None:
-                self._file.remove()
-        elif self._file is not None and not self._held:
-            self._file.publish(self.path)
+    def _publish(self, path: Path, trajectory: Trajectory) -> None:
+        file, place = self._state.file, unfinished(path)
+        if file is not None and file.closed:
+            return
+        final = self._free(path, trajectory)
+        if path.suffix != SUFFIX:
+            trajectory.save(final)
+            if file is not None and file.is_at(place):
+                place.unlink()
+        elif file is not None and not len(self._state.unwritten):
+            file.publish(place, final)
         else:
-            raise OSError(f"{self.unwritten} rows could not be written")
+            raise OSError(f"{len(self._state.unwritten)} rows could not be written")
+        self.path = final
+
+    def _free(self, path: Path, trajectory: Trajectory) -> Path:
+        """The path, or one like it if somebody has written there what the trajectory has not."""
+        found = identity(path)
+        if found is None or found == self._before or holds(trajectory, path):
+            return path
+        final = another(path)
+        warn(
+            f"somebody has written to {path} since this tracker was made: that is not overwritten, "
+            f"the trajectory is in {final}"
+        )
+        return final
 
     def _say_what_is_where(self, error: OSError) -> None:
-        written = 0 if self._file is None else self._file.count
+        file = self._state.file
+        written = file.count if file is not None and file.is_at(self.unfinished) else 0
         kept = f"{written} of its {len(self)} rows are in {self.unfinished}, all"
         message = (
             f"expected to save the trajectory as {self.path}, got: {error}; "
@@ -224,35 +317,3 @@ class Recording:
         if not written:
             raise type(error)(message) from error
         warn(message)
-
-
-def place_of(path: str | Path | None, logdir: str | Path | None) -> Path | None:
-    """Where a trajectory goes, after making sure, before hours of training, that it can.
-
-    Args:
-        path: as in `tl.track`.
-        logdir: where it goes without a path: ``recorded.rows`` in this folder, if there is one.
-
-    Raises:
-        ValueError: if the path is a directory.
-        OSError: if its folder cannot be made or written to.
-    """
-    if path is None:
-        return None if logdir is None else Path(logdir) / _RECORDED
-    # the file behind a symbolic link, not a file in the place of the link
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise ValueError(
-            f"expected path as a file to save to, got the directory {path}: name a file"
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(
-            f"expected path in a folder that can be made, got {path}: {error}; give another"
-        ) from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"expected path in a folder that can be written to, got {path}: give another"
-        )
-    return path
