@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -36,32 +37,39 @@ def exactly() -> Generator[None]:
         for kind in _TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        stack.enter_context(_highest_precision)
+        leave = _highest_precision.enter(stack)
         yield
+        leave()
 
 
 class _HighestPrecision:
     """Of matrix products of the whole program, as long as anybody is inside.
 
     Threads come and go in any order: the first one to enter finds what the last one to leave has to
-    put back.
+    put back. An interrupt may come before anybody can leave, or give back a lock: who is inside is
+    known by an object that does not outlive its block.
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
+        self._lock, self._inside = threading.RLock(), set[int]()
         self._put_back: Callable[[], None] = _nothing
 
-    def __enter__(self) -> None:
+    def enter(self, block: object) -> Callable[[], object]:
+        """Raise the precision; returns what ends that, as the end of the ``block`` object does."""
+        leave = weakref.finalize(block, self._leave, id(block))
+        leave.atexit = False
         with self._lock:
             if not self._inside:
                 self._put_back = _raise_precision()
-            self._inside += 1
+            self._inside.add(id(block))
+        return leave
 
-    def __exit__(self, *error: object) -> None:
+    def _leave(self, block: int) -> None:
         with self._lock:
-            self._inside -= 1
+            self._inside.discard(block)
             if not self._inside:
                 self._put_back()
+                self._put_back = _nothing
 
 
 def _raise_precision() -> Callable[[], None]:
