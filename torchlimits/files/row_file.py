@@ -103,7 +103,8 @@ class RowFile:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._partial = beside(path)
-            weakref.finalize(self, _unlink, self._partial, os.getpid()).atexit = False
+            # if it never comes to its place
+            weakref.finalize(self, self._partial.unlink, missing_ok=True)
             self._file = self._partial.open("x+b", buffering=0)
             lock(self._file)
         weakref.finalize(self, self._file.close)
@@ -247,10 +248,3 @@ def _unlock_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock_in_child)
-
-
-def _unlink(partial: Path, process: int) -> None:
-    """Take away what has not come to its place; not from a process that was forked meanwhile."""
-    if os.getpid() == process:
-        with contextlib.suppress(OSError):
-            partial.unlink()

@@ -24,7 +24,7 @@ class HeldRows:
         memory: room for rows, of which the first ``count`` are recorded.
         count: of those.
         file: the rows before, or None.
-        previous: this tracker's file that ``file`` is to replace.
+        previous: this tracker's files, one of which ``file`` may have to replace.
         resumed: whether what an earlier run left is to be replaced.
     """
 
@@ -32,7 +32,7 @@ class HeldRows:
     memory: np.ndarray
     count: int = 0
     file: RowFile | None = None
-    previous: RowFile | None = None
+    previous: tuple[RowFile, ...] = ()
     resumed: bool = False
 
     @classmethod
@@ -41,9 +41,9 @@ class HeldRows:
         return cls(header, np.empty(0, header.row))
 
     @property
-    def replaced(self) -> RowFile | None:
-        """This tracker's file that a new one takes the place of."""
-        return self.file if self.previous is None else self.previous
+    def files(self) -> tuple[RowFile, ...]:
+        """This tracker's files, one of which a new one may have to replace."""
+        return self.previous if self.file is None else (*self.previous, self.file)
 
     @property
     def nbytes(self) -> int:

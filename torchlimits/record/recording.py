@@ -154,7 +154,7 @@ class Recording:
         array["step"], array["time"] = rows.steps.numpy(), rows.times.numpy()
         array["values"] = rows.values.movedim(-2, 0).numpy()
         # what is in the place of the file is replaced once these are on disk, and not before
-        self._state = HeldRows(header, array, len(array), previous=state.replaced, resumed=True)
+        self._state = HeldRows(header, array, len(array), previous=state.files, resumed=True)
         self.write()
 
     # --- writing -----------------------------------------------------------------------------
@@ -205,7 +205,7 @@ class Recording:
                 widened(piece, state.header.row) for part in state.parts() for piece in pieces(part)
             )
             file = RowFile(state.header, self.unfinished, all_rows)
-            state = dataclasses.replace(state, file=file, previous=state.replaced)
+            state = dataclasses.replace(state, file=file, previous=state.files)
         else:
             state.file.append(state.unwritten)
         self._state = state.without_memory()
@@ -220,15 +220,15 @@ class Recording:
             place = unfinished(self.path)
             if state.file.is_at(place):
                 break
-            if state.previous is None or not state.previous.is_at(place):
+            if not any(one.is_at(place) for one in state.previous):
                 if taken(place):
                     self._go_elsewhere(self.path)
                     continue
                 if not state.resumed:
                     keep_aside(place)
             state.file.move(place)
-        if state.previous is not None or state.resumed:
-            self._state = dataclasses.replace(state, previous=None, resumed=False)
+        if state.previous or state.resumed:
+            self._state = dataclasses.replace(state, previous=(), resumed=False)
 
     def _go_elsewhere(self, path: Path) -> None:
         place = another(path)
