@@ -37,9 +37,8 @@ def exactly() -> Generator[None]:
         for kind in _TYPES:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
-        leave = _highest_precision.enter(stack)
+        stack.callback(_highest_precision.enter(stack))
         yield
-        leave()
 
 
 class _HighestPrecision:

@@ -118,34 +118,6 @@ class Recording:
         if len(names) > len(known):
             self._state = self._state.with_names(names)
 
-    @property
-    def newest(self) -> int:
-        """The last step, -1 if there is none."""
-        if self._held:
-            return int(self._held[-1]["step"][-1])
-        return (
-            -1 if self._file is None or not self._file.count else int(self._file.rows()["step"][-1])
-        )
-
-    def widen(self, names: Sequence[str]) -> None:
-        """TEMPORARY."""
-        old = self.trajectory()
-        self.header = Header(list(names), self.header.runs, self.header.metadata)
-        more = len(names) - len(old.names)
-        pad = old.values.new_full((*old.values.shape[:-1], more), float("nan"))
-        self._file, self._held, self._held_bytes, self._resumed = None, [], 0, True
-        import torch
-
-        self.append(old.steps.numpy(), old.times.numpy(), torch.cat([old.values, pad], -1))
-
-    def amend(self, values: Tensor) -> None:
-        """TEMPORARY."""
-        rows = self._joined().copy()
-        new = values.numpy()
-        last = rows["values"][-1]
-        last[..., -new.shape[-1] :] = np.where(np.isnan(new), last[..., -new.shape[-1] :], new)
-        self._held = [rows]
-
     def restore(self, rows: Trajectory) -> None:
         """Hold these rows and no others, in memory and on disk."""
         state = self._state
