@@ -58,12 +58,18 @@ class _HighestPrecision:
         leave = weakref.finalize(block, self._leave, id(block))
         leave.atexit = False
         with self._lock:
-            if not self._inside:
+            if not self._inside and self._put_back is _nothing:
                 self._put_back = _raise_precision()
             self._inside.add(id(block))
         return leave
 
     def _leave(self, block: int) -> None:
+        try:
+            self._without(block)
+        finally:  # an interrupt may have come to the first
+            self._without(block)
+
+    def _without(self, block: int) -> None:
         with self._lock:
             self._inside.discard(block)
             if not self._inside:
