@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlimits.statistics.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
 
@@ -219,3 +219,48 @@ def row_norms(parameter: str) -> Callable[[Parameters], Tensor]:
         tensor([5.])
     """
     return lambda parameters: parameters[parameter].norm(dim=-1)
+
+
+def norms(model: nn.Module) -> dict[str, Callable[[Parameters], Tensor]]:
+    r"""Euclidean norms of all parameters of a model: ``norm.<name>``, :math:`|\theta_i|`.
+
+    They are those of all layers in one line, for `tl.track`, frozen ones included; a parameter that
+    layers share is one. Beside others: ``{**norms(model), "loss": ...}``.
+
+    Cost: one pass over the parameters a recorded step.
+
+    Args:
+        model: the user's own module, not a wrapper around it, whose names are others.
+
+    Returns:
+        ``{name: function of the parameters}``.
+
+    Raises:
+        TypeError: if ``model`` is no module.
+        ValueError: if it has no parameters.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.Linear(2, 1)
+        >>> lengths = norms(layer)
+        >>> list(lengths)
+        ['norm.weight', 'norm.bias']
+        >>> lengths["norm.weight"]({"weight": torch.tensor([[3.0, 4.0]])})
+        tensor(5.)
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"expected a torch.nn.Module, got {type(model).__name__}")
+    names = [name for name, _ in model.named_parameters()]
+    if not names:
+        raise ValueError(f"expected a module with parameters, got {type(model).__name__} without")
+    return {f"norm.{name}": _Norm(name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """The Euclidean norm of one parameter."""
+
+    parameter: str
+
+    def __call__(self, parameters: Parameters) -> Tensor:
+        return torch.linalg.vector_norm(parameters[self.parameter])
