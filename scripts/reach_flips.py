@@ -134,6 +134,9 @@ def same(one: tl.Trajectory, other: tl.Trajectory) -> bool:
 def count(every: int, number: int) -> dict[str, dict[str, int]]:
     """Outcomes of each kind of file and damage; every so many bits are flipped."""
     found: dict[str, dict[str, int]] = {}
+    log = logging.getLogger("torchlimits")
+    log.addHandler(WARNED)
+    log.propagate = False
     with tempfile.TemporaryDirectory() as folder:
         for kind, path in files(Path(folder)).items():
             content, whole = path.read_bytes(), tl.Trajectory.load(path)
@@ -162,9 +165,6 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=500, help="other damages, of each of 4 kinds")
     parser.add_argument("--out", type=Path, help="where to keep the figures, as JSON")
     options = parser.parse_args()
-    log = logging.getLogger("torchlimits")
-    log.addHandler(WARNED)
-    log.propagate = False
     found = count(options.every, options.others)
     wrong = sum(outcomes.get("WRONG", 0) for outcomes in found.values())
     result = {
