@@ -104,6 +104,21 @@ def test_files_of_before_are_read(tmp_path, write):
     assert found.metadata == {"dim": 7}
 
 
+def test_files_of_an_older_numpy_are_read(tmp_path):
+    """It took an option of `numpy.savez` for one more array."""
+    first_npz(tmp_path / "u.npz", trajectory(), {})
+    with np.load(tmp_path / "u.npz") as arrays:
+        found = dict(arrays)
+    with (
+        zipfile.ZipFile(tmp_path / "u.npz", "a") as archive,
+        archive.open("allow_pickle.npy", "w") as member,
+    ):
+        np.lib.format.write_array(member, np.array(False))
+    with np.load(tmp_path / "u.npz") as arrays:
+        assert arrays.keys() - found.keys() == {"allow_pickle"}
+    assert same(tl.Trajectory.load(tmp_path / "u.npz"), trajectory())
+
+
 def test_damaged_files_of_before_are_refused(tmp_path):
     path = tmp_path / "u.npz"
     first_npz(path, trajectory(), {}, std=np.ones((5, 2)))
@@ -195,6 +210,18 @@ def test_what_could_not_be_read_again_is_refused_at_once(tmp_path):
         Header(["m", "R", "v"], (10**8,))
     with pytest.raises(ValueError, match="16 leading dimensions"):
         Header(["m"], (1,) * 17)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_refuses_names_that_could_not_be_read_again(tmp_path):
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    statistics = {f"{i}{'x' * 10**6}": lambda p: p["bias"].sum() for i in range(80)}
+    with pytest.raises(ValueError, match="expected names of at most"):
+        tl.track(model, optimizer, statistics, path=tmp_path / "u.rows")
+    with pytest.raises(ValueError, match="expected metadata of at most"):
+        tl.track(model, optimizer, {"b": lambda p: p["bias"].sum()}, path=tmp_path / "u.rows",
+                 parameters={"notes": "x" * 2**27})  # fmt: skip
     assert not list(tmp_path.iterdir())
 
 
