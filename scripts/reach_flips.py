@@ -12,6 +12,7 @@ there is one.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import logging
@@ -19,7 +20,7 @@ import random
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -134,7 +135,7 @@ def same(one: tl.Trajectory, other: tl.Trajectory) -> bool:
 def count(every: int, number: int) -> dict[str, dict[str, int]]:
     """Outcomes of each kind of file and damage; every so many bits are flipped."""
     found: dict[str, dict[str, int]] = {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, counted():
         for kind, path in files(Path(folder)).items():
             content, whole = path.read_bytes(), tl.Trajectory.load(path)
             unfinished = "unfinished" in kind
@@ -143,6 +144,19 @@ def count(every: int, number: int) -> dict[str, dict[str, int]]:
                 outcomes = (outcome(path, one, whole, unfinished) for one in damaged)
                 found[f"{kind}: {name}"] = dict(sorted(Counter(outcomes).items()))
     return found
+
+
+@contextlib.contextmanager
+def counted() -> Generator[None]:
+    """Warnings are counted, not shown."""
+    log = logging.getLogger("torchlimits")
+    shown, log.propagate = log.propagate, False
+    log.addHandler(WARNED)
+    try:
+        yield
+    finally:
+        log.removeHandler(WARNED)
+        log.propagate = shown
 
 
 def commit() -> str:
@@ -162,9 +176,6 @@ def main() -> None:
     parser.add_argument("--others", type=int, default=500, help="other damages, of each of 4 kinds")
     parser.add_argument("--out", type=Path, help="where to keep the figures, as JSON")
     options = parser.parse_args()
-    log = logging.getLogger("torchlimits")
-    log.addHandler(WARNED)
-    log.propagate = False
     found = count(options.every, options.others)
     wrong = sum(outcomes.get("WRONG", 0) for outcomes in found.values())
     result = {

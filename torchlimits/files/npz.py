@@ -29,6 +29,9 @@ _ARRAYS = {
     "format": "U", "times": "<f8", "steps": "<i8", "names": "U", "values": "<f8", "std": "<f8",
     "metadata": "U",
 }  # fmt: skip
+_FIELDS = _ARRAYS.keys() - {"format"}
+#: what else may be there: numpy before 2.0 took the argument of that name for an array to save
+_HARMLESS = "allow_pickle.npy"
 #: how the comment begins; eight hexadecimal digits follow
 _COMMENT = b"crc32c "
 _COMMENT_BYTES = len(_COMMENT) + 8
@@ -54,9 +57,10 @@ def write(path: Path, names: Sequence[str], fields: Mapping[str, np.ndarray]) ->
     """
     # before an array is made of them: one long name makes all of them long
     check_texts(names, str(fields["metadata"]))
-    fields = {**fields, "names": np.array(list(names), dtype=np.str_)}
+    arrays: dict[str, Any] = {"format": np.array(FORMAT), **fields}
+    arrays["names"] = np.array(list(names), dtype=np.str_)
     with replacing(path) as partial, partial.open("r+b") as file:
-        np.savez_compressed(file, allow_pickle=False, format=np.array(FORMAT), **fields)
+        np.savez_compressed(file, **arrays)
         with zipfile.ZipFile(file, "a") as archive:
             archive.comment = _comment(0)
         size = file.seek(0, os.SEEK_END)
@@ -112,7 +116,7 @@ def read(file: BinaryIO) -> dict[str, Any]:
         if form == FORMAT and not checked:
             raise ValueError("its end is damaged, or another program wrote it")
         _check_members(members)
-        found: dict[str, Any] = {name: arrays[name] for name in arrays.files if name != "format"}
+        found: dict[str, Any] = {name: arrays[name] for name in arrays.files if name in _FIELDS}
     _check_kinds(found)
     found["names"] = found["names"].tolist()
     found["metadata"] = json.loads(str(found["metadata"]))
@@ -155,7 +159,7 @@ def _check_members(members: list[str]) -> None:
     missing = sorted(name.removesuffix(".npy") for name in known - {"std.npy", *members})
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
-    if len(set(members)) < len(members) or not known.issuperset(members):
+    if len(set(members)) < len(members) or not {*known, _HARMLESS}.issuperset(members):
         raise ValueError(f"it has other members than {sorted(known)}: {sorted(members)}")
 
 
