@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ class Tracker(Steps):
     """Records a trajectory; made by `track`.
 
     Args:
-        model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters: as there.
+        model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters, time_of:
+            as there.
 
     Attributes:
         step: optimizer steps so far.
@@ -82,11 +83,12 @@ class Tracker(Steps):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics,
-        every: int, writer: Any, path: str | Path | None, max_bytes: int | None,
-        probe: Watcher | None, parameters: Mapping[str, Any] | None,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        statistics: SummaryStatistics, every: int, writer: Any, path: str | Path | None,
+        max_bytes: int | None, probe: Watcher | None, parameters: Mapping[str, Any] | None,
+        time_of: str | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, optimizer, every)
+        super().__init__(model, optimizer, every, time_of)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
         sink = self._display.sink
@@ -255,6 +257,7 @@ class Tracker(Steps):
         times the runs.
         """
         with self._lock:
+            self._settle(0)
             recorded = self.trajectory()
             return {
                 "step": self.step,
@@ -291,7 +294,7 @@ class Tracker(Steps):
         if observer is not None:
             observer.load_state_dict(checked.probe)
         self._pending, self._failure = [], None
-        self.step, self.time, self._records = checked.step, checked.time, checked.records
+        self._counted, self._records = (checked.step, checked.time), checked.records
         self._ring.resume(self._records)
         self._rows.restore(checked.rows)
 
