@@ -35,7 +35,6 @@ class LimitTime:
     Raises:
         ValueError: if the optimizers hold no parameter of the model, or not ``time_of``, or its
             learning rate is negative or not finite.
-        TypeError: if ``time_of`` is not a name.
 
     Example:
         >>> model = nn.Linear(3, 1)
@@ -49,11 +48,6 @@ class LimitTime:
         self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer],
         time_of: str | None = None,
     ) -> None:  # fmt: skip
-        if not isinstance(time_of, (str, type(None))):
-            raise TypeError(
-                "expected time_of as the name of a parameter, whose learning rate limit time adds "
-                f"up, got {type(time_of).__name__}"
-            )
         self._model, self._optimizers, self.time_of = model, list(optimizers), time_of
         self._rates = _Rate()
         self._lost = False

@@ -50,7 +50,7 @@ class Steps(ABC):
         self._ended: tuple[Begun, int] | None = None
         #: the last one within which another call of ``step`` began
         self._nested: Begun | None = None
-        self._captured = self._by_hand = False
+        self._captured = self._in_hook = self._by_hand = False
         self._model, self._optimizers = model, followed(model, optimizer)
         #: the one whose steps are seen
         self._optimizer = self._optimizers[-1]
@@ -143,7 +143,11 @@ class Steps(ABC):
         if begun is not None:
             parameter = begun[2]
             self._ended = (begun, 0 if parameter is None else parameter._version)
-        self.stepped()
+        self._in_hook = True
+        try:
+            self.stepped()
+        finally:
+            self._in_hook = False
 
     @abstractmethod
     def stepped(self) -> None:
@@ -151,9 +155,8 @@ class Steps(ABC):
 
     def _advance(self) -> bool:
         """Count a step; returns whether it is one to record."""
-        begun, ended = self._begun, self._ended
-        if ended is None or ended[0] is not begun or ended[0][0] is not self._counted:
-            # not by the hook, but by hand, maybe after a step whose hook was interrupted
+        if not self._in_hook:
+            # by hand, maybe after a step whose hook was interrupted
             self._by_hand = True
             self._settle(0)
         step, time = self._counted

@@ -130,6 +130,11 @@ def track(
     own = OwnParameters(model)
     if not isinstance(probe, (Watcher, type(None))):
         raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
+    if not isinstance(time_of, (str, type(None))):
+        raise TypeError(
+            "expected time_of as the name of a parameter, the learning rates of whose group limit "
+            f"time adds up, got {type(time_of).__name__}"
+        )
     if probe is not None and len(optimizers) > 1:
         raise ValueError(
             f"expected one optimizer with a probe, got {len(optimizers)}: drift and corrector are "
