@@ -105,6 +105,9 @@ class Steps(ABC):
         self._attached = True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            self._begun = None  # nor may a learning rate be read now, see below
+            return
         begun = self._begun
         if begun is not None and begun[0] is self._counted and not self._settle(1):
             # it is under way: a subclass calls the step of its base, which has hooks as well
