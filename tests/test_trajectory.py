@@ -80,7 +80,8 @@ def test_slice_and_names():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"times": torch.tensor([0.0, 0.2, 0.1])}, "strictly increasing"),
+        ({"times": torch.tensor([0.0, 0.2, 0.1])}, r"times that do not fall, got times\[2\] = 0.1"),
+        ({"steps": torch.tensor([0, 2, 1])}, r"steps that do not fall, got steps\[2\] = 1 after 2"),
         ({"times": torch.tensor([0.0, 0.1])}, "expected values of shape"),
         ({"names": ["a", "a"]}, "more than once"),
         ({"names": ["a"]}, "expected values of shape"),

@@ -123,22 +123,27 @@ def generator(value: torch.Generator | None, device: torch.device) -> None:
         )
 
 
-def increasing_times(times: object) -> Tensor:
-    """Times as a float64 tensor (T,), strictly increasing, or ValueError."""
+def ordered_times(times: object) -> Tensor:
+    """Times as a float64 tensor (T,) that may repeat and do not fall, or ValueError."""
     result = float64("times", times)
     if result.ndim != 1 or len(result) == 0 or not bool(result.isfinite().all()):
         raise ValueError(
             f"expected times to be a non-empty list of finite numbers, shape (T,), got "
             f"{'non-finite values' if result.ndim == 1 and len(result) else tuple(result.shape)}"
         )
-    falls = (result.diff() <= 0).nonzero()
+    never_fall("times", result)
+    return result
+
+
+def never_fall(name: str, values: Tensor) -> None:
+    """Numbers (T,) none of which is less than the one before, or ValueError."""
+    falls = (values.diff() < 0).nonzero()
     if len(falls):
         i = int(falls[0]) + 1
         raise ValueError(
-            f"expected strictly increasing times, got times[{i}] = {result[i]:g} after "
-            f"{result[i - 1]:g}: sort them and drop repeats"
+            f"expected {name} that do not fall, got {name}[{i}] = {values[i].item()!r} after "
+            f"{values[i - 1].item()!r}: sort the rows"
         )
-    return result
 
 
 def statistics(u: object, k: int) -> Tensor:

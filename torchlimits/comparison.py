@@ -29,8 +29,8 @@ class Comparison:
         sup_standard_error: standard error of the difference there; NaN for one run.
         sup_in_std: the largest |difference| in predicted standard deviations, or None without a
             band.
-        inside: the share of time (and runs) that the measured values are inside the predicted 95 %
-            band, after the start; None without a band.
+        inside: the share of the rows (and runs) in which measured values are inside the predicted
+            95 % band, of those after the time of the start; None without a band or such rows.
         runs: how many runs.
         unmatched: the statistics that only one side has, by side: ``"measured"``,
             ``"predicted"``.
@@ -171,8 +171,9 @@ def _in_band(
         return None, None
     std = predicted.std.reshape(-1, *difference.shape[1:])
     scaled = (difference.abs() / std.clamp_min(1e-300)).nan_to_num(0.0)
-    # a measured start is on its prediction
-    inside = (scaled[:, 1:] <= BAND).double().mean((0, 1)) if len(predicted) > 1 else None
+    # a measured start is on its prediction, and the band has no width before time passes
+    after = predicted.times > predicted.times[0]
+    inside = (scaled[:, after] <= BAND).double().mean((0, 1)) if bool(after.any()) else None
     return scaled.amax((0, 1)), inside
 
 

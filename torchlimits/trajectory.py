@@ -37,15 +37,17 @@ class Trajectory:
     Measured and predicted trajectories are the same thing to everyone who reads them.
 
     Args:
-        times: limit time t = (sum of the learning rates so far), shape ``(T,)``, increasing.
-        steps: optimizer steps, shape ``(T,)``.
+        times: limit time t = (sum of the learning rates so far), shape ``(T,)``. They do not fall,
+            and repeat where the learning rate is 0.
+        steps: optimizer steps, shape ``(T,)``. They do not fall; recorded ones increase, those of a
+            prediction repeat where its times are closer than a step.
         values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs.
         names: the k statistics' names.
         std: predicted standard deviation, of the shape of ``values``, or None.
         metadata: JSON-able facts about where the numbers come from (``"equation"``, ``"dim"`` ...).
 
     Raises:
-        ValueError: if the shapes do not fit, names repeat, or times do not increase.
+        ValueError: if the shapes do not fit, names repeat, or times or steps fall.
 
     Example:
         >>> import torch
@@ -106,7 +108,8 @@ class Trajectory:
             twice = sorted(name for name, times in Counter(self.names).items() if times > 1)
             raise ValueError(f"expected k different names, got {twice} more than once: rename them")
         if len(self.times):
-            _checks.increasing_times(self.times)
+            _checks.ordered_times(self.times)
+            _checks.never_fall("steps", self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: the values shown, not all those of the memory behind."""

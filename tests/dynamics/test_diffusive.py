@@ -339,7 +339,7 @@ def test_bad_calls():
     for options, message in (
         ({"u0": torch.zeros(3), "times": [0.0, 1.0]}, "shape"),
         ({"u0": torch.full((2,), torch.nan), "times": [0.0, 1.0]}, "finite"),
-        ({"u0": torch.zeros(2), "times": [1.0, 0.0]}, "increasing"),
+        ({"u0": torch.zeros(2), "times": [1.0, 0.0]}, "do not fall"),
         ({"u0": torch.zeros(2), "times": [0.0, 1.0], "paths": 0}, "paths"),
         ({"u0": torch.zeros(2), "times": [0.0, 1.0], "max_step": 0.0}, "max_step"),
     ):

@@ -74,9 +74,9 @@ def test_one_time_only():
     assert path.values.tolist() == [[1.0]]
 
 
-@pytest.mark.parametrize("times", [[0.0, 1.0, 1.0], [1.0, 0.0], [], [[0.0, 1.0]], [0.0, math.nan]])
+@pytest.mark.parametrize("times", [[0.0, 1.0, 0.5], [1.0, 0.0], [], [[0.0, 1.0]], [0.0, math.nan]])
 def test_bad_times(times):
-    with pytest.raises(ValueError, match=r"expected (strictly increasing )?times"):
+    with pytest.raises(ValueError, match=r"expected times"):
         Relaxation([1.0], step_size=0.5).solve(torch.ones(1), times)
 
 

@@ -261,10 +261,10 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     logger, callback = TensorBoardLogger(folder, "log"), lightning_callback()
     module = Resumable(warm_up=True)
-    with pytest.warns(RuntimeWarning, match="limit time stands still"):  # the warm-up's first step
-        trainer_of(folder, callback, logger=logger, steps=30).fit(module, batches())
+    trainer_of(folder, callback, logger=logger, steps=30).fit(module, batches())
     path = callback.tracker.trajectory()
-    assert path.steps.tolist() == [0, *range(2, 31)]
+    assert path.steps.tolist() == list(range(31))
+    assert path.times[:2].tolist() == [0.0, 0.0]  # the warm-up's first step
     return module.layer.weight.detach(), path, shown(f"{logger.log_dir}/measured")
 
 
@@ -273,7 +273,7 @@ def test_lightning_resumes_without_a_gap_or_a_double(whole, tmp_path, version):
     """In the logger's old folder, or a new one."""
     callback, logger = lightning_callback(), TensorBoardLogger(tmp_path, "log", version=0)
     trainer = trainer_of(tmp_path, callback, checkpoints(tmp_path), logger=logger, steps=30)
-    with pytest.raises(Stop), pytest.warns(RuntimeWarning, match="stands still"):
+    with pytest.raises(Stop):
         trainer.fit(Resumable(True, stop_at=19), batches())
     assert callback.tracker.step == 18
     (checkpoint,) = (tmp_path / "checkpoints").glob("*step=14.ckpt")
@@ -290,8 +290,7 @@ def test_lightning_resumes_without_a_gap_or_a_double(whole, tmp_path, version):
 
 def test_a_checkpoint_made_after_the_training(whole, tmp_path):
     trainer = trainer_of(tmp_path, lightning_callback(), steps=17)
-    with pytest.warns(RuntimeWarning, match="stands still"):
-        trainer.fit(Resumable(True), batches())
+    trainer.fit(Resumable(True), batches())
     trainer.save_checkpoint(tmp_path / "end.ckpt")
     module, callback = Resumable(True), lightning_callback()
     trainer_of(tmp_path, callback, steps=30).fit(module, batches(), ckpt_path=tmp_path / "end.ckpt")
@@ -474,10 +473,10 @@ def test_a_language_model_with_a_warm_up(tmp_path):
     )
     trainer = hugging_trainer(tmp_path, model, callback, max_steps=6, warmup_steps=2)
     trainer.train_dataset = rows
-    with pytest.warns(RuntimeWarning, match="limit time stands still"):
-        trainer.train()
+    trainer.train()
     path = callback.tracker.trajectory()
-    assert path.steps.tolist() == [0, 2, 3, 4, 5, 6]
+    assert path.steps.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert path.times[:2].tolist() == [0.0, 0.0]
     last = model.transformer.wte.weight.detach()[0]
     assert torch.equal(path.final.float(), last)
 

@@ -329,9 +329,13 @@ def test_layers_that_cannot_be_told():
     with pytest.raises(ValueError, match="several in parameter groups that differ"):
         problem.dynamics(twice)
     still = torch.optim.SGD(
-        [{"params": a.first.parameters(), "lr": 0.0}, {"params": a.second.parameters()}], lr=0.1
+        [
+            {"params": a.first.parameters(), "weight_decay": 0.1},
+            {"params": a.second.parameters()},
+        ],
+        lr=0.0,
     )
-    with pytest.raises(ValueError, match="learning rate > 0 in parameter group 0"):
+    with pytest.raises(ValueError, match="learning rate > 0 in a parameter group, got 0 in all"):
         problem.dynamics(still)
     for optimizer, message in (
         (grouped(a, 0.1, {}, {"weight_decay": 0.2}), "of v is not the problem's ridge"),

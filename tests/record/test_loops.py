@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from optimizers import SAM, Clipped, Halving, Lookahead, ScheduleFree
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,8 +46,7 @@ class Watch:
         """The loop has made a step."""
         self.steps += 1
         self.time += lr
-        if lr > 0:
-            self.rows.append((self.steps, self.time, self._values()))
+        self.rows.append((self.steps, self.time, self._values()))
 
     def _values(self):
         parameters = {n: p.detach() for n, p in self.model.named_parameters()}
@@ -71,6 +71,7 @@ class Watch:
         assert torch.equal(path.values[:, exact], expected[:, exact])
         torch.testing.assert_close(path.values, expected, rtol=self.tolerance, atol=0.0)
         assert bool((path.values[0] != path.values[-1]).any())
+        assert self.tracker.unseen() is None
 
 
 def check(loop, **options):
@@ -274,6 +275,144 @@ def a_group_added_later(watch):
     train(watch, model, optimizer, act=add)
 
 
+def a_frozen_backbone(watch):
+    """Limit time is that of the first group that is trained."""
+    model = layer()
+    groups = [{"params": [model.bias], "lr": 0.0}, {"params": [model.weight], "lr": 0.2}]
+    optimizer = torch.optim.SGD(groups)
+    watch.begin(model, optimizer)
+    train(watch, model, optimizer, 0.2)
+
+
+def a_warm_up_by_hand(watch):
+    """From 0, by a loop that no scheduler announces."""
+    model = layer()
+    optimizer = sgd(model, lr=0.0)
+    watch.begin(model, optimizer)
+    for i, x in enumerate(batches()):
+        optimizer.param_groups[0]["lr"] = 0.1 * max(0, i - 2)
+        optimizer.zero_grad()
+        backward(model, x)
+        optimizer.step()
+        watch.stepped(optimizer.param_groups[0]["lr"])
+
+
+def groups_come_and_go(watch):
+    """In front of the one that counts, behind it, in another order, and as other dicts."""
+    model, other = layer(), layer()
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    watch.begin(model, optimizer)
+
+    def change(step):
+        groups = optimizer.param_groups
+        if step == 1:
+            optimizer.add_param_group({"params": [model.bias], "lr": 0.7})
+        elif step == 2:
+            groups.reverse()
+        elif step == 3:
+            optimizer.add_param_group({"params": [other.weight], "lr": 3.0})
+            groups.insert(0, groups.pop())
+        elif step == 4:
+            optimizer.load_state_dict(optimizer.state_dict())
+        else:
+            del groups[0]
+
+    train(watch, model, optimizer, count=5, act=change)
+
+
+def two_optimizers_in_a_list(watch):
+    """A step ends when the last one steps; the first one skips some, and steps twice at others."""
+    model = layer()
+    first = torch.optim.SGD([model.bias], lr=0.1)
+    last = torch.optim.Adam([model.weight], lr=0.02)
+    watch.begin(model, [first, last])
+    for i, x in enumerate(batches()):
+        model.zero_grad()
+        backward(model, x)
+        for _ in range(i % 3):
+            first.step()
+        last.step()
+        watch.stepped(0.1)
+
+
+def wrapped_by(make):
+    def loop(watch):
+        model = layer()
+        optimizer = make(sgd(model))
+        watch.begin(model, optimizer)
+        train(watch, model, optimizer)
+        if watch.tracked:
+            facts = watch.tracker.trajectory().metadata["parameters"]
+            assert facts["optimizer"] == make.__name__
+
+    return loop
+
+
+def a_wrapper_that_moves_on(watch):
+    wrapped_by(Halving)(watch)
+
+
+def lookahead(watch):
+    wrapped_by(Lookahead)(watch)
+
+
+def sam(watch, by_closure):
+    """The optimizer that is tracked is the base, whose step ends each step of SAM."""
+    model = layer()
+    optimizer = SAM(model.parameters(), torch.optim.SGD, lr=0.1)
+    watch.begin(model, optimizer.base_optimizer)
+    for x in batches():
+        backward(model, x)
+        if by_closure:
+            optimizer.step(lambda x=x: backward(model, x))
+        else:
+            optimizer.first_step()
+            backward(model, x)
+            optimizer.second_step()
+        watch.stepped(0.1)
+
+
+def sam_in_two_steps(watch):
+    sam(watch, by_closure=False)
+
+
+def sam_by_closure(watch):
+    sam(watch, by_closure=True)
+
+
+def schedule_free(watch):
+    """Rows are what is trained, whatever the evaluations in between switch to."""
+    model = layer()
+    optimizer = ScheduleFree(model.parameters(), lr=0.1)
+    watch.begin(model, optimizer)
+
+    def evaluate(step):
+        if step % 2 == 0:
+            optimizer.eval()
+            optimizer.train()
+
+    train(watch, model, optimizer, act=evaluate)
+    optimizer.eval()
+
+
+def averaged(watch):
+    """The average of a model is another model."""
+    model = layer()
+    optimizer = sgd(model)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    watch.begin(model, optimizer)
+    train(watch, model, optimizer, act=lambda step: average.update_parameters(model))
+
+
+def a_subclass_that_calls_its_base(watch):
+    """Both have hooks; it is one step, which ends with the subclass's own move."""
+    model = layer()
+    sgd(model)  # from here on the base calls hooks
+    optimizer = Clipped(model.parameters(), lr=0.1)
+    watch.begin(model, optimizer)
+    train(watch, model, optimizer)
+
+
 def learning_rate_as_a_tensor(watch):
     model = layer()
     lr = torch.tensor(0.1, dtype=torch.float64)
@@ -315,29 +454,15 @@ def test_limit_time_is_the_sum_of_the_learning_rates(make):
 
 
 def test_a_warm_up_from_nothing():
-    """The first step has rate 0: it counts, and is not recorded because no time has passed."""
-    with pytest.warns(RuntimeWarning, match="learning rate is 0.0 at step 1: limit time stands"):
-        watched = check(
-            lambda w: scheduled(
-                w, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: step / 3)
-            )
+    """The first step has rate 0: it is a row all the same, at the time of the start."""
+    watched = check(
+        lambda w: scheduled(
+            w, lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: step / 3)
         )
-    assert watched.tracker.trajectory().steps.tolist() == [0, 2, 3, 4, 5, 6]
-
-
-def test_a_learning_rate_of_zero_for_good_is_refused():
-    with pytest.raises(ValueError, match="learning rate > 0"):
-        tl.track(*(lambda m: (m, sgd(m, lr=0.0)))(layer()), STATISTICS)
-
-
-def test_an_optimizer_without_a_learning_rate():
-    class Plain(torch.optim.Optimizer):
-        def step(self, closure=None):
-            pass
-
-    model = layer()
-    with pytest.raises(ValueError, match=r"'lr' in its parameter groups, got one with \['beta'"):
-        tl.track(model, Plain(model.parameters(), {"beta": 0.5}), STATISTICS)
+    )
+    path = watched.tracker.trajectory()
+    assert path.steps.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert path.times[:2].tolist() == [0.0, 0.0]
 
 
 def test_two_optimizers_of_one_model_have_a_tracker_each():
@@ -639,7 +764,18 @@ LOOPS = [
     parameter_groups,
     a_group_that_stands_still,
     a_group_added_later,
+    a_frozen_backbone,
+    a_warm_up_by_hand,
+    groups_come_and_go,
     learning_rate_as_a_tensor,
+    two_optimizers_in_a_list,
+    a_wrapper_that_moves_on,
+    lookahead,
+    sam_in_two_steps,
+    sam_by_closure,
+    schedule_free,
+    averaged,
+    a_subclass_that_calls_its_base,
     compiled_model,
     compiled_step,
     moved_to_float64,

@@ -244,7 +244,7 @@ def test_a_state_of_before_sinks_had_states(tmp_path):
         ({"values": torch.full((11, K), torch.nan)}, "all finite"),
         ({"values": "rows"}, "damaged"),
         ({"steps": torch.zeros(11, dtype=torch.int64)}, "increasing steps"),
-        ({"times": torch.zeros(11)}, "strictly increasing"),
+        ({"times": torch.arange(11).flip(0)}, "times that do not fall"),
         ({"step": 3}, "end at or before"),
         ({"time": -1.0}, "end at or before"),
         ({"time": float("nan")}, "end at or before"),

@@ -244,7 +244,7 @@ def test_remove_stops_recording(problem):
     [
         ({"optimizer": torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), lr=0.1)}, ValueError,
          "holds the model's parameters"),
-        ({"lr": 0.0}, ValueError, "learning rate > 0"),
+        ({"lr": torch.nan}, ValueError, "finite learning rate >= 0"),
         ({"model": "no"}, TypeError, "torch.nn.Module"),
         ({"optimizer": "no"}, TypeError, "torch.optim.Optimizer"),
         ({"statistics": 3}, TypeError, "SummaryStatistics or a dict"),

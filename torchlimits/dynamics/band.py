@@ -35,11 +35,13 @@ def fluctuations(
     Args:
         flow: gives A, D and n.
         solve: u at increasing times, the first of them ``times[0]``.
-        times: shape ``(T,)``.
+        times: shape ``(T,)``; they may repeat and do not fall.
         initial: P at ``times[0]``.
     """
+    asked_for = times
+    times = times.unique_consecutive()
     if len(times) == 1:
-        u = solve(times)
+        u = solve(asked_for)
         return u, initial.to(u).expand(*u.shape, u.shape[-1])
     grid = _grid(times)
     u = solve(grid)
@@ -51,7 +53,7 @@ def fluctuations(
         F = propagators[..., step, :, :]
         P = F @ covariances[-1] @ F.mT + gained[..., step, :, :]
         covariances.append((P + P.mT) / 2)
-    asked = torch.searchsorted(grid, times)
+    asked = torch.searchsorted(grid, asked_for)
     return u[..., asked, :], torch.stack(covariances, dim=-3)[..., asked, :, :]
 
 

@@ -80,7 +80,7 @@ class DiffusiveDynamics(ABC):
 
         Args:
             u0: start of u~ at ``times[0]``, shape ``(..., k)``.
-            times: limit times, shape ``(T,)``, increasing.
+            times: limit times, shape ``(T,)``; they may repeat and do not fall.
             paths: independent paths from every start; None: one each, no dimension of their own.
             generator: of the noise, on u0's device; the same seed gives the same paths.
             max_step: longest step; by default a twentieth of the fastest relaxation time.
@@ -89,7 +89,7 @@ class DiffusiveDynamics(ABC):
             `Trajectory` of u~, values ``(paths, ..., T, k)``, float64.
 
         Raises:
-            ValueError: if times do not increase, u0 is not ``(..., k)`` and finite, or an
+            ValueError: if times fall, u0 is not ``(..., k)`` and finite, or an
                 argument is out of range.
             RuntimeError: if a path blows up.
 
@@ -100,7 +100,7 @@ class DiffusiveDynamics(ABC):
             >>> limit.solve(u0, [0.0, 1.0], paths=1000, generator=torch.Generator().manual_seed(0))
             Trajectory(2 statistics, 2 times, t = 0 ... 1, runs=1000)
         """
-        instants = _checks.increasing_times(times)
+        instants = _checks.ordered_times(times)
         u0 = _checks.statistics(u0, len(self.names))
         _checks.generator(generator, u0.device)
         if paths is not None:
@@ -110,7 +110,8 @@ class DiffusiveDynamics(ABC):
         )
         u, rows = u0, [u0]
         for span in instants.diff().tolist():
-            count = max(1, int(-(-span // min(step, span))))
+            # where a time repeats, nothing passes and no noise is drawn
+            count = max(1, int(-(-span // min(step, span)))) if span > 0 else 0
             for _ in range(count):
                 normal = torch.randn(u.shape, generator=generator, dtype=u.dtype, device=u.device)
                 u = self._advance(u, span / count, normal * (span / count) ** 0.5)
@@ -197,7 +198,7 @@ class LinearDiffusion(DiffusiveDynamics):
     def covariance(self, times: Float[Tensor, " T"] | Sequence[float]) -> Float[Tensor, "T k k"]:
         r"""Cov of u~(t) from a fixed start at t = 0: :math:`\int_0^t e^{sA} D e^{sA^T} ds`, exact.
 
-        Times must be >= 0 and increase. By van Loan's block exponential.
+        Times must be >= 0 and not fall. By van Loan's block exponential.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -206,7 +207,7 @@ class LinearDiffusion(DiffusiveDynamics):
             >>> limit.covariance([0.0, 20.0])[:, 0, 0]  # of sqrt(n) m: from 0 to 1/(1 - snr)
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
-        instants = _checks.increasing_times(times).to(self.matrix.device)
+        instants = _checks.ordered_times(times).to(self.matrix.device)
         if float(instants[0]) < 0:
             raise ValueError(f"expected times >= 0, got {float(instants[0]):g}")
         A, D = self.jacobian, self.matrix

@@ -175,7 +175,8 @@ class EffectiveDynamics(Flow):
         Args:
             u0: start, shape ``(..., k)``; every leading index is a solution of its own, and each
                 obeys the tolerance by itself.
-            times: limit times, shape ``(T,)``, increasing.
+            times: limit times, shape ``(T,)``; they may repeat, as those of a run do whose learning
+                rate is 0 for some steps, and do not fall.
             rtol, atol: the solver's tolerances; the defaults fit the error of the right-hand side.
             corrector: False leaves the corrector out: gradient flow on the population loss.
             band: also predict the standard deviations, ``Trajectory.std``.
@@ -186,13 +187,13 @@ class EffectiveDynamics(Flow):
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.
 
         Raises:
-            ValueError: if times do not increase or u0 is not ``(..., k)`` and finite, or a band is
+            ValueError: if times fall or u0 is not ``(..., k)`` and finite, or a band is
                 asked without the corrector.
             TypeError: if u0 is not a float32 or float64 tensor.
             RuntimeError: if the solver cannot reach the tolerance.
             NotImplementedError: if a band is asked and the diffusion matrix is not known.
         """
-        instants = _checks.increasing_times(times)
+        instants = _checks.ordered_times(times)
         steps = self.steps(instants)
         u0 = self.started(u0)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
@@ -248,7 +249,7 @@ class EffectiveDynamics(Flow):
             >>> 1000 * P[:, 0, 0]  # of sqrt(n) m: to 1/(1 - snr)
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
-        instants = _checks.increasing_times(times)
+        instants = _checks.ordered_times(times)
         u0 = self.started(u0)
         return self._fluctuating(u0, instants, self.rtol, self.atol, initial_covariance)[1]
 

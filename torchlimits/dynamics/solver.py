@@ -40,7 +40,7 @@ def integrate(
     Args:
         right_hand_side: F(t, u), ``(rows, k)`` -> ``(rows, k)``, row by row; called from threads.
         u0: starts, shape ``(..., k)``.
-        times: increasing, shape ``(T,)``, float64.
+        times: shape ``(T,)``, float64; they may repeat and do not fall.
         rtol, atol: relative and absolute tolerance of a step.
         method: of torchdiffeq, with steps of its own choice.
 
@@ -57,12 +57,16 @@ def integrate(
                 [0.7358]], dtype=torch.float64)
     """
     rows = u0.detach().double().reshape(-1, u0.shape[-1])
-    solver = _Solver(right_hand_side, times.to(rows.device), rtol, atol, method)
-    values = rows[:, None].repeat(1, len(times), 1)
-    if len(times) > 1 and len(rows):
+    # torchdiffeq refuses a time that repeats
+    instants, at = times.to(rows.device).unique_consecutive(return_inverse=True)
+    solver = _Solver(right_hand_side, instants, rtol, atol, method)
+    values = rows[:, None].repeat(1, len(instants), 1)
+    if len(instants) > 1 and len(rows):
         groups = torch.arange(len(rows), device="cpu").tensor_split(-(-len(rows) // GROUP))
         for group, solution in zip(groups, _side_by_side(solver, rows, groups), strict=True):
             values[group] = solution
+    if len(instants) < len(times):
+        values = values[:, at]
     return values.reshape(*u0.shape[:-1], len(times), u0.shape[-1])
 
 

@@ -139,11 +139,13 @@ class Prober(Observer):
         if (self._steps and self._steps[-1] == step) or not self.finite:
             return
         settings = self._settings()
-        if settings.step_size == 0:  # a schedule that has ended: nothing moves
-            return
         delta, alpha, samples = settings.step_size, settings.weight_decay, self.probe.samples
-        e = self._estimator(self.parameters, delta, samples, alpha, self._generator)
-        q, per_batch = settings.drift_factor, settings.drift_factor**2 / settings.batch_size
+        if delta == 0 and self._steps:  # nothing moves; but the start has to be known
+            return
+        # corrector and covariance are in proportion to delta
+        e = self._estimator(self.parameters, delta or 1.0, samples, alpha, self._generator)
+        q = settings.drift_factor
+        per_batch = q**2 / settings.batch_size if delta else 0.0
         self._steps.append(step)
         self._times.append(time)
         row = (

@@ -30,7 +30,7 @@ def draw(axes: Axes, panel: Panel, row: Row, max_points: int) -> None:
 
 
 def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
-    rows, column = _spread_rows(len(curves.times), _LINE_POINTS), curves.names.index(name)
+    rows, column = _rows(curves.times, _LINE_POINTS), curves.names.index(name)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(times, values, color=colour, linewidth=1.4, zorder=3)
     if curves.spread is not None:
@@ -41,7 +41,7 @@ def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
 
 
 def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -> None:
-    rows, column = _spread_rows(len(curves.times), max_points), curves.names.index(name)
+    rows, column = _rows(curves.times, max_points), curves.names.index(name)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(
         times, values, linestyle="none", marker="o", markersize=3.4, markerfacecolor="white",
@@ -50,6 +50,17 @@ def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -
     if curves.runs > 1 and curves.spread is not None:
         half = curves.spread[rows, column].numpy()
         axes.vlines(times, values - half, values + half, color=colour, linewidth=0.8, zorder=3.5)
+
+
+def _rows(times: Tensor, points: int) -> Tensor:
+    """At most so many rows to draw, evenly spread: of those of one time, the first and the last.
+
+    Where limit time stands still, rows lie upon each other, and would take the points of the rest.
+    """
+    moves = times.diff() > 0
+    end = moves.new_ones(1)
+    kept = (torch.cat([end, moves]) | torch.cat([moves, end])).nonzero()[:, 0]
+    return kept[_spread_rows(len(kept), points)]
 
 
 def _spread_rows(count: int, points: int) -> Tensor:

@@ -22,7 +22,7 @@ class Attached:
     """The arguments of `tl.track`, until there is a training; from then on its `Tracker`.
 
     Args:
-        statistics, every, path, max_bytes, probe, parameters: as in `tl.track`.
+        statistics, every, path, max_bytes, probe, parameters, time_of: as in `tl.track`.
         writer: as in `tl.track`; None: where the trainer logs; False: nowhere.
     """
 
@@ -33,6 +33,7 @@ class Attached:
         self, statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, every: int = 1,
         writer: Any = None, path: str | Path | None = None, max_bytes: int | None = None,
         probe: Watcher | None = None, parameters: Mapping[str, Any] | None = None,
+        time_of: str | None = None,
     ) -> None:  # fmt: skip
         self.statistics, self.path, self.probe = SummaryStatistics.of(statistics), path, probe
         self._writer = writer
@@ -44,6 +45,7 @@ class Attached:
             "max_bytes": max_bytes,
             "probe": probe,
             "parameters": parameters,
+            "time_of": time_of,
         }
 
     def _begin(

@@ -35,7 +35,7 @@ class TrackerCallback(Attached, Callback):
 
     Args:
         statistics, path: as in `tl.track`. Of several processes, rank 0 writes.
-        options: every, max_bytes, probe, parameters: as in `tl.track`.
+        options: every, max_bytes, probe, parameters, time_of: as in `tl.track`.
         writer: as in `tl.track`. None: where the Trainer logs, that is in the folder ``measured``
             within that of each TensorBoardLogger (a run beside your own scalars', with the
             trajectory as ``recorded.rows``), and by the ``log_metrics`` of all other loggers.

@@ -44,7 +44,7 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
 
     Args:
         statistics, path: as in `tl.track`. Of several processes, rank 0 writes.
-        options: every, max_bytes, probe, parameters: as in `tl.track`.
+        options: every, max_bytes, probe, parameters, time_of: as in `tl.track`.
         writer: as in `tl.track`. None: if the Trainer reports to TensorBoard
             (``report_to="tensorboard"``), in the folder ``measured`` within that of this training,
             ``<output_dir>/runs/<time>_<host>`` or what ``TENSORBOARD_LOGGING_DIR`` names; in

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torchlimits.optim.normalized_sgd import NormalizedSGD
-from torchlimits.optim.sgd import SGDSettings, parameter_groups
+from torchlimits.optim.sgd import SGDSettings, clock, parameter_groups
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Layers:
     the layer of its row and one for that of its column.
 
     Args:
-        reference: of ``param_groups[0]``, the sum of whose learning rates is the limit time.
+        reference: of the parameter group the sum of whose learning rates is the limit time, the
+            first that is trained.
         first, second: of W and v; None where the optimizer does not hold the layer, which then
             stays where it is.
 
@@ -35,8 +36,8 @@ class Layers:
     def __post_init__(self) -> None:
         if self.reference.step_size == 0:
             raise ValueError(
-                "expected a learning rate > 0 in parameter group 0, got 0: limit time, the sum of "
-                "its learning rates, would stand still; put a group that moves first"
+                "expected a learning rate > 0 in a parameter group, got 0 in all: limit time, the "
+                "sum of learning rates, would stand still"
             )
 
     @classmethod
@@ -71,9 +72,10 @@ class Layers:
                 f"shape (..., 1, {width}), got one that holds neither: build it from the "
                 "parameters of problem.model()"
             )
-        if first == second == settings[0]:
-            return settings[0]
-        return cls(settings[0], first, second)
+        reference = settings[clock(groups)]
+        if first == second == reference:
+            return reference
+        return cls(reference, first, second)
 
     @property
     def speeds(self) -> tuple[float, float]:

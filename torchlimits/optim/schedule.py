@@ -15,6 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from torchlimits.optim.sgd import clock
+
 #: panels in which 1/c_delta(t) is integrated, with so many points each
 _PANELS = 512
 #: times this close to the end of a schedule are its end: lists of times become float32
@@ -175,6 +177,8 @@ class SteppedSchedule(Schedule):
             )
         self.dim, self._name = dim, type(scheduler).__name__
         self._scheduler, self._optimizer = _copied(scheduler, optimizer)
+        #: the group whose learning rates limit time adds up
+        self._number = clock(optimizer.param_groups)
         self._momenta, self._ratios = self._momentum(), self._relative()
         self._rates: list[float] = []
         #: limit time after each step
@@ -243,7 +247,7 @@ class SteppedSchedule(Schedule):
 
     def _take_up(self) -> bool:
         """The next step's rate, or why there is none."""
-        step, rate = len(self._rates), float(self._optimizer.param_groups[0]["lr"])
+        step, rate = len(self._rates), float(self._optimizer.param_groups[self._number]["lr"])
         now = self._ends[-1] if step else 0.0
         if not 0 < rate < math.inf:
             self._refusal = (
@@ -273,7 +277,7 @@ class SteppedSchedule(Schedule):
 
     def _relative(self) -> list[float]:
         groups = self._optimizer.param_groups
-        reference = float(groups[0]["lr"]) or 1.0
+        reference = float(groups[self._number]["lr"]) or 1.0
         return [float(group["lr"]) / reference for group in groups]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -179,6 +179,27 @@ class SGDSettings:
     def describe(self) -> dict[str, Any]:
         """The settings as a dict."""
         return asdict(self)
+
+
+def clock(groups: Sequence[Mapping[str, Any]]) -> int:
+    """The number of the parameter group whose learning rates limit time adds up.
+
+    It is the first that is trained, by its learning rate and by what its parameters require; that
+    is the one whose learning rates `tl.track` adds up for a model with just these groups.
+
+    Example:
+        >>> weight, bias = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+        >>> clock([{"params": [weight], "lr": 0.0}, {"params": [bias], "lr": 0.1}])
+        1
+    """
+
+    def trained(group: Mapping[str, Any], key: str) -> bool:
+        rate = group.get(key)
+        return any(p.requires_grad for p in group["params"]) and rate is not None and rate > 0
+
+    now = [i for i, group in enumerate(groups) if trained(group, "lr")]
+    later = [i for i, group in enumerate(groups) if trained(group, "initial_lr")]
+    return [*now, *later, 0][0]
 
 
 def parameter_groups(optimizer: object) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -26,18 +26,18 @@ class Follower(Tracker):
     (the first process's state can be loaded as well), and `trajectory` is a ValueError.
 
     Args:
-        model, optimizer, statistics, every: as on the first process.
+        model, optimizer, statistics, every, time_of: as on the first process.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics,
-        every: int,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        statistics: SummaryStatistics, every: int, time_of: str | None = None,
     ) -> None:  # fmt: skip
         self._closed = True
-        Steps.__init__(self, model, optimizer, every)
+        Steps.__init__(self, model, optimizer, every, time_of)
         self.path = None
         # without room: it finds out what is read just as the first process does
-        state = ModelState(model, [self._optimizer])
+        state = ModelState(model, self._optimizers)
         self._ring = ring_of(statistics, state, Surroundings(), max_bytes=0)
         self._loop = LoopValues(self._ring.names, ())
         self._ring.followed.gather()
@@ -71,6 +71,7 @@ class Follower(Tracker):
 
     def state_dict(self) -> dict[str, Any]:
         """The step and the limit time so far."""
+        self._settle(0)
         return {"step": self.step, "time": self.time}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -83,5 +84,5 @@ class Follower(Tracker):
             raise ValueError(
                 f"expected a tracker's state_dict, with step and time, got {type(state).__name__}"
             )
-        self.time = _checks.non_negative("the state's time", state["time"])
-        self.step = int(state["step"])
+        time = _checks.non_negative("the state's time", state["time"])
+        self._counted = (int(state["step"]), time)

@@ -26,6 +26,9 @@ class HeldRows:
         file: the rows before, or None.
         previous: this tracker's files, one of which ``file`` may have to replace.
         resumed: whether what an earlier run left is to be replaced.
+        opens: whether the newest row may still get values, and is therefore not written.
+        open: that row, or none.
+        until: if the file is to be replaced, the step from which on its rows do not count.
     """
 
     header: Header
@@ -34,6 +37,9 @@ class HeldRows:
     file: RowFile | None = None
     previous: tuple[RowFile, ...] = ()
     resumed: bool = False
+    opens: bool = False
+    open: np.ndarray | None = None
+    until: int | None = None
 
     @classmethod
     def none(cls, header: Header) -> HeldRows:
@@ -51,26 +57,61 @@ class HeldRows:
         return self.count * self.header.row.itemsize
 
     def __len__(self) -> int:
-        return len(self.unwritten) + (0 if self.file is None else self.file.count)
+        return sum(map(len, self.parts()))
 
     @property
     def newest(self) -> int:
         """The step of the last row; -1: there is none."""
-        written = -1 if self.file is None else self.file.newest
-        return max(written, int(self.memory["step"][self.count - 1]) if self.count else -1)
+        if self.open is not None:
+            return int(self.open["step"][0])
+        return max(self._written, int(self.memory["step"][self.count - 1]) if self.count else -1)
 
     @property
     def unwritten(self) -> np.ndarray:
-        """The rows that are in memory only."""
+        """The rows that are in memory only and can be written."""
         rows = self.memory[: self.count]
-        return rows if self.file is None else later(rows, self.file.newest)
+        return rows if self.file is None else later(rows, self._written)
+
+    @property
+    def _written(self) -> int:
+        """The step of the last row of the file that counts; -1: there is none."""
+        if self.file is None:
+            return -1
+        return self.file.newest if self.until is None else min(self.file.newest, self.until - 1)
 
     def parts(self) -> list[np.ndarray]:
         """All rows, those of the file first, as wide as they were recorded."""
-        return [*([] if self.file is None else [self.file.rows()]), self.unwritten]
+        parts = [self.unwritten] if self.open is None else [self.unwritten, self.open]
+        if self.file is None:
+            return parts
+        rows = self.file.rows()
+        return [rows if self.until is None else _before(rows, self.until), *parts]
 
     def with_rows(self, rows: np.ndarray) -> HeldRows:
-        """With rows behind the others, for which more room is made rarely."""
+        """With rows behind the others; the last one is the one that may still get values."""
+        if not self.opens or not len(rows):
+            return self._with_settled(rows)
+        return dataclasses.replace(self.settled()._with_settled(rows[:-1]), open=rows[-1:].copy())
+
+    def settled(self) -> HeldRows:
+        """With no row that may still get values."""
+        if self.open is None:
+            return self
+        return dataclasses.replace(self._with_settled(self.open), open=None)
+
+    def opened(self) -> HeldRows:
+        """With the newest row as the one that may still get values."""
+        rows = self.unwritten
+        if self.open is not None or not len(self):
+            return dataclasses.replace(self, opens=True)
+        last = widened(rows[-1:] if len(rows) else self.parts()[0][-1:], self.header.row).copy()
+        if len(rows):
+            return dataclasses.replace(self, opens=True, open=last, count=self.count - 1)
+        until = int(last["step"][0])
+        return dataclasses.replace(self, opens=True, open=last, count=0, until=until)
+
+    def _with_settled(self, rows: np.ndarray) -> HeldRows:
+        """With more rows in memory, for which more room is made rarely."""
         memory, count = self.memory, self.count + len(rows)
         if count > len(memory):
             memory = np.empty(max(count, 2 * self.count), self.header.row)
@@ -82,11 +123,16 @@ class HeldRows:
         """With more names, for which there are no values yet."""
         header = dataclasses.replace(self.header, names=list(names))
         memory = widened(self.memory[: self.count], header.row)
-        return dataclasses.replace(self, header=header, memory=memory)
+        last = None if self.open is None else widened(self.open, header.row)
+        return dataclasses.replace(self, header=header, memory=memory, open=last)
 
     def without_memory(self) -> HeldRows:
-        """With the file's rows alone."""
+        """With the file's rows, and none in memory but one that may still get values."""
         return dataclasses.replace(self, memory=self.memory[:0].copy(), count=0)
+
+
+def _before(rows: np.ndarray, step: int) -> np.ndarray:
+    return rows[: np.searchsorted(rows["step"], step)]
 
 
 def _bytes_of(rows: np.ndarray) -> np.ndarray:

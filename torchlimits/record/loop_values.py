@@ -41,9 +41,8 @@ class LoopValues:
             TypeError: if a value is no real number.
             ValueError: if a name is a statistic's, or a tensor has more than one entry a run.
         """
+        new = [name for name in _checks.names(values) if name not in self.names]
         kept = {name: self._value(name, value) for name, value in values.items()}
-        new = [name for name in kept if name not in self.names]
-        _checks.names(new)
         clashes = sorted(self._taken & set(new))
         if clashes:
             raise ValueError(

@@ -5,78 +5,131 @@ from __future__ import annotations
 import math
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits._checks import warn
+from torchlimits.record.begun import Begun, happened, running, witness_of
+from torchlimits.record.limit_time import LimitTime, number
+from torchlimits.record.unseen import Versions, sentence
+from torchlimits.record.wrappers import followed
 
 
 class Steps(ABC):
-    """Follows an optimizer by a hook; limit time is the sum of its learning rates.
+    """Follows an optimizer by hooks; limit time is the sum of its learning rates.
 
-    Of several parameter groups, the first one that holds a parameter of the model has the learning
-    rate that counts.
+    A hook before the step notes that it began, a hook after it counts it. Number and time of a step
+    are one value, replaced by one assignment: whatever interrupts a hook, the step is counted once.
+    If the hook after the step did not come to that, the next step's begins with it, provided that
+    the step moved a parameter: one that raised an error before counts as none.
 
     Args:
         model: a module.
-        optimizer: holds at least one of its parameters.
+        optimizer: holds at least one of its parameters. Several in a list: a step ends when the
+            last of them steps, whatever the others did before.
         every: record every so many steps.
+        time_of: the parameter whose learning rates limit time adds up, see `LimitTime`.
 
     Attributes:
         step: steps so far.
         time: limit time so far.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        every: int, time_of: str | None = None,
+    ) -> None:  # fmt: skip
         self.every = _checks.positive_int("every", every)
-        self.step, self.time = 0, 0.0
-        self._rate = _Rate()
-        self._captured = False
-        self._model, self._optimizer = model, _unwrapped(optimizer)
-        self._stands_still = False
+        self._counted: tuple[int, float] = (0, 0.0)
+        self._begun: Begun | None = None
+        #: the last step whose end was seen, and the version of its parameter then
+        self._ended: tuple[Begun, int] | None = None
+        #: the last one within which another call of ``step`` began
+        self._nested: Begun | None = None
+        self._captured = self._in_hook = self._by_hand = False
+        self._model, self._optimizers = model, followed(model, optimizer)
+        #: the one whose steps are seen
+        self._optimizer = self._optimizers[-1]
+        self._limit_time = LimitTime(model, self._optimizers, time_of)
+        self._told = self._limit_time.stands_still
+        self._witness: Tensor | None = None
+        self._versions = Versions(self._optimizer)
+        self._handles: list[Any] = []
+        self._attached, self._verdict = False, None
         # other threads may look at what is recorded
         self._lock = threading.RLock()
-        self._find_group()
-        _check_rate(self._group())
 
     def __deepcopy__(self, memo: object) -> Steps:
         # whatever holds it may be copied, a model for instance: that copy's training is another
         return self
 
-    def _find_group(self) -> None:
-        """Note the number of the parameter group whose learning rate counts."""
-        own = {id(p) for p in self._model.parameters()}
-        for number, group in enumerate(self._optimizer.param_groups):
-            if any(id(p) in own for p in group["params"]):
-                self._number = number
-                return
-        raise ValueError(
-            "expected an optimizer that holds the model's parameters, got one that holds none of "
-            "them: build it from this model's .parameters(), after moving, replacing or sharding "
-            "them"
-        )
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far."""
+        return self._counted[0]
 
-    def _group(self) -> dict[str, Any]:
-        # groups are other dicts after optimizer.load_state_dict
-        return self._optimizer.param_groups[self._number]
+    @property
+    def time(self) -> float:
+        """Limit time so far, the sum of the learning rates."""
+        return self._counted[1]
+
+    def _find_group(self) -> None:
+        """Find the learning rate that counts after parameters were replaced, or ValueError."""
+        self._limit_time.find()
+        self._witness = None
 
     def _settings(self) -> dict[str, bool | int | float | str]:
-        """The optimizer's name and settings, of that parameter group."""
-        group = {**self._group(), "lr": float(self._group()["lr"])}
+        """The optimizer's name and settings, of the parameter group whose learning rate counts."""
+        group = dict(self._limit_time.group() or {})
+        if math.isfinite(lr := number(group.pop("lr", None))):
+            group["lr"] = lr
         settings = {k: v for k, v in group.items() if isinstance(v, (bool, int, float, str))}
-        return {"optimizer": type(self._optimizer).__name__, **settings}
+        names = ", ".join(type(one).__name__ for one in self._optimizers)
+        chosen = self._limit_time.time_of
+        return {
+            "optimizer": names, **settings, **({} if chosen is None else {"time_of": chosen})
+        }  # fmt: skip
 
     def _attach(self) -> None:
-        # compiled steps call it as it is: traced, it would be compiled again and again
-        hook: Any = torch.compiler.disable(self._after_step)
-        self._hook = self._optimizer.register_step_post_hook(hook)
+        # compiled steps call them as they are: traced, they would be compiled again and again
+        before: Any = torch.compiler.disable(self._before_step)
+        after: Any = torch.compiler.disable(self._after_step)
+        self._handles = [
+            self._optimizer.register_step_pre_hook(before),
+            self._optimizer.register_step_post_hook(after),
+        ]
+        self._attached = True
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            self._begun = None  # nor may a learning rate be read now, see below
+            return
+        begun = self._begun
+        if begun is not None and begun[0] is self._counted and not self._settle(1):
+            # it is under way: a subclass calls the step of its base, which has hooks as well
+            self._nested = begun
+            return
+        parameter = self._witness
+        if parameter is None or parameter.grad is None:
+            parameter = self._witness = witness_of(optimizer)
+        # the optimizer itself is the first of the arguments
+        closure = len(args) > 1 or bool(kwargs)
+        version = 0 if parameter is None else parameter._version
+        found_inf = getattr(optimizer, "found_inf", None)
+        rate = self._limit_time.rate()
+        self._begun = (self._counted, rate, parameter, version, found_inf, closure)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        begun = self._begun
+        if begun is not None and begun is self._nested and running(optimizer) > 1:
+            return  # the step of the subclass goes on
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             # nothing runs now; what were recorded here would be copied by every replay
+            self._begun = None
             if not self._captured:
                 self._captured = True
                 warn(
@@ -87,8 +140,17 @@ class Steps(ABC):
             return
         # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
+        if found_inf is not None and bool(found_inf):
+            self._begun = None
+            return
+        if begun is not None:
+            parameter = begun[2]
+            self._ended = (begun, 0 if parameter is None else parameter._version)
+        self._in_hook = True
+        try:
             self.stepped()
+        finally:
+            self._in_hook = False
 
     @abstractmethod
     def stepped(self) -> None:
@@ -96,80 +158,79 @@ class Steps(ABC):
 
     def _advance(self) -> bool:
         """Count a step; returns whether it is one to record."""
-        self.step += 1
-        lr = self._rate.of(self._group())
-        moved = self.time < self.time + lr < math.inf
-        if moved:
-            self.time += lr
-        return self.step % self.every == 0 and self._recordable(moved, lr)
-
-    def _go_on_at(self, step: int, time: float) -> None:
-        """Count from these."""
-        self.step, self.time = step, time
-
-    def _recordable(self, moved: bool, lr: float) -> bool:
-        """Whether limit time moved: rows are functions of it."""
-        if not moved and not self._stands_still:
-            self._stands_still = True
+        if not self._in_hook:
+            # by hand, maybe after a step whose hook was interrupted
+            self._by_hand = True
+            self._settle(0)
+        step, time = self._counted
+        lr = self._limit_time.rate()
+        later = time + lr
+        told = time <= later < math.inf or self._told
+        self._counted = (step + 1, later if time <= later < math.inf else time)
+        if not told:
+            self._told = True
             warn(
-                f"the learning rate is {lr} at step {self.step}: limit time stands still, and "
-                "steps at which it does are not recorded"
+                f"the learning rate is {lr} at step {step + 1}: it adds nothing to limit time; "
+                "later ones that are no number >= 0 will not be told"
             )
-        return moved
+        return (step + 1) % self.every == 0
+
+    def _settle(self, calls: int) -> bool:
+        """Count a step whose hook was interrupted before it did; its own row is missing.
+
+        Args:
+            calls: how many calls of ``step`` are under way without being that step.
+
+        Returns:
+            Whether it is settled; False if the step is still under way.
+        """
+        begun = self._begun
+        if begun is None or begun[0] is not self._counted:
+            return True
+        ended = self._ended
+        if ended is None or ended[0] is not begun:
+            if running(self._optimizer) > calls:
+                return False
+            if not happened(begun, ended, self._optimizer):
+                return True
+        (step, time), rate, *_ = begun
+        self._counted = (step + 1, _later(time, rate))
+        return True
+
+    def unseen(self) -> str | None:
+        """What to say if parameters changed and no step, or none since some step, was seen.
+
+        That is so if another optimizer steps than the one that is tracked: the loop makes a new
+        one, for instance. A few changes after the last step, as of loading the best parameters or
+        averaging them, are nothing to tell. None also if steps were told of by `stepped`.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> model = torch.nn.Linear(3, 1)
+            >>> tracked, other = (torch.optim.SGD(model.parameters(), lr=0.1) for _ in range(2))
+            >>> tracker = tl.track(model, tracked, {"norm": lambda p: p["weight"].norm()})
+            >>> model(torch.randn(8, 3)).sum().backward()
+            >>> for _ in range(5):
+            ...     other.step()
+            >>> tracker.unseen().partition(":")[0]
+            'no step of the optimizer was seen, but parameters that it holds have changed'
+        """
+        if not self._attached or self._by_hand:
+            return self._verdict
+        return sentence(self._versions, self._begun, self._ended, self._optimizers, self.step)
 
     def remove(self) -> None:
         """Detach from the optimizer: later steps are not recorded; what was recorded stays."""
-        self._hook.remove()
+        if self._attached:
+            # what happens from now on is not to be seen
+            self._settle(0)
+            self._verdict = self.unseen()
+        self._attached = False
+        for handle in self._handles:
+            handle.remove()
 
 
-class _Rate:
-    """Reads learning rates as numbers.
-
-    A learning rate on a device is read when it was changed, not each time, as that waits for the
-    device; a change that a replayed CUDA graph makes is not seen.
-    """
-
-    def __init__(self) -> None:
-        self._tensor: torch.Tensor | None = None
-        self._version, self._value = -1, math.nan
-
-    def of(self, group: dict[str, Any]) -> float:
-        """The learning rate of a parameter group."""
-        lr = group["lr"]
-        if not isinstance(lr, torch.Tensor) or lr.device.type == "cpu" or lr.is_inference():
-            return float(lr)
-        if lr is not self._tensor or lr._version != self._version:
-            self._tensor, self._version, self._value = lr, lr._version, float(lr)
-        return self._value
-
-
-def check_types(model: object, optimizer: object) -> None:
-    """Raise TypeError unless these are a module and an optimizer."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected model to be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(
-            f"expected optimizer to be a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-
-
-def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The one that steps: Accelerate's stand in front of it and have no hooks."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-        optimizer = inner
-    return optimizer
-
-
-def _check_rate(group: dict[str, Any]) -> None:
-    """Whether limit time moves, now or, with a scheduler that starts from 0, later."""
-    lr = group.get("lr")
-    if lr is None:
-        raise ValueError(
-            "expected an optimizer with a learning rate 'lr' in its parameter groups, got one with "
-            f"{sorted(set(group) - {'params'})}: limit time is the sum of the learning rates"
-        )
-    if not 0 < max(float(lr), float(group.get("initial_lr", 0.0))) < math.inf:
-        raise ValueError(
-            f"expected a finite learning rate > 0, got lr={float(lr)}: limit time t = step * lr "
-            "would stand still"
-        )
+def _later(time: float, lr: float) -> float:
+    """The limit time after a step; it stands still where the rate is no number >= 0."""
+    later = time + lr
+    return later if time <= later < math.inf else time

@@ -116,17 +116,36 @@ class Recording:
         if list(names[: len(known)]) != known:
             raise ValueError(f"expected names that begin with {known}, got {list(names)}")
         if len(names) > len(known):
-            self._state = self._state.with_names(names)
+            self._state = self._state.with_names(names).opened()
 
-    def restore(self, rows: Trajectory) -> None:
-        """Hold these rows and no others, in memory and on disk."""
+    def amend(self, values: Tensor) -> None:
+        """Give the newest row values of its last columns, ``(..., columns)``; NaN is none.
+
+        After `widen` that row is in memory only, until there is a later one.
+        """
+        state, new = self._state.opened(), values.numpy()
+        if state.open is None:
+            return
+        row = state.open.copy()
+        columns = row["values"][0, ..., -new.shape[-1] :]
+        columns[...] = np.where(np.isnan(new), columns, new)
+        self._state = dataclasses.replace(state, open=row)
+
+    def restore(self, rows: Trajectory, *, opens: bool = False) -> None:
+        """Hold these rows and no others, in memory and on disk.
+
+        Args:
+            rows: all of them.
+            opens: whether the newest may be amended.
+        """
         state = self._state
         header = dataclasses.replace(state.header, names=list(rows.names))
         array = np.empty(len(rows), header.row)
         array["step"], array["time"] = rows.steps.numpy(), rows.times.numpy()
         array["values"] = rows.values.movedim(-2, 0).numpy()
         # what is in the place of the file is replaced once these are on disk, and not before
-        self._state = HeldRows(header, array, len(array), previous=state.files, resumed=True)
+        held = HeldRows(header, array, len(array), previous=state.files, resumed=True)
+        self._state = held.opened() if opens else held
         self.write()
 
     # --- writing -----------------------------------------------------------------------------
@@ -173,18 +192,20 @@ class Recording:
     def _to_file(self) -> None:
         state = self._state
         if state.file is None or not self._goes_on(state.file):
+            parts = state.parts() if state.open is None else state.parts()[:-1]
             all_rows = (
-                widened(piece, state.header.row) for part in state.parts() for piece in pieces(part)
+                widened(piece, state.header.row) for part in parts for piece in pieces(part)
             )
             file = RowFile(state.header, self.unfinished, all_rows)
-            state = dataclasses.replace(state, file=file, previous=state.files)
+            state = dataclasses.replace(state, file=file, previous=state.files, until=None)
         else:
             state.file.append(state.unwritten)
         self._state = state.without_memory()
 
     def _goes_on(self, file: RowFile) -> bool:
         """Whether rows can be added to a file: not if it was deleted, or has fewer names."""
-        return file.header is self.header and file.is_intact(self.unfinished)
+        as_wide = file.header is self.header and self._state.until is None
+        return as_wide and file.is_intact(self.unfinished)
 
     def _to_its_place(self) -> None:
         state = self._state
@@ -240,6 +261,7 @@ class Recording:
         Raises:
             OSError: if nothing of it could be written anywhere.
         """
+        self._state = self._state.settled()
         self.write()
         if self.path is not None:
             try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,17 @@ from torchlimits import _checks
 from torchlimits.contracts.observer import Watcher
 from torchlimits.record.follower import Follower
 from torchlimits.record.model_state import ModelState
-from torchlimits.record.optimizer_hook import check_types
 from torchlimits.record.tracker import Tracker
+from torchlimits.record.wrappers import followed
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 
 def track(
-    model: nn.Module, optimizer: torch.optim.Optimizer,
+    model: nn.Module, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
     statistics: SummaryStatistics | Mapping[str, StatisticFunction], *, every: int = 1,
     writer: Any = None, path: str | Path | None = None, max_bytes: int | None = None,
     probe: Watcher | None = None, parameters: Mapping[str, Any] | None = None,
+    time_of: str | None = None,
 ) -> Tracker:  # fmt: skip
     """Record summary statistics at every step of `optimizer`, step 0 included.
 
@@ -42,9 +43,14 @@ def track(
 
     **Steps.** A step is a call of ``optimizer.step`` that ended, whatever came before it: several
     backward passes, or a closure evaluated several times (LBFGS). Steps that a ``GradScaler`` skips
-    do not count (with a fused optimizer on CUDA, asking for that synchronises the device). Limit
-    time grows by the step's learning rate in the first parameter group with a parameter of the
-    model; while that is 0, or too small to change the sum, steps count and are not recorded.
+    do not count (with a fused optimizer on CUDA, asking for that synchronises the device). What is
+    recorded is what the model's parameters are right after the step: with schedule-free optimizers
+    those of its training mode, with Lookahead those after the outer optimizer's own move.
+
+    **Limit time** grows by the step's learning rate in one parameter group, found again however
+    groups are added, removed or reordered: that of the first parameter of the model that is
+    trained, or that of ``time_of``. Where the learning rate is 0, None, or too small to change the
+    sum, steps are recorded all the same, and limit time stands still.
 
     **Models.** Whatever is around the model (`torch.compile`, DataParallel,
     DistributedDataParallel, Lightning Fabric), names are those of the user's own module. Tied
@@ -62,7 +68,10 @@ def track(
 
     Args:
         model: any module.
-        optimizer: any optimizer that holds at least one parameter of the model.
+        optimizer: any optimizer that holds at least one parameter of the model. A wrapper around
+            another one is followed itself, except for those of Accelerate, Fabric and Lightning.
+            For several optimizers of one model, a list: a step ends when the last of the list
+            steps, whatever the others did before, and its learning rate is what it is then.
         statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes. They get
             half-precision parameters in float32; values are recorded in float64.
         every: record every so many steps.
@@ -83,17 +92,22 @@ def track(
             a `Watcher` of your own: its `Observer` follows the run.
         parameters: facts about the run, JSON-able, for the trajectory's
             ``metadata["parameters"]``, beside the optimizer's settings.
+        time_of: the name of a parameter of the model: limit time is the sum of the learning rates
+            of the group that holds it. By default the first parameter in the optimizer's groups
+            that is trained: it requires a gradient and has a learning rate > 0 now or, with a
+            scheduler that warms up from 0, later.
 
     Returns:
         A `Tracker`, to be closed, or used as a context manager.
 
     Raises:
-        ValueError: if the optimizer holds none of the model's parameters or has no lr, its lr is 0
-            and no scheduler will raise it, every < 1, the statistics read no parameter or one on
-            the meta device, or one is not finite at the start. During training, at a flush:
-            `NonFiniteStatistic`, or a `StatisticError` if a statistic fails or changes its shape,
-            with the step after which it did and the rows before it kept; at a step:
-            a ValueError if parameters were replaced by others that cannot be followed.
+        ValueError: if the optimizer holds none of the model's parameters or not ``time_of``, its
+            lr is negative or not finite, it calls no hooks at its steps or steps elsewhere than in
+            ``step`` (SAM; the message says what to track), every < 1, the statistics read no
+            parameter or one on the meta device, or one is not finite at the start. During training,
+            at a flush: `NonFiniteStatistic`, or a `StatisticError` if a statistic fails or changes
+            its shape, with the step after which it did and the rows before it kept; at a step: a
+            ValueError if parameters were replaced by others that cannot be followed.
         OSError: if the folder of ``path`` or the log directory cannot be written to, or another
             tracker writes there.
         TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
@@ -109,7 +123,7 @@ def track(
         >>> tracker.trajectory()["norm"].shape
         torch.Size([6])
     """
-    check_types(model, optimizer)
+    optimizers = followed(model, optimizer)
     statistics = SummaryStatistics.of(statistics)
     _checks.json_text("parameters", parameters or {})
     if max_bytes is not None:
@@ -117,11 +131,23 @@ def track(
     own = ModelState(model)
     if not isinstance(probe, (Watcher, type(None))):
         raise TypeError(f"expected probe as a tl.Probe, got {type(probe).__name__}")
+    if not isinstance(time_of, (str, type(None))):
+        raise TypeError(
+            "expected time_of as the name of a parameter, the learning rates of whose group limit "
+            f"time adds up, got {type(time_of).__name__}"
+        )
+    if probe is not None and len(optimizers) > 1:
+        raise ValueError(
+            f"expected one optimizer with a probe, got {len(optimizers)}: drift and corrector are "
+            "those of one SGD; track without a probe"
+        )
     if probe is not None and own.sharded:
         raise ValueError(
             "expected parameters that one process has, got sharded ones: a probe runs the model "
             "in one process; track without one"
         )
     if not own.leads:
-        return Follower(model, optimizer, statistics, every)
-    return Tracker(model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters)
+        return Follower(model, optimizers, statistics, every, time_of)
+    return Tracker(
+        model, optimizers, statistics, every, writer, path, max_bytes, probe, parameters, time_of
+    )

@@ -6,13 +6,14 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchlimits._checks import warn
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.observer import Observer, Watcher
 from torchlimits.files.row_file import Header
@@ -42,7 +43,8 @@ class Tracker(Steps):
     """Records a trajectory; made by `track`.
 
     Args:
-        model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters: as there.
+        model, optimizer, statistics, every, writer, path, max_bytes, probe, parameters, time_of:
+            as there.
 
     Attributes:
         step: optimizer steps so far.
@@ -87,12 +89,13 @@ class Tracker(Steps):
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, statistics: SummaryStatistics,
-        every: int, writer: Any, path: str | Path | None, max_bytes: int | None,
-        probe: Watcher | None, parameters: Mapping[str, Any] | None,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+        statistics: SummaryStatistics, every: int, writer: Any, path: str | Path | None,
+        max_bytes: int | None, probe: Watcher | None, parameters: Mapping[str, Any] | None,
+        time_of: str | None = None,
     ) -> None:  # fmt: skip
         self._closed = True  # until there is something to close
-        super().__init__(model, optimizer, every)
+        super().__init__(model, optimizer, every, time_of)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
         self.path = place_of(path, self._display.logdir)
@@ -120,7 +123,7 @@ class Tracker(Steps):
         close_at_exit(self)
 
     def _new_ring(self) -> Ring:
-        state = ModelState(self._model, [self._optimizer])
+        state = ModelState(self._model, self._optimizers)
         return ring_of(self._statistics, state, self._surroundings, self._max_bytes)
 
     @property
@@ -174,6 +177,8 @@ class Tracker(Steps):
             >>> tracker.trajectory().names, tracker.trajectory()["loss/train"].tolist()
             (['norm', 'loss/train', 'rate'], [1.0, 0.5, nan])
         """
+        if self._closed:
+            raise ValueError("expected a tracker that records, this one was closed: log before")
         with self._lock:
             last = self._pending[-1][1] if self._pending else self._rows.newest
             given = {**(values or {}), **named}
@@ -245,7 +250,7 @@ class Tracker(Steps):
                 self._show(whole=not self._loop.names)
 
     def _show(self, whole: bool) -> None:
-        last = math.inf if whole else self._rows.newest - 1
+        last = math.inf if whole else self._rows.newest - 1.0
         self._display.show(self._rows, self._observer, last)
 
     def _evaluate_pending(self) -> None:
@@ -347,6 +352,7 @@ class Tracker(Steps):
         times the runs.
         """
         with self._lock:
+            self._settle(0)
             recorded = self.trajectory()
             return {
                 "step": self.step,
@@ -385,11 +391,11 @@ class Tracker(Steps):
             observer.load_state_dict(checked.probe)
         self._failure = None
         self._records, self._pending = checked.records, []
-        self._go_on_at(checked.step, checked.time)
+        self._counted = checked.step, checked.time
         self._loop = LoopValues(self._ring.names, self._rows.header.runs)
         self._loop.names = checked.logged
         self._ring.forget()
-        self._rows.restore(checked.rows)
+        self._rows.restore(checked.rows, opens=bool(checked.logged))
 
     def close(self) -> None:
         """Flush, detach, save to ``path`` if there is one, close the writer if it is ours.
@@ -400,9 +406,12 @@ class Tracker(Steps):
         Raises:
             OSError: if there is a ``path`` and nothing could be saved, there or beside it.
         """
+        unseen = self.unseen()
         self.remove()
         if self._closed:
             return
+        if unseen is not None:
+            warn(unseen)
         failure = None
         try:
             self._observe()

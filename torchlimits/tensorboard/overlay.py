@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def write(
     -+ 1.96 of them, drawn as a band under *Custom Scalars*. The other side repeats its value
     there, as TensorBoard leaves out a run that lacks them: so write both sides in one call.
 
-    The step axis is the optimizer step. The wall time of a row is the limit time t in hours: so
+    The step axis is the optimizer step, for both sides that of the measured one if they have the
+    same times. The wall time of a row is the limit time t in hours: so
     TensorBoard's *Relative* axis, which counts hours, is t (*Time Series* writes "12 hr").
 
     Writing again replaces, once the new files are complete, those that this package wrote for the
@@ -111,6 +113,9 @@ def _replace(
     old = [file for side in match.sides for file in _replaceable(folder, side)]
     files: list[list[events.EventFile]] = []
     for side, path in match.sides.items():
+        if match.comparable:
+            # time need not tell the step: it stands still where the learning rate is 0
+            path = replace(path, steps=match.sides["measured"].steps)
         rows = path if max_points is None else path.thin(max_points)
         files.append(_write_runs(folder / side, rows, band, max_runs, now))
         files[-1][0].add(layout_of(match.all_names, band), wall_time=now)
