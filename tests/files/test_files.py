@@ -429,6 +429,9 @@ def test_widened_rows_are_nan_before(tmp_path):
     found = tl.Trajectory.load(tmp_path / "u.rows")
     assert found["loss"].isnan().tolist() == 5 * [True] + [False]
     assert torch.equal(found["R"], trajectory(range(6))["R"])
+    # not spread over the columns either
+    with pytest.raises(ValueError, match=r"a value for each of \['m', 'R', 'loss'\], got 1"):
+        give(recording, [6], ["m"])
     for names in (["m"], ["R", "m", "loss"], ["m", "R", "loss", "m"]):
         with pytest.raises(ValueError, match="expected"):
             recording.widen(names)
