@@ -12,6 +12,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from full_disks import files_end_at
 
 import torchlimits as tl
 from torchlimits.files import npz, place, row_file, rows, whole
@@ -405,6 +406,19 @@ def test_pickles_and_copies_hold_what_they_show(tmp_path, monkeypatch, small):
         torch.save(few, tmp_path / "few.pt")
         assert (tmp_path / "few.pt").stat().st_size < 6000
         assert same(pickle.loads(pickle.dumps(path)), path)
+
+
+@pytest.mark.parametrize("room", [100, 138, 191])
+def test_a_file_that_cannot_be_finished_is_what_it_was(tmp_path, room):
+    """Its second line is in the middle of what the system still lets be written."""
+    recording = recorded(tmp_path / "u.rows", range(1))
+    recording.write()
+    with files_end_at(room), pytest.warns(RuntimeWarning, match="1 of its 1 rows are in"):
+        recording.finish(recording.trajectory())
+    assert same(tl.Trajectory.load(recording.unfinished), trajectory(range(1)))
+    give(recording, range(3))
+    recording.finish(recording.trajectory())
+    assert same(tl.Trajectory.load(tmp_path / "u.rows"), trajectory(range(3)))
 
 
 def test_what_another_program_cuts_is_told(tmp_path):
