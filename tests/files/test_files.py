@@ -12,6 +12,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import torch
+from full_disks import files_end_at
 
 import torchlimits as tl
 from torchlimits.files import npz, place, row_file, rows, whole
@@ -407,6 +408,19 @@ def test_pickles_and_copies_hold_what_they_show(tmp_path, monkeypatch, small):
         assert same(pickle.loads(pickle.dumps(path)), path)
 
 
+@pytest.mark.parametrize("room", [100, 138, 191])
+def test_a_file_that_cannot_be_finished_is_what_it_was(tmp_path, room):
+    """Its second line is in the middle of what the system still lets be written."""
+    recording = recorded(tmp_path / "u.rows", range(1))
+    recording.write()
+    with files_end_at(room), pytest.warns(RuntimeWarning, match="1 of its 1 rows are in"):
+        recording.finish(recording.trajectory())
+    assert same(tl.Trajectory.load(recording.unfinished), trajectory(range(1)))
+    give(recording, range(3))
+    recording.finish(recording.trajectory())
+    assert same(tl.Trajectory.load(tmp_path / "u.rows"), trajectory(range(3)))
+
+
 def test_what_another_program_cuts_is_told(tmp_path):
     recording = recorded(tmp_path / "u.rows")
     recording.write()
@@ -429,6 +443,9 @@ def test_widened_rows_are_nan_before(tmp_path):
     found = tl.Trajectory.load(tmp_path / "u.rows")
     assert found["loss"].isnan().tolist() == 5 * [True] + [False]
     assert torch.equal(found["R"], trajectory(range(6))["R"])
+    # not spread over the columns either
+    with pytest.raises(ValueError, match=r"a value for each of \['m', 'R', 'loss'\], got 1"):
+        give(recording, [6], ["m"])
     for names in (["m"], ["R", "m", "loss"], ["m", "R", "loss", "m"]):
         with pytest.raises(ValueError, match="expected"):
             recording.widen(names)

@@ -237,7 +237,9 @@ class Tracked:
     def crash(self):
         """And go on in another program, from the checkpoint if there is one."""
         self.tracker.remove()
-        self.tracker = None  # it goes with its program
+        # as a program that is dead, it has no file open any more
+        self.tracker = None
+        gc.collect()
         self.begin()
         self.back()
 

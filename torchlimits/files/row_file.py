@@ -25,6 +25,7 @@ format ``torchlimits.Rows/1``, which do not have it, are read as those of a run 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import weakref
@@ -158,9 +159,16 @@ class RowFile:
             self._committed = _Committed(self.count + len(piece), int(piece["step"][-1]))
 
     def _write_state(self, count: int | None) -> None:
-        self._file.seek(self._offset - STATE_BYTES)
-        # within one sector of any disk
-        self._file.write(state_line(self._seed, count))
+        begin, line = self._offset - STATE_BYTES, state_line(self._seed, count)
+        self._file.seek(begin)
+        before = self._file.read(STATE_BYTES)
+        self._file.seek(begin)
+        # within one sector of any disk; where files may not be so long, a part of it
+        written = self._file.write(line)
+        if written < len(line):
+            self._file.seek(begin)
+            self._file.write(before[:written])
+            raise OSError(errno.EFBIG, "there is no room to say how many rows there are")
 
     # --- its place -----------------------------------------------------------------------------
 

@@ -92,7 +92,15 @@ class Recording:
         times: Sequence[float] | np.ndarray | Tensor,
         values: Tensor,
     ) -> None:
-        """Take rows, values ``(..., T, k)``; those not later than `newest` are known already."""
+        """Take rows, values ``(..., T, k)``; those not later than `newest` are known already.
+
+        Raises:
+            ValueError: if there are not k names; `widen` comes first.
+        """
+        if values.shape[-1] != len(self.header.names):
+            raise ValueError(
+                f"expected a value for each of {list(self.header.names)}, got {values.shape[-1]}"
+            )
         rows = np.empty(values.shape[-2], self.header.row)
         rows["step"], rows["time"] = steps, times
         rows["values"] = values.movedim(-2, 0).numpy()
