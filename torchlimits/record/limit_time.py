@@ -214,7 +214,9 @@ class _Rate:
         lr = group.get("lr")
         if not isinstance(lr, Tensor) or lr.device.type == "cpu" or lr.is_inference():
             return number(lr)
-        if lr is not self._tensor or lr._version != self._version:
+        changed = lr is not self._tensor or lr._version != self._version
+        # nothing may wait while a step is captured as a CUDA graph
+        if changed and not (lr.is_cuda and torch.cuda.is_current_stream_capturing()):
             self._tensor, self._version, self._value = lr, lr._version, number(lr)
         return self._value
 

@@ -105,9 +105,6 @@ class Steps(ABC):
         self._attached = True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            self._begun = None  # nor may a learning rate be read now, see below
-            return
         begun = self._begun
         if begun is not None and begun[0] is self._counted and not self._settle(1):
             # it is under way: a subclass calls the step of its base, which has hooks as well
@@ -117,8 +114,9 @@ class Steps(ABC):
         if parameter is None or parameter.grad is None:
             parameter = self._witness = witness_of(optimizer)
         # the optimizer itself is the first of the arguments
-        closure = len(args) > 1 or bool(kwargs)
+        closure = len(args) > 1 or len(kwargs) > 0
         version = 0 if parameter is None else parameter._version
+        # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
         found_inf = getattr(optimizer, "found_inf", None)
         rate = self._limit_time.rate()
         self._begun = (self._counted, rate, parameter, version, found_inf, closure)
@@ -138,13 +136,11 @@ class Steps(ABC):
                     ".stepped() after each replay"
                 )
             return
-        # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            self._begun = None
-            return
         if begun is not None:
-            parameter = begun[2]
+            _, _, parameter, _, found_inf, _ = begun
+            if found_inf is not None and bool(found_inf):
+                self._begun = None
+                return
             self._ended = (begun, 0 if parameter is None else parameter._version)
         self._in_hook = True
         try:
