@@ -27,16 +27,29 @@ def track(
 ) -> Tracker:  # fmt: skip
     """Record summary statistics at every step of `optimizer`, step 0 included.
 
-    A hook on the optimizer copies the parameters that the statistics read into a preallocated
-    ring on their device; the statistics are evaluated for the whole ring at once when it is full
-    or five seconds have passed (or at `Tracker.flush`). Then they are written to disk and shown.
-    Training is bit-identical with and without: no random number is drawn, nothing enters autograd,
-    and the device is not synchronised in between.
+    A hook on the optimizer copies what the statistics read into a preallocated ring on its device;
+    the statistics are evaluated for the whole ring at once when it is full or five seconds have
+    passed (or at `Tracker.flush`). Then they are written to disk and shown. Training is
+    bit-identical with and without: the generators of random numbers are left alone, nothing enters
+    autograd, and the device is not synchronised in between.
+
+    **Statistics** are functions of ``p``, a plain dict ``{name: tensor}`` of what they read right
+    after the step: parameters; buffers; gradients, as ``p["weight.grad"]``, which are those that
+    the step used (NaN stands for a statistic of a gradient that there is none of, at step 0 for
+    one); and what the optimizer keeps for a parameter, as ``p["weight.exp_avg_sq"]`` (zeros before
+    the first step). To iterate over ``p`` gives parameters and floating-point buffers, all else has
+    to be asked for by name. Each is evaluated once by `track`, on copies, which shows what it
+    reads. It is refused if it reads the live model, its gradients or its optimizer's state beside
+    ``p``, changes what it is given, or runs the model in whatever mode that is; for functions of
+    the module itself there is `tl.statistics.of_model`. What nobody can see is that a statistic
+    reads another model that is trained as well (an average, a teacher): it would be read at the
+    flush, not at the step.
 
     Nothing recorded is lost: with a ``path`` (or a log directory) rows are appended to
     ``<path>.unfinished`` at every flush. A program that is killed leaves that file, which
-    `Trajectory.load` opens; `Tracker.close` turns it into ``path``. What a full disk or a broken
-    writer refuses is kept and tried again, while training goes on: see `Recording`.
+    `Trajectory.load` opens; `Tracker.close` turns it into ``path``, and so does the end of a
+    program without it. What a full disk or a broken writer refuses is kept and tried again, while
+    training goes on: see `Recording`. An interrupt loses at most the row of its own step.
 
     To resume, put `Tracker.state_dict` into your checkpoint, make the tracker with the same
     arguments in the new program, and call `Tracker.load_state_dict` before the first step.
@@ -72,8 +85,8 @@ def track(
             another one is followed itself, except for those of Accelerate, Fabric and Lightning.
             For several optimizers of one model, a list: a step ends when the last of the list
             steps, whatever the others did before, and its learning rate is what it is then.
-        statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes. They get
-            half-precision parameters in float32; values are recorded in float64.
+        statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes, see above.
+            They get half-precision tensors in float32; values are recorded in float64.
         every: record every so many steps.
         writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
             SummaryWriter (to resume torch's, made with ``purge_step=0`` in the first program and
@@ -103,11 +116,12 @@ def track(
     Raises:
         ValueError: if the optimizer holds none of the model's parameters or not ``time_of``, its
             lr is negative or not finite, it calls no hooks at its steps or steps elsewhere than in
-            ``step`` (SAM; the message says what to track), every < 1, the statistics read no
-            parameter or one on the meta device, or one is not finite at the start. During training,
-            at a flush: `NonFiniteStatistic`, or a `StatisticError` if a statistic fails or changes
-            its shape, with the step after which it did and the rows before it kept; at a step: a
-            ValueError if parameters were replaced by others that cannot be followed.
+            ``step`` (SAM; the message says what to track), every < 1, the statistics read nothing,
+            the live model or a tensor on the meta device, change what they are given, or are not
+            finite at the start. During training, at a flush: `NonFiniteStatistic`, or a
+            `StatisticError` if a statistic fails or changes its shape, with the step after which it
+            did and the rows before it kept; at a step: a ValueError if parameters were replaced by
+            others that cannot be followed.
         OSError: if the folder of ``path`` or the log directory cannot be written to, or another
             tracker writes there.
         TypeError: if an argument is of a wrong type, or a statistic does not return a tensor.
