@@ -50,7 +50,7 @@ class _HighestPrecision:
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.RLock(), set[int]()
+        self._lock, self._inside = threading.RLock(), dict[int, weakref.ref[object]]()
         self._put_back: Callable[[], None] = _nothing
 
     def enter(self, block: object) -> Callable[[], object]:
@@ -58,9 +58,9 @@ class _HighestPrecision:
         leave = weakref.finalize(block, self._leave, id(block))
         leave.atexit = False
         with self._lock:
-            if not self._inside and self._put_back is _nothing:
+            if self._put_back is _nothing:
                 self._put_back = _raise_precision()
-            self._inside.add(id(block))
+            self._inside[id(block)] = weakref.ref(block)
         return leave
 
     def _leave(self, block: int) -> None:
@@ -71,10 +71,11 @@ class _HighestPrecision:
 
     def _without(self, block: int) -> None:
         with self._lock:
-            self._inside.discard(block)
-            if not self._inside:
+            self._inside.pop(block, None)
+            # also those whose own end was interrupted
+            if all(inside() is None for inside in list(self._inside.values())):
                 self._put_back()
-                self._put_back = _nothing
+                self._put_back, self._inside = _nothing, {}
 
 
 def _raise_precision() -> Callable[[], None]:
