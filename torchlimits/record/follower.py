@@ -35,7 +35,7 @@ class Follower(Tracker):
     ) -> None:  # fmt: skip
         self._closed = True
         Steps.__init__(self, model, optimizer, every, time_of)
-        self.path = None
+        self._path, self._recording = None, None
         # without room: it finds out what is read just as the first process does
         state = ModelState(model, self._optimizers)
         self._ring = ring_of(statistics, state, Surroundings(), max_bytes=0)

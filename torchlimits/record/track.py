@@ -94,7 +94,9 @@ def track(
             `Sink`, or a list of such. A log directory and a CSV file take one tracker at a time.
         path: where the trajectory is after `Tracker.close`, also when the loop ends in an
             exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
-            recorded, which takes no time and can be memory-mapped. Without one, and with a log
+            recorded, which takes no time and can be memory-mapped. If another tracker has it, a
+            name like it, with a warning (`Tracker.path`); a file there that is no trajectory is
+            refused. Without one, and with a log
             directory or a `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
         max_bytes: bound on the ring; by default 64 MiB, or a 64th of a CUDA device's memory if that
             is more. If not even two snapshots fit, the statistics are evaluated in the hook itself,

@@ -98,7 +98,7 @@ class Tracker(Steps):
         super().__init__(model, optimizer, every, time_of)
         self._statistics, self._facts_given = statistics, dict(parameters or {})
         self._display = Display(writer)
-        self.path = place_of(path, self._display.logdir)
+        self._path = place_of(path, self._display.logdir)
         self._max_bytes, self._surroundings = max_bytes, Surroundings()
         self._ring = self._new_ring()
         if not self._ring.names:
@@ -125,6 +125,11 @@ class Tracker(Steps):
     def _new_ring(self) -> Ring:
         state = ModelState(self._model, self._optimizers)
         return ring_of(self._statistics, state, self._surroundings, self._max_bytes)
+
+    @property
+    def path(self) -> Path | None:
+        """Where the trajectory is after `close`: a name like the one given, if another has that."""
+        return self._path if self._recording is None else self._recording.path
 
     @property
     def names(self) -> list[str]:
@@ -290,7 +295,7 @@ class Tracker(Steps):
     def _keep(self, steps: list[int], times: list[float], values: Tensor) -> None:
         if self._recording is None:
             header = Header(self.names, tuple(values.shape[:-2]), self._facts())
-            self._recording = Recording(header, self.path, _ROWS_BYTES)
+            self._recording = Recording(header, self._path, _ROWS_BYTES)
         if self._loop.names:
             values = torch.cat([values, self._loop.columns(steps)], dim=-1)
         self._rows.append(steps, times, values)
