@@ -183,7 +183,7 @@ def test_what_a_full_disk_has_not_taken_is_said_at_the_end(disk, suffix):
 
 def test_what_a_disk_cannot_hold_stays_in_memory_beyond_the_bound(monkeypatch, disk):
     """Nothing is given up; how much memory it takes is said, and again when it has doubled."""
-    monkeypatch.setattr(recorder, "_ROWS_BYTES", 100_000)
+    monkeypatch.setattr("torchlimits.record.recorder._ROWS_BYTES", 100_000)
     loop = Loop(path=disk.folder / "u.npz")
     loop.take(20)
     disk.fill(room=0)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import distributed
 
+from torchlimits.record.non_finite import NonFiniteStatistic
 from torchlimits.record.recording import UNFINISHED
-from torchlimits.record.tracker import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 
 #: trains a shard, calls the function after every step, and leaves the rows in the shard's part
