@@ -48,8 +48,9 @@ class LoopValues:
             raise ValueError(
                 f"expected names that no statistic has, got {clashes}: rename the values"
             )
-        self._kept[step] = {**self._kept.get(step, {}), **kept}
+        # names first: one without values does no harm, values without a name would
         self.names = [*self.names, *new]
+        self._kept[step] = {**self._kept.get(step, {}), **kept}
 
     def _value(self, name: str, value: Any) -> Tensor | float:
         if isinstance(value, Tensor):
