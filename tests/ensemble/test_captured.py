@@ -140,6 +140,8 @@ def test_a_recorded_step_is_one_copy():
     _, _, tracker = loop()
     with Operations() as seen:
         tracker.stepped()
+    # whether a parameter is still in its place is asked of the host
+    seen.counts.pop("is_set_to.default", None)
     assert seen.counts == {"_foreach_copy_.default": 1}
 
 

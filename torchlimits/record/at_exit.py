@@ -17,6 +17,10 @@ class Closable(Protocol):
     def close(self) -> None:
         """End it, and keep what it has."""
 
+    def left_open(self) -> bool:
+        """Whether there is something to keep."""
+        ...
+
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 _process = os.getpid()
@@ -40,7 +44,8 @@ def close_quietly(one: Closable) -> None:
     if os.getpid() != _process:
         return
     try:
-        one.close()
+        if one.left_open():
+            one.close()
     except Exception as error:
         warn(f"what was recorded and not closed could not be kept whole: {error!r}")
 

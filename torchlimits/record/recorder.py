@@ -104,7 +104,7 @@ class Recorder(Steps):
                 )
             if not ring.store(number):
                 raise ValueError("expected parameters that stay as they are during a record")
-        except Exception as error:
+        except (TypeError, ValueError) as error:
             self._failure = error
             raise
         if self._observer is not None:
@@ -115,22 +115,24 @@ class Recorder(Steps):
         pending, newest = self._pending, -1 if self._recording is None else self._rows.newest
         # what is kept already: only the end of its evaluation was interrupted
         new = pending if not pending or pending[0][1] > newest else _later(pending, newest)
-        try:
-            self._keep_loop_values()
-            if new:
-                self._evaluate(new)
-        except Exception as error:
-            # what comes after it is not recorded
-            self._failure, self._records, self._pending = error, self._next, []
-            if isinstance(error, NonFiniteStatistic) and self._recording is not None:
-                error.trajectory = self.trajectory()
-            raise
+        self._keep_loop_values()
+        failure = self._evaluate(new) if new else None
+        ended = self._failure if failure is None else failure
         # in one line, after everything is kept: an interrupt finds either all or nothing done
-        self._records, self._pending = self._next, []
+        self._failure, self._records, self._pending = ended, self._next, []
         self._ring.forget(self._records)
-        self._loop.forget(self._rows.newest)
+        if self._recording is not None:
+            self._loop.forget(self._rows.newest)
+            if isinstance(failure, NonFiniteStatistic):
+                failure.trajectory = self.trajectory()
+        if failure is not None:
+            raise failure
 
-    def _evaluate(self, pending: list[tuple[int, int, float]]) -> None:
+    def _evaluate(self, pending: list[tuple[int, int, float]]) -> Exception | None:
+        """Keep the rows of records; returns the fault of a statistic that ends the record.
+
+        What else goes wrong, for want of memory for instance, is raised, and tried again later.
+        """
         numbers, steps, times = map(list, zip(*pending, strict=True))
         values, error = self._ring.take(numbers)
         undefined = [self._ring.undefined(number) for number in numbers]
@@ -138,12 +140,12 @@ class Recorder(Steps):
         if rows:
             self._keep(steps[:rows], times[:rows], values[..., :rows, :])
         if rows < values.shape[-2]:
-            raise non_finite(self._ring.names, steps[rows], values[..., rows, :], undefined[rows])
-        if error is not None:
-            what = f"after step {steps[rows]}: {error}"
-            told = (TypeError, ValueError, torch.OutOfMemoryError)
-            kind = type(error) if isinstance(error, told) else ValueError
-            raise kind(what) from error.__cause__ or error
+            return non_finite(self._ring.names, steps[rows], values[..., rows, :], undefined[rows])
+        if error is None:
+            return None
+        told = type(error)(f"after step {steps[rows]}: {error}")
+        told.__cause__ = error.__cause__ or error
+        return told
 
     def _keep(self, steps: list[int], times: list[float], values: Tensor) -> None:
         if self._recording is None:

@@ -178,7 +178,7 @@ class SnapshotRing(Ring):
                 for slot in slots:
                     with self.surroundings.row():
                         rows.append(self._row(self._stored(slot)))
-            except Exception as error:
+            except (TypeError, ValueError, torch.OutOfMemoryError) as error:
                 return self._stacked(rows), error
             return self._stacked(rows), None
 

@@ -159,6 +159,7 @@ class Tracker(Recorder):
         if self._closed:
             raise ValueError("expected a tracker that records, this one was closed: log before")
         with self._lock:
+            self._settle(0)  # a step whose hook was interrupted is the present one
             last = self._pending[-1][1] if self._pending else self._rows.newest
             given = {**(values or {}), **named}
             if self.step == last or not given:
@@ -316,9 +317,26 @@ class Tracker(Recorder):
             _log.exception("the tracker could not be closed cleanly")
 
     def __del__(self) -> None:
-        closed = getattr(self, "_closed", True)
-        if not closed and (self.path is not None or self._display.shows):
+        if not getattr(self, "_closed", True):
             close_quietly(self)
+
+    def left_open(self) -> bool:
+        """Whether there is something to keep that `close` was not called for.
+
+        Not if no step was recorded: the files of an earlier run, whose state could not be loaded
+        for instance, are worth more.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> model = torch.nn.Linear(3, 1)
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            >>> tracker = tl.track(model, optimizer, {"norm": lambda p: p["weight"].norm()})
+            >>> optimizer.step()
+            >>> tracker.left_open()  # nothing is to be written anywhere
+            False
+        """
+        shows = self.path is not None or self._display.shows
+        return not self._closed and shows and self._next > 1
 
     def __reduce__(self) -> tuple[Any, ...]:
         # a model that holds its tracker is saved without it

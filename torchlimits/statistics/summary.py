@@ -298,7 +298,7 @@ class SummaryStatistics:
     def _value(self, name: str, function: StatisticFunction, parameters: Parameters) -> Tensor:
         try:
             value = function(parameters)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise  # it says nothing of the statistic
         except Exception as error:
             raise _failed(name, error, parameters) from error
