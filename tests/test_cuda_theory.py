@@ -281,7 +281,7 @@ def test_two_processes_share_a_gpu(tmp_path):
     paths = [tmp_path / "one.npz", tmp_path / "two.npz"]
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(
-        [sys.executable, *command, script, *paths], check=True, env=ENVIRONMENT, timeout=100
+        [sys.executable, *command, script, *paths], check=True, env=ENVIRONMENT, timeout=1800
     )
     values, again = (tl.Trajectory.load(path).values for path in paths)
     assert values.shape == (6, 6, 7)

@@ -21,7 +21,7 @@ def run(script, *arguments):
         [sys.executable, str(SCRIPTS / script), *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
 
 

@@ -50,7 +50,7 @@ def torchrun(folder: Path, limit_time: float) -> subprocess.Popen:
 def test_two_processes_give_what_one_gives(tmp_path):
     """Bit for bit; nothing but the whole is left."""
     running = torchrun(tmp_path, 1.0)
-    output, _ = running.communicate(timeout=120)
+    output, _ = running.communicate(timeout=1800)
     assert running.returncode == 0, output
     problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
     alone = tl.train(problem, step_size=1.0, time=1.0, runs=70, every=5, progress=False)
@@ -69,7 +69,7 @@ def test_a_dead_process_ends_the_run_and_the_other_saves_what_it_has(tmp_path):
         time.sleep(0.1)
     time.sleep(1)
     os.kill(int((tmp_path / "1").read_text()), signal.SIGKILL)
-    output, _ = running.communicate(timeout=60)
+    output, _ = running.communicate(timeout=1800)
     assert running.returncode != 0
     assert "rank 0: stopped" in output
     assert f"runs 0 ... 31: {tmp_path / 'measured.rank0.npz'}" in output
@@ -106,7 +106,7 @@ def test_a_group_without_the_first_process(tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr
     assert torch.equal(tl.Trajectory.load(path).values, small(runs=70).values)
@@ -242,7 +242,7 @@ def test_a_spawned_process_ends_with_the_one_that_started_it(tmp_path):
         time.sleep(0.1)
     running.kill()
     # the other process holds the same pipe: it is closed when both are gone
-    running.communicate(timeout=60)
+    running.communicate(timeout=1800)
 
 
 def test_spawned_processes_need_runs_and_no_group():
@@ -263,7 +263,7 @@ def test_a_script_without_a_guard_is_told(tmp_path):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert done.returncode != 0
     assert "under if __name__ == '__main__'" in done.stderr.splitlines()[-1]

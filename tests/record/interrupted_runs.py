@@ -11,6 +11,7 @@ from interrupts import interrupted, lines
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchlimits as tl
+from torchlimits._exact import exactly
 
 PACKAGE = Path(tl.__file__).parent
 #: whatever runs in a step, a flush or a close
@@ -39,6 +40,8 @@ class Run:
 
     def __init__(self, folder, suffix, sink, *, hook=False, logs=False):
         torch.manual_seed(0)
+        with exactly():  # what an interrupt of an earlier run left to be done is done
+            pass
         self.folder, self.logs = folder, logs
         self.calls = [] if sink == "function" else None
         self.model = torch.nn.Linear(1, 1, bias=False)

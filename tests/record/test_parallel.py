@@ -228,7 +228,7 @@ def folder(tmp_path_factory):
         [*command, str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         # the processes find the package where this one does
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
