@@ -73,17 +73,19 @@ class Recorder(Steps):
         """The number of the next record."""
         return self._pending[-1][0] + 1 if self._pending else self._records
 
-    def _full(self, number: int) -> bool:
-        return bool(self._pending) and self._ring.full(self._pending[0][0], number)
+    def _full(self) -> bool:
+        """Whether the next record has no room."""
+        pending = self._pending
+        return bool(pending) and self._ring.full(pending[0][0], pending[-1][0] + 1)
 
     def _record(self) -> None:
         if self._failure is not None:
             # nothing more is recorded, but other processes wait for this one
             self._ring.followed.gather()
             return
-        number = self._next
-        if self._full(number):  # the evaluation that was to make room was interrupted
+        if self._full():  # the evaluation that was to make room was interrupted
             self._evaluate_pending()
+        number = self._next
         if not self._ring.store(number):
             self._move(number)
         if self._recording is None:

@@ -92,7 +92,8 @@ class Ring(ABC):
             ) from error
         if values is None:
             return False
-        self.mark(number, self.followed.without)
+        if self.followed.without or self._undefined:
+            self.mark(number, self.followed.without)
         self._put(number, values)
         return True
 

@@ -122,7 +122,7 @@ class Tracker(Recorder):
             if self._failure is None:
                 if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS:
                     self.flush()
-                elif self._full(self._next):
+                elif self._full():
                     self._evaluate_pending()
                     self._rows.write()
             if self._observer is not None and self.step % self._observer.every == 0:
