@@ -19,15 +19,18 @@ def test_examples_run_as_written(index, tmp_path, monkeypatch, capsys):
         assert "9 statistics, 2001 times" in printed
         assert (tmp_path / "runs" / "mine" / "u.npz").exists()
     elif index == 1:
+        assert "sharpness" in printed
+        assert "[11 rows x" in printed
+    elif index == 2:
         assert "R[1,1]" in printed
-    elif index == 3:
-        assert "2 statistics, 33 times" in printed
     elif index == 4:
-        assert "in 95 %" in printed
+        assert "2 statistics, 33 times" in printed
     elif index == 5:
         assert "in 95 %" in printed
-        assert "FixedPoint([0.08333], stable)" in printed
     elif index == 6:
+        assert "in 95 %" in printed
+        assert "FixedPoint([0.08333], stable)" in printed
+    elif index == 7:
         assert "corrector g" in printed
         assert "residual" in printed
         assert "sup |difference|" in printed

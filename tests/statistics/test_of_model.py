@@ -403,6 +403,8 @@ def test_autocast_is_off():
 def test_autocast_of_accelerate_is_off():
     """Which is part of what Accelerate makes the module's forward."""
     accelerate = pytest.importorskip("accelerate")
+    # its state is the whole program's, other tests' too
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     x, module = X.float(), nn.Linear(3, 2)
     expected = module(x).detach()
