@@ -95,12 +95,9 @@ class Steps(ABC):
         }  # fmt: skip
 
     def _attach(self) -> None:
-        # compiled steps call them as they are: traced, they would be compiled again and again
-        before: Any = torch.compiler.disable(self._before_step)
-        after: Any = torch.compiler.disable(self._after_step)
         self._handles = [
-            self._optimizer.register_step_pre_hook(before),
-            self._optimizer.register_step_post_hook(after),
+            self._optimizer.register_step_pre_hook(_as_it_is(self._before_step)),
+            self._optimizer.register_step_post_hook(_as_it_is(self._after_step)),
         ]
         self._attached = True
 
@@ -230,3 +227,19 @@ def _later(time: float, lr: float) -> float:
     """The limit time after a step; it stands still where the rate is no number >= 0."""
     later = time + lr
     return later if time <= later < math.inf else time
+
+
+def _as_it_is(hook: Any) -> Any:
+    """A hook that compiled steps call as it is: traced, it would be compiled again and again.
+
+    What keeps it from being traced takes longer than the hook, so only compiled steps have it.
+    """
+    kept: Any = torch.compiler.disable(hook)
+
+    def called(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            kept(optimizer, args, kwargs)
+        else:
+            hook(optimizer, args, kwargs)
+
+    return called
