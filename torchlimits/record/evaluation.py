@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from torchlimits._exact import exactly
+from torchlimits.statistics.seeded import seeded
 
 #: random numbers that statistics draw begin here for every row
 _SEED = 0
@@ -67,19 +68,8 @@ class Surroundings:
         if not self.draws:
             yield
             return
-        before = self.generators()
-        try:
-            self._seed()
+        with seeded(_SEED, [torch.device("cuda", index) for index in _cuda()]):
             yield
-        finally:
-            self.restore(before)
-
-    def _seed(self) -> None:
-        random.seed(_SEED)
-        np.random.seed(_SEED)
-        torch.default_generator.manual_seed(_SEED)
-        for index in _cuda():
-            torch.cuda.default_generators[index].manual_seed(_SEED)
 
     def generators(self) -> list[Any]:
         """The states of the generators that everybody shares: Python's, numpy's, torch's."""

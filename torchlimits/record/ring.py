@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Ring(ABC):
         self.followed, self.surroundings, self.capacity = followed, surroundings, capacity
         self.statistics, self.shapes = trial.statistics, trial.shapes
         self.names = self.statistics.entry_names(self.shapes)
-        self._columns = _columns_of(trial, self.names, self.statistics.entry_names)
+        self._columns = _columns_of(trial, self.names)
         # the numbers of records without some gradients, and the columns that are none there
         self._undefined: dict[int, list[int]] = {}
 
@@ -280,13 +280,11 @@ def _of_model(statistics: SummaryStatistics, model: nn.Module) -> SummaryStatist
     return own.statistics(statistics) if isinstance(own, Replicated) else statistics.bound(own)
 
 
-def _columns_of(
-    trial: Trial, names: list[str], entry_names: Callable[[dict[str, tuple[int, ...]]], list[str]]
-) -> dict[str, list[int]]:
+def _columns_of(trial: Trial, names: list[str]) -> dict[str, list[int]]:
     """For each tensor, the columns of the statistics that read it."""
     columns: dict[str, list[int]] = {name: [] for name in trial.names}
     for statistic, read in trial.reads.items():
-        entries = set(entry_names({statistic: trial.shapes[statistic]}))
+        entries = set(trial.statistics.entry_names({statistic: trial.shapes[statistic]}))
         for name in read:
             columns[name] += [i for i, entry in enumerate(names) if entry in entries]
     return columns
