@@ -43,8 +43,7 @@ class Sink(ABC):
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         >>> with tl.track(model, optimizer, {"one": lambda p: p["bias"] ** 0}, writer=Printed()):
         ...     optimizer.step()
-        [0] [[1.0]]
-        [1] [[1.0]]
+        [0, 1] [[1.0], [1.0]]
 
     What it leaves out has no effect:
 

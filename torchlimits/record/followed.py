@@ -92,13 +92,10 @@ class Followed(Mapping[str, Tensor]):
     def _in_place(self) -> bool:
         """Whether no parameter was moved, by module.to(...) or ``.data`` for instance."""
         try:
-            for parameter, alias in zip(self._parameters, self._aliases, strict=True):
-                # same address, shape and strides
-                if not parameter.is_set_to(alias):
-                    return False
+            # same address, shape and strides; without a line of Python for each
+            return all(map(Tensor.is_set_to, self._parameters, self._aliases))
         except NotImplementedError:  # on the meta device
             return False
-        return True
 
     def _with_moving(self, values: list[Tensor]) -> list[Tensor] | None:
         if not self._moving:

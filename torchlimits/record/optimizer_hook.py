@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from torchlimits import _checks
 from torchlimits._checks import warn
@@ -96,29 +97,40 @@ class Steps(ABC):
 
     def _attach(self) -> None:
         self._handles = [
-            self._optimizer.register_step_pre_hook(_as_it_is(self._before_step)),
-            self._optimizer.register_step_post_hook(_as_it_is(self._after_step)),
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
         ]
         self._attached = True
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        begun = self._begun
-        if begun is not None and begun[0] is self._counted and not self._settle(1):
-            # it is under way: a subclass calls the step of its base, which has hooks as well
-            self._nested = begun
+        if is_compiling():
+            _untraced(self._before_step, optimizer, args, kwargs)
             return
+        begun, counted = self._begun, self._counted
+        if begun is not None and begun[0] is counted:
+            if not self._settle(1):
+                # it is under way: a subclass calls the step of its base, which has hooks as well
+                self._nested = begun
+                return
+            counted = self._counted
         parameter = self._witness
         if parameter is None or parameter.grad is None:
             parameter = self._witness = witness_of(optimizer)
-        # the optimizer itself is the first of the arguments
-        closure = len(args) > 1 or len(kwargs) > 0
-        version = 0 if parameter is None else parameter._version
-        # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
-        found_inf = getattr(optimizer, "found_inf", None)
-        rate = self._limit_time.rate()
-        self._begun = (self._counted, rate, parameter, version, found_inf, closure)
+        self._begun = (
+            counted,
+            self._limit_time.rate(),
+            parameter,
+            0 if parameter is None else parameter._version,
+            # a GradScaler leaves it to fused optimizers to skip a step, and tells them so by this
+            getattr(optimizer, "found_inf", None),
+            # a closure: the optimizer itself is the first of the arguments
+            len(args) > 1 or len(kwargs) > 0,
+        )
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if is_compiling():
+            _untraced(self._after_step, optimizer, args, kwargs)
+            return
         begun = self._begun
         if begun is not None and begun is self._nested and running(optimizer) > 1:
             return  # the step of the subclass goes on
@@ -134,7 +146,7 @@ class Steps(ABC):
                 )
             return
         if begun is not None:
-            _, _, parameter, _, found_inf, _ = begun
+            parameter, found_inf = begun[2], begun[4]
             if found_inf is not None and bool(found_inf):
                 self._begun = None
                 return
@@ -156,17 +168,23 @@ class Steps(ABC):
             self._by_hand = True
             self._settle(0)
         step, time = self._counted
-        lr = self._limit_time.rate()
+        step, lr = step + 1, self._limit_time.rate()
         later = time + lr
-        told = time <= later < math.inf or self._told
-        self._counted = (step + 1, later if time <= later < math.inf else time)
-        if not told:
+        if time <= later < math.inf:
+            self._counted = (step, later)
+        else:
+            self._counted = (step, time)
+            self._tell(lr)
+        return step % self.every == 0
+
+    def _tell(self, lr: float) -> None:
+        """Say, once, that limit time stands still."""
+        if not self._told:
             self._told = True
             warn(
-                f"the learning rate is {lr} at step {step + 1}: it adds nothing to limit time; "
+                f"the learning rate is {lr} at step {self.step}: it adds nothing to limit time; "
                 "later ones that are no number >= 0 will not be told"
             )
-        return (step + 1) % self.every == 0
 
     def _settle(self, calls: int) -> bool:
         """Count a step whose hook was interrupted before it did; its own row is missing.
@@ -229,17 +247,10 @@ def _later(time: float, lr: float) -> float:
     return later if time <= later < math.inf else time
 
 
-def _as_it_is(hook: Any) -> Any:
-    """A hook that compiled steps call as it is: traced, it would be compiled again and again.
+@torch.compiler.disable
+def _untraced(hook: Any, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Call a hook as it is: traced, it would be compiled again and again.
 
-    What keeps it from being traced takes longer than the hook, so only compiled steps have it.
+    Only compiled steps come here: what keeps a hook from being traced takes longer than the hook.
     """
-    kept: Any = torch.compiler.disable(hook)
-
-    def called(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            kept(optimizer, args, kwargs)
-        else:
-            hook(optimizer, args, kwargs)
-
-    return called
+    hook(optimizer, args, kwargs)

@@ -73,25 +73,30 @@ class Recorder(Steps):
         """The number of the next record."""
         return self._pending[-1][0] + 1 if self._pending else self._records
 
-    def _full(self) -> bool:
-        """Whether the next record has no room."""
-        pending = self._pending
-        return bool(pending) and self._ring.full(pending[0][0], pending[-1][0] + 1)
-
     def _record(self) -> None:
         if self._failure is not None:
             # nothing more is recorded, but other processes wait for this one
             self._ring.followed.gather()
             return
-        if self._full():  # the evaluation that was to make room was interrupted
-            self._evaluate_pending()
-        number = self._next
+        pending = self._pending
+        if pending:
+            number = pending[-1][0] + 1
+            if self._ring.full(pending[0][0], number):
+                self._make_room()
+        else:
+            number = self._records
         if not self._ring.store(number):
             self._move(number)
         if self._recording is None:
             # whatever is there, no step has used it
             self._ring.mark(number, self._ring.followed.gradients)
-        self._pending.append((number, self.step, self.time))
+        self._pending.append((number, *self._counted))
+
+    def _make_room(self) -> None:
+        """Evaluate what is in the ring, and hand the rows to the operating system."""
+        self._evaluate_pending()
+        if self._recording is not None:
+            self._recording.write()
 
     def _move(self, number: int) -> None:
         """Go on where the parameters are now: module.to(...) moved them, or they were replaced."""

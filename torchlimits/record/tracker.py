@@ -119,12 +119,8 @@ class Tracker(Recorder):
         with self._lock:
             if self._advance():
                 self._record()
-            if self._failure is None:
-                if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS:
-                    self.flush()
-                elif self._full():
-                    self._evaluate_pending()
-                    self._rows.write()
+            if time.monotonic() - self._flushed_at > _FLUSH_EVERY_SECONDS and not self._failure:
+                self.flush()
             if self._observer is not None and self.step % self._observer.every == 0:
                 self._observe()
 
