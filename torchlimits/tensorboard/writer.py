@@ -160,16 +160,21 @@ class Writer(Live):
         if self._is_stopped() or not shown or self._like is None:
             return shown
         if not self._files:
-            self._start(self._like)  # go on from a state, and thin out what there is
+            # go on from a state, and thin out what there is: it is read until new files are there
+            self._start(self._like, begin=False)
         self._lost |= any(file.gone and not file.retired for file in self._files)
-        old = [path for file in self._files for path in events.own_files(file.folder)]
-        files = tuple(self._thinned(file, {*shown}) for file in self._files)
+        folders = {file.folder for file in self._files}
+        own = events.own_files(self.logdir, numbered=True)
+        old = [path for path in own if path.parent in folders]
+        files = tuple(self._thinned(file, old, {*shown}) for file in self._files)
         self._old, self._files, self._charts = sorted({*self._old, *old}), files, 0
         return shown
 
-    def _thinned(self, file: events.EventFile, steps: set[int]) -> events.EventFile:
+    def _thinned(
+        self, file: events.EventFile, old: list[Path], steps: set[int]
+    ) -> events.EventFile:
         # a run that was resumed is in several files
-        earlier = events.own_files(file.folder) if file.purge_step else []
+        earlier = [path for path in old if path.parent == file.folder] if file.purge_step else []
         contents = [path.read_bytes() for path in sorted(earlier) if path != file.path]
         rows = events.scalars_in([*contents, file.content()])
         new = events.EventFile(file.folder, root=self.logdir, began=file.began)
@@ -191,7 +196,7 @@ class Writer(Live):
             )
         return summaries.text("torchlimits/about", "\n\n".join(lines))
 
-    def _start(self, like: Trajectory) -> None:
+    def _start(self, like: Trajectory, *, begin: bool = True) -> None:
         """Files that are there before those that they replace go.
 
         After `load_state_dict` they continue those that are there.
@@ -209,7 +214,7 @@ class Writer(Live):
             events.EventFile(place, root=self.logdir, purge_step=purge_step, began=start)
             for place, start in zip(places, starts, strict=True)
         ]
-        for file in files:
+        for file in files if begin else []:
             file.flush()
         self._charts, self._old, self._files = len(like.names) if purge_step else 0, old, (*files,)
 
