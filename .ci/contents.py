@@ -9,13 +9,15 @@ PACKAGE = {path.as_posix() for path in Path("torchlimits").rglob("*.py")} | {"to
 
 for name in sys.argv[1:]:
     if name.endswith(".whl"):
-        found = set(zipfile.ZipFile(name).namelist())
+        with zipfile.ZipFile(name) as archive:
+            found = set(archive.namelist())
         info = {one for one in found if ".dist-info/" in one}
         assert any(one.endswith("licenses/LICENSE") for one in info), info
         others = {one for one in found - info if not one.startswith("torchlimits/")}
         assert not others, f"expected nothing but torchlimits in the wheel, got {sorted(others)}"
     else:
-        members = tarfile.open(name).getnames()
+        with tarfile.open(name) as archive:
+            members = archive.getnames()
         found = {member.partition("/")[2] for member in members}
         missing = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} - found
         assert not missing, f"expected the sdist to hold {sorted(missing)}"
