@@ -277,7 +277,7 @@ class SummaryStatistics:
         return result
 
     def of_runs(self, runs: int) -> SummaryStatistics:
-        """Those of the first ``runs`` replicas only, where parameters have replica dimensions."""
+        """The statistics of the first ``runs`` replicas, where parameters have replica dimensions."""
         return self if self.parameter_dims is None else _FirstRuns(self, runs)
 
     def batch_dims(self, parameters: Parameters) -> int:
@@ -346,7 +346,7 @@ class _FirstRuns(SummaryStatistics):
 
 
 def _as_float(entries: Tensor) -> Tensor:
-    """In a type that torch.cat takes beside other floats, with all digits."""
+    """The entries in a type that torch.cat takes beside other floats, with all digits."""
     if entries.is_floating_point() and entries.itemsize > 1:
         return entries
     # bytes (float8 among them) and 16-bit integers fit into float32; MPS has nothing longer
