@@ -29,7 +29,8 @@ def panels_of(names: Sequence[str]) -> list[Panel]:
         stem, indices = _parse(name)
         families.setdefault(stem if indices else (name.rpartition("/")[0] or name), []).append(name)
     panels = [panel for stem, members in families.items() for panel in _split(stem, members)]
-    return panels[:MOST_PANELS]
+    # a symmetric family may be given without its diagonal, or be nothing else
+    return [panel for panel in panels if panel.names][:MOST_PANELS]
 
 
 def _split(stem: str, names: list[str]) -> list[Panel]:

@@ -277,7 +277,7 @@ class SummaryStatistics:
         return result
 
     def of_runs(self, runs: int) -> SummaryStatistics:
-        """The statistics of the first ``runs`` replicas, where parameters have replica dimensions."""
+        """Statistics of the first ``runs`` replicas, where parameters have replica dimensions."""
         return self if self.parameter_dims is None else _FirstRuns(self, runs)
 
     def batch_dims(self, parameters: Parameters) -> int:
