@@ -137,13 +137,11 @@ class Binary(_Mixture):
 @dataclass(kw_only=True)
 class _Spiked(Options):
     def problem(self, device: str) -> SpikedTensor:
-        import torch
-
         from torchlimits.problems.spiked.problem import SpikedTensor
 
         order: int = getattr(self, "order", 2)
         snr: float = getattr(self, "snr")  # noqa: B009
-        return SpikedTensor(self.dim, order, snr=snr, device=device, dtype=torch.float32)
+        return SpikedTensor(self.dim, order, snr=snr, device=device)
 
 
 @dataclass(kw_only=True)
