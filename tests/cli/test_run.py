@@ -160,3 +160,14 @@ def test_open_starts_tensorboard_and_ends_it_with_an_interrupt(monkeypatch, caps
     assert main(["run", "matrix", *SMALL, "--no-band", "--open"]) == 130
     assert opened[0].endswith(browser.VIEW)
     assert "all is saved in runs/matrix/0001" in capsys.readouterr().err
+
+
+def test_without_the_corrector_theory_is_gradient_flow(capsys):
+    paths = {}
+    for flag in ("--corrector", "--no-corrector"):
+        arguments = ["binary", "--dim", "60", "--snr", "1", "--time", "2", flag]
+        assert main(["run", *arguments, "--logdir", flag[2:]]) == 0
+        paths[flag] = tl.Trajectory.load(Path(flag[2:]) / "predicted.npz")
+    assert paths["--no-corrector"].std is None
+    gap = paths["--corrector"].final - paths["--no-corrector"].final
+    assert float(gap[0, paths["--corrector"].index("R[0,0]")]) > 0.01

@@ -30,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0
     """
     try:
-        if os.environ.get("NO_COLOR"):  # which tyro does not know; it reads this when it is loaded
-            os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "0")
         # imported here: an interrupt during the imports ends in a sentence too
         from torchlimits.cli.commands import NAMES, command_of
 
@@ -57,15 +55,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _understood(command_of: Any, names: Collection[str], words: list[str]) -> tuple[Any, int]:
     """The command that the words ask for, or None and the exit code."""
-    said = io.StringIO()
+    said, page = io.StringIO(), _Page(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8")
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(page):
             return command_of(words), 0
     except SystemExit as stop:
         if not stop.code:
+            page.seek(0)
+            sys.stdout.write(page.read())
             return None, 0
         print(f"error: {_misuse(said.getvalue(), words, names)}", file=sys.stderr)
         return None, MISUSE
+
+
+class _Page(io.TextIOWrapper):
+    """What help is written to: as colourful as the standard output, unless NO_COLOR is set."""
+
+    def isatty(self) -> bool:
+        # tyro does not know NO_COLOR
+        terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
+        return terminal and not os.environ.get("NO_COLOR")
 
 
 def _misuse(box: str, words: list[str], names: Collection[str]) -> str:
