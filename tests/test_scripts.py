@@ -81,6 +81,7 @@ def test_bad_options_are_told_without_a_traceback(arguments, message, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_all_benchmarks():
     done = run("bench.py", "--smoke", "--markdown")
     assert done.returncode == 0, done.stderr
@@ -104,6 +105,7 @@ def bench_cuda(monkeypatch):
     return importlib.import_module("bench_cuda")
 
 
+@pytest.mark.slow
 def test_every_part_of_the_benchmark_for_cuda_runs_on_the_cpu(bench_cuda, tmp_path):
     options = bench_cuda.Options(out=tmp_path, device="cpu", smoke=True)
     assert bench_cuda.main(options) == 0
@@ -222,7 +224,7 @@ def test_pictures(script, arguments, picture, found, tmp_path):
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("example", ["gelu", "digits"])
+@pytest.mark.parametrize("example", ["gelu", pytest.param("digits", marks=pytest.mark.slow)])
 def test_your_own(example, tmp_path):
     done = run("your_own.py", example, "--smoke", "--logdir", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -198,7 +198,7 @@ class SnapshotRing(Ring):
 class EvaluatedRing(Ring):
     """The statistics themselves, evaluated at every step: for models too large to be copied.
 
-    It is full after 1024 records, or when they have ``max_bytes``.
+    It is full after 1024 records, or where one more would have over ``max_bytes``.
     """
 
     def __init__(
@@ -223,9 +223,9 @@ class EvaluatedRing(Ring):
             self._error = number, error
 
     def full(self, first: int, number: int) -> bool:
-        """Whether the rows are as many, or as large, as they may be."""
-        held = len(self._rows) * self._row_bytes
-        return number - first >= self.capacity or held >= self._max_bytes
+        """Whether the rows are as many as there may be, or one more would be too much."""
+        held = (len(self._rows) + 1) * self._row_bytes
+        return number - first >= self.capacity or held > self._max_bytes
 
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
         """Hand over the stored values."""
