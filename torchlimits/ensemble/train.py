@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from torchlimits.ensemble.shard import Shard
 from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
 from torchlimits.record.tracker import Tracker
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
 #: replicas are drawn and computed in groups: torch's kernels take this many numbers at once and a
@@ -43,6 +44,7 @@ def train(
     logdir: str | Path | None = None, path: str | Path | None = None,
     start: nn.Module | None = None, group: Any = None, processes: int = 1,
     compiled: bool | None = None,
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None,
 ) -> Trajectory:  # fmt: skip
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
 
@@ -88,6 +90,9 @@ def train(
             difference. On CUDA, True asks for the problem's kernel and refuses to do without,
             False for autograd and torch.optim, captured; they agree in law. By default the kernel
             is taken where there is one.
+        statistics: what to record in place of the problem's own, for instance
+            ``problem.statistics | {"mine": f}``. Functions in a dict are of one network, and are
+            evaluated for each run.
 
     Returns:
         The measured `Trajectory`, values ``(runs, T, k)``.
@@ -95,7 +100,8 @@ def train(
     Raises:
         ValueError: if an argument is out of range, or there is no kernel for ``compiled=True``.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
-        TypeError: if ``problem`` is not a problem, or ``dtype`` not a type of real numbers.
+        TypeError: if ``problem`` is not a problem, ``start`` not a module, ``statistics`` neither a
+            `SummaryStatistics` nor a dict, or ``dtype`` not a type of real numbers.
         RuntimeError: if another process is gone; what the others have is saved, and the message
             says where.
 
@@ -104,8 +110,13 @@ def train(
         >>> problem = tl.GaussianMixture.binary(dim=50, snr=2.0)
         >>> tl.train(problem, step_size=1.0, time=1.0, runs=3, progress=False)
         Trajectory(7 statistics, 51 times, t = 0 ... 1, runs=3)
+        >>> own = problem.statistics | {"norm": lambda p: p["first.weight"].norm()}
+        >>> tl.train(problem, step_size=1.0, time=1.0, runs=3, statistics=own, progress=False)
+        Trajectory(8 statistics, 51 times, t = 0 ... 1, runs=3)
     """
     _check_problem(problem)
+    _check_start(start)
+    recorded = SummaryStatistics.of(problem.statistics if statistics is None else statistics)
     steps = _steps(problem, step_size, time)
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
@@ -113,7 +124,7 @@ def train(
     every = max(1, steps // 1000) if every is None else every
     training = _Training(
         ensemble, step_size, momentum, steps, every, runs,
-        progress, logdir, path, start, compiled,
+        progress, logdir, path, start, compiled, recorded,
     )  # fmt: skip
     if processes == 1:
         return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
@@ -140,10 +151,11 @@ class _Training:
     path: str | Path | None
     start: nn.Module | None
     compiled: bool | None
+    statistics: SummaryStatistics
 
     def __call__(self, shard: Shard, check: Callable[[], None]) -> Trajectory:
         """Train the runs of a shard, and call ``check``, which may raise, after every step."""
-        ensemble, problem = self.ensemble, self.ensemble.problem
+        ensemble = self.ensemble
         model = ensemble.model(shard.groups)
         if self.start is not None:
             _copy_start(model, self.start)
@@ -151,7 +163,7 @@ class _Training:
         with (
             _live_writer(self.logdir if shard.first else None, self.steps) as writer,
             track(
-                model, optimizer, problem.statistics.of_runs(len(shard.runs)), every=self.every,
+                model, optimizer, self._recorded(model, len(shard.runs)), every=self.every,
                 writer=writer, path=shard.part(self.path), parameters=self._facts(),
             ) as tracker,
             counted(self.steps, self.progress and shard.first) as ticks,
@@ -162,6 +174,11 @@ class _Training:
             for _ in zip(ticks, training, strict=False):
                 check()
         return tracker.trajectory()
+
+    def _recorded(self, model: nn.Module, runs: int) -> SummaryStatistics:
+        """The statistics, of each replica by itself, and of those only that are runs."""
+        one_model = {name: p.ndim - 1 for name, p in model.named_parameters()}
+        return self.statistics.of_copies(one_model).of_runs(runs)
 
     def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
         problem = self.ensemble.problem
@@ -310,6 +327,14 @@ def _check_problem(problem: object) -> None:
         raise TypeError(
             f"expected a problem such as tl.GaussianMixture, got {type(problem).__name__}, which "
             f"has no {', '.join(missing)}"
+        )
+
+
+def _check_start(start: object) -> None:
+    if not isinstance(start, (nn.Module, type(None))):
+        raise TypeError(
+            f"expected start as a module, got {type(start).__name__}: make it by problem.model(), "
+            "and set its parameters, from which all runs start"
         )
 
 

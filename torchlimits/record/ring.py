@@ -16,7 +16,8 @@ from torchlimits.record.model_state import ModelState
 from torchlimits.record.own_names import unwrapped
 from torchlimits.record.replicas import Replicated
 from torchlimits.record.trial import Trial, tried
-from torchlimits.statistics.summary import StatisticError, SummaryStatistics
+from torchlimits.statistics.statistic_error import StatisticError
+from torchlimits.statistics.summary import SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
