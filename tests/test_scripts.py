@@ -40,6 +40,7 @@ def test_run_is_the_command(tmp_path):
     assert list((folder / "measured" / "1").glob("*tfevents*"))
 
 
+@pytest.mark.slow
 def test_all_benchmarks():
     done = run("bench.py", "--smoke", "--markdown")
     assert done.returncode == 0, done.stderr
@@ -63,6 +64,7 @@ def bench_cuda(monkeypatch):
     return importlib.import_module("bench_cuda")
 
 
+@pytest.mark.slow
 def test_every_part_of_the_benchmark_for_cuda_runs_on_the_cpu(bench_cuda, tmp_path):
     options = bench_cuda.Options(out=tmp_path, device="cpu", smoke=True)
     assert bench_cuda.main(options) == 0
@@ -169,7 +171,7 @@ def test_pictures(script, arguments, picture, found, tmp_path):
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("example", ["gelu", "digits"])
+@pytest.mark.parametrize("example", ["gelu", pytest.param("digits", marks=pytest.mark.slow)])
 def test_your_own(example, tmp_path):
     done = run("your_own.py", example, "--smoke", "--logdir", tmp_path)
     assert done.returncode == 0, done.stderr

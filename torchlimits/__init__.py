@@ -68,7 +68,8 @@ if TYPE_CHECKING:
     from torchlimits.record.sinks.csv import CSV
     from torchlimits.record.track import track
     from torchlimits.record.tracker import Tracker
-    from torchlimits.statistics.summary import StatisticError, SummaryStatistics
+    from torchlimits.statistics.statistic_error import StatisticError
+    from torchlimits.statistics.summary import SummaryStatistics
     from torchlimits.trajectory import Trajectory
 
 #: what is public in which module, opened when one of its names is first asked for
@@ -79,7 +80,8 @@ _PUBLIC = {
     "record.non_finite": "NonFiniteStatistic",
     "record.replicas": "replicate",
     "record.sinks.csv": "CSV",
-    "statistics.summary": "StatisticError SummaryStatistics",
+    "statistics.summary": "SummaryStatistics",
+    "statistics.statistic_error": "StatisticError",
     "trajectory": "Trajectory",
     "contracts.sink": "Sink",
     "contracts.observer": "Observer Watcher",

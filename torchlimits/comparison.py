@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,9 @@ from torch import Tensor
 
 from torchlimits import _text
 from torchlimits.trajectory import BAND, Trajectory
+
+if TYPE_CHECKING:
+    import pandas
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +48,8 @@ class Comparison:
         >>> found = compare(measured, Trajectory(times, steps, values / 2, ["m", "r2"]))
         >>> found.worst, found.sup_difference.tolist(), found.table().row_count
         ('r2', [1.25, 1.5], 2)
+        >>> found.to_pandas().sup_difference.to_dict()
+        {'m': 1.25, 'r2': 1.5}
     """
 
     names: list[str]
@@ -61,6 +68,22 @@ class Comparison:
     def worst(self) -> str:
         """The statistic with the largest difference."""
         return self.names[int(self.sup_difference.argmax())]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with one row for each statistic; needs pandas.
+
+        Returns:
+            The index ``statistic``, and a column for each of the numbers that the attributes hold
+            for every statistic, under the attribute's name.
+
+        Raises:
+            ImportError: without pandas.
+        """
+        import pandas
+
+        columns = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        numbers = {name: x.numpy() for name, x in columns.items() if isinstance(x, Tensor)}
+        return pandas.DataFrame(numbers, index=pandas.Index(self.names, name="statistic"))
 
     def table(self) -> Table:
         """The rich table that holds what ``print`` shows."""
