@@ -202,7 +202,11 @@ def test_bench_says_what_its_numbers_are(capsys):
 
 @pytest.mark.parametrize(
     ("number", "found"),
-    [("1", "equator at snr 0.8"), ("2", "rank 1 in theory"), ("3", "rank 2 in theory")],
+    [
+        pytest.param("1", "equator at snr 0.8", marks=pytest.mark.slow),
+        pytest.param("2", "rank 1 in theory", marks=pytest.mark.slow),
+        ("3", "rank 2 in theory"),
+    ],
 )
 def test_figures(number, found, capsys):
     assert main(["figures", number, "--smoke", "--logdir", "f"]) == 0
