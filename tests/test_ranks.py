@@ -29,6 +29,7 @@ RANKS = {
     "estimation": _PREDICT,
     "ensemble": {*_RECORD, "record", "problems.problem"},
     "experiments": {*_RECORD, "record", *_PREDICT, "ensemble"},
+    "cli": {*_RECORD, "record", *_PREDICT, "estimation", "ensemble", "experiments"},
     "integrations": {*_BELOW_CONTRACTS, "contracts", "record"},
 }
 
@@ -71,6 +72,8 @@ def graph():
 
 def room(name):
     first = name.split(".")[0]
+    if first == "__main__":
+        return "cli"
     return "_" if first.startswith("_") else first
 
 

@@ -16,8 +16,10 @@ from torchlimits import _checks, _random
 from torchlimits._checks import warn
 from torchlimits._threads import threads
 from torchlimits.contracts.kernel import BrokenKernelError, NoKernelError
+from torchlimits.ensemble.checkpoint import Checkpoint
 from torchlimits.ensemble.compiled import Gradients, compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
+from torchlimits.ensemble.data import Data
 from torchlimits.ensemble.launches import advanced, kernel_for
 from torchlimits.ensemble.processes import spawned
 from torchlimits.ensemble.progress import counted
@@ -43,7 +45,7 @@ def train(
     dtype: torch.dtype | None = None, every: int | None = None, progress: bool = True,
     logdir: str | Path | None = None, path: str | Path | None = None,
     start: nn.Module | None = None, group: Any = None, processes: int = 1,
-    compiled: bool | None = None,
+    compiled: bool | None = None, checkpoint: str | Path | None = None, max_runs: int = 16,
     statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None,
 ) -> Trajectory:  # fmt: skip
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
@@ -93,12 +95,19 @@ def train(
         statistics: what to record in place of the problem's own, for instance
             ``problem.statistics | {"mine": f}``. Functions in a dict are of one network, and are
             evaluated for each run.
+        checkpoint: a file in which the training keeps what it needs to go on, written every ten
+            seconds and at an interrupt, and removed at the end. If it is there already, the
+            training goes on from it, and gives the same numbers as one that was never interrupted,
+            bit for bit; with several processes there is a file for each. On the CPU only.
+        max_runs: at most so many runs are shown in TensorBoard while they are trained.
 
     Returns:
         The measured `Trajectory`, values ``(runs, T, k)``.
 
     Raises:
-        ValueError: if an argument is out of range, or there is no kernel for ``compiled=True``.
+        ValueError: if an argument is out of range, there is no kernel for ``compiled=True``, or
+            ``checkpoint`` is damaged, of another training, or asked for on another device than the
+            CPU.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
         TypeError: if ``problem`` is not a problem, ``start`` not a module, ``statistics`` neither a
             `SummaryStatistics` nor a dict, or ``dtype`` not a type of real numbers.
@@ -122,10 +131,16 @@ def train(
     _checks.positive_int("processes", processes)
     ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
     every = max(1, steps // 1000) if every is None else every
+    _checks.positive_int("max_runs", max_runs)
     training = _Training(
         ensemble, step_size, momentum, steps, every, runs,
-        progress, logdir, path, start, compiled, recorded,
+        progress, logdir, path, start, compiled, recorded, checkpoint, max_runs,
     )  # fmt: skip
+    if checkpoint is not None and not ensemble.on_cpu:
+        raise ValueError(
+            f"expected checkpoint=None on {device}, got {checkpoint}: only trainings on the CPU "
+            "can be gone on with"
+        )
     if processes == 1:
         return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
     if group is not None or not ensemble.on_cpu:
@@ -152,6 +167,8 @@ class _Training:
     start: nn.Module | None
     compiled: bool | None
     statistics: SummaryStatistics
+    checkpoint: str | Path | None
+    max_runs: int
 
     def __call__(self, shard: Shard, check: Callable[[], None]) -> Trajectory:
         """Train the runs of a shard, and call ``check``, which may raise, after every step."""
@@ -160,25 +177,48 @@ class _Training:
         if self.start is not None:
             _copy_start(model, self.start)
         optimizer = self._optimizer(model)
+        data = ensemble.data(shard.groups) if ensemble.on_cpu else None
+        logdir = self.logdir if shard.first else None
         with (
-            _live_writer(self.logdir if shard.first else None, self.steps) as writer,
+            _live_writer(logdir, self.steps, self.max_runs) as writer,
             track(
                 model, optimizer, self._recorded(model, len(shard.runs)), every=self.every,
                 writer=writer, path=shard.part(self.path), parameters=self._facts(),
             ) as tracker,
-            counted(self.steps, self.progress and shard.first) as ticks,
-            closing(
-                ensemble.training(model, optimizer, tracker, shard.groups, self.compiled)
-            ) as training,
         ):  # fmt: skip
-            for _ in zip(ticks, training, strict=False):
-                check()
+            kept = None
+            if self.checkpoint is not None and data is not None:
+                kept = Checkpoint(
+                    shard.part(self.checkpoint) or Path(self.checkpoint), self._call(shard),
+                    model=model, optimizer=optimizer, tracker=tracker, data=data,
+                )  # fmt: skip
+                kept.load()
+            with (
+                counted(self.steps, self.progress and shard.first, tracker.step) as ticks,
+                nullcontext() if kept is None else kept.waits_for_steps(),
+                closing(
+                    ensemble.training(model, optimizer, tracker, shard.groups, self.compiled, data)
+                ) as training,
+            ):
+                for _ in zip(ticks, training, strict=False):
+                    check()
+                    if kept is not None:
+                        kept.between_steps()
+        if kept is not None:
+            kept.remove()
         return tracker.trajectory()
 
     def _recorded(self, model: nn.Module, runs: int) -> SummaryStatistics:
         """The statistics, of each replica by itself, and of those only that are runs."""
         one_model = {name: p.ndim - 1 for name, p in model.named_parameters()}
         return self.statistics.of_copies(one_model).of_runs(runs)
+
+    def _call(self, shard: Shard) -> dict[str, Any]:
+        """What tells this training from others, JSON-able."""
+        place = {key: str(value) for key, value in self.ensemble.place.items()}
+        own = {"steps": self.steps, "every": self.every, "momentum": self.momentum}
+        runs = [shard.runs.start, shard.runs.stop]
+        return {**self._facts(), **own, **place, "runs": runs, "compiled": bool(self.compiled)}
 
     def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
         problem = self.ensemble.problem
@@ -249,15 +289,21 @@ class Ensemble:
 
     def training(
         self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
-        compiled: bool | None,
+        compiled: bool | None, data: Data | None,
     ) -> Generator[None]:  # fmt: skip
-        """Step after step, without end."""
-        if not self.on_cpu:
+        """Step after step, without end; data that are drawn on the CPU come from ``data``."""
+        if data is None:
             return self._accelerated(model, optimizer, tracker, groups, compiled)
         gradients = self._gradients(model)
         if compiled:
             gradients = compiled_gradients(model, self.problem.loss, otherwise=gradients)
-        return self._stepping(gradients, optimizer, groups)
+        return self._stepping(gradients, optimizer, data)
+
+    def data(self, groups: range) -> Data:
+        """The data of all steps of some groups, on the CPU."""
+        sample = partial(self.problem.sample, self.batch_size, **self.place)
+        sources = _random.generators(self.seed, groups, purpose=1)
+        return Data(sample, sources, lanes=self.lanes, length=self.length)
 
     def _accelerated(
         self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
@@ -293,16 +339,12 @@ class Ensemble:
         return replayed(step, self._generator, tracker)
 
     def _stepping(
-        self, gradients: Gradients, optimizer: torch.optim.Optimizer, groups: range
+        self, gradients: Gradients, optimizer: torch.optim.Optimizer, data: Data
     ) -> Generator[None]:
         workers = max(1, torch.get_num_threads() // 2)
-        sample = partial(self.problem.sample, self.batch_size, **self.place)
-        sources = _random.generators(self.seed, groups, purpose=1)
-        data = _random.stream(
-            sample, sources, lanes=self.lanes, length=self.length, workers=workers
-        )
-        with closing(data), threads(max(1, torch.get_num_threads() - workers)):
-            for x, y in data:
+        own = max(1, torch.get_num_threads() - workers)
+        with closing(data.stream(workers)) as drawn, threads(own):
+            for x, y in drawn:
                 gradients(x, y)
                 optimizer.step()
                 yield
@@ -373,9 +415,11 @@ def _copy_start(model: nn.Module, start: nn.Module) -> None:
             own[name].copy_(parameter.to(own[name].device))
 
 
-def _live_writer(logdir: str | Path | None, steps: int) -> AbstractContextManager[Any]:
+def _live_writer(
+    logdir: str | Path | None, steps: int, max_runs: int
+) -> AbstractContextManager[Any]:
     if logdir is None:
         return nullcontext()
     from torchlimits import tensorboard
 
-    return tensorboard.Writer(Path(logdir) / "measured", total_steps=steps)
+    return tensorboard.Writer(Path(logdir) / "measured", total_steps=steps, max_runs=max_runs)
