@@ -45,6 +45,7 @@ mathjax_path = "tex-svg.js"
 # examples are executed when the pages are built
 nb_execution_mode = "cache"
 nb_execution_raise_on_error = True
+nb_execution_in_temp = True
 nb_execution_timeout = 120
 nb_merge_streams = True
 

@@ -19,7 +19,6 @@ PRINTED = {
     "howto/statistics.md": "[11 rows x",
     "howto/custom_statistic.md": "alignment",
     "howto/sinks.md": "'norm'",
-    "howto/resume.md": "tensor([  0,  60,  61, 100])",
     "howto/lightning.md": "2 statistics, 33 times",
     "howto/transformers.md": "2 statistics, 21 times",
     "howto/parallel.md": "5 statistics, 21 times",
