@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import torchlimits as tl
 from torchlimits import _checks
-from torchlimits.ensemble.train import Ensemble
+from torchlimits.ensemble.ensemble import Ensemble
 
 #: `compiled=` of `tl.train`
 WAYS = {"captured": False, "kernel": True}

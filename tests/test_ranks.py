@@ -106,6 +106,19 @@ def test_no_circle_of_files():
     TopologicalSorter(graph()).prepare()
 
 
+def test_no_file_takes_the_place_of_a_public_name():
+    """A submodule that is loaded later becomes the package's attribute of its name."""
+    for init in PACKAGE.rglob("*/__init__.py"):
+        tree = ast.parse(init.read_text())
+        loaded = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and "__all__" in
+                 [getattr(t, "id", "") for t in n.targets]]  # fmt: skip
+        for name in (name for value in lists for name in ast.literal_eval(value)):
+            if (init.parent / f"{name}.py").exists():
+                room = ".".join(init.parent.relative_to(PACKAGE.parent).parts)
+                assert {f"{room}.{name}", room} & loaded, f"{room}.{name} is two things"
+
+
 def test_the_checks_notice(tmp_path):
     """An import in a function, one under TYPE_CHECKING, and a circle."""
     file = tmp_path / "file.py"

@@ -6,7 +6,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import _random, _threads
-from torchlimits.ensemble.train import Ensemble
+from torchlimits.ensemble.ensemble import Ensemble
 
 
 @pytest.fixture

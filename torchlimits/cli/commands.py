@@ -11,10 +11,14 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 from torchlimits.cli.bench import Bench
 from torchlimits.cli.compare import Compare
 from torchlimits.cli.figures import Figures
+from torchlimits.cli.problems import PROBLEMS
 from torchlimits.cli.regime import Regime
 from torchlimits.cli.resume import Resume
 from torchlimits.cli.run import Run
 from torchlimits.cli.show import Show
+
+#: the words that the command line begins with
+NAMES = {"run", "show", "compare", "figures", "regime", "bench", *PROBLEMS}
 
 _DESCRIPTION = """\
 Record summary statistics of PyTorch training beside what high-dimensional theory predicts.

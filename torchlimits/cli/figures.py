@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torchlimits.cli.programs import program
 
@@ -15,19 +15,19 @@ from torchlimits.cli.programs import program
 class Figures:
     """Draw figures 1 to 3 of arXiv 2206.04030: real SGD with the paper's parameters, and theory.
 
-    Figure 1 is matrix PCA (n = 1500, 10 n steps, dense data) below and above the threshold, figure
-    2 the binary mixture (N = 250, snr 100, K = 2, 200 runs), figure 3 the XOR mixture (N = 250, snr
-    1000, K = 4, 200 runs). Under each stand the numbers that it shows against theory. On two cores
-    they take about 4, 1 and 1 minutes.
+    Figure 1 is matrix PCA (n = 1500, 10 n steps, dense data), below and above the threshold.
+    Figures 2 and 3 are the binary and the XOR mixture (N = 250, K = 2 and 4, 200 runs each).
+    Under each stand the numbers that it shows against theory.
+    On two cores they take about four minutes, one and one.
     """
 
     figure: Annotated[Literal["1", "2", "3", "all"], Positional]
     """Which of the figures to draw."""
-    smoke: bool = False
+    smoke: Annotated[bool, FlagCreatePairsOff] = False
     """Take small sizes, in seconds, to see that all works; the numbers mean little then."""
     seed: int = 0
     """The seed of starts and data."""
-    logdir: Path = Path("runs/figures")
+    logdir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/figures")
     """The folder for the pictures, and for TensorBoard's files."""
 
     def main(self) -> None:

@@ -141,5 +141,7 @@ def given_folder(path: Path) -> Folder:
             f"expected a folder without a run, got {path}, which has one: give another --logdir, "
             f"or go on with that run by --resume {path}"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    from torchlimits.tensorboard.tags import log_folder
+
+    log_folder(path)
     return folder

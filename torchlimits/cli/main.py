@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 #: exit codes: of an error, of a command line that is not understood, of an interrupt
@@ -30,10 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         # imported here: an interrupt during the imports ends in a sentence too
-        from torchlimits.cli.commands import command_of
+        from torchlimits.cli.commands import NAMES, command_of
 
         words = list(sys.argv[1:] if arguments is None else arguments)
-        command, code = _understood(command_of, words)
+        command, code = _understood(command_of, NAMES, words)
         if command is not None:
             with warnings.catch_warnings():
                 warnings.showwarning = _note
@@ -52,19 +53,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return ERROR
 
 
-def _understood(command_of: Any, words: list[str]) -> tuple[Any, int]:
+def _understood(command_of: Any, names: Collection[str], words: list[str]) -> tuple[Any, int]:
     """The command that the words ask for, or None and the exit code."""
-    said = io.StringIO()
+    said, page = io.StringIO(), _Page(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8")
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(page):
             return command_of(words), 0
     except SystemExit as stop:
         if not stop.code:
+            page.seek(0)
+            sys.stdout.write(page.read())
             return None, 0
-        # what is in the box of tyro's, in one line
-        text = " ".join(re.sub("[─│╭╮╰╯]+", " ", said.getvalue()).split())
-        print(f"error: {text or stop.code}", file=sys.stderr)
+        print(f"error: {_misuse(said.getvalue(), words, names)}", file=sys.stderr)
         return None, MISUSE
+
+
+class _Page(io.TextIOWrapper):
+    """What help is written to: as colourful as the standard output, unless NO_COLOR is set."""
+
+    def isatty(self) -> bool:
+        # tyro does not know NO_COLOR
+        terminal = sys.__stdout__ is not None and sys.__stdout__.isatty()
+        return terminal and not os.environ.get("NO_COLOR")
+
+
+def _misuse(box: str, words: list[str], names: Collection[str]) -> str:
+    """What tyro says in a box, in one sentence that names the help to read."""
+    plain = re.sub("\x1b\\[[0-9;]*m", "", box)
+    inside = plain.strip().splitlines()[1:]  # after the title
+    text = " ".join(re.sub("[─│╰╯]+|-{9,}", " ", " ".join(inside)).split())
+    said = re.split(
+        r" (?:Perhaps you meant|Argument helptext|For full helptext|Available)\b", text
+    )[0]
+    meant = re.search(r"Perhaps you meant: (--[\w-]+)", text)
+    hint = f" (perhaps {meant[1]} was meant)" if meant else ""
+    known = itertools.takewhile(lambda word: word in names, words)
+    asked = " ".join(["torchlimits", *known])
+    return f"{said.rstrip('.')}{hint}: see `{asked} --help`"
 
 
 def sentence(error: BaseException) -> str:

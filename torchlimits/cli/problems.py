@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import FlagCreatePairsOff, arg
 
 if TYPE_CHECKING:
     from torchlimits.problems.mixture.problem import GaussianMixture
@@ -22,8 +24,7 @@ class Options:
     time: float = 2.0
     """The limit time to train for: the number of steps times the learning rate."""
     start: Literal["informed", "random"] = "informed"
-    """Where training starts: off the saddle, where theory holds from the first step on, or at
-    random, as networks usually start, which is near a saddle."""
+    """Start off the saddle, where theory holds from the first step on, or at random, near it."""
     runs: int = 1
     """The number of independent runs. Random starts differ from run to run."""
     seed: int = 0
@@ -36,9 +37,9 @@ class Options:
     """The device to train on; auto takes CUDA where there is one."""
     shown: int = 3
     """The largest number of runs that TensorBoard shows."""
-    logdir: Path | None = None
+    logdir: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None
     """The folder to write to; by default a new one such as runs/xor/0001-snr8-lr2."""
-    open: bool = False
+    open: Annotated[bool, FlagCreatePairsOff] = False
     """Start TensorBoard at the end, and open it in the browser."""
 
     @property
@@ -162,6 +163,7 @@ class Tensor(_Spiked):
     The problem of section 3 of arXiv 2206.04030 at order 3 or more.
     """
 
+    step_size: float = 0.5
     time: float = 1.0
     snr: float = 6.0
     """The signal-to-noise ratio lambda."""

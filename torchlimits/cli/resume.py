@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import FlagCreatePairsOff, arg
 
 from torchlimits.cli.folders import Folder
 from torchlimits.cli.problems import options_of
@@ -18,9 +21,9 @@ class Resume:
     cannot be gone on with, it begins again.)
     """
 
-    resume: Path
+    resume: Annotated[Path, arg(metavar="FOLDER")]
     """The folder of the run, runs/xor/0001-snr8-lr2 for instance."""
-    open: bool = False
+    open: Annotated[bool, FlagCreatePairsOff] = False
     """Start TensorBoard at the end, and open it in the browser."""
 
     def main(self) -> None:

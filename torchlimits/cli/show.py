@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 if TYPE_CHECKING:
     from torchlimits.trajectory import Trajectory
@@ -20,16 +20,15 @@ _ENDS = (".npz", ".rows", ".unfinished")
 class Show:
     """Print what a trajectory holds, or what there is below a log directory.
 
-    A run that goes on, or that was killed, can be shown too. Of a folder without subfolders for
-    its trajectories, each is shown; of a log directory, there is a row for each trajectory.
+    Runs that go on, and runs that were killed, can be shown too.
     """
 
     path: Annotated[Path, Positional]
     """A trajectory file, the folder of a run, or a log directory."""
-    plot: Path | None = None
-    """A picture to draw of it; the ending (.png, .pdf, .svg) says in which format."""
-    to: Path | None = None
-    """A file to write the values to: .csv, or .npz, which numpy reads."""
+    plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Draw a picture of it; the ending .png, .pdf or .svg says in which format."""
+    to: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write its values to a file that ends in .csv or in .npz, which numpy reads."""
 
     def main(self) -> None:
         """Print it, and write what was asked for."""
@@ -42,13 +41,13 @@ class Show:
                 f"expected a trajectory, or a folder with some in it or below it, got {self.path}, "
                 "which has none: `torchlimits run xor` makes one"
             )
-        if len(files) == 1:
-            self._one(files[0])
-            return
         if self.plot is not None or self.to is not None:
-            self._pair(files)
-            return
-        _print_list(self.path, files)
+            self._write_of(files)
+        elif all(file.parent == self.path for file in files):
+            for file in files:
+                self._one(file)
+        else:
+            _print_list(self.path, files)
 
     def _one(self, file: Path) -> None:
         """Print one trajectory, and write what was asked for."""
@@ -56,24 +55,27 @@ class Show:
         from torchlimits.trajectory import Trajectory
 
         path = Trajectory.load(file)
-        print(f"{file}: {path!r}\n")
-        print(laid_out(trajectory_rows(path)))
+        print(f"{file}: {path!r}")
+        print(laid_out(trajectory_rows(path)), end="\n\n")
         self._write(path)
         if self.plot is not None:
             self._draw(measured=path)
 
-    def _pair(self, files: list[Path]) -> None:
-        """Draw what one run has measured and predicted."""
+    def _write_of(self, files: list[Path]) -> None:
+        """Write one trajectory, or draw what one run has measured and predicted."""
         from torchlimits.trajectory import Trajectory
 
+        if len(files) == 1:
+            self._one(files[0])
+            return
         sides = {file.name.split(".")[0]: file for file in files if file.parent == self.path}
         if self.to is not None or set(sides) != {"measured", "predicted"}:
             raise ValueError(
-                f"expected one trajectory for --plot and --to, or for --plot the folder of one "
-                f"run, got {self.path} with {len(files)} trajectories: give one of them, such as "
+                "expected one trajectory for --to, and for --plot one or the folder of one run, "
+                f"got {self.path} with {len(files)} trajectories: give one of them, such as "
                 f"{files[0]}"
             )
-        self._draw(**{side: Trajectory.load(file) for side, file in sides.items()})
+        self._draw(*(Trajectory.load(sides[side]) for side in ("measured", "predicted")))
 
     def _write(self, path: Trajectory) -> None:
         if self.to is None:
@@ -115,7 +117,6 @@ def trajectories_below(folder: Path) -> list[Path]:
     for place, folders, names in os.walk(folder):
         folders.sort()
         found += [Path(place, name) for name in sorted(names) if name.endswith(_ENDS)]
-    # of a run that goes on after an interrupt, what it had is there beside what it has
     return found
 
 
@@ -124,7 +125,7 @@ def _print_list(folder: Path, files: list[Path]) -> None:
     from torchlimits.cli.tables import laid_out
     from torchlimits.trajectory import Trajectory
 
-    rows = [["trajectory", "statistics", "rows", "last step", "t", "runs"]]
+    rows = [["trajectory", "statistics", "rows", "last step", "t", "runs", "state"]]
     troubles: list[str] = []
     for file in files:
         name = str(file.relative_to(folder))
@@ -134,8 +135,23 @@ def _print_list(folder: Path, files: list[Path]) -> None:
             troubles.append(f"{name}: {' '.join(str(error).split())}")
             continue
         last = [f"{int(path.steps[-1])}", f"{float(path.times[-1]):g}"] if len(path) else ["", ""]
-        rows.append([name, str(len(path.names)), str(len(path)), *last, str(path.runs)])
+        rows.append(
+            [name, str(len(path.names)), str(len(path)), *last, str(path.runs), _state(file)]
+        )
     if len(rows) > 1:
         print(laid_out(rows))
     for trouble in troubles:
         print(trouble)
+
+
+def _state(file: Path) -> str:
+    """How far the run is that a trajectory is of."""
+    from torchlimits.cli.folders import Folder
+
+    if file.name.endswith(".unfinished"):
+        return "unfinished"
+    try:
+        _, stage = Folder(file.parent).read()
+    except ValueError:  # not a run of the command
+        return "complete"
+    return "complete" if stage == "finished" else "interrupted"

@@ -10,7 +10,7 @@ import torch
 from torchlimits import _checks
 
 
-def timed(work: Callable[[], object], units: float = 1.0) -> float:
+def timed(work: Callable[[], object], units: float | int = 1) -> float:
     """Return the seconds a unit of one call, with what it left running on a device.
 
     Args:

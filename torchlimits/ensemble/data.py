@@ -93,6 +93,6 @@ class Data:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken; call it before `stream`."""
         for source, kept in zip(self._sources, state["states"], strict=True):
-            source.set_state(kept)
+            source.set_state(kept.clone())  # which must own its memory
         self.steps = int(state["steps"])
         self._begin_at(int(state["block"]))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits.statistics.entries import as_float, entry_names
+from torchlimits.statistics.entry_names import as_float, entry_names
 from torchlimits.statistics.over_copies import OverCopies
 from torchlimits.statistics.quadratic import Parameters, Quadratic, near
 from torchlimits.statistics.reads import Reading, ReadRecorder

@@ -37,7 +37,7 @@ def figure1(options: PaperOptions, console: Console) -> Figure:
         predicted = dynamics.solve(path.initial, path.times)
         folder = options.logdir / f"figure1/snr {snr:g}"
         tensorboard.write(folder, measured=path, predicted=predicted)
-        _pca_row(row, problem, path, predicted)
+        _pca_row(list(row), problem, path, predicted)
         _pca_numbers(console, problem, path)
     with console.status(f"{runs} implicit runs at snr 0.8"):
         problem = SpikedTensor(dim=n, order=2, snr=snrs[0])
