@@ -312,3 +312,17 @@ def test_logged_columns_are_selected_and_drawn_as_statistics_are():
     assert path["loss"].shape == (5, 1)
     assert path.plot("loss/train").lines[0].get_ydata().tolist() == [1, 0.5, 1 / 3, 0.25]
     assert path["a"][:4, 0].tolist() == [0.0] * 4
+
+
+def test_a_notebook_shows_where_each_statistic_goes():
+    path = of_families(names=["<m>", "r2"])
+    path.values[0, 1, 1] = torch.nan
+    text = path._repr_html_()
+    assert "&lt;m&gt;" in text
+    first, last = (sorted(path["<m>"][:, t].tolist()) for t in (0, -1))
+    assert f">{first[0]:.4g} ... {first[1]:.4g}</td>" in text
+    assert f">{last[0]:.4g} ... {last[1]:.4g}</td>" in text
+    assert f">{path['<m>'].min():.4g}</td>" in text
+    assert ">nan" not in text
+    assert "98 other" in of_families(names=[f"a{i}" for i in range(128)])._repr_html_()
+    assert "<table>" in path.slice(slice(0, 0))._repr_html_()

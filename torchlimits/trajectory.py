@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks, _curves, _frames, _names
+from torchlimits._overview import overview
 from torchlimits.files import npz, row_reader
 from torchlimits.files.place import unfinished
 from torchlimits.files.rows import MAGIC, Header
@@ -138,6 +139,10 @@ class Trajectory:
         return (
             f"Trajectory({len(self.names)} statistics, {len(self)} times, {span}, runs={self.runs})"
         )
+
+    def _repr_html_(self) -> str:
+        values = self.values.reshape(-1, *self.values.shape[-2:]).numpy()
+        return overview(repr(self), self.names, values).html()
 
     def __getitem__(self, name: str) -> Float[Tensor, "..."]:
         """The values of one statistic, or of all that belong to a family.

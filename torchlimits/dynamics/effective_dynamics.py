@@ -14,7 +14,7 @@ from torchlimits.contracts.vector_field import VectorField
 from torchlimits.dynamics import fixed_points
 from torchlimits.dynamics.band import fluctuations
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.dynamics.fixed_points import FixedPoint
+from torchlimits.dynamics.fixed_points import FixedPoints
 from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.dynamics.solver import integrate
@@ -107,7 +107,7 @@ class EffectiveDynamics(Flow):
     def fixed_points(
         self, starts: Float[Tensor, "S k"] | None = None, *, count: int = 200,
         flow: float | None = None, seed: int = 0,
-    ) -> list[FixedPoint]:  # fmt: skip
+    ) -> FixedPoints:  # fmt: skip
         """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
 
         See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and

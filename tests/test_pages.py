@@ -1,0 +1,43 @@
+"""The pages of docs/: their examples run, and what they say of files and names is true.
+
+Code cells of the tutorials, the gallery and the notebook are executed when the pages are built.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {
+    str(page.relative_to(DOCS)): re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    for page in sorted(DOCS.rglob("*.md"))
+}
+#: what some print
+PRINTED = {
+    "howto/statistics.md": "[11 rows x",
+    "howto/custom_statistic.md": "alignment",
+    "howto/sinks.md": "'norm'",
+    "howto/lightning.md": "2 statistics, 33 times",
+    "howto/transformers.md": "2 statistics, 21 times",
+    "howto/parallel.md": "5 statistics, 21 times",
+    "howto/replicas.md": "runs=5",
+    "howto/own_problem.md": "FixedPoint([0.08333], stable)",
+}
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
+def test_examples_run_one_after_the_other(page, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": 0}
+    for name, value in alone.items():  # as torchrun sets them
+        monkeypatch.setenv(name, str(value))
+    known = {}
+    for block in PAGES[page]:
+        exec(compile(block, page, "exec"), known)
+    assert PRINTED.get(page, "") in capsys.readouterr().out
+
+
+def test_the_pages_that_print_have_examples():
+    assert not [page for page in PRINTED if not PAGES[page]]
