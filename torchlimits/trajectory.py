@@ -18,6 +18,7 @@ from torch import Tensor
 from torchlimits import _checks, _curves, _frames, _names
 from torchlimits._overview import overview
 from torchlimits.files import npz, row_reader
+from torchlimits.files.folder import prepared
 from torchlimits.files.place import unfinished
 from torchlimits.files.rows import MAGIC, Header
 
@@ -141,7 +142,7 @@ class Trajectory:
         )
 
     def _repr_html_(self) -> str:
-        values = self.values.reshape(-1, *self.values.shape[-2:]).numpy()
+        values = self.values.reshape(self.runs, *self.values.shape[-2:]).numpy()
         return overview(repr(self), self.names, values).html()
 
     def __getitem__(self, name: str) -> Float[Tensor, "..."]:
@@ -301,7 +302,7 @@ class Trajectory:
         return panels if name is None else panels[0]
 
     def _panel(self, title: str, x: str) -> _curves.Curves:
-        shape = (-1, *self.values.shape[-2:])
+        shape = (self.runs, *self.values.shape[-2:])
         return _curves.Curves(
             title, (self.times if x == "time" else self.steps).numpy(), self.names,
             self.values.reshape(shape).numpy(),
@@ -324,6 +325,8 @@ class Trajectory:
             ValueError: if names or metadata are so long that the file could not be read again.
             OSError: if it cannot be written; then what was at ``path`` is still there.
         """
+        # the file behind a symbolic link, not a file in the place of the link
+        place = prepared(Path(os.path.realpath(path)))
         fields: dict[str, np.ndarray] = {
             "times": self.times.numpy(),
             "steps": self.steps.numpy(),
@@ -332,8 +335,7 @@ class Trajectory:
         }
         if self.std is not None:
             fields["std"] = self.std.numpy()
-        # the file behind a symbolic link, not a file in the place of the link
-        npz.write(Path(os.path.realpath(path)), self.names, fields)
+        npz.write(place, self.names, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -358,6 +360,8 @@ class Trajectory:
                 f"far is read from {unfinished(path)}"
             )
             path = unfinished(path)
+        if not path.exists():
+            raise FileNotFoundError(f"expected a trajectory file, got {path}: there is none")
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(f"expected a trajectory file, got {path}, which is not a regular file")
         with path.open("rb") as file:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torchlimits import _text
+from torchlimits._text import Table, terminal_width
 
 if TYPE_CHECKING:
     from torchlimits.trajectory import Trajectory
 
 
 def laid_out(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
-    """Return a table, or where it is too wide, a block of lines for each row.
+    """Return a table that the terminal has room for, and that loses nothing.
 
     Args:
         rows: the header, and one row for each entry.
@@ -22,25 +20,11 @@ def laid_out(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
 
     Example:
         >>> print(laid_out([["run", "rows"], ["0001", "12"]], width=8))
-        run: 0001
-          rows: 12
+        0001
+          rows:
+            12
     """
-    text = _text.table(rows)
-    if width is None:
-        if not sys.stdout.isatty():
-            return text
-        width = shutil.get_terminal_size().columns
-    if max(map(len, text.splitlines())) <= width:
-        return text
-    header, *entries = rows
-    blocks = [
-        "\n".join(
-            f"{'  ' * (i > 0)}{name}: {cell}"
-            for i, (name, cell) in enumerate(zip(header, entry, strict=True))
-        )
-        for entry in entries
-    ]
-    return "\n".join(blocks)
+    return Table(rows).text(terminal_width() if width is None else width)
 
 
 def trajectory_rows(path: Trajectory) -> list[list[str]]:
