@@ -36,10 +36,9 @@ suppress_warnings: list[str] = []
 
 # equations are drawn by a MathJax that is shipped with the pages: nothing is loaded from elsewhere
 mathjax = importlib.util.find_spec("mathjax")
-assert mathjax and mathjax.submodule_search_locations, "pip install 'torchlimits[docs]'"
-html_static_path.append(
-    str(Path(mathjax.submodule_search_locations[0], "static/mathjax/es5/tex-svg.js"))
-)
+if mathjax is None or not mathjax.submodule_search_locations:
+    raise ModuleNotFoundError("expected the extra docs: pip install 'torchlimits[docs]'")
+html_static_path.append(mathjax.submodule_search_locations[0] + "/static/mathjax/es5/tex-svg.js")
 mathjax_path = "tex-svg.js"
 
 # examples are executed when the pages are built
@@ -66,11 +65,41 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 default_role = "py:obj"
 suppress_warnings = ["ref.python"]  # of a name that several classes have, the nearest is meant
+WITHOUT_A_PAGE = [
+    "Entries",
+    "Estimator",
+    "Follower",
+    "Gram",
+    "PARTS",
+    "RESOLUTION",
+    "Recording",
+    "SGDLimit",
+    "SecondLayer",
+    "SpikedField",
+    "MixtureField",
+    "NoKernelError",
+    r"Flow\.equation",
+    r"VectorField\.error",
+    r"FixedPointComponent\.classes",
+    r"small_noise\.components",
+    r"(?:\S+\.)?relu_moments",
+    r"torchlimits\.comparison\.WorstRuns",
+    r"Comparison\.worst_runs",
+    r"torchlimits\.(?:dynamics\.fixed_points\.find|estimation\.conditions\.closability)",
+    r"torchlimits\.(?:optim\.schedule|files\.row_file|ensemble\.shard)",
+    "optimizer",
+    "every",
+    "fit",
+    r"item\(\)",
+    r"backward\(\)",
+    r"table\(\)",
+    "__call__",
+]
 nitpick_ignore_regex = [
     ("py:.*", r"\.?(torch|nn|numpy|copy|lightning|transformers|jaxtyping)\..*"),
     ("py:class", r"(?!torchlimits\b).*"),  # types of attributes
-    # named for whoever reads the source; they have no page
-    ("py:.*", r"\.?(Entries|Estimator|Follower|Gram|PARTS|Recording|SecondLayer|SpikedField)"),
+    # named for whoever reads the source: they have no page of their own
+    ("py:.*", rf"\.?({'|'.join(WITHOUT_A_PAGE)})"),
 ]
 
 
@@ -81,14 +110,16 @@ def plain(app, what, name, obj, options, lines):
         example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
         if not example:
             parts = re.split(r"((?::[\w:]+:)?`+[^`]+`+)", line)
-            parts[::2] = [re.sub(r"([|*](?=\w)|(?<=\w)[|*])", r"\\\1", one) for one in parts[::2]]
+            parts[::2] = [re.sub(r"(?<!\\)(\||\*(?=\w)|(?<=\w)\*)", r"\\\1", x) for x in parts[::2]]
             lines[i] = "".join(re.sub(r"^`(tl\.)?([\w.]+)`$", linked, one) for one in parts)
 
 
 def linked(found):
     """Return the role for a name, which may be that of any object with this ending."""
-    return f":py:obj:`.{found[2]}`" if not found[1] else f":py:obj:`{found[0][1:-1]} <torchlimits.{found[2]}>`"
+    name = found[0][1:-1]
+    return f":py:obj:`{name} <torchlimits.{found[2]}>`" if found[1] else f":py:obj:`.{name}`"
 
 
 def setup(app):
+    """Register what is done to docstrings."""
     app.connect("autodoc-process-docstring", plain)

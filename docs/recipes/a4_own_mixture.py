@@ -1,4 +1,4 @@
-"""Means and class weights of one's own, and a statistic beside the problem's, with its prediction."""
+"""Own means and class weights, and a statistic beside the problem's, with its prediction."""
 
 import torch
 

@@ -15,7 +15,8 @@ statistics = {
 with tl.track(model, optimizer, statistics, writer="runs/cnn", every=5) as tracker:
     for _ in range(200):
         x = torch.randn(32, 1, 8, 8)
-        loss = torch.nn.functional.cross_entropy(model(x), x.mean((1, 2, 3)).argsort().remainder(10))
+        y = 5 * (x.mean((1, 2, 3)) > 0).long()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
