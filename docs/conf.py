@@ -54,7 +54,7 @@ autosummary_generate = True
 # some file systems take Estimate and estimate for one name
 autosummary_filename_map = {
     f"torchlimits.{name}": f"{'class' if name[0].isupper() else 'function'}-{name}"
-    for name in torchlimits.__all__
+    for name in dir(torchlimits)
 }
 autodoc_typehints = "none"  # types and shapes are in the docstrings, in words and symbols
 autodoc_member_order = "bysource"

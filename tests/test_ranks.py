@@ -152,7 +152,7 @@ def test_the_front_door_is_light():
     code = (
         "import sys, torchlimits as tl\n"
         "heavy = {'torchdiffeq', 'scipy', 'matplotlib', 'tensorboard'}\n"
-        "shown = dir(tl) == sorted(tl.__all__) and not any(n.startswith('_') for n in dir(tl))\n"
+        "shown = dir(tl) == sorted(dir(tl)) and not any(n.startswith('_') for n in dir(tl))\n"
         "print(heavy & set(sys.modules), shown)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -168,12 +168,24 @@ def test_the_front_door_says_the_same_three_times():
         for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
         if isinstance(node, ast.If)
     ]
+    *sources, listed = block.body
     static = {
         alias.name: node.module.removeprefix("torchlimits").strip(".")
-        for node in block.body
+        for node in sources
         for alias in node.names
     }
     homes = {**tl._HOMES, **{n: m.rpartition(".")[0] for n, m in tl._MODULES.items()}}
     assert static == homes
-    assert sorted(static) == sorted(tl.__all__)
-    assert all(getattr(tl, name) is not None for name in tl.__all__)
+    assert sorted(static) == sorted(ast.literal_eval(listed.value)) == dir(tl)
+    assert all(getattr(tl, name) is not None for name in dir(tl))
+    starred = {}
+    exec("from torchlimits import *", starred)
+    assert set(dir(tl)) <= set(starred)
+
+
+def test_help_fits_two_screens_and_leads_on():
+    """In a program of its own: pydoc lists what has been opened, too."""
+    code = "import pydoc, torchlimits as tl; print(pydoc.render_doc(tl, renderer=pydoc.plaintext))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) <= 100
+    assert "help(torchlimits.track)" in run.stdout

@@ -360,8 +360,6 @@ class Trajectory:
                 f"far is read from {unfinished(path)}"
             )
             path = unfinished(path)
-        if not path.exists():
-            raise FileNotFoundError(f"expected a trajectory file, got {path}: there is none")
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError(f"expected a trajectory file, got {path}, which is not a regular file")
         with path.open("rb") as file:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from torchlimits import _checks
+from torchlimits._dir import OwnNames
 from torchlimits.statistics.summary import SummaryStatistics
 
 
-class Replicated(nn.Module):
+class Replicated(OwnNames, nn.Module):
     """R copies of a module: parameters and buffers under the same names, each ``(R, *shape)``.
 
     Made by `replicate`, which has an example. The forward takes inputs ``(R, ...)``, one for each

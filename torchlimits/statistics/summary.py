@@ -75,8 +75,7 @@ class SummaryStatistics:
         >>> runs.batch_dims(stacked), runs(stacked).shape, runs.of_runs(4)(stacked).shape
         (1, torch.Size([7, 2]), torch.Size([4, 2]))
 
-    Statistics beside others, of a problem for instance; where both have a name, the right one's
-    function counts:
+    Statistics beside those of a problem; of two of one name the right one counts:
 
         >>> import torchlimits as tl
         >>> problem = tl.SpikedTensor(dim=50, order=2, snr=2.0)
@@ -105,8 +104,7 @@ class SummaryStatistics:
         self.functions = dict(functions)
         self.symmetric = frozenset(symmetric)
         self.parameter_dims = None if parameter_dims is None else dict(parameter_dims)
-        #: of the replicas, the first so many count; the others fill up what is computed at once
-        self._runs: int | None = None
+        self._runs: int | None = None  # of the replicas so many count; the others fill up a group
 
     @classmethod
     def of(
@@ -134,9 +132,8 @@ class SummaryStatistics:
     ) -> SummaryStatistics:
         """These statistics and others, which replace those of the same name.
 
-        What a problem's statistics know beyond their functions is kept: which matrices are
-        symmetric, and how many dimensions parameters have without replicas. Functions in a dict
-        are of one model, and stand for every replica.
+        Which matrices are symmetric, and how many dimensions parameters have without replicas, is
+        kept. Functions in a dict are of one model, and stand for every replica.
 
         Args:
             other: a `SummaryStatistics`, or ``{name: function}``.
@@ -155,7 +152,12 @@ class SummaryStatistics:
         return _joined(SummaryStatistics.of(other), self)
 
     def keys(self) -> NoReturn:
-        """Refuse ``{**statistics}``: a dict would forget which statistics are symmetric."""
+        """Refuse ``{**statistics}``: a dict would forget which statistics are symmetric.
+
+        >>> SummaryStatistics({"one": abs}).keys()
+        Traceback (most recent call last):
+        TypeError: expected statistics | {name: function}, got {**statistics}: ...
+        """
         raise TypeError(
             "expected statistics | {name: function}, got {**statistics}: a dict would forget "
             f"which of {list(self.functions)} are symmetric; .functions is the plain dict"
