@@ -411,6 +411,7 @@ def test_a_resumed_run_keeps_the_tags_that_its_folder_has(tmp_path, kind):
     state = write_with(state, rows(8, 10))
     assert state["tags"] == "commas"
     assert steps_in(tmp_path) == list(range(5))
-    assert steps_in(tmp_path, "m/0,1") == list(range(5, 10))
+    # torch numbers the files that a process makes: the tenth is read before the ninth
+    assert sorted(steps_in(tmp_path, "m/0,1")) == list(range(5, 10))
     with pytest.raises(ValueError, match="tags"):
         write_with({**state, "tags": 7})

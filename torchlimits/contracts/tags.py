@@ -7,15 +7,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torchlimits.trajectory import BAND
-
 #: how indices are written: a level each ...
 LEVELS = "levels"
 #: ... or, in runs that were begun before there were levels, with commas
 COMMAS = "commas"
-
-#: TensorBoard opens the first groups of tags, by name; this one comes after all letters
-_BAND_GROUP = f"±{BAND} sd"
 
 
 def tag(name: str) -> str:
@@ -56,21 +51,19 @@ def parts_of(name: str) -> tuple[str, str]:
     return (name, "") if match is None else (match[1], match[2])
 
 
-def ends_of(one: str) -> tuple[str, str]:
-    """Tags of a band's ends, in a group of their own: no charts between those of the statistics."""
-    return f"{_BAND_GROUP}/{one}/lower", f"{_BAND_GROUP}/{one}/upper"
-
-
-def tags_of(names: Sequence[str], *, band: bool = False, style: str = LEVELS) -> list[str]:
-    """The k tags, with a band followed by those of its k lower and k upper ends.
+def tags_of(names: Sequence[str], *, style: str = LEVELS) -> list[str]:
+    """The k tags of k statistics.
 
     Raises:
         ValueError: if two statistics have the same tag.
     """
     tags = [tag_in(name, style) for name in names]
-    if band:
-        lower, upper = zip(*map(ends_of, tags), strict=True)
-        tags = [*tags, *lower, *upper]
+    check_different(tags, names)
+    return tags
+
+
+def check_different(tags: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ValueError if a tag occurs twice; the names repeat where there are more tags."""
     owners: dict[str, str] = {}
     for one, name in zip(tags, itertools.cycle(names), strict=False):
         if one in owners:
@@ -79,7 +72,6 @@ def tags_of(names: Sequence[str], *, band: bool = False, style: str = LEVELS) ->
                 f"both {one!r}: rename one of them"
             )
         owners[one] = name
-    return tags
 
 
 def style_of(state: Mapping[str, Any]) -> str:

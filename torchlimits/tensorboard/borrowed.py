@@ -46,7 +46,7 @@ class Borrowed(Live):
     ``purge_step=`` the checkpoint's step + 1.
     """
 
-    def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 16) -> None:
+    def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 3) -> None:
         super().__init__(max_points, None)
         self._writer, self._max_runs = writer, max_runs
         #: the step, and how many of its values, that the writer was given last
@@ -100,7 +100,7 @@ class Foreign(Borrowed):
     By its public ``add_scalar(tag, value, step, walltime)`` alone: what is inside is not known.
     """
 
-    def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 16) -> None:
+    def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 3) -> None:
         super().__init__(writer, max_points, max_runs)
         try:
             inspect.signature(writer.add_scalar).bind("tag", 0.0, 0, 0.0)

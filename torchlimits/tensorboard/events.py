@@ -12,7 +12,7 @@ import re
 import socket
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,6 +69,8 @@ class EventFile:
         root: the folder of the recording, ``folder`` itself if there are no independent runs.
         partial: under a name that TensorBoard does not read, until `publish`.
         purge_step: readers forget what earlier files of the folder hold from this step on.
+        began: seconds since 1970 in its first event, by which TensorBoard orders runs; None: when
+            it is made.
 
     Example:
         >>> import tempfile
@@ -81,14 +83,20 @@ class EventFile:
     """
 
     def __init__(
-        self, folder: Path, *, root: Path | None = None, partial: bool = False, purge_step: int = 0
-    ) -> None:
-        self.folder, self._purge_step = folder, purge_step
+        self, folder: Path, *, root: Path | None = None, partial: bool = False,
+        purge_step: int = 0, began: float | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.purge_step, self.began = folder, purge_step, began
         self._mark = _MARK + os.path.relpath(folder, root or folder)
         self._suffix = _PARTIAL if partial else SUFFIX
         self._kept = _Kept()
         #: whether `retire` took the file away, for newer ones of this process
         self.retired = False
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is, once it was begun."""
+        return self._kept.path
 
     @property
     def gone(self) -> bool:
@@ -148,6 +156,18 @@ class EventFile:
             append_whole(file, data)
             self._kept = replace(kept, pending=(), size=kept.size + len(data))
 
+    def content(self) -> bytes:
+        """All records: those of the file, if somebody has not taken it away, and those to come."""
+        kept, written = self._kept, b""
+        if kept.path is not None and not self.gone:
+            written = kept.path.read_bytes()[: kept.size]
+        return written + b"".join(kept.pending)
+
+    def take(self, rows: Mapping[int, Sequence[bytes]]) -> None:
+        """Append records of scalars by their steps, which rise."""
+        for step, records in rows.items():
+            self._keep(tuple(records), step)
+
     def publish(self) -> None:
         """Flush, and rename a partial file to a name that TensorBoard reads."""
         self.flush()
@@ -160,11 +180,12 @@ class EventFile:
         self.folder.mkdir(parents=True, exist_ok=True)
         stem = _STEM if self._suffix == SUFFIX else "unfinished"
         path = _free_name(self.folder, stem, self._suffix)
-        version = Event(wall_time=time.time(), file_version="brain.Event:2")
+        began = time.time() if self.began is None else self.began
+        version = Event(wall_time=began, file_version="brain.Event:2")
         # START makes a running TensorBoard forget what earlier or replaced files held
         status = SessionLog.START if self._kept.path is None else SessionLog.STATUS_UNSPECIFIED
         session = SessionLog(status=status, msg=self._mark)
-        mark = Event(wall_time=time.time(), step=self._purge_step, session_log=session)
+        mark = Event(wall_time=time.time(), step=self.purge_step, session_log=session)
         head = b"".join(record(event.SerializeToString()) for event in (version, mark))
         with path.open("xb", buffering=0) as file:
             try:
@@ -252,6 +273,29 @@ def _mark_of(path: Path) -> str | None:
         return None
     message = events[1].session_log.msg if len(events) > 1 else ""
     return message.removeprefix(_MARK) if message.startswith(_MARK) else None
+
+
+def began(path: Path) -> float | None:
+    """The seconds since 1970 in the first event of a file, or None if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = data_of(file.read(_HEAD), 1)
+        return Event.FromString(head[0]).wall_time if head else None
+    except (OSError, DecodeError):
+        return None
+
+
+def scalars_in(contents: Iterable[bytes]) -> dict[int, list[bytes]]:
+    """The records of scalars by their steps, of files in order, but for those that are purged."""
+    found: dict[int, list[bytes]] = {}
+    for content in contents:
+        for data in data_of(content, len(content)):
+            event = Event.FromString(data)
+            if event.session_log.status == SessionLog.START:
+                found = {step: rows for step, rows in found.items() if step < event.step}
+            elif event.summary.value and event.summary.value[0].HasField("simple_value"):
+                found.setdefault(event.step, []).append(record(data))
+    return found
 
 
 def retire(paths: Sequence[Path]) -> None:

@@ -7,9 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from torchlimits.contracts.explanation import PARTS, Explanation
-from torchlimits.contracts.tags import tags_of
 from torchlimits.tensorboard import events
-from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, wall_times_of
+from torchlimits.tensorboard.tags import (
+    all_tags,
+    columns_of,
+    experiment_of,
+    layout_of,
+    log_folder,
+    wall_times_of,
+)
 
 
 def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
@@ -25,6 +31,7 @@ def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
             "tracker.explanation()"
         )
     folder, now = log_folder(logdir) / "explained", time.time()
+    experiment = experiment_of(Path(logdir))
     places = {name: folder / title for name, title in PARTS.items()}
     old = [file for place in places.values() for file in events.own_files(place)]
     files = []
@@ -35,8 +42,9 @@ def write_explanation(logdir: str | Path, explanation: Explanation) -> None:
         )
         wall_times = wall_times_of(path, now)
         (columns,) = columns_of(named, band=True)
-        file.add_scalars(tags_of(named.names, band=True), path.steps.numpy(), wall_times, columns)
-        file.add(layout_of(named.names, band=True), wall_time=now)
+        tags = all_tags(named.names, experiment, band=True)
+        file.add_scalars(tags, path.steps.numpy(), wall_times, columns)
+        file.add(layout_of(named.names, experiment, band=True), wall_time=now)
         files.append(file)
     for file in files:
         file.publish()

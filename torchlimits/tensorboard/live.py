@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from torchlimits import _checks
 from torchlimits.contracts.sink import Sink, check_continues, nothing_of
@@ -33,6 +33,8 @@ class Progress:
         tail: the newest row, if it is not written, and when it was made.
         clock: until when the rows that were taken were made, in seconds since 1970.
         style: how tags are written.
+        level: the rows that are written are thinned out to every 2^level-th.
+        shown: the steps that are written, where rows can be thinned out.
     """
 
     newest: int = -1
@@ -40,6 +42,8 @@ class Progress:
     tail: tuple[Trajectory, np.ndarray] | None = None
     clock: float = field(default_factory=time.time)
     style: str = LEVELS
+    level: int = 0
+    shown: tuple[int, ...] = ()
 
 
 class Live(Sink):
@@ -71,11 +75,10 @@ class Live(Sink):
         before, steps = self._progress, chunk.steps.numpy()
         if not len(steps) or steps[-1] <= before.newest:
             return
-        buckets = self._buckets(np.concatenate([[before.newest], steps]))
-        highest = np.maximum.accumulate(buckets)[:-1]
-        keep = (buckets[1:] > highest) & (steps > before.newest)
+        level, keep = self._chosen(steps)
         # nobody noted when each row was made: evenly, since the last piece
         wall_times = np.linspace(before.clock, time.time(), len(steps) + 1)[1:]
+        shown = before.shown if level == before.level else self._thin(level)
         if keep.any():
             self._write(chunk.slice(torch.from_numpy(keep)), wall_times[keep])
         # a piece of its own, not one of a file that is mapped
@@ -86,7 +89,34 @@ class Live(Sink):
             written=int(steps[keep][-1]) if keep.any() else before.written,
             tail=None if keep[-1] else (last, wall_times[-1:]),
             clock=float(wall_times[-1]),
+            level=level,
+            shown=(*shown, *steps[keep].tolist()) if self._thins else (),
         )
+
+    def _chosen(self, steps: Int[np.ndarray, " T"]) -> tuple[int, Bool[np.ndarray, " T"]]:
+        """Which rows to write, and how far all rows have to be thinned out for it."""
+        before, level = self._progress, self._progress.level
+        while True:
+            buckets = self._buckets(np.concatenate([[before.newest], steps])) >> level
+            keep = (buckets[1:] > np.maximum.accumulate(buckets)[:-1]) & (steps > before.newest)
+            # one point is kept back for the last row
+            if not self._thins or self._count(level) + int(keep.sum()) < (self._max_points or 0):
+                return level, keep
+            level += 1
+
+    def _count(self, level: int) -> int:
+        return len(
+            np.unique(self._buckets(np.array(self._progress.shown, dtype=np.int64)) >> level)
+        )
+
+    def _thin(self, level: int) -> tuple[int, ...]:
+        """Write the rows again that stay, and return their steps."""
+        raise NotImplementedError
+
+    @property
+    def _thins(self) -> bool:
+        """Whether rows that were written can be thinned out."""
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """Tell how far the rows came, for `Tracker.state_dict`."""
@@ -105,6 +135,7 @@ class Live(Sink):
             "written": progress.written,
             "tail": tail,
             "tags": progress.style,
+            "level": progress.level,
         }
 
     def load_state_dict(self, state: Any) -> None:
@@ -116,7 +147,8 @@ class Live(Sink):
         progress = self._progress
         if progress.tail is not None:
             self._write(*progress.tail)
-            self._progress = replace(progress, tail=None, written=progress.newest)
+            shown = (*progress.shown, progress.newest) if self._thins else ()
+            self._progress = replace(progress, tail=None, written=progress.newest, shown=shown)
         self.flush()
 
     def close(self) -> None:
@@ -131,7 +163,7 @@ class Live(Sink):
 
     def _buckets(self, steps: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
         """Number buckets, increasing with the step; the first row of each bucket is shown."""
-        if self._max_points is None:
+        if self._max_points is None or (self._thins and self._total_steps is None):
             return steps
         if self._total_steps is not None:
             # one point is kept back for the last row
@@ -159,7 +191,7 @@ def _checked_state(state: Mapping[str, Any]) -> Progress:
             fields = {key: tail[key] for key in ("times", "steps", "values", "names")}
             tail = (Trajectory(**fields), np.array(tail["wall_times"], dtype=np.float64))
         good = -1 <= int(written) <= int(newest) and (tail is None or len(tail[1]) == len(tail[0]))
-        style = style_of(state)
+        style, level = style_of(state), int(state.get("level", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"expected a writer's state, got one that is damaged: {error!r}"
@@ -168,7 +200,7 @@ def _checked_state(state: Mapping[str, Any]) -> Progress:
         raise ValueError(
             f"expected a writer's state with -1 <= written <= newest, got {written} and {newest}"
         )
-    return Progress(int(newest), int(written), tail, style=style)
+    return Progress(int(newest), int(written), tail, style=style, level=level)
 
 
 def _points_per_doubling(points: int) -> float:

@@ -12,14 +12,17 @@ from typing import Any
 
 from torchlimits import _checks
 from torchlimits.comparison import Match, compare, matched, unmatched_lines
-from torchlimits.contracts.tags import tags_of
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.tensorboard.tags import (
+    APART,
+    all_tags,
     check_cap,
     columns_of,
+    experiment_of,
     layout_of,
     log_folder,
+    place_of,
     run_folders,
     wall_times_of,
 )
@@ -43,7 +46,7 @@ _IMPLEMENTATION = {"capturable", "differentiable", "foreach", "fused"}
 
 def write(
     logdir: str | Path, *, measured: Trajectory | None = None, predicted: Trajectory | None = None,
-    hparams: Mapping[str, Any] | None = None, max_points: int | None = 1000, max_runs: int = 16,
+    hparams: Mapping[str, Any] | None = None, max_points: int | None = 1000, max_runs: int = 3,
 ) -> None:  # fmt: skip
     """Write measured and predicted statistics so that TensorBoard draws them in one chart.
 
@@ -51,12 +54,20 @@ def write(
     `tag`): one chart for each statistic, two colours. Several runs (leading dimensions) go to
     ``<logdir>/measured/0``, ``.../1`` ... Statistics match by name; the text panel lists those that
     only one side has. Besides the curves there are a custom-scalars layout, hyperparameters, a text
-    panel, and one image with all statistics; ``torchlimits/sup difference`` is the largest
-    difference of each run, if both sides have the same times.
+    panel, an image with all statistics and one of each panel; ``torchlimits/sup difference`` is
+    the largest difference of each run, if both sides have the same times.
 
-    With a predicted standard deviation, ``±1.96 sd/<tag>/lower`` and ``.../upper`` hold the value
-    -+ 1.96 of them, drawn as a band under *Custom Scalars*. The other side repeats its value
-    there, as TensorBoard leaves out a run that lacks them: so write both sides in one call.
+    *Custom Scalars* has one chart for each statistic of each experiment, in categories that carry
+    the last two levels of ``logdir``. A chart finds its runs by their tags, so these curves have
+    tags of their own, ``±1.96 sd/<experiment>/<tag>/value``. With a predicted standard deviation,
+    ``.../lower`` and ``.../upper`` hold the value -+ 1.96 of them, drawn as a band. The other side
+    repeats its value there, as TensorBoard leaves out a run that lacks them: so write both sides in
+    one call. Without one, the tag is ``· Custom Scalars/<experiment>/<tag>``.
+
+    TensorBoard colours a run by its place in the list of runs: of two runs, both sides of the first
+    have a warm colour and both sides of the second a cool one, if nothing stands before them in the
+    log directory. It draws about 20 markers on each curve of *Custom Scalars*, which cannot be
+    switched off; *Time Series* and *Scalars* have none.
 
     The step axis is the optimizer step, for both sides that of the measured one if they have the
     same times. The wall time of a row is the limit time t in hours: so
@@ -75,7 +86,7 @@ def write(
         hparams: scalars for the hparams dashboard, over those of ``metadata["parameters"]``.
         max_points: at most so many rows, evenly spread, first and last included (of more than
             1000, TensorBoard shows a random thousand); None: all.
-        max_runs: at most so many runs of each side; the text panel says so.
+        max_runs: at most so many runs of each side; the text panel says what is left out.
 
     Raises:
         ValueError: if neither is given, one is empty, no statistic is in both, the numbers of runs
@@ -106,19 +117,26 @@ def _replace(
 ) -> None:  # fmt: skip
     """Write the files of the sides given, then remove those that they replace."""
     band = any(path.std is not None for path in match.sides.values())
-    tags_of(
-        match.all_names, band=band
-    )  # refuses two statistics of one tag, before there is a folder
+    # refuses two statistics of one tag, before there is a folder
+    all_tags(match.all_names, "", band=band)
     folder, now = log_folder(logdir), time.time()
+    experiment = experiment_of(folder)
     old = [file for side in match.sides for file in _replaceable(folder, side)]
+    begun, runs = _begun(old, now), max(path.runs for path in match.sides.values())
     files: list[list[events.EventFile]] = []
     for side, path in match.sides.items():
         if match.comparable:
             # time need not tell the step: it stands still where the learning rate is 0
             path = replace(path, steps=match.sides["measured"].steps)
         rows = path if max_points is None else path.thin(max_points)
-        files.append(_write_runs(folder / side, rows, band, max_runs, now))
-        files[-1][0].add(layout_of(match.all_names, band), wall_time=now)
+        places = [
+            place_of(run, side == "predicted", min(runs, max_runs))
+            for run in range(min(path.runs, max_runs))
+        ]
+        starts = [begun + APART * place for place in places]
+        tags = all_tags(rows.names, experiment, band=band)
+        files.append(_write_runs(folder / side, rows, tags, starts, now))
+        files[-1][0].add(layout_of(match.all_names, experiment, band), wall_time=now)
     for panel in panels:
         files[-1][0].add(panel, wall_time=now)
     _add_sessions(files[0], match, parameters, _trial(folder))
@@ -128,17 +146,25 @@ def _replace(
 
 
 def _write_runs(
-    folder: Path, path: Trajectory, band: bool, max_runs: int, now: float
+    folder: Path, path: Trajectory, tags: Sequence[str], starts: Sequence[float], now: float
 ) -> list[events.EventFile]:
     files: list[events.EventFile] = []
-    tags, wall_times = tags_of(path.names, band=band), wall_times_of(path, now)
-    for place, values in zip(
-        run_folders(folder, path, max_runs), columns_of(path, band), strict=False
-    ):
-        file = events.EventFile(events.room(place, folder), root=folder, partial=True)
+    wall_times, columns = (
+        wall_times_of(path, now),
+        columns_of(path, len(tags) > 2 * len(path.names)),
+    )
+    places = run_folders(folder, path, len(starts))
+    for place, values, start in zip(places, columns, starts, strict=False):
+        room = events.room(place, folder)
+        file = events.EventFile(room, root=folder, partial=True, began=start)
         file.add_scalars(tags, path.steps.numpy(), wall_times, values)
         files.append(file)
     return files
+
+
+def _begun(old: Sequence[Path], now: float) -> float:
+    """When the first run of the experiment began, by which TensorBoard orders and colours runs."""
+    return min((began for began in map(events.began, old) if began is not None), default=now)
 
 
 def _replaceable(folder: Path, side: str) -> list[Path]:
@@ -216,9 +242,14 @@ def _notes(match: Match, max_points: int | None, max_runs: int) -> list[str]:
         notes.append("measured and predicted have different times: no differences are listed.")
     for side, path in match.sides.items():
         if path.runs > max_runs:
-            notes.append(f"{side}: the first {max_runs} of {path.runs} runs are shown.")
+            notes.append(
+                f"{side}: the first {max_runs} of {path.runs} runs are shown; max_runs= shows more."
+            )
         if max_points is not None and len(path) > max_points:
-            notes.append(f"{side}: {max_points} of {len(path)} recorded rows are shown.")
+            notes.append(
+                f"{side}: {max_points} of {len(path)} recorded rows are shown, evenly spread, the "
+                "first and the last included; max_points= shows more."
+            )
     return notes
 
 

@@ -45,15 +45,10 @@ def image(tag: str, png: bytes) -> Summary:
     return Summary(value=[Summary.Value(tag=tag, image=picture)])
 
 
-def lines_chart(title: str, tags: Sequence[str]) -> layouts.Chart:
-    """Several tags in one chart; each an anchored regular expression of its own."""
-    patterns = [_exactly(tag) for tag in tags]
-    return layouts.Chart(title=title, multiline=layouts.MultilineChartContent(tag=patterns))
-
-
-def _exactly(tag: str) -> str:
-    """A regular expression for one tag only: unanchored, v/1 would also match v/10."""
-    return re.escape(tag) + "$"
+def line_chart(title: str, tag: str) -> layouts.Chart:
+    """One tag, by an anchored regular expression: v/1 alone would also match v/10."""
+    pattern = f"^{re.escape(tag)}$"
+    return layouts.Chart(title=title, multiline=layouts.MultilineChartContent(tag=[pattern]))
 
 
 def band_chart(title: str, tag: str, lower: str, upper: str) -> layouts.Chart:

@@ -12,40 +12,87 @@ import torch
 from jaxtyping import Float
 
 from torchlimits import _checks
-from torchlimits.contracts.tags import LEVELS, ends_of, parts_of, tag_in
+from torchlimits.contracts.tags import LEVELS, check_different, parts_of, tag_in, tags_of
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.trajectory import BAND, Trajectory
 
-_LAYOUT = "effective dynamics"
-
 _HOUR = 3600.0
+#: seconds between the starts that two runs tell
+APART = 1e-3
+
+#: the charts of an experiment have tags of their own, or they would show other experiments' runs as
+#: well; TensorBoard opens the first groups of tags, by name, and these come after all letters
+_LINES, _BANDS = "· Custom Scalars", f"±{BAND} sd"
+#: TensorBoard takes what follows the first of these for the name of the run
+_ROUND = str.maketrans("()", "（）")
 
 
-def layout_of(names: Sequence[str], band: bool, style: str = LEVELS) -> Summary:
-    """One chart for each family of statistics; with a band, one for each statistic instead.
+def experiment_of(folder: Path) -> str:
+    """What the charts call an experiment: the last two levels of its folder.
 
-    Families that have a band and more than one member are a category of their own.
+    One level is not enough where the experiments of several problems are numbered.
+
+    >>> experiment_of(Path("/runs/xor/0001")), experiment_of(Path("/runs/xor/measured"))
+    ('xor/0001', 'runs/xor')
+    """
+    whole = folder.resolve()
+    if whole.name == "measured":
+        whole = whole.parent  # a live recording of what `write` will complete
+    return "/".join(part for part in whole.parts[-2:] if part != whole.anchor) or whole.anchor
+
+
+def chart_tags(one: str, experiment: str, band: bool) -> list[str]:
+    """Under which tags the charts of an experiment find a statistic's value and its band's ends.
+
+    >>> chart_tags("m/0/1", "runs/xor", band=True)
+    ['±1.96 sd/runs/xor/m/0/1/value', '±1.96 sd/runs/xor/m/0/1/lower', \
+'±1.96 sd/runs/xor/m/0/1/upper']
+    """
+    stem = f"{_BANDS if band else _LINES}/{experiment}/{one}".translate(_ROUND)
+    return [f"{stem}/{end}" for end in ("value", "lower", "upper")] if band else [stem]
+
+
+def all_tags(
+    names: Sequence[str], experiment: str, *, band: bool = False, style: str = LEVELS
+) -> list[str]:
+    """The tags of the statistics, followed by those of the charts: what `columns_of` belongs to.
+
+    Raises:
+        ValueError: if two statistics have the same tag.
+    """
+    tags = tags_of(names, style=style)
+    charts = zip(*[chart_tags(one, experiment, band) for one in tags], strict=True)
+    tags += [one for column in charts for one in column]
+    check_different(tags, names)
+    return tags
+
+
+def layout_of(names: Sequence[str], experiment: str, band: bool, style: str = LEVELS) -> Summary:
+    """One chart for each statistic: TensorBoard's colours tell runs apart, and nothing else.
+
+    Families with more than one member are a category of their own.
     """
     families: dict[str, list[str]] = {}
     for name in names:
         family, indices = parts_of(name)
         one = family if indices else name.rpartition("/")[0] or name
         families.setdefault(one, []).append(name)
-    if not band:
-        charts = [
-            summaries.lines_chart(family, [tag_in(name, style) for name in members])
-            for family, members in families.items()
-        ]
-        return summaries.layout({_LAYOUT: charts})
     categories: dict[str, list[Any]] = {}
     for family, members in families.items():
-        title = _LAYOUT if len(members) == 1 else f"{_LAYOUT}: {family}"
-        tags = {name: tag_in(name, style) for name in members}
-        charts = [summaries.band_chart(name, one, *ends_of(one)) for name, one in tags.items()]
+        title = experiment if len(members) == 1 else f"{experiment}: {family}"
+        charts = [
+            _chart(name, chart_tags(tag_in(name, style), experiment, band)) for name in members
+        ]
         categories.setdefault(title, []).extend(charts)
-    # TensorBoard shows the band charts of a category in reverse
-    return summaries.layout({title: charts[::-1] for title, charts in categories.items()})
+    if band:
+        # TensorBoard shows the band charts of a category in reverse
+        categories = {title: charts[::-1] for title, charts in categories.items()}
+    return summaries.layout(categories)
+
+
+def _chart(name: str, tags: Sequence[str]) -> Any:
+    return summaries.band_chart(name, *tags) if len(tags) > 1 else summaries.line_chart(name, *tags)
 
 
 def run_folders(folder: Path, path: Trajectory, max_runs: int) -> list[Path]:
@@ -55,12 +102,27 @@ def run_folders(folder: Path, path: Trajectory, max_runs: int) -> list[Path]:
     return [folder / str(run) for run in range(min(path.runs, max_runs))]
 
 
+def place_of(run: int, predicted: bool, runs: int) -> int:
+    """Where a run stands in TensorBoard's list, which decides on its colour.
+
+    The colours alternate between warm and cool ones (orange, blue, red, cyan, magenta, teal, grey).
+    So the two sides of the first run are the warm ones and those of the second the cool ones, if
+    two measured runs stand before two predicted ones. A run without a second one has its sides next
+    to each other.
+
+    >>> [place_of(run, predicted, 3) for predicted in (False, True) for run in range(3)]
+    [0, 1, 4, 2, 3, 5]
+    """
+    alone = run % 2 == 0 and run + 1 == runs
+    return 4 * (run // 2) + run % 2 + (predicted if alone else 2 * predicted)
+
+
 def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T columns"]:
-    """What belongs to `tags_of`."""
-    columns = path.values
+    """What belongs to `all_tags`."""
+    columns = torch.cat([path.values, path.values], dim=-1)
     if band:
         half = torch.zeros_like(path.values) if path.std is None else BAND * path.std
-        columns = torch.cat([columns, columns - half, columns + half], dim=-1)
+        columns = torch.cat([columns, path.values - half, path.values + half], dim=-1)
     return columns.reshape(-1, *columns.shape[-2:]).numpy()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,21 @@ from jaxtyping import Float
 from torchlimits import _checks
 from torchlimits._checks import warn
 from torchlimits.contracts.explanation import Explanation
-from torchlimits.contracts.tags import tags_of
 from torchlimits.files.lock import Lock, Taken
-from torchlimits.tensorboard import events
+from torchlimits.tensorboard import events, summaries
+from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.tensorboard.explained import write_explanation
 from torchlimits.tensorboard.live import Live, Progress
-from torchlimits.tensorboard.tags import columns_of, layout_of, log_folder, run_folders
+from torchlimits.tensorboard.tags import (
+    APART,
+    all_tags,
+    columns_of,
+    experiment_of,
+    layout_of,
+    log_folder,
+    place_of,
+    run_folders,
+)
 from torchlimits.trajectory import Trajectory
 
 _log = logging.getLogger(__name__)
@@ -27,11 +38,11 @@ _log = logging.getLogger(__name__)
 class Writer(Live):
     """Writes statistics while they are being recorded; give it to `tl.track` as ``writer``.
 
-    At most ``max_points`` rows, step 0 and (at `close`) the last one included: evenly spread when
-    the number of steps is known; otherwise every step at first, then about 40 a doubling of the
-    step (for 1000 points), which lasts for 10^9 steps. Steps past ``total_steps`` keep the spacing
-    and go over the cap. After the run, `write` replaces the live file by an evenly spread one. Wall
-    times are real ones.
+    There are at most ``max_points`` rows at any moment: every recorded one at first; whenever there
+    would be more, they are thinned out to every second of them, then every fourth and so on, so
+    that they stay evenly spread. Step 0 is always there, and from `close` on the last step. The
+    *Text* tab says so. With ``total_steps``, rows are spread from the beginning as they will be at
+    the end. After the run, `write` replaces the live file. Wall times are real ones.
 
     **Whose files.** Event files of an earlier run of the same folder are replaced at the first
     `add`, which the log says by name, unless a tracker's state is loaded first: then they are
@@ -51,7 +62,7 @@ class Writer(Live):
             ``write(logdir, ...)``; several runs go to its subdirectories 0, 1, 2 ...
         max_points: how many rows at most; None: all.
         total_steps: how many optimizer steps there will be, if that is known.
-        max_runs: how many runs at most.
+        max_runs: how many runs at most; the *Text* tab says what is left out.
 
     Raises:
         ValueError: if a number is out of range.
@@ -76,7 +87,7 @@ class Writer(Live):
 
     def __init__(
         self, logdir: str | Path, *, max_points: int | None = 1000, total_steps: int | None = None,
-        max_runs: int = 16,
+        max_runs: int = 3,
     ) -> None:  # fmt: skip
         super().__init__(max_points, total_steps)
         self._max_runs = _checks.positive_int("max_runs", max_runs)
@@ -89,6 +100,9 @@ class Writer(Live):
         self._charts = 0
         self._locks: list[Lock] = []
         self._stopped = False
+        #: whether somebody took files away that have been begun anew since
+        self._lost = False
+        self._experiment = experiment_of(self.logdir)
 
     def check(self, chunk: Trajectory) -> None:
         """Raise an exception if `add` would refuse the chunk, and keep other writers out."""
@@ -123,16 +137,66 @@ class Writer(Live):
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
         if self._is_stopped():
             return
-        tags = tags_of(rows.names, style=self._progress.style)
         if not self._files:
             self._start(rows)
+        style = self._progress.style
         if len(rows.names) > self._charts:
-            self._files[0].add(layout_of(rows.names, False, self._progress.style))
+            self._files[0].add(layout_of(rows.names, self._experiment, False, style))
+            self._files[0].add(self._about(rows))
             self._charts = len(rows.names)
+        tags = all_tags(rows.names, self._experiment, style=style)
         for file, values in zip(self._files, columns_of(rows, band=False), strict=False):
             file.add_scalars(tags, rows.steps.numpy(), wall_times, values)
 
-    def _start(self, like: Trajectory) -> None:
+    @property
+    def _thins(self) -> bool:
+        return self._max_points is not None
+
+    def _thin(self, level: int) -> tuple[int, ...]:
+        """Begin the files anew with fewer of their rows; the old ones go at the next flush."""
+        places = self._buckets(np.array(self._progress.shown, dtype=np.int64)) >> level
+        first = np.unique(places, return_index=True)[1]
+        shown = tuple(self._progress.shown[i] for i in first)
+        if self._is_stopped() or not shown or self._like is None:
+            return shown
+        if not self._files:
+            # go on from a state, and thin out what there is: it is read until new files are there
+            self._start(self._like, begin=False)
+        self._lost |= any(file.gone and not file.retired for file in self._files)
+        folders = {file.folder for file in self._files}
+        own = events.own_files(self.logdir, numbered=True)
+        old = [path for path in own if path.parent in folders]
+        files = tuple(self._thinned(file, old, {*shown}) for file in self._files)
+        self._old, self._files, self._charts = sorted({*self._old, *old}), files, 0
+        return shown
+
+    def _thinned(
+        self, file: events.EventFile, old: list[Path], steps: set[int]
+    ) -> events.EventFile:
+        # a run that was resumed is in several files
+        earlier = [path for path in old if path.parent == file.folder] if file.purge_step else []
+        contents = [path.read_bytes() for path in sorted(earlier) if path != file.path]
+        rows = events.scalars_in([*contents, file.content()])
+        new = events.EventFile(file.folder, root=self.logdir, began=file.began)
+        new.take({step: rows[step] for step in sorted(steps & {*rows})})
+        return new
+
+    def _about(self, like: Trajectory) -> Summary:
+        """What the *Text* tab says."""
+        lines = ["## Recorded live", "Every recorded row is shown."]
+        if self._max_points is not None:
+            lines[1] = (
+                f"At most {self._max_points} rows are shown at any moment: every recorded one at "
+                "first, then every second of them, every fourth and so on, evenly spread. "
+                "`max_points=` shows more, and the trajectory has all of them."
+            )
+        if like.runs > self._max_runs:
+            lines.append(
+                f"The first {self._max_runs} of {like.runs} runs are shown; `max_runs=` shows more."
+            )
+        return summaries.text("torchlimits/about", "\n\n".join(lines))
+
+    def _start(self, like: Trajectory, *, begin: bool = True) -> None:
         """Files that are there before those that they replace go.
 
         After `load_state_dict` they continue those that are there.
@@ -144,10 +208,13 @@ class Writer(Live):
             _log.warning("event files of an earlier run in %s are replaced: %s", self.logdir, names)
         folders = run_folders(self.logdir, like, self._max_runs)
         places = [events.room(folder, self.logdir) for folder in folders]
+        now, runs = time.time(), len(places)
+        starts = [now + APART * place_of(run, False, runs) for run in range(runs)]
         files = [
-            events.EventFile(place, root=self.logdir, purge_step=purge_step) for place in places
+            events.EventFile(place, root=self.logdir, purge_step=purge_step, began=start)
+            for place, start in zip(places, starts, strict=True)
         ]
-        for file in files:
+        for file in files if begin else []:
             file.flush()
         self._charts, self._old, self._files = len(like.names) if purge_step else 0, old, (*files,)
 
@@ -160,12 +227,20 @@ class Writer(Live):
         if not files or rooms != [file.parent for file in files]:
             # none, or where other people's are by now
             self._progress = Progress()
+        elif self._thins:
+            place = min(file.parent for file in files)
+            rows = events.scalars_in(
+                path.read_bytes() for path in sorted(files) if path.parent == place
+            )
+            shown = tuple(step for step in sorted(rows) if step <= self._progress.written)
+            self._progress = replace(self._progress, shown=shown)
 
     def flush(self) -> None:
         """Make what was added visible to a running TensorBoard."""
         if self._is_stopped():
             return
-        if any(file.gone and not file.retired for file in self._files):
+        if self._lost or any(file.gone and not file.retired for file in self._files):
+            self._lost = False
             _log.warning(
                 "event files in %s were removed while a tracker wrote to them: they are written "
                 "again, with all rows",
@@ -175,10 +250,10 @@ class Writer(Live):
         if not self._files and self._progress.written >= 0 and self._like is not None:
             # a state was loaded: what came after it is dropped, also if there is no step more
             self._start(self._like)
-        events.retire(self._old)
-        self._old = []
         for file in self._files:
             file.flush()
+        events.retire(self._old)
+        self._old = []
 
     def explain(self, explanation: Explanation) -> None:
         """Show the measured change of each statistic, and what explains it, in one chart.
