@@ -1,6 +1,7 @@
 """A user's program: what they write is type-checked in strict mode, and runs."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 import torchlimits as tl
 
 
-def norm(p: dict[str, Tensor]) -> Tensor:
+def norm(p: Mapping[str, Tensor]) -> Tensor:
     """Return the squared length of the weights."""
     return p["weight"].square().sum()
 
@@ -28,10 +29,10 @@ def main() -> None:
     assert len(measured) == 6, measured
     assert values.isfinite().all()
     problem = tl.GaussianMixture.binary(dim=50, width=2, snr=2.0)
-    predicted: tl.Trajectory = problem.dynamics(step_size=1.0).solve(
-        torch.zeros(problem.dim) + 0.1, [0.0, 0.1]
-    )
-    table: str = str(tl.compare(predicted, predicted))
+    run: tl.Trajectory = tl.train(problem, step_size=1.0, time=0.1, runs=1, progress=False)
+    dynamics: tl.EffectiveDynamics = problem.dynamics(step_size=1.0)
+    predicted: tl.Trajectory = dynamics.solve(run.initial, run.times, band=True)
+    table: str = str(tl.compare(run, predicted))
     assert "R[0,0]" in table
     place = Path(tl.__file__).resolve()
     assert place.is_relative_to(Path(sys.argv[1]).resolve()), f"expected the installed one: {place}"

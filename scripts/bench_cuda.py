@@ -329,7 +329,7 @@ def per_call(options: Options, work: Callable[[], object], least: float = 0.02) 
 
 
 def ways_on(options: Options) -> list[str]:
-    """Those that the device has."""
+    """The ways to train that the device has."""
     return [way for way in WAYS if options.device != "cpu" or way == "captured"]
 
 
@@ -566,7 +566,7 @@ def chain(options: Options) -> Row:
 
 
 def largest(a: Tensor, b: Tensor) -> str:
-    """Of those that both computed."""
+    """Compare the entries that both computed."""
     both = min(len(a), len(b))
     return f"results differ by at most {float((a[:both] - b[:both]).abs().max()):.1e}"
 

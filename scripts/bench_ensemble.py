@@ -51,7 +51,7 @@ def runner(problem: tl.GaussianMixture, steps: int, compiled: bool, options: Opt
 
 
 def normals(dim: int, count: int, options: Options) -> float:
-    """Those of the data alone."""
+    """Time of drawing the normals of the data alone."""
     numbers = torch.empty(options.runs, dim, device=options.device)
 
     def draw() -> None:

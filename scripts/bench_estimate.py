@@ -51,7 +51,7 @@ class Case:
         return self.problem.loss(self.model(self.x[first:end]), self.y[first:end])
 
     def estimate(self, samples: int, *, ready: bool) -> tl.Estimate:
-        """By the package; with statistics that know their derivatives, or plain functions."""
+        """Estimate by the package; statistics know their derivatives or are plain functions."""
         chosen, position = self.problem.statistics, 0
         if not ready:
             functions = {n: (lambda p, f=f: f(p)) for n, f in chosen.functions.items()}
@@ -96,7 +96,7 @@ class Case:
             self.loss(s, s + 1).backward()
 
     def forward_backward(self) -> None:
-        """Of the whole batch."""
+        """Gradients of the whole batch."""
         self.model.zero_grad()
         self.loss(0, len(self.x)).backward()
 

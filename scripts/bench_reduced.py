@@ -46,7 +46,7 @@ def chain(problem: tl.GaussianMixture, dim: int, options: Options) -> float:
 
 
 def normals(problem: tl.GaussianMixture, options: Options) -> float:
-    """As many as the chain draws: d signal directions, the frame's, and the new one."""
+    """Time of the chain's normals: d signal directions, those of the frame, and the new one."""
     count = len(problem.directions) + options.width + 3
     blocks = max(1, options.steps // 4)
 

@@ -81,7 +81,7 @@ class Way:
 
     @property
     def megabytes(self) -> float:
-        """Of the whole."""
+        """The size of the whole file."""
         return len(self.content) / self.part / 1e6
 
     def __call__(self) -> float:

@@ -113,7 +113,7 @@ class Training:
 
 
 def median(seconds: list[float] | None) -> str:
-    """As "1.2 ms", or nothing."""
+    """The time as "1.2 ms", or nothing."""
     return "" if seconds is None else EngFormatter("s", places=1)(float(np.median(seconds)))
 
 

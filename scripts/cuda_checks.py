@@ -191,7 +191,7 @@ def _one_law(one: Tensor, other: Tensor, what: str) -> float:
 
 
 def _z(one: Estimated, other: Estimated, what: str) -> float:
-    """Of two independent estimates of one thing."""
+    """Compare two independent estimates of one quantity."""
     error = (one.standard_error.cpu().square() + other.standard_error.cpu().square()).sqrt()
     gap = (one.value.cpu() - other.value.cpu()).abs()
     z = float((gap / error.clamp_min(1e-12)).max())
@@ -260,7 +260,7 @@ def _captured(step: Work, generator: torch.Generator, tracker: tl.Tracker) -> No
 
 @check()
 def captured_steps_equal_eager_ones_bit_for_bit(device: str) -> Remark:
-    """From the eager first steps to the replayed ones, and what the generator draws after them."""
+    """Follow a run from eager steps to replayed ones, and the generator's draws after them."""
     for momentum in (0.0, 0.9):
         for batch in (1, 4):
             options: dict[str, Any] = {"momentum": momentum, "batch": batch}
@@ -316,7 +316,7 @@ def the_seed_decides_the_runs(device: str) -> Remark:
 
 @check()
 def a_flush_in_the_middle_changes_no_row(device: str) -> Remark:
-    """By `Tracker.flush` and `Tracker.trajectory`, while steps are replayed."""
+    """Read by `Tracker.flush` and `Tracker.trajectory`, while steps are replayed."""
 
     def looking(step: Work, generator: torch.Generator, tracker: tl.Tracker) -> None:
         with closing(replayed(step, generator, tracker)) as steps:
@@ -381,7 +381,7 @@ def _survives_exceptions(device: str, compiled: bool) -> None:
 
 @check()
 def the_generator_goes_on_after_an_exception(device: str) -> Remark:
-    """As it would after as many eager steps."""
+    """Expect what as many eager steps would leave."""
 
     def failing(step: Work, generator: torch.Generator, tracker: tl.Tracker) -> None:
         try:
@@ -673,7 +673,7 @@ def _probed(device: str, seed: int) -> tuple[tl.Tracker, Callable[[int], None]]:
 
 @check()
 def a_checkpoint_with_a_probe_is_loaded_to_the_device(device: str) -> Remark:
-    """By ``torch.load(..., map_location=device)``, which moves the generator's state as well."""
+    """Use ``torch.load(..., map_location=device)``, which moves the generator's state as well."""
     tracker, train = _probed(device, 0)
     train(10)
     stored = io.BytesIO()
@@ -707,7 +707,7 @@ def _with_std(path: tl.Trajectory) -> Estimated:
 
 @check()
 def statistics_may_be_of_any_type(device: str) -> Remark:
-    """In float64, with Python's numbers, with tensors of their own on the device, of integers."""
+    """Statistics in float64, of Python's numbers, of tensors on the device, of integers."""
     scale = torch.linspace(0, 1, 16, device=device)
     statistics: dict[str, Any] = {
         "double": lambda p: p["0.weight"].double().square().sum().sqrt(),
@@ -754,7 +754,7 @@ def statistics_may_return_numbers_from_the_cpu(device: str) -> Remark:
 
 @check()
 def the_first_runs_are_recorded_of_many_replicas(device: str) -> Remark:
-    """By `SummaryStatistics.of_runs`, in the ring and in the hook."""
+    """Record by `SummaryStatistics.of_runs`, in the ring and in the hook."""
     problem = _xor()
     for max_bytes in _RINGS:
         generator = torch.Generator(device).manual_seed(0)
@@ -1065,7 +1065,7 @@ def compiled_models_and_steps_are_recorded(device: str) -> Remark:
 
 
 def _spiked_law(device: str, problem: tl.SpikedTensor) -> str:
-    """Of 800 runs from one start, at two times, and of another step size."""
+    """Laws of 800 runs from one start, at two times, and of another step size."""
     start = problem.model(at=(0.4, 0.8), generator=torch.Generator().manual_seed(0))
     n = problem.dim
 

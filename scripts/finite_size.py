@@ -55,7 +55,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Row:
-    """Of one dimension: differences at the last time, one entry a statistic."""
+    """Differences at the last time in one dimension, one entry for each statistic."""
 
     dim: int
     time: float
@@ -112,7 +112,7 @@ def fluctuations(options: Options, dim: int) -> Row:
 
 
 def escape(options: Options, dim: int, *, exact: bool) -> Escape:
-    """From random starts until m^2 is half of what it is in the end."""
+    """Escape times from random starts: until m^2 is half of what it is in the end."""
     dynamics, chain, _ = setting("matrix", dim)
     generator = torch.Generator().manual_seed(options.seed + dim)
     m = torch.randn(options.escapes, generator=generator, dtype=torch.float64) / dim**0.5

@@ -73,7 +73,7 @@ def rows_of(options: Options, path: tl.Trajectory) -> list[int]:
 
 
 def z_scores(a: tl.Trajectory, b: tl.Trajectory, row: int) -> dict[str, float]:
-    """Of the differences in the means and covariances of (m, r2), in standard errors."""
+    """Differences in the means and covariances of (m, r2), in standard errors."""
     x, y = a.values[:, row], b.values[:, row]
     scores = {}
     for i, name in enumerate(a.names):

@@ -115,7 +115,7 @@ def report(options: Options, rows: list[Row], console: Console) -> None:
 
 
 def snrs_of(rows: list[Row]) -> list[float]:
-    """In their order."""
+    """The signal-to-noise ratios of the rows, in their order."""
     return [row.snr for row in rows]
 
 

@@ -54,7 +54,7 @@ class Escape:
 
     @property
     def half(self) -> torch.Tensor:
-        """For every run the limit time at which |m| first is half of m_star; NaN if never."""
+        """The limit time of every run at which |m| first is half of m_star; NaN if never."""
         m_star = self.problem.dynamics(step_size=1.0).m_star()
         beyond = self.measured["m"].abs() >= m_star / 2
         first = self.measured.times[beyond.int().argmax(-1)]

@@ -144,7 +144,7 @@ def stacked(runs: list[tl.Trajectory]) -> tl.Trajectory:
 
 
 def group_table(measured: tl.Trajectory, predictions: dict[str, tl.Trajectory]) -> list[str]:
-    """For each group of statistics: how much they change, and how far predictions are off."""
+    """How much each group of statistics changes, and how far predictions are off."""
     mean = measured.values.mean(0)
     error = measured.values.std(0) / measured.runs**0.5
     lines = [f"{'':10}{'change':>10}{'error bar':>12}" + "".join(f"{n:>20}" for n in predictions)]

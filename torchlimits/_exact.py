@@ -42,7 +42,7 @@ def exactly() -> Generator[None]:
 
 
 class _HighestPrecision:
-    """Of matrix products of the whole program, as long as anybody is inside.
+    """Full precision of matrix products in the whole program, while any thread is inside.
 
     Threads come and go in any order: the first one to enter finds what the last one to leave has to
     put back. An interrupt may come before anybody can leave, or give back a lock: who is inside is

@@ -68,7 +68,7 @@ class Geometry:
         return u
 
     def snap(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
-        """Points near zeros of -f + g, with what cannot be told from 0 made 0.
+        """Points near zeros of -f + g, with what cannot be distinguished from 0 set to 0.
 
         Args:
             u: S points, shape ``(S, k)``.

@@ -46,7 +46,7 @@ class LangevinDynamics(DiffusiveDynamics):
 
     @property
     def rate(self) -> float:
-        """Of the package's problems at parameters of order 1: several a unit of limit time."""
+        """The rate of the package's problems at parameters of order 1: several per unit of time."""
         return 5.0 * max(1.0, self.limit.speed)
 
     def equation(self) -> str:

@@ -139,8 +139,9 @@ class Frame:
     ) -> Iterator[list[Float[Tensor, "samples columns S"]]]:
         """Isotropic standard normal vectors of n dimensions, for the steps until the frame is full.
 
-        In the frame's coordinates, and for what is outside of it in those of new directions: the
-        b-th sample of a step has its last part along the b-th new one, and chances on those before.
+        They are given in the frame's coordinates; what lies outside the frame is given along new
+        directions. The b-th sample of a step has its last component along the b-th new direction,
+        and random components along the earlier ones.
         """
         used = self.used
         while True:

@@ -79,8 +79,8 @@ def rank_in(group: Any) -> int:
 def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) -> Trajectory:
     """Train every shard in a process of its own, the first in this one, and return all runs.
 
-    The processes are spawned, as a fork of a process with threads may wait for ever for what a
-    thread held. Torch's threads are divided among them. Each belongs to an executor of its own,
+    The processes are spawned, as a fork of a process with threads may wait forever for a lock that
+    a thread held. Torch's threads are divided among them. Each belongs to an executor of its own,
     which tells that, and which, process has died; this one looks after every step.
 
     Args:
@@ -182,7 +182,7 @@ def _begin(own_threads: int) -> None:
     torch.set_num_threads(own_threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # the executor would wait for work of a process that was killed, for ever
+    # the executor would wait for work of a process that was killed, forever
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 

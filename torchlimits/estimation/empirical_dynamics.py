@@ -148,13 +148,13 @@ class EmpiricalField(VectorField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """Of the terms, where gradients along the statistics are of order 1."""
+        """The error of the terms, where gradients along the statistics are of order 1."""
         return 3 / math.sqrt(self.samples)
 
     def estimate(
         self, u: Float[Tensor, " k"], step_size: float, weight_decay: float = 0.0
     ) -> Estimate:
-        """As `EmpiricalDynamics.estimate`, at u, c_delta and alpha."""
+        """Estimate as `EmpiricalDynamics.estimate` does, at u, c_delta and alpha."""
         self._data.restart()
         generator = torch.Generator(device=self._device).manual_seed(self.seed)
         return self._estimator(
@@ -234,7 +234,7 @@ class EmpiricalField(VectorField):
     def jacobian(
         self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
     ) -> Float[Tensor, "S k k"]:
-        """By central differences with the same samples, over distances that they resolve."""
+        """The Jacobian by central differences of the same samples, over distances they resolve."""
         u = u.detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)

@@ -200,7 +200,7 @@ class Estimator:
         delta = _checks.positive("step_size", step_size, "it is delta, the learning rate")
         alpha = _checks.non_negative("weight_decay", weight_decay)
         if _checks.positive_int("samples", samples) < 2:
-            raise ValueError("expected at least 2 samples, got 1: there is no error bar to one")
+            raise ValueError("expected at least 2 samples, got 1: one sample has no standard error")
         if not isinstance(generator, (torch.Generator, type(None))):
             raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
         parameters = {n: p.detach() for n, p in parameters.items()}

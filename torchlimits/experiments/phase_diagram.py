@@ -241,7 +241,7 @@ def _fixed_points(
 
 
 def _spread(dynamics: MixtureDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
-    """In several sizes, with R > 0: at R = 0 neurons of one mean would stay parallel."""
+    """Starts of several sizes, with R > 0: at R = 0 neurons of one mean would stay parallel."""
     v, m, R = dynamics.split(u)
     positive = R + _SPREAD * torch.diag_embed(m.square().sum(-1))
     return torch.cat([dynamics.join(s * v, s * m, s**2 * positive) for s in _SIZES])

@@ -99,7 +99,7 @@ class Layers:
         return (first.sign if first else 1.0), (second.sign if second else 1.0)
 
     def check_beside(self, *, ridge: float, momentum: float) -> None:
-        """As `SGDSettings.check_beside`, for the layers that move."""
+        """Check as `SGDSettings.check_beside` does, for the layers that move."""
         for layer, name in ((self.first, "W"), (self.second, "v")):
             if layer is not None:
                 layer.check_beside(ridge=ridge, momentum=momentum, layer=f" of {name}")
@@ -118,7 +118,7 @@ class Layers:
 def _of_layer(
     groups: list[dict[str, Any]], settings: list[SGDSettings], shapes: set[tuple[int, int]]
 ) -> SGDSettings | None:
-    """Of the groups that hold a parameter of one of the shapes."""
+    """The settings of the groups that hold a parameter of one of the shapes."""
     held = {
         s
         for group, s in zip(groups, settings, strict=True)

@@ -87,7 +87,7 @@ class SGDSettings:
     def of_group(
         cls, group: Mapping[str, Any], dim: int, batch_size: int = 1, *, normalized: bool = False
     ) -> SGDSettings:
-        """Those of one parameter group of a `torch.optim.SGD`.
+        """The settings of one parameter group of a `torch.optim.SGD`.
 
         Raises:
             ValueError: if an option has no limit.
@@ -107,7 +107,7 @@ class SGDSettings:
         cls, optimizer: object | None, dim: int, ridge: float, step_size: float | None,
         momentum: float = 0.0, batch_size: int = 1,
     ) -> SGDSettings:  # fmt: skip
-        """Those of an optimizer, or those given by numbers, for a problem's ``dynamics(...)``.
+        """Settings of an optimizer, or those given by numbers, for a problem's ``dynamics(...)``.
 
         An optimizer whose weight decay is not the problem's ridge draws a warning; its own counts.
 

@@ -30,7 +30,7 @@ def version_of(parameter: Tensor | None) -> int:
 def happened(
     begun: Begun, ended: tuple[Begun, int] | None, optimizer: torch.optim.Optimizer
 ) -> bool:
-    """Whether a step that began moved its parameter, for all that is known.
+    """Whether a step that began moved its parameter, as far as is known.
 
     Args:
         begun: the step.

@@ -52,7 +52,7 @@ class Surroundings:
 
     @contextmanager
     def entered(self) -> Generator[None]:
-        """For the evaluation of any number of rows."""
+        """Enter the modes in which any number of rows is evaluated."""
         with _Kept(), ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(exactly())
@@ -64,7 +64,7 @@ class Surroundings:
 
     @contextmanager
     def row(self) -> Generator[None]:
-        """For one row, if statistics draw random numbers: they are the same for each."""
+        """Seed the generators for one row, if statistics draw: numbers are the same for each."""
         if not self.draws:
             yield
             return

@@ -53,7 +53,7 @@ class HeldRows:
 
     @property
     def nbytes(self) -> int:
-        """Of the rows in memory."""
+        """The size of the rows in memory."""
         return self.count * self.header.row.itemsize
 
     def __len__(self) -> int:
@@ -88,19 +88,19 @@ class HeldRows:
         return [rows if self.until is None else _before(rows, self.until), *parts]
 
     def with_rows(self, rows: np.ndarray) -> HeldRows:
-        """With rows behind the others; the last one is the one that may still get values."""
+        """Append rows to a copy; the last one is the one that may still get values."""
         if not self.opens or not len(rows):
             return self._with_settled(rows)
         return dataclasses.replace(self.settled()._with_settled(rows[:-1]), open=rows[-1:].copy())
 
     def settled(self) -> HeldRows:
-        """With no row that may still get values."""
+        """Return a copy in which no row may still get values."""
         if self.open is None:
             return self
         return dataclasses.replace(self._with_settled(self.open), open=None)
 
     def opened(self) -> HeldRows:
-        """With the newest row as the one that may still get values."""
+        """Return a copy in which the newest row may still get values."""
         rows = self.unwritten
         if self.open is not None or not len(self):
             return dataclasses.replace(self, opens=True)
@@ -111,7 +111,7 @@ class HeldRows:
         return dataclasses.replace(self, opens=True, open=last, count=0, until=until)
 
     def _with_settled(self, rows: np.ndarray) -> HeldRows:
-        """With more rows in memory, for which more room is made rarely."""
+        """Append rows to those in memory, for which more room is made rarely."""
         memory, count = self.memory, self.count + len(rows)
         if count > len(memory):
             memory = np.empty(max(count, 2 * self.count), self.header.row)
@@ -120,14 +120,14 @@ class HeldRows:
         return dataclasses.replace(self, memory=memory, count=count)
 
     def with_names(self, names: Sequence[str]) -> HeldRows:
-        """With more names, for which there are no values yet."""
+        """Return a copy with more names, for which there are no values yet."""
         header = dataclasses.replace(self.header, names=list(names))
         memory = widened(self.memory[: self.count], header.row)
         last = None if self.open is None else widened(self.open, header.row)
         return dataclasses.replace(self, header=header, memory=memory, open=last)
 
     def without_memory(self) -> HeldRows:
-        """With the file's rows, and none in memory but one that may still get values."""
+        """Return a copy with the file's rows, and in memory only one that may still get values."""
         return dataclasses.replace(self, memory=self.memory[:0].copy(), count=0)
 
 

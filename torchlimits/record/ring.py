@@ -282,7 +282,7 @@ def _of_model(statistics: SummaryStatistics, model: nn.Module) -> SummaryStatist
 
 
 def _columns_of(trial: Trial, names: list[str]) -> dict[str, list[int]]:
-    """For each tensor, the columns of the statistics that read it."""
+    """The columns of the statistics that read each tensor."""
     columns: dict[str, list[int]] = {name: [] for name in trial.names}
     for statistic, read in trial.reads.items():
         entries = set(trial.statistics.entry_names({statistic: trial.shapes[statistic]}))

@@ -101,7 +101,7 @@ class _GradientNorm(OnData):
 
 
 def check_trainable(private: PrivateCopy) -> None:
-    """At least one parameter with a gradient, or ValueError."""
+    """Raise ValueError unless at least one parameter has a gradient."""
     if not private.trainable:
         raise ValueError(
             "expected a module with parameters that require gradients, got none: call "

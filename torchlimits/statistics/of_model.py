@@ -66,7 +66,7 @@ class OfModel(ABC):
         return Bound(self, private, _widened(tensors))
 
     def __call__(self, parameters: Parameters) -> Tensor:
-        """Not before it is bound."""
+        """Refuse to be called before it is bound."""
         raise TypeError(
             "expected a statistic that is bound to a module, got one that is not: tl.track binds "
             "it to the module that it records; elsewhere, call .bound(module) of it, or of the "
@@ -151,7 +151,7 @@ def _calm() -> Generator[None]:
 
 
 def _widened(tensors: Parameters) -> dict[str, Tensor]:
-    """As recorders give them: half-precision ones in float32."""
+    """The tensors as recorders give them: half-precision ones in float32."""
     halves = (torch.float16, torch.bfloat16)
     return {
         name: x.new_empty(0, dtype=torch.float32) if x.dtype in halves else x.detach()

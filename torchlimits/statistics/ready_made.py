@@ -79,7 +79,7 @@ class Overlaps(Quadratic):
     directions: Float[Tensor, "d N"]
 
     def near(self, parameters: Parameters) -> Overlaps:
-        """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
+        """Return a copy with the directions beside the parameter, as `Quadratic.near` does."""
         return replace(self, directions=self.directions.to(parameters[self.parameter]))
 
     def __call__(self, parameters: Parameters) -> Tensor:
@@ -116,7 +116,7 @@ class Gram(Quadratic):
     degree = 2
 
     def near(self, parameters: Parameters) -> Gram:
-        """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
+        """Return a copy with the directions beside the parameter, as `Quadratic.near` does."""
         if self.perpendicular_to is None:
             return self
         return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))
@@ -177,7 +177,7 @@ class SquaredLengths(Quadratic):
     degree = 2
 
     def near(self, parameters: Parameters) -> SquaredLengths:
-        """With the directions beside the parameter, as `Quadratic.near` of ``parameters``."""
+        """Return a copy with the directions beside the parameter, as `Quadratic.near` does."""
         return replace(self, perpendicular_to=self._gram.near(parameters).perpendicular_to)
 
     def __call__(self, parameters: Parameters) -> Tensor:
@@ -191,7 +191,7 @@ class SquaredLengths(Quadratic):
     def changes(
         self, parameters: Parameters, gradient: Gradient, centre: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Those of the Gram matrix, on its diagonal."""
+        """The changes of the Gram matrix, on its diagonal."""
         along, bend, kick = (
             x.diagonal(dim1=-2, dim2=-1) for x in self._gram.changes(parameters, gradient, centre)
         )

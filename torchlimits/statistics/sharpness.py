@@ -167,7 +167,7 @@ def largest_eigenvalue(
 
 
 def _top_of(diagonal: list[float], beside: list[float]) -> tuple[float, float, float]:
-    """Of a tridiagonal matrix: its largest eigenvalue, its vector's last entry, and its norm."""
+    """Largest eigenvalue of a tridiagonal matrix, its vector's last entry, and the norm."""
     middle, off = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (diagonal, beside))
     matrix = middle.diag() + off.diag(1) + off.diag(-1)
     values, vectors = torch.linalg.eigh(matrix)
@@ -214,7 +214,7 @@ def _normal(parameter: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def _twice_differentiable() -> Generator[None]:
-    """With gradients, and without the fused kernels that have only a first derivative."""
+    """Enable gradients, and disable fused kernels that have only a first derivative."""
     with (
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),

@@ -304,7 +304,7 @@ class SummaryStatistics:
         return result
 
     def of_runs(self, runs: int) -> SummaryStatistics:
-        """Those of the first ``runs`` replicas only, where parameters have replica dimensions."""
+        """The statistics of the first ``runs`` replicas, where parameters have replicas."""
         result = copy.copy(self)
         result._runs = None if self.parameter_dims is None else runs
         return result

@@ -68,7 +68,7 @@ class Borrowed(Live):
                 self._give(pairs, step, float(wall_time))
 
     def _give(self, pairs: Sequence[tuple[str, float]], step: int, wall_time: float) -> None:
-        """Hand the values of a step on, but for those that the writer has."""
+        """Hand the values of a step on, except those that the writer has."""
         if self._given == (step, len(pairs)):
             return
         file = self._writer._get_file_writer()
@@ -112,7 +112,7 @@ class Foreign(Borrowed):
             ) from error
 
     def _give(self, pairs: Sequence[tuple[str, float]], step: int, wall_time: float) -> None:
-        """Hand the values of a step on, but for those that the writer has."""
+        """Hand the values of a step on, except those that the writer has."""
         begin = self._given[1] if self._given[0] == step else 0
         for count, (tag, value) in enumerate(pairs[begin:], begin + 1):
             # in one line: a call that returned is not made again

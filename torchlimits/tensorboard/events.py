@@ -120,7 +120,7 @@ class EventFile:
         self, tags: Sequence[str], steps: Int[np.ndarray, " T"],
         wall_times: Float[np.ndarray, " T"], values: Float[np.ndarray, "T k"],
     ) -> None:  # fmt: skip
-        """Append T events of k scalars, but for those of steps that it has.
+        """Append T events of k scalars, except those of steps that it has.
 
         Arguments as in `scalar_records`.
         """
@@ -286,7 +286,7 @@ def began(path: Path) -> float | None:
 
 
 def scalars_in(contents: Iterable[bytes]) -> dict[int, list[bytes]]:
-    """The records of scalars by their steps, of files in order, but for those that are purged."""
+    """The records of scalars by their steps, of files in order, without those that are purged."""
     found: dict[int, list[bytes]] = {}
     for content in contents:
         for data in data_of(content, len(content)):

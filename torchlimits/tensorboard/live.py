@@ -159,7 +159,7 @@ class Live(Sink):
 
     @abstractmethod
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
-        """Write rows, but for those that were written before."""
+        """Write rows, except those that were written before."""
 
     def _buckets(self, steps: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
         """Number buckets, increasing with the step; the first row of each bucket is shown."""

@@ -63,7 +63,7 @@ class Condition:
     Attributes:
         name: what is looked at.
         dims, values, errors: its size and standard error at each n.
-        law: the power law fitted, or None where the values are not told from 0.
+        law: the power law fitted, or None where the values do not differ significantly from 0.
         verdict: in words, beginning with "holds", "fails" or "undecided".
     """
 
@@ -100,7 +100,7 @@ def at_most(
     told = [i for i, (y, e) in enumerate(zip(values, errors, strict=True)) if y > 3 * e]
     if len(told) < 2:
         most = max(y + 2 * e for y, e in zip(values, errors, strict=True))
-        found = f"told from 0 at {len(told)} of {len(dims)} n, at most {most:.2g}"
+        found = f"significantly above 0 at {len(told)} of {len(dims)} n, at most {most:.2g}"
         return Condition(name, *place, None, f"undecided at these n: {found}")
     law = _fit_told(told, *place)
     excess = law.exponent - needed
@@ -117,8 +117,9 @@ def vanishes(
 ) -> Condition:  # fmt: skip
     """The condition that a relative size tends to 0, from unbiased estimates of its square.
 
-    It holds if it is seen to shrink, or is not told from 0 and below the tolerance at the largest
-    n; it fails if it is there at the largest n and does not shrink.
+    It holds if the size is seen to shrink, or if it does not differ significantly from 0 and is
+    below the tolerance at the largest n. It fails if the size is significant at the largest n and
+    does not shrink.
     """
     n = dims[-1]
     sizes = tuple(max(s, 0.0) ** 0.5 for s in squares)
@@ -194,7 +195,7 @@ class ConditionReport(Tabular):
 
     @property
     def fails(self) -> bool:
-        """At least one condition fails."""
+        """Whether at least one condition fails."""
         return any(c.fails for c in self.conditions)
 
     def __getitem__(self, name: str) -> Condition:

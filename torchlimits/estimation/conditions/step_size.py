@@ -146,7 +146,7 @@ class CriticalStepSize:
         driver: ``"corrector of ..."`` or ``"diffusion of ..."``, the term that becomes order 1
             first, at the largest n.
         corrector, diffusion: the power laws of the largest entry of Lgen u and of J V J^T, which
-            are the two terms at delta = 1; None where they are not told from 0.
+            are the two terms at delta = 1; None where they do not differ significantly from 0.
 
     Example:
         >>> print(CriticalStepSize(1.0, 0.02, 0.25, "corrector of r2", None, None))
@@ -204,8 +204,8 @@ def critical_step_size(
     known = {kind: law for kind, law in laws.items() if law is not None}
     if not known:
         raise ValueError(
-            "expected a corrector or a diffusion that is told from 0 at every n, got none: more "
-            "samples, or statistics that the noise of the gradients moves"
+            "expected a corrector or a diffusion that differs significantly from 0 at every n, got "
+            "none: take more samples, or statistics that the noise of the gradients moves"
         )
     # of exponents that are the same within their errors, the larger term
     driver = max(known, key=lambda kind: known[kind].constant * dims[-1] ** known[kind].exponent)
@@ -239,7 +239,7 @@ def _largest_terms(
 
 
 def _law(dims: Sequence[int], terms: Sequence[_Term]) -> PowerLaw | None:
-    """The power law of a term, or None where the term is not told from 0 at every n."""
+    """The power law of a term, or None unless it differs significantly from 0 at every n."""
     values, errors, _ = zip(*terms, strict=True)
     told = all(y > 3 * e and y > 0 for y, e in zip(values, errors, strict=True))
     return fit(dims, values, errors) if told else None

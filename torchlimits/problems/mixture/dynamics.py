@@ -99,7 +99,7 @@ class MixtureDynamics(EffectiveDynamics):
         return torch.where(overlap > cosine * self.lengths(u), nearest, -1)
 
     def lengths(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch K"]:
-        r"""Of the neurons, :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}`, shape ``(..., K)``.
+        r"""Lengths of the neurons, :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}`, shape ``(..., K)``.
 
         Args:
             u: statistics, shape ``(..., k)``.

@@ -66,7 +66,7 @@ def relu_moments(
 
     Returns:
         `ReluMoments`, leading dimensions broadcast, in the dtype of ``mean`` (computed in
-        float64). Deterministic, and independent of what else is in the batch but for rounding.
+        float64). It is deterministic, and up to rounding does not depend on the rest of the batch.
         Derivatives (autograd, torch.func) are those of the integral, within the rule's error,
         which a table at the head of this module tells.
 

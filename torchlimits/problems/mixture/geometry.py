@@ -24,7 +24,7 @@ class MixtureGeometry(Geometry):
         self.field = field
 
     def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """With R positive semidefinite."""
+        """Move u to the nearest point where R is positive semidefinite."""
         v, m, R = self.field.split(u)
         values, vectors = _linalg.eigh(R)
         return self.field.join(v, m, (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT)
@@ -80,10 +80,10 @@ class MixtureGeometry(Geometry):
 
 
 class SmoothedGeometry(MixtureGeometry):
-    """That of a finite snr: noise smooths the kinks between the means, and parts neurons."""
+    """The geometry at a finite snr: noise smooths the kinks between means, and parts neurons."""
 
     def pieces(self, velocity: Velocity, u: Float[Tensor, " k"]) -> Float[Tensor, "P k k"]:
-        """One, on the ray of idle neurons that grows fastest."""
+        """The one smooth piece, on the ray of idle neurons that grows fastest."""
         u = self._inside(u)
         idle = self.idle(u)
         if not bool(idle.any()):
@@ -101,7 +101,7 @@ class SmoothedGeometry(MixtureGeometry):
         return self.field.join(v, m, R + _APART * torch.diag_embed(square))
 
     def persists(self, velocity: Velocity, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
-        """Turns parallel neurons apart by a little: does the angle between them go on growing?"""
+        """Turn parallel neurons apart by a little, and see whether the angle goes on growing."""
         v, m, R = self.field.split(u)
         W = m @ m.mT + R
         square = W.diagonal(dim1=-2, dim2=-1)

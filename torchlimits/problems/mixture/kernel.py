@@ -43,7 +43,7 @@ _COMPONENT = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def _uniform(bits):
-    """In (0, 1], in steps of 2^-24, or finer near 0, as a float has them."""
+    """Uniform numbers in (0, 1], in steps of 2^-24, or finer near 0, as float32 has them."""
     return (bits.to(tl.float32) + 1.0) * 2.3283064365386963e-10
 
 

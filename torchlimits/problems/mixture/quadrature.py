@@ -115,7 +115,7 @@ def panels(
 
     A piece holds whole points, or some lines of one point, and then the pieces of that point follow
     each other and name it by the same tensor. A point's nodes depend on the point alone, so that
-    its sum does not depend on the batch but by rounding.
+    its sum depends on the batch through rounding alone.
     """
     # kinks h_i = 0 that are out of reach of the origin carry no weight
     near = mean.detach().abs() < rule.reach * factor.detach().norm(dim=-1)
@@ -140,7 +140,7 @@ def _pieces(
     points: Tensor, mean: Tensor, factor: Tensor, v: Tensor, near: Tensor, kinks: int,
     rule: Resolution,
 ) -> Iterator[tuple[Tensor, Panels]]:  # fmt: skip
-    """Of points with the same number of kinks."""
+    """The pieces of points with the same number of kinks."""
     frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
     offsets, weights = _lines(mean, rotated, kinks, rule)

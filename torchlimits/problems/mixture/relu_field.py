@@ -188,7 +188,7 @@ class ReluField(MixtureField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """Of the quadrature."""
+        """The error of the quadrature."""
         return {1: 1e-8, 2: 1e-7}.get(self.width, 2e-4 * 4.0**-self.level)
 
     def equation(self, corrector: bool = True) -> str:

@@ -147,7 +147,7 @@ def squared_radius(means: int, ridge: float) -> float:
     """
     if ridge == 0:
         raise ValueError(
-            "expected ridge > 0, got 0: without it the weights grow for ever at snr = infinity and "
+            "expected ridge > 0, got 0: without it the weights grow forever at snr = infinity and "
             "there is no fixed point at a finite distance"
         )
     if means * ridge >= 1:

@@ -75,7 +75,7 @@ class EquatorDynamics(DiffusiveDynamics):
 
     @property
     def rate(self) -> float:
-        """That of r2 and of sqrt(n) m, at starts of order 1."""
+        """The rate of r2 and of sqrt(n) m, at starts of order 1."""
         c = max(1.0, self.settings.effective_step_size)
         k = self.order
         return self.settings.drift_factor * 2 * k * (2 * c ** (k - 1) + (k - 1) * self.scaled_snr)

@@ -46,7 +46,7 @@ class AboutSpike(Quadratic):
     parameter = "x"
 
     def near(self, parameters: Parameters) -> AboutSpike:
-        """With v beside x."""
+        """The same statistics with v on the device, and in the type, of x."""
         return replace(self, v=self.v.to(parameters["x"]))
 
 

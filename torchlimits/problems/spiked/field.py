@@ -27,7 +27,7 @@ class SpikedGeometry(Geometry):
         self.reach, self.radius2, self.origin = reach, radius2, origin
 
     def project(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
-        """With r2 >= 0."""
+        """Move u to the nearest point with r2 >= 0."""
         return torch.stack([u[..., 0], u[..., 1].clamp_min(0)], dim=-1)
 
     def starts(
