@@ -98,7 +98,8 @@ def by_write(measured, predicted, folder):
     found = {}
     for side in SIDES:
         events = EventAccumulator(str(folder / side)).Reload()
-        for name in {*events.Tags()["scalars"]} - {"torchlimits/sup difference"}:
+        charts = {tag for tag in events.Tags()["scalars"] if tag.startswith("· ")}
+        for name in {*events.Tags()["scalars"]} - {"torchlimits/sup difference"} - charts:
             found.setdefault(name, {})[side] = events.Scalars(name)[-1].value
     text = events.Tensors("torchlimits/about")[0].tensor_proto.string_val[0].decode()
     only = {side: [name for name in found if [*found[name]] == [side]] for side in SIDES}

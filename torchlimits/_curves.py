@@ -113,7 +113,17 @@ def _legend(axes: Axes, runs: int) -> None:
     if len(labels) > _LEGEND:
         rows = np.linspace(0, len(labels) - 1, _LEGEND // 2).round().astype(int)
         handles, labels = [handles[r] for r in rows], [labels[r] for r in rows]
+    # above the curves, which it would hide, where the layout makes room for it and no title is
+    titled = any(axes.get_title(loc=side) for side in ("left", "center", "right"))
+    above = not titled and getattr(axes.figure, "get_layout_engine", lambda: None)() is not None
+    place: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 1),
+        "frameon": False,
+        "borderpad": 0.1,
+    }
     axes.legend(
-        handles, labels, fontsize="small", ncols=1 + (len(labels) > 5),
+        handles, labels, fontsize="small", ncols=4 if above else 1 + (len(labels) > 5),
+        handlelength=1.2, columnspacing=1.0, **(place if above else {}),
         title=f"{runs} runs, a line each" if runs > 1 else None, title_fontsize="small",
-    )  # fmt: skip
+    ).set_alignment("left")  # fmt: skip
