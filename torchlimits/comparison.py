@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class WorstRuns:
-    """Of each statistic, the run with the largest difference, where starts differ.
+    """The run with the largest difference, of each statistic, where starts differ.
 
     Attributes:
         run: its number, counted from 0 over all leading dimensions, shape ``(k,)``.

@@ -97,7 +97,7 @@ class Ensemble:
         self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
         compiled: bool | None,
     ) -> Generator[None]:  # fmt: skip
-        """By the problem's own kernel, or steps of autograd and torch.optim in a graph."""
+        """Train by the problem's own kernel, or by steps of autograd and torch.optim in a graph."""
         if compiled is not False:
             # a seed of the data's own: starts are drawn by the same algorithm, which would meet the
             # same numbers under the same key

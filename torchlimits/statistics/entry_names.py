@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def as_float(entries: Tensor) -> Tensor:
-    """In a type that torch.cat takes beside other floats, with all digits."""
+    """The value in a type that torch.cat takes beside other floats, with all digits."""
     if entries.is_floating_point() and entries.itemsize > 1:
         return entries
     # bytes (float8 among them) and 16-bit integers fit into float32; MPS has nothing longer

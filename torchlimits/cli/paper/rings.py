@@ -31,7 +31,7 @@ class RingRuns:
 def ring_runs(
     spec: MixtureFigure, dim: int, runs: int, seed: int, console: Console
 ) -> list[RingRuns]:
-    """At the figure's snr and in the small-noise limit itself."""
+    """The dynamics at the figure's snr, and in the small-noise limit itself."""
     limit_problem = spec.make(dim, spec.width, snr=math.inf, ridge=0.1)
     component = next(c for c in limit_problem.fixed_point_components() if c.classes == spec.classes)
     at = component.point(seeded(1))
