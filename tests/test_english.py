@@ -37,13 +37,13 @@ def docstrings(tree):
 
 
 def strings(tree):
-    """(line, text) of every string, docstrings and messages; pieces of f-strings are joined."""
+    """Every string, docstrings and messages; pieces of f-strings are joined."""
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             pieces = [getattr(piece, "value", "x") for piece in node.values]
-            yield node.lineno, "".join(p if isinstance(p, str) else "x" for p in pieces)
+            yield "".join(p if isinstance(p, str) else "x" for p in pieces)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.lineno, node.value
+            yield node.value
 
 
 def faults(source):
@@ -59,7 +59,7 @@ def faults(source):
             ".. math"
         ):
             found.append(f"{line}: no full stop: {first}")
-    for line, text in strings(tree):
+    for text in strings(tree):
         words = " ".join(text.split())
         found += [
             f"write {better!r}: ...{match[0]}..."

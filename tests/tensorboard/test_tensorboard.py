@@ -254,13 +254,9 @@ def test_charts_of_an_experiment_show_no_other_one(tmp_path, band):
                 assert len(found) == (len(tags) if own else 0)
 
 
-@pytest.mark.parametrize("live", [False, True])
-def test_the_runs_are_listed_so_that_both_sides_of_a_run_have_kindred_colours(tmp_path, live):
+def test_the_runs_are_listed_so_that_both_sides_of_a_run_have_kindred_colours(tmp_path):
     """TensorBoard takes orange, blue, red, cyan, magenta, teal in the order of the runs' starts."""
     measured, predicted = trajectory(9, runs=3), trajectory(9, runs=3, band=True)
-    if live:
-        with tensorboard.Writer(tmp_path / "measured") as writer:
-            feed(writer, measured, 5)
     tensorboard.write(tmp_path, measured=measured, predicted=predicted)
     request, context = served(tmp_path)
     runs = context.data_provider.list_runs(request, experiment_id="")

@@ -61,7 +61,8 @@ def overlay(
     match = matched(measured, predicted)
     given, rows = list(match.sides.values()), rows_of(match)
     panels = panels_of(match.all_names)
-    lines = math.ceil(len(panels) / 5)
+    # in a page or a browser, text is too small beside more than three panels
+    lines = math.ceil(len(panels) / (3 if len(rows) == 1 else 5))
     across = math.ceil(len(panels) / lines)
     names = max(legend_lines(panel) for panel in panels)
     figure, grid = _grid(len(rows), lines, across, names, bool(_title(given)))

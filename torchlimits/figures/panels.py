@@ -26,7 +26,8 @@ class Panel:
 def panels_of(names: Sequence[str]) -> list[Panel]:
     """Families of statistics; m by its columns, R by diagonal and rest; `MOST_PANELS` at most."""
     panels = [panel for stem, own in families(names).items() for panel in _split(stem, own)]
-    return panels[:MOST_PANELS]
+    # a symmetric family may be given without its diagonal, or be nothing else
+    return [panel for panel in panels if panel.names][:MOST_PANELS]
 
 
 def _split(stem: str, names: list[str]) -> list[Panel]:

@@ -75,7 +75,7 @@ class TrackerState:
         finite = not bool(statistics.isinf().any()) and not bool(statistics.isnan().all())
         if not len(rows) or self.records < len(rows) or not finite:
             raise ValueError(
-                "expected a state of at least one record, all finite except where there is no value, "
+                "expected a state of at least one record, finite where there is a value, "
                 f"got {len(rows)} rows of {self.records}: it is damaged"
             )
         if bool((rows.steps.diff() <= 0).any()) or int(rows.steps[0]) < 0:

@@ -275,16 +275,6 @@ def _mark_of(path: Path) -> str | None:
     return message.removeprefix(_MARK) if message.startswith(_MARK) else None
 
 
-def began(path: Path) -> float | None:
-    """The seconds since 1970 in the first event of a file, or None if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            head = data_of(file.read(_HEAD), 1)
-        return Event.FromString(head[0]).wall_time if head else None
-    except (OSError, DecodeError):
-        return None
-
-
 def scalars_in(contents: Iterable[bytes]) -> dict[int, list[bytes]]:
     """The records of scalars by their steps, of files in order, without those that are purged."""
     found: dict[int, list[bytes]] = {}

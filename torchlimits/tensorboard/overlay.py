@@ -14,6 +14,7 @@ from torchlimits import _checks
 from torchlimits.comparison import Match, compare, matched, unmatched_lines
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from torchlimits.tensorboard.pictures import pictures
 from torchlimits.tensorboard.tags import (
     APART,
     all_tags,
@@ -107,7 +108,7 @@ def write(
     _checks.positive_int("max_runs", max_runs)
     match = matched(measured, predicted)
     parameters = _parameters(match.sides, hparams)
-    panels = [_about(match, parameters, _notes(match, max_points, max_runs)), _picture(match)]
+    panels = [_about(match, parameters, _notes(match, max_points, max_runs)), *pictures(match)]
     _replace(logdir, match, panels, parameters, max_points, max_runs)
 
 
@@ -122,7 +123,7 @@ def _replace(
     folder, now = log_folder(logdir), time.time()
     experiment = experiment_of(folder)
     old = [file for side in match.sides for file in _replaceable(folder, side)]
-    begun, runs = _begun(old, now), max(path.runs for path in match.sides.values())
+    begun, runs = _begun(match, now), max(path.runs for path in match.sides.values())
     files: list[list[events.EventFile]] = []
     for side, path in match.sides.items():
         if match.comparable:
@@ -162,23 +163,14 @@ def _write_runs(
     return files
 
 
-def _begun(old: Sequence[Path], now: float) -> float:
-    """When the first run of the experiment began, by which TensorBoard orders and colours runs."""
-    return min((began for began in map(events.began, old) if began is not None), default=now)
+def _begun(match: Match, now: float) -> float:
+    """A second before all rows: TensorBoard orders runs by the first event, or the earliest."""
+    return min(float(wall_times_of(path, now)[0]) for path in match.sides.values()) - 1.0
 
 
 def _replaceable(folder: Path, side: str) -> list[Path]:
     files = events.own_files(folder / side, numbered=True)
     return files + events.own_files(folder) if side == "measured" else files
-
-
-def _picture(match: Match) -> Summary:
-    # matplotlib takes most of a second to load: only for those who write
-    from torchlimits import figures
-
-    figure = figures.overlay(match.sides.get("measured"), match.sides.get("predicted"))
-    # in full size, the picture is to fit into a window beside TensorBoard's settings
-    return summaries.image("torchlimits/overlay", figures.png(figure, dpi=80))
 
 
 def _add_sessions(

@@ -1,0 +1,57 @@
+"""`pictures`: what the image dashboard shows, all statistics at once and each panel by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from torchlimits.comparison import Match
+from torchlimits.tensorboard import summaries
+from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from torchlimits.trajectory import Trajectory
+
+#: more of them would be slow to draw and to look through
+_MOST = 8
+
+
+def pictures(match: Match) -> list[Summary]:
+    """The overlay of all statistics, and each of its panels large enough to be read unopened.
+
+    A thumbnail of TensorBoard is about 400 pixels wide. The panels show the first run.
+    """
+    # matplotlib takes most of a second to load: only for those who write
+    from torchlimits import figures
+    from torchlimits.figures.panels import panels_of
+
+    whole = figures.overlay(match.sides.get("measured"), match.sides.get("predicted"))
+    # in full size, the picture is to fit into a window beside TensorBoard's settings
+    found = [summaries.image("torchlimits/overlay", figures.png(whole, dpi=80))]
+    panels = panels_of(match.all_names)
+    if len(panels) == 1 and all(path.runs == 1 for path in match.sides.values()):
+        return found
+    for panel in panels[:_MOST]:
+        sides = {side: _part(path, panel.names) for side, path in match.sides.items()}
+        figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
+        title = (
+            panel.names[0] if len(panel.names) == 1 else f"{panel.names[0]} to {panel.names[-1]}"
+        )
+        found.append(summaries.image(f"torchlimits/overlay/{title}", figures.png(figure, dpi=110)))
+    return found
+
+
+def _part(path: Trajectory, names: Sequence[str]) -> Trajectory | None:
+    """The statistics of a panel in the first run, without a title; None if it has none of them."""
+    columns = [path.names.index(name) for name in names if name in path.names]
+    if not columns:
+        return None
+
+    def first(entries: torch.Tensor | None) -> torch.Tensor | None:
+        return None if entries is None else entries.reshape(-1, *entries.shape[-2:])[0][:, columns]
+
+    values = first(path.values)
+    assert values is not None
+    metadata = {**path.metadata, "title": ""}
+    names = [path.names[column] for column in columns]
+    return replace(path, values=values, std=first(path.std), names=names, metadata=metadata)
