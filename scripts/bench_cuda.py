@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 import torchlimits as tl
 from torchlimits import _checks
-from torchlimits.ensemble.train import Ensemble
+from torchlimits.ensemble.ensemble import Ensemble
 
 #: `compiled=` of `tl.train`
 WAYS = {"captured": False, "kernel": True}
@@ -353,7 +353,14 @@ class Stepping:
             model.parameters(), lr=1 / problem.dim, weight_decay=problem.ridge, fused=True
         )
         tracker = tl.track(model, optimizer, problem.statistics.of_runs(runs), every=10**9)
-        self.training = ensemble.training(model, optimizer, tracker, range(runs), WAYS[way])
+        self.training = ensemble.training(
+            model,
+            optimizer,
+            tracker,
+            range(runs),
+            WAYS[way],
+            ensemble.data(range(runs)) if ensemble.on_cpu else None,
+        )
         self.model = model
         self.unit = 64 if way == "kernel" else 1
         self.take(max(self.unit, 8))

@@ -29,8 +29,7 @@ import itertools
 import math
 import os
 import platform
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -44,6 +43,8 @@ from rich.markdown import Markdown
 
 import torchlimits as tl
 from torchlimits import _checks
+from torchlimits.cli.timing import interleaved as interleaved
+from torchlimits.cli.timing import timed as timed
 
 
 @dataclass(kw_only=True)
@@ -109,31 +110,6 @@ class Training:
     def timed(self, count: int) -> float:
         """Seconds a step and replica."""
         return timed(lambda: list(self.steps(count)), count * math.prod(self.replicas))
-
-
-def timed(work: Callable[[], object], units: float = 1.0) -> float:
-    """Seconds a unit of one call, with what it left running on a device."""
-    _checks.positive("units", units, "the work of a round")
-    begin = time.perf_counter()
-    work()
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - begin) / units
-
-
-def interleaved(
-    contenders: Mapping[str, Callable[[], float]], rounds: int
-) -> dict[str, list[float]]:
-    """What each contender returned in each round; every other round runs backwards.
-
-    A first round warms up and is left out. Ratios are to be taken within a round, so that a
-    machine that is slow for a while does not enter them.
-    """
-    found: dict[str, list[float]] = {name: [] for name in contenders}
-    for round_ in range(rounds + 1):
-        for name in list(contenders)[:: 1 if round_ % 2 else -1]:
-            found[name].append(contenders[name]())
-    return {name: seconds[1:] for name, seconds in found.items()}
 
 
 def median(seconds: list[float] | None) -> str:

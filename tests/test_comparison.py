@@ -1,4 +1,5 @@
 import dataclasses
+import io
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchlimits as tl
+from torchlimits._text import Table
 
 
 def paths(runs=(), shift=0.0):
@@ -54,8 +56,12 @@ def test_a_band_gives_the_difference_in_its_units():
 
 def test_the_printed_table():
     text = str(tl.compare(*paths(runs=(4,), shift=0.25)))
-    assert len(text.splitlines()) == 3
-    assert "0.2500 ± 0.0000" in text
+    table, notes = text.split("\n\n")
+    assert len(table.splitlines()) == 4
+    assert "0.2500 ± 0.0000" in table
+    assert [line[:16].strip() for line in notes.splitlines()] == [
+        "run", "measured, end", "predicted, end", "sup |difference|", "at t", "mean difference",
+    ]  # fmt: skip
 
 
 def test_what_cannot_be_compared():
@@ -76,9 +82,9 @@ SIDES = ("measured", "predicted")
 def by_compare(measured, predicted, _):
     result = tl.compare(measured, predicted)
     lines = str(result).splitlines()
-    assert [line.split()[0] for line in lines[1 : 1 + len(result.names)]] == result.names
+    assert [line.split()[0] for line in lines[2 : 2 + len(result.names)]] == result.names
     told = [f"{side} only: {', '.join(only)}" for side, only in result.unmatched.items() if only]
-    assert lines[1 + len(result.names) :] == told
+    assert [line for line in lines if line.startswith(tuple(f"{x} only" for x in SIDES))] == told
     ends = zip(result.names, result.measured.tolist(), result.predicted.tolist(), strict=True)
     found = {name: {"measured": m, "predicted": p} for name, m, p in ends}
     paths = {"measured": measured, "predicted": predicted}
@@ -92,7 +98,8 @@ def by_write(measured, predicted, folder):
     found = {}
     for side in SIDES:
         events = EventAccumulator(str(folder / side)).Reload()
-        for name in {*events.Tags()["scalars"]} - {"torchlimits/sup difference"}:
+        charts = {tag for tag in events.Tags()["scalars"] if tag.startswith("· ")}
+        for name in {*events.Tags()["scalars"]} - {"torchlimits/sup difference"} - charts:
             found.setdefault(name, {})[side] = events.Scalars(name)[-1].value
     text = events.Tensors("torchlimits/about")[0].tensor_proto.string_val[0].decode()
     only = {side: [name for name in found if [*found[name]] == [side]] for side in SIDES}
@@ -173,3 +180,105 @@ def test_a_band_in_another_order_belongs_to_its_statistic():
     result = tl.compare(measured, dataclasses.replace(predicted, std=std))
     assert result.sup_difference.tolist() == [2.0, 0.0]
     assert result.sup_in_std.tolist() == [4.0, 0.0]
+
+
+# --- the table, wherever it is shown -------------------------------------------------------------
+
+COLUMNS = ["run", "measured, end", "predicted, end", "sup |difference|", "at t", "mean difference",
+           "in sd", "in 95 %"]  # fmt: skip
+
+
+def banded(runs=(3,)):
+    measured, predicted = paths(runs=runs, shift=0.3)
+    std = torch.full_like(predicted.values, 0.1)
+    return tl.compare(measured, dataclasses.replace(predicted, std=std))
+
+
+def missing(text):
+    """The columns that are not there with a cell for each of two statistics, and explained."""
+    table = text[: text.index("\nrun  ")]
+    notes = text[len(table) :]
+    blocks = [block.splitlines() for block in table.split("\n\n") if block.strip()]
+    found = [name for block in blocks for line in block for name in COLUMNS if name in line]
+    assert all(len(block) >= 3 for block in blocks)
+    return [name for name in COLUMNS if name not in found or f"\n{name} " not in notes]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_no_terminal_is_too_narrow_for_a_column(width, monkeypatch):
+    result = banded()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(width=width, file=io.StringIO())
+    console.print(result)
+    shown = console.file.getvalue()
+    assert "\x1b" not in shown
+    assert [line.rstrip() for line in shown.splitlines()] == str(result).splitlines()
+    assert max(map(len, shown.splitlines())) <= width
+    assert not missing(shown)
+
+
+def test_a_pipe_folds_nothing(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    text = str(banded())
+    assert not missing(text)
+    assert text.splitlines()[1].split("  ")[-1] == "in 95 %"
+
+
+def test_runs_from_different_starts_show_the_worst_one():
+    measured, predicted = paths(runs=(5,))
+    values = measured.values.clone()
+    values[3, 6, 0] += 2.0
+    values[1, 2, 1] -= 1.0
+    worst = tl.compare(dataclasses.replace(measured, values=values), predicted).worst_runs
+    assert worst.run.tolist() == [3, 1]
+    assert worst.difference.tolist() == pytest.approx([2.0, 1.0])
+    assert worst.time.tolist() == pytest.approx([0.6, 0.2])
+    assert worst.measured.tolist() == [float(values[3, -1, 0]), float(values[1, -1, 1])]
+    assert "the worst of 5 runs from different starts" in str(tl.compare(measured, predicted))
+
+
+def test_runs_from_one_start_are_averaged_and_said_to_be():
+    measured, predicted = paths(runs=(4,), shift=0.25)
+    for path in (measured, predicted):
+        path.values[:, 0] = 1.0
+    result = tl.compare(measured, predicted)
+    assert result.worst_runs is None
+    assert "mean of 4 runs" in str(result)
+    assert "all 4 runs have one start" in str(result)
+    assert tl.compare(*paths()).worst_runs is None
+
+
+def test_where_a_value_was_not_given_there_is_no_difference():
+    measured, predicted = paths(shift=0.5)
+    measured.values[::2, 0] = torch.nan
+    result = tl.compare(measured, predicted)
+    assert result.sup_difference.tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_a_comparison_as_data():
+    frame = banded().to_pandas()
+    assert frame.index.tolist() == ["a", "b"]
+    assert frame.loc["a", "sup_difference"] == pytest.approx(0.3)
+    assert {"inside", "worst_run", "worst_difference"} <= set(frame.columns)
+
+
+def test_html_is_escaped_and_has_every_column():
+    measured, predicted = path_of(["<b>", "m"]), path_of(["<b>", "m"], value=1.0)
+    text = tl.compare(measured, predicted)._repr_html_()
+    assert "&lt;b&gt;" in text
+    assert ">m</td>" in text
+    assert "<script" not in text
+    assert "color" not in text
+    assert text.count("<th ") == 5
+    assert text.count("<td ") == 10
+
+
+def test_sentences_stand_below_each_other_and_long_names_have_lines_of_their_own():
+    long = "a" * 30
+    table = Table([["condition", "n = 10", "verdict"], [long, "1", "holds " * 20]], prose=True)
+    for width in (30, 45, 60):
+        lines = table.text(width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert " ".join(lines).count("holds") == 20
+        assert any(line.strip().startswith(long) for line in lines)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import torchlimits as tl
 
@@ -22,6 +23,8 @@ def own(thing):
 
 
 def names_of(module):
+    if module is tl:
+        return dir(tl)
     if hasattr(module, "__all__"):
         return module.__all__
     return [n for n, x in vars(module).items() if not n.startswith("_") and belongs(n, x, module)]
@@ -183,3 +186,21 @@ def test_the_citation_is_that_of_this_version():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {version[1]}\n" in citation
     assert "arXiv:2206.04030" in citation
+
+
+@pytest.mark.parametrize(
+    ("thing", "ours"),
+    [
+        (tl.SpikedTensor(dim=10, order=2, snr=2.0).dynamics(step_size=1.0), "fixed_points"),
+        (tl.SpikedTensor(dim=10, order=2, snr=2.0).model(), "x"),
+        (tl.GaussianMixture.binary(dim=10, snr=2.0).model(), "first"),
+        (tl.replicate(torch.nn.Linear(2, 1), 3), "statistics"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_completion_shows_what_is_ours_and_what_everybody_uses(thing, ours):
+    shown = {name for name in dir(thing) if not name.startswith("_")}
+    assert {ours, "parameters", "state_dict", "to", "train"} <= shown
+    assert not {"register_backward_hook", "ipu", "share_memory", "T_destination"} & shown
+    assert len(shown) < 60
+    assert callable(thing.register_forward_hook)  # hidden, not gone

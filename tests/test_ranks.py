@@ -29,6 +29,7 @@ RANKS = {
     "estimation": _PREDICT,
     "ensemble": {*_RECORD, "record", "problems.problem"},
     "experiments": {*_RECORD, "record", *_PREDICT, "ensemble"},
+    "cli": {*_RECORD, "record", *_PREDICT, "estimation", "ensemble", "experiments"},
     "integrations": {*_BELOW_CONTRACTS, "contracts", "record"},
 }
 
@@ -71,6 +72,8 @@ def graph():
 
 def room(name):
     first = name.split(".")[0]
+    if first == "__main__":
+        return "cli"
     return "_" if first.startswith("_") else first
 
 
@@ -101,6 +104,19 @@ def test_the_table_has_every_room_and_no_circle():
 
 def test_no_circle_of_files():
     TopologicalSorter(graph()).prepare()
+
+
+def test_no_file_takes_the_place_of_a_public_name():
+    """A submodule that is loaded later becomes the package's attribute of its name."""
+    for init in PACKAGE.rglob("*/__init__.py"):
+        tree = ast.parse(init.read_text())
+        loaded = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and "__all__" in
+                 [getattr(t, "id", "") for t in n.targets]]  # fmt: skip
+        for name in (name for value in lists for name in ast.literal_eval(value)):
+            if (init.parent / f"{name}.py").exists():
+                room = ".".join(init.parent.relative_to(PACKAGE.parent).parts)
+                assert {f"{room}.{name}", room} & loaded, f"{room}.{name} is two things"
 
 
 def test_the_checks_notice(tmp_path):
@@ -136,7 +152,7 @@ def test_the_front_door_is_light():
     code = (
         "import sys, torchlimits as tl\n"
         "heavy = {'torchdiffeq', 'scipy', 'matplotlib', 'tensorboard'}\n"
-        "shown = dir(tl) == sorted(tl.__all__) and not any(n.startswith('_') for n in dir(tl))\n"
+        "shown = dir(tl) == sorted(dir(tl)) and not any(n.startswith('_') for n in dir(tl))\n"
         "print(heavy & set(sys.modules), shown)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -152,12 +168,24 @@ def test_the_front_door_says_the_same_three_times():
         for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
         if isinstance(node, ast.If)
     ]
+    *sources, listed = block.body
     static = {
         alias.name: node.module.removeprefix("torchlimits").strip(".")
-        for node in block.body
+        for node in sources
         for alias in node.names
     }
     homes = {**tl._HOMES, **{n: m.rpartition(".")[0] for n, m in tl._MODULES.items()}}
     assert static == homes
-    assert sorted(static) == sorted(tl.__all__)
-    assert all(getattr(tl, name) is not None for name in tl.__all__)
+    assert sorted(static) == sorted(ast.literal_eval(listed.value)) == dir(tl)
+    assert all(getattr(tl, name) is not None for name in dir(tl))
+    starred = {}
+    exec("from torchlimits import *", starred)
+    assert set(dir(tl)) <= set(starred)
+
+
+def test_help_fits_two_screens_and_leads_on():
+    """In a program of its own: pydoc lists what has been opened, too."""
+    code = "import pydoc, torchlimits as tl; print(pydoc.render_doc(tl, renderer=pydoc.plaintext))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert len(run.stdout.splitlines()) <= 100
+    assert "help(torchlimits.track)" in run.stdout

@@ -186,3 +186,143 @@ def test_a_damaged_file_is_refused(tmp_path, change, message):
     np.savez(tmp_path / "u.npz", **{k: v for k, v in arrays.items() if v is not None})
     with pytest.raises(ValueError, match=f"cannot be read: .*{message}"):
         tl.Trajectory.load(tmp_path / "u.npz")
+
+
+# --- families ------------------------------------------------------------------------------------
+
+FAMILIES = ["m[0,0]", "m[0,1]", "R[0,0]", "loss/train", "loss/test", "layer[0][1]", "loss[x", "r2"]
+
+
+def of_families(runs=(2,), names=FAMILIES):
+    values = torch.randn(*runs, 4, len(names), dtype=torch.float64)
+    return tl.Trajectory(torch.arange(4) * 0.1, torch.arange(4) * 5, values, names)
+
+
+@pytest.mark.parametrize(
+    ("family", "members"),
+    [
+        ("m", ["m[0,0]", "m[0,1]"]),
+        ("R", ["R[0,0]"]),
+        ("loss", ["loss/train", "loss/test", "loss[x"]),
+        ("layer", ["layer[0][1]"]),
+        ("layer[0]", ["layer[0][1]"]),
+    ],
+)
+def test_a_family_is_what_goes_on_with_a_bracket_or_a_slash(family, members):
+    path = of_families()
+    expected = torch.stack([path[name] for name in members], dim=-1)
+    assert torch.equal(path[family], expected)
+    assert path.select([family]).names == path.select(family).names == members
+    assert path.select(["r2", family]).names == ["r2", *members]
+    assert family in path
+
+
+def test_a_statistic_goes_before_the_family_of_its_name():
+    path = of_families(names=["loss", "loss/train"])
+    assert path["loss"].shape == (2, 4)
+    assert torch.equal(path["loss"], path.values[..., 0])
+    assert path.select("loss").names == ["loss"]
+
+
+def test_unknown_names_are_answered_with_those_there_are():
+    path = of_families()
+    with pytest.raises(ValueError, match=r"'r2'\], or the name of a family, got 'M'"):
+        path["M"]
+    with pytest.raises(ValueError, match=r"did you mean 'loss/train'\?"):
+        path["loss/trian"]
+    many = of_families(names=[f"{f}[{i}]" for f in "abc" for i in range(40)])
+    with pytest.raises(ValueError, match=r"\['a\[0\]' ... 'a\[39\]' \(40\), 'b\[0\]'") as caught:
+        many["d"]
+    assert len(str(caught.value)) < 250
+    with pytest.raises(ValueError, match="got 3"):
+        path[3]
+    with pytest.raises(ValueError, match=r"got \['m\[0,0\]'\] more than once"):
+        path.select(["m", "m[0,0]"])
+
+
+def legend(axes):
+    return [label.get_text() for label in axes.get_legend().get_texts()]
+
+
+def test_a_family_is_drawn_with_its_names_and_a_colour_an_entry():
+    path = of_families()
+    axes = path.plot("m")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("limit time t", "m")
+    assert legend(axes) == ["m[0,0]", "m[0,1]"]
+    assert [line.get_color() for line in axes.lines] == ["C0", "C0", "C1", "C1"]
+    # another trajectory has the same colours, and no second line in the legend
+    path.plot("m", axes, linestyle="--")
+    assert [line.get_color() for line in axes.lines[4:]] == ["C0", "C0", "C1", "C1"]
+    assert legend(axes) == ["m[0,0]", "m[0,1]"]
+    alone = path.plot("r2", x="step")
+    assert (alone.get_xlabel(), legend(alone)) == ("step", ["r2, run 0", "r2, run 1"])
+    assert alone.lines[0].get_xdata().tolist() == [0, 5, 10, 15]
+
+
+def test_labels_tell_what_is_drawn_above_each_other():
+    path = of_families(runs=())
+    axes = path.plot("r2")
+    assert axes.get_legend() is None
+    path.plot("R", axes)
+    assert axes.get_ylabel() == ""
+    assert legend(axes) == ["r2", "R[0,0]"]
+    axes = path.plot("r2", label="measured", color="black")
+    path.plot("r2", axes, label="predicted", color="red")
+    assert legend(axes) == ["measured", "predicted"]
+    assert axes.get_ylabel() == "r2"
+
+
+def test_everything_is_drawn_in_a_panel_a_family():
+    path = of_families()
+    panels = path.plot()
+    titles = [axes.get_ylabel() for axes in panels]
+    assert titles == ["m", "R", "loss", "layer[0][1]", "loss[x", "r2"]
+    assert len({axes.figure for axes in panels}) == 1
+    with pytest.raises(ValueError, match="give a name"):
+        path.plot(axes=panels[0])
+    with pytest.raises(ValueError, match="'time' or 'step'"):
+        path.plot("m", x="epoch")
+
+
+def test_lines_go_on_where_the_loop_gave_no_number():
+    values = torch.tensor([[1.0], [torch.nan], [3.0], [torch.nan]])
+    path = tl.Trajectory(torch.arange(4.0), torch.arange(4), values, ["loss"])
+    (line,) = path.plot("loss").lines
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([0, 2], [1, 3])
+    (line,) = path.slice(slice(0, 2)).plot("loss").lines
+    assert line.get_marker() == "o"
+
+
+def test_many_entries_have_a_legend_that_can_be_read():
+    axes = of_families(runs=(), names=[f"w[{i}]" for i in range(100)]).plot("w")
+    assert len(set(line.get_color() for line in axes.lines)) == 100
+    assert legend(axes)[0] == "w[0]"
+    assert legend(axes)[-1] == "w[99]"
+    assert len(legend(axes)) == 8
+
+
+def test_logged_columns_are_selected_and_drawn_as_statistics_are():
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with tl.track(model, optimizer, {"norm": lambda p: p["weight"].norm()}) as tracker:
+        for step in range(4):
+            tracker.log({"loss/train": 1.0 / (step + 1), "a[b]": 0.0})
+            optimizer.step()
+    path = tracker.trajectory()
+    assert path["loss"].shape == (5, 1)
+    assert path.plot("loss/train").lines[0].get_ydata().tolist() == [1, 0.5, 1 / 3, 0.25]
+    assert path["a"][:4, 0].tolist() == [0.0] * 4
+
+
+def test_a_notebook_shows_where_each_statistic_goes():
+    path = of_families(names=["<m>", "r2"])
+    path.values[0, 1, 1] = torch.nan
+    text = path._repr_html_()
+    assert "&lt;m&gt;" in text
+    first, last = (sorted(path["<m>"][:, t].tolist()) for t in (0, -1))
+    assert f">{first[0]:.4g} ... {first[1]:.4g}</td>" in text
+    assert f">{last[0]:.4g} ... {last[1]:.4g}</td>" in text
+    assert f">{path['<m>'].min():.4g}</td>" in text
+    assert ">nan" not in text
+    assert "98 other" in of_families(names=[f"a{i}" for i in range(128)])._repr_html_()
+    assert "<table>" in path.slice(slice(0, 0))._repr_html_()

@@ -25,6 +25,10 @@ Beside each other:
     train                            many runs of online SGD on a problem
     basins, success, phase_diagram   where starts go, how often they succeed, over two parameters
     integrations                     callbacks for Lightning and transformers
+
+Each of these names has a page of its own, with an example that runs: help(torchlimits.track),
+help(torchlimits.GaussianMixture), help(torchlimits.EffectiveDynamics.solve),
+help(torchlimits.Trajectory.plot), help(torchlimits.statistics) ...; dir(torchlimits) lists them.
 """
 
 import importlib
@@ -68,8 +72,59 @@ if TYPE_CHECKING:
     from torchlimits.record.sinks.csv import CSV
     from torchlimits.record.track import track
     from torchlimits.record.tracker import Tracker
-    from torchlimits.statistics.summary import StatisticError, SummaryStatistics
+    from torchlimits.statistics.statistic_error import StatisticError
+    from torchlimits.statistics.summary import SummaryStatistics
     from torchlimits.trajectory import Trajectory
+
+    # for type checkers, who read it here
+    __all__ = [
+        "CSV",
+        "Basins",
+        "Comparison",
+        "ConditionReport",
+        "CriticalStepSize",
+        "EffectiveDynamics",
+        "EmpiricalDynamics",
+        "Estimate",
+        "Explanation",
+        "FixedPoint",
+        "GaussianMixture",
+        "Geometry",
+        "Lift",
+        "NonFiniteStatistic",
+        "NormalizedSGD",
+        "Observer",
+        "OptimizerLimit",
+        "PhaseDiagram",
+        "Probe",
+        "Problem",
+        "Regime",
+        "Sink",
+        "SizedProblem",
+        "SpikedTensor",
+        "StatisticError",
+        "SummaryStatistics",
+        "Tracker",
+        "Trajectory",
+        "VectorField",
+        "Watcher",
+        "basins",
+        "closability",
+        "compare",
+        "critical_step_size",
+        "estimate",
+        "figures",
+        "integrations",
+        "localizability",
+        "phase_diagram",
+        "regime",
+        "replicate",
+        "statistics",
+        "success",
+        "tensorboard",
+        "track",
+        "train",
+    ]
 
 #: what is public in which module, opened when one of its names is first asked for
 _PUBLIC = {
@@ -79,7 +134,8 @@ _PUBLIC = {
     "record.non_finite": "NonFiniteStatistic",
     "record.replicas": "replicate",
     "record.sinks.csv": "CSV",
-    "statistics.summary": "StatisticError SummaryStatistics",
+    "statistics.summary": "SummaryStatistics",
+    "statistics.statistic_error": "StatisticError",
     "trajectory": "Trajectory",
     "contracts.sink": "Sink",
     "contracts.observer": "Observer Watcher",
@@ -119,61 +175,18 @@ _MODULES = {
     "tensorboard": "tensorboard",
 }
 
-__all__ = [
-    "CSV",
-    "Basins",
-    "Comparison",
-    "ConditionReport",
-    "CriticalStepSize",
-    "EffectiveDynamics",
-    "EmpiricalDynamics",
-    "Estimate",
-    "Explanation",
-    "FixedPoint",
-    "GaussianMixture",
-    "Geometry",
-    "Lift",
-    "NonFiniteStatistic",
-    "NormalizedSGD",
-    "Observer",
-    "OptimizerLimit",
-    "PhaseDiagram",
-    "Probe",
-    "Problem",
-    "Regime",
-    "Sink",
-    "SizedProblem",
-    "SpikedTensor",
-    "StatisticError",
-    "SummaryStatistics",
-    "Tracker",
-    "Trajectory",
-    "VectorField",
-    "Watcher",
-    "basins",
-    "closability",
-    "compare",
-    "critical_step_size",
-    "estimate",
-    "figures",
-    "integrations",
-    "localizability",
-    "phase_diagram",
-    "regime",
-    "replicate",
-    "statistics",
-    "success",
-    "tensorboard",
-    "track",
-    "train",
-]
-
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         value = importlib.import_module(f"torchlimits.{_MODULES[name]}")
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"torchlimits.{_HOMES[name]}"), name)
+    elif name == "__all__":
+        # `import *` asks for it, finds none, and takes what has been opened by then: all of it.
+        # With a list of names, help(torchlimits) would print every class in full, 7,800 lines.
+        for public in __dir__():
+            __getattr__(public)
+        raise AttributeError("module 'torchlimits' has no attribute '__all__'")
     else:
         raise AttributeError(f"module 'torchlimits' has no attribute {name!r}")
     globals()[name] = value
@@ -181,4 +194,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return list(__all__)
+    return sorted([*_HOMES, *_MODULES])

@@ -3,21 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import _text
+from torchlimits._text import Table, Tabular
 from torchlimits.trajectory import BAND, Trajectory
+
+if TYPE_CHECKING:
+    import pandas
+    from rich.table import Table as RichTable
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """What `compare` found, an entry for each statistic; print it, or show `table()` with rich.
+class WorstRuns:
+    """The run with the largest difference, of each statistic, where starts differ.
+
+    Attributes:
+        run: its number, counted from 0 over all leading dimensions, shape ``(k,)``.
+        measured, predicted: its values at the last time, ``(k,)``.
+        difference: its largest |measured - predicted| at any time, ``(k,)``.
+        time: when that was, ``(k,)``.
+    """
+
+    run: Int[Tensor, " k"]
+    measured: Float[Tensor, " k"]
+    predicted: Float[Tensor, " k"]
+    difference: Float[Tensor, " k"]
+    time: Float[Tensor, " k"]
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Tabular):
+    """What `compare` found, an entry for each statistic; print it, by rich too, or show it.
+
+    The table says beneath what its columns are, and folds in a narrow terminal. Runs from one start
+    are averaged. Of runs from different starts, whose means would tell little, it shows for each
+    statistic the run that is worst predicted, beside the mean difference.
 
     Attributes:
         names: the k statistics that both sides have, in the measured order.
@@ -34,6 +58,8 @@ class Comparison:
         runs: how many runs.
         unmatched: the statistics that only one side has, by side: ``"measured"``,
             ``"predicted"``.
+        worst_runs: the run with the largest difference, for each statistic: ``run``, ``measured``,
+            ``predicted``, ``difference``, ``time``; None for one run, or runs from one start.
 
     Example:
         >>> import torch
@@ -43,6 +69,8 @@ class Comparison:
         >>> found = compare(measured, Trajectory(times, steps, values / 2, ["m", "r2"]))
         >>> found.worst, found.sup_difference.tolist(), found.table().row_count
         ('r2', [1.25, 1.5], 2)
+        >>> found.to_pandas().sup_difference.to_dict()
+        {'m': 1.25, 'r2': 1.5}
     """
 
     names: list[str]
@@ -56,36 +84,69 @@ class Comparison:
     inside: Float[Tensor, " k"] | None
     runs: int
     unmatched: dict[str, list[str]]
+    worst_runs: WorstRuns | None = None
 
     @property
     def worst(self) -> str:
         """The statistic with the largest difference."""
         return self.names[int(self.sup_difference.argmax())]
 
-    def table(self) -> Table:
-        """The rich table that holds what ``print`` shows."""
-        header, *rows = self._cells()
-        # 80 characters hold it, with a band too
-        table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-        table.title_justify = table.caption_justify = "left"
-        table.title = "measured against predicted" + f", mean of {self.runs} runs" * (self.runs > 1)
-        table.caption = escape("\n".join(unmatched_lines(self.unmatched))) or None
-        for i, column in enumerate(header):
-            width = max(len(row[i]) for row in rows)
-            table.add_column(column, justify="right" if i else "left", min_width=width)
-        for row in rows:
-            table.add_row(*map(escape, row))
-        return table
+    def to_pandas(self) -> pandas.DataFrame:
+        """A table with one row for each statistic; needs pandas.
 
-    def __rich__(self) -> Table:
-        return self.table()
+        Returns:
+            The index ``statistic``, and a column for each of the numbers that the attributes hold
+            for every statistic, under the attribute's name; those of ``worst_runs`` as
+            ``worst_run``, ``worst_measured`` ...
 
-    def __str__(self) -> str:
-        return "\n".join([_text.table(self._cells()), *unmatched_lines(self.unmatched)])
+        Raises:
+            ImportError: without pandas.
+        """
+        import pandas
 
-    def _cells(self) -> list[list[str]]:
-        """The header and a row for each statistic."""
-        header = ["statistic", "measured, end", "predicted, end", "sup |difference|", "at t"]
+        columns = dict(vars(self))
+        if self.worst_runs is not None:
+            columns |= {f"worst_{name}": x for name, x in vars(self.worst_runs).items()}
+        numbers = {name: x.numpy() for name, x in columns.items() if isinstance(x, Tensor)}
+        return pandas.DataFrame(numbers, index=pandas.Index(self.names, name="statistic"))
+
+    def table(self) -> RichTable:
+        """The rich table, to be put beside others; a comparison that is printed itself folds."""
+        return self._table().rich()
+
+    def _table(self) -> Table:
+        mean = f", mean of {self.runs} runs" * (self.runs > 1)
+        if self.worst_runs is None:
+            rows, notes = self._of_means()
+            below = [f"all {self.runs} runs have one start"] if self.runs > 1 else []
+        else:
+            rows, notes = self._of_worst_runs(self.worst_runs)
+            mean, below = f", the worst of {self.runs} runs from different starts", []
+        if self.sup_in_std is not None:
+            rows[0].append("in sd")
+            notes["in sd"] = "largest difference of any run in its predicted standard deviations"
+            for row, value in zip(rows[1:], self.sup_in_std, strict=True):
+                row.append(f"{value:.2f}")
+        if self.inside is not None:
+            rows[0].append("in 95 %")
+            runs = " and runs" * (self.runs > 1)
+            notes["in 95 %"] = f"share of the times{runs} measured within the predicted 95 % band"
+            for row, value in zip(rows[1:], self.inside, strict=True):
+                row.append(f"{100 * value:.0f} %")
+        below += unmatched_lines(self.unmatched)
+        return Table(rows, notes, f"measured against predicted{mean}", below)
+
+    def _of_means(self) -> tuple[list[list[str]], dict[str, str]]:
+        """Rows and explanations of the means over all runs, or of the one run."""
+        several, error = self.runs > 1, " ± standard error" * (self.runs > 1)
+        notes = {
+            "measured, end": f"{'mean over the runs' if several else 'value'} at the last time"
+            + error,
+            "predicted, end": "what theory says there",
+            "sup |difference|": "largest |measured - predicted|"
+            + f" of the means over the runs{error}" * several,
+            "at t": "the limit time (sum of the learning rates) of that difference",
+        }
         rows = [
             [
                 name,
@@ -96,24 +157,42 @@ class Comparison:
             ]
             for i, name in enumerate(self.names)
         ]
-        if self.sup_in_std is not None:
-            header.append("in sd")
-            for row, value in zip(rows, self.sup_in_std, strict=True):
-                row.append(f"{value:.2f}")
-        if self.inside is not None:
-            header.append("in 95 %")
-            for row, value in zip(rows, self.inside, strict=True):
-                row.append(f"{100 * value:.0f} %")
-        return [header, *rows]
+        return [["statistic", *notes], *rows], notes
+
+    def _of_worst_runs(self, worst: WorstRuns) -> tuple[list[list[str]], dict[str, str]]:
+        """Rows and explanations of the run with the largest difference of each statistic."""
+        notes = {
+            "run": "the run with the largest difference, counted from 0",
+            "measured, end": "its value at the last time",
+            "predicted, end": "what theory says there, from that run's start",
+            "sup |difference|": "its largest |measured - predicted|",
+            "at t": "the limit time (sum of the learning rates) of that difference",
+            "mean difference": "largest |mean over the runs of (measured - predicted)| at any time "
+            "± standard error",
+        }
+        rows = [
+            [
+                name,
+                str(int(worst.run[i])),
+                f"{worst.measured[i]:.4f}",
+                f"{worst.predicted[i]:.4f}",
+                f"{worst.difference[i]:.4f}",
+                f"{worst.time[i]:.3g}",
+                _number(self.sup_difference[i], self.sup_standard_error[i]),
+            ]
+            for i, name in enumerate(self.names)
+        ]
+        return [["statistic", *notes], *rows], notes
 
 
 def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
     """Compare two trajectories at the same times, statistic by statistic.
 
-    Statistics match by name, whatever their order; those that only one side has are listed. Runs
-    (leading dimensions) are averaged; a prediction without runs is compared with each. Each run
-    may have a start and so a prediction of its own: the standard errors are those of the
-    differences, run by run.
+    Statistics match by name, whatever their order; those that only one side has are listed. Where
+    one side has no value (NaN, as `Tracker.log` leaves it), there is no difference. Runs (leading
+    dimensions) are averaged; a prediction without runs is compared with each. Each run may have a
+    start and so a prediction of its own: the standard errors are those of the differences, run by
+    run, and `Comparison.worst_runs` says which run is predicted worst.
 
     Args:
         measured: values ``(..., T, k)``.
@@ -130,8 +209,14 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         >>> measured = Trajectory(times, steps, torch.tensor([[1.0], [2.5]]), ["m"])
         >>> predicted = Trajectory(times, steps, torch.tensor([[1.0], [2.0]]), ["m"])
         >>> print(compare(measured, predicted))
+        measured against predicted
         statistic  measured, end  predicted, end  sup |difference|  at t
         m                 2.5000          2.0000            0.5000     1
+        <BLANKLINE>
+        measured, end     value at the last time
+        predicted, end    what theory says there
+        sup |difference|  largest |measured - predicted|
+        at t              the limit time (sum of the learning rates) of that difference
     """
     for side, path in (("measured", measured), ("predicted", predicted)):
         if not isinstance(path, Trajectory):
@@ -146,12 +231,14 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
     runs = len(difference)
     mean = difference.mean(dim=0)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
-    sup, at = mean.abs().max(dim=0)
+    sup, at = _largest(mean.abs())
     in_std, inside = _in_band(difference, predicted.select(match.names))
+    ends = [path.select(match.names).final.reshape(-1, k) for path in (measured, predicted)]
+    alike = share_start(measured.select(match.names))
     return Comparison(
         names=match.names,
-        measured=measured.select(match.names).final.reshape(-1, k).mean(dim=0),
-        predicted=predicted.select(match.names).final.reshape(-1, k).mean(dim=0),
+        measured=ends[0].mean(dim=0),
+        predicted=ends[1].mean(dim=0),
         standard_error=error[-1],
         sup_difference=sup,
         sup_time=measured.times[at],
@@ -160,7 +247,36 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         inside=inside,
         runs=runs,
         unmatched=match.unmatched,
+        worst_runs=None if alike else _worst_runs(difference, measured.times, *ends),
     )
+
+
+def _largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
+    """The largest of each column that is a number, and its row."""
+    rows = sizes.nan_to_num(nan=-1.0, posinf=torch.inf).argmax(dim=0)
+    return sizes.gather(0, rows[None])[0], rows
+
+
+def _worst_runs(
+    difference: Float[Tensor, "runs T k"], times: Float[Tensor, " T"],
+    measured: Float[Tensor, "runs k"], predicted: Float[Tensor, "any k"],
+) -> WorstRuns:  # fmt: skip
+    sizes = difference.abs()
+    worst, place = _largest(sizes.flatten(0, 1))
+    run = place // len(times)
+    return WorstRuns(
+        run,
+        measured.gather(0, run[None])[0],
+        predicted.expand_as(measured).gather(0, run[None])[0],
+        worst,
+        times[place % len(times)],
+    )
+
+
+def share_start(path: Trajectory) -> bool:
+    """Whether all runs of a trajectory have one start."""
+    starts = path.initial.reshape(-1, len(path.names))
+    return torch.allclose(starts, starts[:1].expand_as(starts), rtol=1e-6, equal_nan=True)
 
 
 def _in_band(

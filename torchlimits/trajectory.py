@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits import _checks
+from torchlimits import _checks, _curves, _frames, _names
+from torchlimits._overview import overview
 from torchlimits.files import npz, row_reader
+from torchlimits.files.folder import prepared
 from torchlimits.files.place import unfinished
 from torchlimits.files.rows import MAGIC, Header
 
@@ -55,8 +57,8 @@ class Trajectory:
         >>> path = Trajectory(torch.tensor([0.0, 0.1]), torch.tensor([0, 100]), u, ["m", "r2"])
         >>> path["m"]
         tensor([0.0000, 0.5000], dtype=torch.float64)
-        >>> path.initial
-        tensor([0., 1.], dtype=torch.float64)
+        >>> path.initial, "r3" in path
+        (tensor([0., 1.], dtype=torch.float64), False)
         >>> path.index("r2"), path.slice(path.steps > 0).values.tolist(), len(path.thin(2))
         (1, [[0.5, 1.5]], 2)
         >>> path.select(["r2", "m"]).final.tolist(), path.plot("m").get_ylabel()
@@ -139,27 +141,60 @@ class Trajectory:
             f"Trajectory({len(self.names)} statistics, {len(self)} times, {span}, runs={self.runs})"
         )
 
-    def __getitem__(self, name: str) -> Float[Tensor, "*runs T"]:
-        """The values of one statistic, shape ``(..., T)``; ValueError for an unknown name."""
-        return self.values[..., self.index(name)]
+    def _repr_html_(self) -> str:
+        values = self.values.reshape(self.runs, *self.values.shape[-2:]).numpy()
+        return overview(repr(self), self.names, values).html()
 
-    def index(self, name: str) -> int:
-        """The column of a statistic; ValueError, naming those there are, for an unknown name."""
-        if name not in self.names:
-            raise ValueError(f"expected one of the statistics {list(self.names)}, got {name!r}")
-        return list(self.names).index(name)
+    def __getitem__(self, name: str) -> Float[Tensor, "..."]:
+        """The values of one statistic, or of all that belong to a family.
 
-    def select(self, names: Sequence[str]) -> Trajectory:
-        """The trajectory of some of its statistics, in the order of ``names``.
+        Args:
+            name: ``"m[0,1]"``, a statistic, or ``"m"``, the family of all names that go on with
+                ``[`` or ``/``. Where a name is both, it is the statistic.
+
+        Returns:
+            Shape ``(..., T)`` for a statistic and ``(..., T, k_m)`` for a family of k_m, in the
+            order of `names`; ``select(name).names`` says which they are.
 
         Raises:
             ValueError: for an unknown name; it says which there are.
         """
-        if list(names) == list(self.names):
+        columns = [list(self.names).index(one) for one in _names.chosen(name, self.names)]
+        return self.values[..., columns[0] if name in self.names else columns]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a statistic or a family of that name."""
+        return name in self.names or any(n.startswith((f"{name}[", f"{name}/")) for n in self.names)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return [*dict.fromkeys([*_names.families(self.names), *self.names])]
+
+    def index(self, name: str) -> int:
+        """The column of a statistic; ValueError, naming those there are, for an unknown name."""
+        if name not in self.names:
+            raise ValueError(
+                f"expected one of the statistics {_names.listed(self.names)}, got {name!r}"
+            )
+        return list(self.names).index(name)
+
+    def select(self, names: str | Sequence[str]) -> Trajectory:
+        """The trajectory of some of its statistics, in the order of ``names``.
+
+        Args:
+            names: of statistics and families, or one of them; a family stands for its statistics.
+
+        Raises:
+            ValueError: for an unknown name; it says which there are. Also if a statistic is asked
+                for twice.
+        """
+        asked = [names] if isinstance(names, str) else list(names)
+        if asked == list(self.names):
             return self
-        columns = [self.index(name) for name in names]
-        std = None if self.std is None else self.std[..., columns]
-        return replace(self, values=self.values[..., columns], names=names, std=std)
+        columns = {name: column for column, name in enumerate(self.names)}
+        found = [one for name in asked for one in _names.chosen(name, self.names)]
+        rows = [columns[name] for name in found]
+        std = None if self.std is None else self.std[..., rows]
+        return replace(self, values=self.values[..., rows], names=found, std=std)
 
     def slice(self, rows: slice | Tensor) -> Trajectory:
         """The trajectory at some of its times.
@@ -199,7 +234,7 @@ class Trajectory:
         Raises:
             ImportError: without pandas.
         """
-        return _pandas(self, wide)
+        return _frames.to_pandas(self._columns(), wide)
 
     def to_xarray(self) -> xarray.Dataset:
         """Arrays ``value`` (and ``std``) with labelled axes; needs xarray.
@@ -211,40 +246,74 @@ class Trajectory:
         Raises:
             ImportError: without xarray.
         """
-        return _xarray(self)
+        return _frames.to_xarray(self._columns())
 
-    def plot(self, name: str, axes: Axes | None = None, **style: Any) -> Axes:
-        """Draw one statistic over limit time: every run a line, with its 95 % band if there is one.
+    @overload
+    def plot(
+        self, name: str, axes: Axes | None = None, *, x: Literal["time", "step"] = "time",
+        **style: Any,
+    ) -> Axes: ...  # fmt: skip
+    @overload
+    def plot(
+        self, name: None = None, axes: None = None, *, x: Literal["time", "step"] = "time",
+        **style: Any,
+    ) -> list[Axes]: ...  # fmt: skip
+    def plot(
+        self, name: str | None = None, axes: Axes | None = None, *,
+        x: Literal["time", "step"] = "time", **style: Any,
+    ) -> Axes | list[Axes]:  # fmt: skip
+        """Draw a statistic or a family: every run a line, with its 95 % band if there is one.
+
+        The y axis has its name and a legend tells the entries or the runs. A family has a colour
+        for each entry, the same for all runs. Draw another trajectory into the same axes, with
+        ``linestyle="--"`` for instance, and its entries have the same colours. Where a value is NaN
+        because the loop gave none (`Tracker.log`), the line goes on to the next one.
 
         Args:
-            name: the statistic.
+            name: a statistic or a family; None draws every family, each in a panel of its own.
             axes: matplotlib axes to draw into; by default new ones.
+            x: what is on the x axis: limit time, or the optimizer's steps.
             style: for matplotlib's ``plot``.
 
         Returns:
-            The axes.
+            The axes, or without a name a list of those of all panels; ``.figure`` is theirs.
 
         Raises:
-            ValueError: for an unknown statistic.
-        """
-        path = self.select([name])
-        if axes is None:
-            # a figure of its own, which no global state holds on to
-            from matplotlib.figure import Figure
+            ValueError: for an unknown statistic or x, or if axes are given without a name.
 
-            axes = Figure(layout="constrained").add_subplot()
-        times, lines = path.times.numpy(), path.values.reshape(-1, len(path))
-        spread = None if path.std is None else path.std.reshape(-1, len(path))
-        for run, line in enumerate(lines):
-            (drawn,) = axes.plot(times, line.numpy(), **style)
-            if spread is not None:
-                low, high = (line + side * BAND * spread[run] for side in (-1, 1))
-                axes.fill_between(
-                    times, low.numpy(), high.numpy(), color=drawn.get_color(), alpha=0.2, lw=0
-                )
-        axes.set_xlabel("limit time t")
-        axes.set_ylabel(name)
-        return axes
+        Example:
+            >>> t = torch.linspace(0, 1, 3)
+            >>> path = Trajectory(t, torch.arange(3), torch.rand(3, 3), ["m[0]", "m[1]", "r2"])
+            >>> axes = path.plot("m")
+            >>> axes.get_ylabel(), [label.get_text() for label in axes.get_legend().get_texts()]
+            ('m', ['m[0]', 'm[1]'])
+            >>> [axes.get_ylabel() for axes in path.plot(x="step")]
+            ['m', 'r2']
+        """
+        if x not in ("time", "step"):
+            raise ValueError(f"expected x as 'time' or 'step', got {x!r}")
+        if name is None and axes is not None:
+            raise ValueError("expected axes together with a name, got axes alone: give a name")
+        families = _names.families(self.names) if name is None else {name: [name]}
+        panels = [axes] if axes is not None else _curves.new_panels(len(families))
+        for panel, (title, members) in zip(panels, families.items(), strict=True):
+            label = "limit time t" if x == "time" else "step"
+            _curves.draw(panel, self.select(members)._panel(title, x), label, style)
+        return panels if name is None else panels[0]
+
+    def _panel(self, title: str, x: str) -> _curves.Curves:
+        shape = (self.runs, *self.values.shape[-2:])
+        return _curves.Curves(
+            title, (self.times if x == "time" else self.steps).numpy(), self.names,
+            self.values.reshape(shape).numpy(),
+            None if self.std is None else BAND * self.std.reshape(shape).numpy(),
+        )  # fmt: skip
+
+    def _columns(self) -> _frames.Columns:
+        return _frames.Columns(
+            self.steps.numpy(), self.times.numpy(), self.values.numpy(),
+            None if self.std is None else self.std.numpy(), self.names, self.metadata,
+        )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
         """Write a ``.npz`` that numpy alone can read, one array for each field, metadata as JSON.
@@ -256,6 +325,8 @@ class Trajectory:
             ValueError: if names or metadata are so long that the file could not be read again.
             OSError: if it cannot be written; then what was at ``path`` is still there.
         """
+        # the file behind a symbolic link, not a file in the place of the link
+        place = prepared(Path(os.path.realpath(path)))
         fields: dict[str, np.ndarray] = {
             "times": self.times.numpy(),
             "steps": self.steps.numpy(),
@@ -264,8 +335,7 @@ class Trajectory:
         }
         if self.std is not None:
             fields["std"] = self.std.numpy()
-        # the file behind a symbolic link, not a file in the place of the link
-        npz.write(Path(os.path.realpath(path)), self.names, fields)
+        npz.write(place, self.names, fields)
 
     @classmethod
     def load(cls, path: str | Path) -> Trajectory:
@@ -326,45 +396,3 @@ def _compact(value: Any) -> Any:
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone(memory_format=torch.contiguous_format)
     return value
-
-
-def _pandas(path: Trajectory, wide: bool) -> pandas.DataFrame:
-    import pandas
-
-    runs, names = path.runs, list(path.names)
-    place = {"step": np.tile(path.steps.numpy(), runs), "time": np.tile(path.times.numpy(), runs)}
-    if path.values.ndim > 2:
-        place["run"] = np.repeat(np.arange(runs), len(path))
-    rows = (runs * len(path), len(names))
-    values = path.values.reshape(rows).numpy()
-    std = None if path.std is None else path.std.reshape(rows).numpy()
-    if wide:
-        parts = [pandas.DataFrame(place), pandas.DataFrame(values, columns=names)]
-        if std is not None:
-            parts.append(pandas.DataFrame(std, columns=names).add_suffix("/std"))
-        return pandas.concat(parts, axis=1)
-    return pandas.DataFrame(
-        {
-            **{key: np.tile(column, len(names)) for key, column in place.items()},
-            "statistic": np.repeat(names, rows[0]),
-            "value": values.T.ravel(),
-            "std": np.nan if std is None else std.T.ravel(),
-        }
-    )
-
-
-def _xarray(path: Trajectory) -> xarray.Dataset:
-    import xarray
-
-    leading = [f"run_{i}" if i else "run" for i in range(path.values.ndim - 2)]
-    dims = [*leading, "time", "statistic"]
-    arrays = {"value": path.values, **({} if path.std is None else {"std": path.std})}
-    return xarray.Dataset(
-        {name: (dims, array.numpy()) for name, array in arrays.items()},
-        coords={
-            "time": path.times.numpy(),
-            "step": ("time", path.steps.numpy()),
-            "statistic": list(path.names),
-        },
-        attrs=dict(path.metadata),
-    )

@@ -135,7 +135,7 @@ def test_optimizers_without_a_limit_here():
         SGDSettings.of(torch.optim.SGD(groups, lr=0.1), 10)
 
 
-# --- fields that other people write ---------------------------------------------------------------
+# --- fields that other people write -------------------------------------------------------------
 
 
 def sgd(**options):
@@ -193,3 +193,64 @@ def test_what_a_field_knows_is_used():
     torch.testing.assert_close(scaled.drift(u), plain.drift(u))
     torch.testing.assert_close(scaled.corrector(u), plain.corrector(u))
     torch.testing.assert_close(scaled.diffusion(u), plain.diffusion(u))
+
+
+# --- from a measured trajectory ------------------------------------------------------------------
+
+
+def recorded(names, runs=(), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(*runs, 5, len(names), generator=generator, dtype=torch.float64) + 0.5
+    return tl.Trajectory(0.5 + torch.arange(5) * 0.1, torch.arange(5), values, names)
+
+
+@pytest.mark.parametrize("runs", [(), (3,)])
+def test_a_measured_trajectory_is_start_and_times(runs):
+    dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+    measured = recorded(["r2", "m"], runs)
+    found = dynamics.solve(measured, band=True)
+    expected = dynamics.solve(measured.initial.flip(-1), measured.times, band=True)
+    assert torch.equal(found.values, expected.values)
+    assert torch.equal(found.std, expected.std)
+    assert torch.equal(
+        dynamics.solve(measured, [0.5, 2.0]).times, torch.tensor([0.5, 2.0]).double()
+    )
+    assert torch.equal(
+        dynamics.covariance(measured),
+        dynamics.covariance(measured.initial.flip(-1), measured.times),
+    )
+
+
+def test_statistics_that_the_dynamics_do_not_know_are_left_out_with_a_warning():
+    dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+    with pytest.warns(RuntimeWarning, match=r"do not know \['loss'\] and leave it out"):
+        found = dynamics.solve(recorded(["m", "loss", "r2"]))
+    assert found.names == ["m", "r2"]
+    with pytest.raises(ValueError, match=r"got one without \['r2'\]"):
+        dynamics.solve(recorded(["m"]))
+    with pytest.raises(TypeError, match="expected times with a start that is a tensor"):
+        dynamics.solve(torch.ones(2))
+    with pytest.raises(ValueError, match="record a step first"):
+        dynamics.solve(recorded(["m", "r2"]).slice(slice(0, 0)))
+
+
+def test_langevin_and_diffusive_dynamics_start_there_too():
+    dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+    measured = recorded(["r2", "m"])
+    start = measured.initial.flip(-1)
+
+    def seeded():
+        return torch.Generator().manual_seed(0)
+
+    langevin = dynamics.langevin()
+    assert torch.equal(
+        langevin.solve(measured, generator=seeded()).values,
+        langevin.solve(start, measured.times, generator=seeded()).values,
+    )
+    # of u or, after rescale, of u~: never rescaled twice, and never not
+    around = dynamics.diffusive(dynamics.fixed_points()[0].u)
+    in_order = measured.select(["m", "r2"])
+    expected = around.solve(around.rescale(in_order).initial, measured.times, generator=seeded())
+    for given in (measured, around.rescale(in_order), around.unscale(around.rescale(in_order))):
+        found = around.solve(given, generator=seeded())
+        torch.testing.assert_close(found.values, expected.values, rtol=1e-9, atol=1e-9)

@@ -1,6 +1,8 @@
 """Fixed points found numerically, against closed forms and by what runs do around them."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -171,3 +173,16 @@ def test_bad_starts():
             flow_of(Rotor).fixed_points(starts)
     with pytest.raises(ValueError, match="shape"):
         flow_of(Rotor).fixed_points(torch.zeros(3, 5))
+
+
+def test_a_list_of_fixed_points_is_a_list_and_shows_a_table():
+    points = spiked(2, 2.0, 1.0).fixed_points()
+    assert points == list(points)
+    assert points[1:] == list(points)[1:]
+    assert [len(pickle.loads(pickle.dumps(points))), len(copy.deepcopy(points))] == [4, 4]
+    header, *rows = repr(points).split("\n\n")[0].splitlines()
+    assert header.split() == ["point", "kind", "fastest", "rate", "m", "r2"]
+    assert [row.split()[1] for row in rows] == [point.kind for point in points]
+    assert [float(row.split()[3]) for row in rows] == pytest.approx([float(p.u[0]) for p in points])
+    assert points._repr_html_().count("<tr>") == 5
+    assert repr(type(points)()) == "FixedPoints([])"

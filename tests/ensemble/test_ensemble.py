@@ -6,7 +6,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import _random, _threads
-from torchlimits.ensemble.train import Ensemble
+from torchlimits.ensemble.ensemble import Ensemble
 
 
 @pytest.fixture
@@ -172,3 +172,34 @@ def test_captured_steps_train(problem):
     assert bool(((a.mean(0) - b.mean(0)).abs() < 4.5 * error).all())
     # negative control: without training the means differ
     assert bool(((first.initial.mean(0) - b.mean(0)).abs() > 4.5 * error).any())
+
+
+def length(p):
+    return p["first.weight"].norm()
+
+
+def test_other_statistics_are_those_of_each_run(problem):
+    options = {"step_size": 1.0, "time": 0.5, "runs": 3, "progress": False}
+    own = {"length": length, "v": lambda p: p["second.weight"][0]}
+    alone = tl.train(problem, statistics=own, **options)
+    beside = tl.train(problem, statistics=problem.statistics | {"length": length}, **options)
+    plain = tl.train(problem, **options)
+    assert torch.equal(beside.select(plain.names).values, plain.values)
+    assert torch.equal(alone["length"], beside["length"])
+    assert torch.equal(alone["v"], plain["v"])
+    gram = sum(plain[f"R[{i},{i}]"] + plain["m"][..., 2 * i : 2 * i + 2].square().sum(-1)
+               for i in range(4))  # fmt: skip
+    torch.testing.assert_close(alone["length"].square(), gram, rtol=1e-5, atol=1e-6)
+
+
+def test_a_start_or_statistics_of_a_wrong_kind(problem):
+    options = {"step_size": 1.0, "time": 0.5, "progress": False}
+    with pytest.raises(TypeError, match="expected start as a module, got Tensor: make it by"):
+        tl.train(problem, start=torch.zeros(22), **options)
+    with pytest.raises(TypeError, match="expected statistics to be a SummaryStatistics or a dict"):
+        tl.train(problem, statistics=[length], **options)
+    with pytest.raises(ValueError, match="that can be pickled with processes="):
+        tl.train(
+            problem, statistics={"a": lambda p: p["first.weight"].sum()}, processes=2, runs=64,
+            **options,
+        )  # fmt: skip

@@ -70,6 +70,7 @@ def test_sparse_noise_closes_for_spread_out_weights_only():
         assert not report[f"{quantity}, random"].fails, report
 
 
+@pytest.mark.slow
 def test_a_run_from_an_aligned_start_is_seen_to_differ():
     def problem_at(n):
         triple = mixture(n, sparse(n))

@@ -68,7 +68,7 @@ def test_right_hand_side_and_diffusion_are_the_closed_forms(kind):
     assert not agree(N * e.diffusion.value, error, closed.diffusion(u))
 
 
-@pytest.mark.parametrize("kind", ["binary", "xor"])
+@pytest.mark.parametrize("kind", ["binary", pytest.param("xor", marks=pytest.mark.slow)])
 def test_solutions_of_several_seeds_scatter_about_the_closed_form(kind):
     problem, model, u = mixture(kind)
     times = [0.0, 1.0, 2.0]
@@ -116,9 +116,9 @@ class Hinge(Custom):
     [
         (Custom, {}),
         (Gelu, {}),
-        (Squared, {}),
-        (Hinge, {}),
-        (Hinge, {"momentum": 0.5, "batch_size": 3}),
+        pytest.param(Squared, {}, marks=pytest.mark.slow),
+        pytest.param(Hinge, {}, marks=pytest.mark.slow),
+        pytest.param(Hinge, {"momentum": 0.5, "batch_size": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_the_mean_of_sgd_is_predicted(kind, options):

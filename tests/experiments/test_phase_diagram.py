@@ -74,6 +74,7 @@ def test_zero_is_a_saddle_for_small_ridges_and_attracts_for_large_ones():
         assert (float(moved) > 1) is (kind == "unstable")
 
 
+@pytest.mark.slow
 def test_neighbouring_cells_have_the_same_points():
     """Binary, K = 2: 0, one neuron idle, both on one mean, one on each, for any c and snr."""
     axes = ("snr", [0.25, 0.6, 2.0, 5.0, 15.0]), ("step_size", [0.0, 0.5, 3.0, 8.0])
@@ -162,6 +163,7 @@ class Own:
         return self.spiked.dynamics(step_size=step_size)
 
 
+@pytest.mark.slow
 def test_a_problem_of_ones_own():
     """Its attractors are those of the closed forms."""
     values, steps = [0.4, 1.6, 2.4], ("step_size", [0.5, 2.0])

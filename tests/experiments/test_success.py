@@ -45,7 +45,7 @@ def test_wilson_covers():
         success.Proportion(1, 10).interval(95)
 
 
-@pytest.mark.parametrize("width", [2, 3])
+@pytest.mark.parametrize("width", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_dynamics_have_the_exact_probability_binary(width):
     problem = tl.GaussianMixture.binary(dim=1000, width=width, snr=300.0, ridge=0.1)
     count = {2: 200, 3: 60}[width]

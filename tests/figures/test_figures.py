@@ -118,6 +118,17 @@ def test_few_and_non_finite_points():
     figures.png(figures.overlay(path, path))
 
 
+def test_values_that_a_loop_logged_now_and_then_are_all_drawn():
+    path = trajectory(["loss", "none"], rows=101)
+    given = torch.arange(101) % 10 == 5
+    path.values[~given, 0] = torch.nan
+    path.values[:, 1] = torch.nan
+    dots, nothing = (axes.lines[0] for axes in figures.overlay(path).axes[:2])
+    assert torch.equal(torch.tensor(dots.get_xdata()), path.times[given])
+    assert torch.equal(torch.tensor(dots.get_ydata()), path["loss"][given])
+    assert len(nothing.get_xdata()) == 0
+
+
 def test_title_comes_from_the_metadata():
     path = trajectory(["m"], parameters={"dim": 10, "snr": 2.0, "unknown": 1})
     assert "dim 10, snr 2.0" in [text.get_text() for text in figures.overlay(path).texts]

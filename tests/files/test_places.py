@@ -282,3 +282,27 @@ def test_finishing_twice_changes_nothing_and_later_rows_are_saved_too(tmp_path, 
     if suffix is not None:
         check(tmp_path / f"u{suffix}", range(5))
         assert names(tmp_path) == [f"u{suffix}"]
+
+
+@pytest.mark.parametrize("parts", [("file", "deep"), ("file",)])
+def test_what_cannot_be_written_anywhere_is_said_in_words(tmp_path, parts):
+    (tmp_path / "file").write_text("no folder")
+    folder = tmp_path.joinpath(*parts)
+    path = tl.Trajectory(torch.arange(2.0), torch.arange(2), torch.zeros(2, 1), ["m"])
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    statistics = {"norm": lambda p: p["weight"].norm()}
+    for write in (
+        lambda: path.save(folder / "u.npz"),
+        lambda: tl.CSV(folder / "u.csv"),
+        lambda: tl.figures.save(tl.figures.overlay(path), folder / "u.png"),
+        lambda: tl.tensorboard.write(folder / "log", measured=path),
+        lambda: tl.track(model, optimizer, statistics, path=folder / "u.npz"),
+        lambda: tl.track(model, optimizer, statistics, writer=folder / "log"),
+    ):
+        with pytest.raises(OSError, match=r"expected (path in a|a) folder .*give"):
+            write()
+    for write in (path.save, tl.CSV, lambda p: tl.figures.save(tl.figures.overlay(path), p)):
+        with pytest.raises(ValueError, match="as a file to write to, got the directory"):
+            write(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

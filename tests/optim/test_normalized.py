@@ -207,6 +207,7 @@ def test_fixed_points_of_tensor_pca_are_numerical():
         assert m == 0 or 3.0 * m == pytest.approx((m**2 + r2) ** 2, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_sgd_u_finds_a_spike_that_sgd_does_not():
     """lambda = 0.75, between the thresholds 1/2 and 1: |m| of real runs of both."""
     n, c, snr = 400, 1.0, 0.75

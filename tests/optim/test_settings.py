@@ -219,6 +219,7 @@ def test_one_step_of_layers_of_a_wide_network():
     assert worst_covariance(rise, naive.diffusion(u), c) > 1.5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the optimizer's weight_decay")
 def test_layers_in_the_small_noise_limit():
     """snr = inf: runs of SGD on the means themselves, each layer with its own settings."""

@@ -40,6 +40,7 @@ def test_idle_neurons_grow_as_the_ode_says(snr, c, stable):
     assert (kind == "stable") is stable
 
 
+@pytest.mark.slow
 def test_the_ray_is_needed():
     """Negative control: the nudge towards a mean, R = 0, knows nothing of the corrector."""
     dynamics = xor(8.0)
@@ -66,6 +67,7 @@ def test_what_is_on_its_slow_way_to_0_counts_as_0():
     assert zero.stable
 
 
+@pytest.mark.slow
 def test_zeros_of_v_and_m_alone_are_no_fixed_points():
     """At v, m of size x the drift of R is of size x^2: small beside x, and yet not 0."""
     problem = tl.GaussianMixture.xor(dim=100, width=4, snr=10**0.3, ridge=0.05)

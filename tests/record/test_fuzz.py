@@ -323,6 +323,7 @@ def table(path):
     return names, [[float(number) for number in row] for row in rows]
 
 
+@pytest.mark.slow
 @given(plan=plans())
 def test_what_is_recorded_is_what_a_plain_loop_finds(plan):
     # as many steps as there may be; statistics without any entry are refused, see below

@@ -113,7 +113,7 @@ class Kind:
 KINDS = ["CSV", "events", "directory", "function", "borrowed", "foreign", "list"]
 
 
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("resumed", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", KINDS)
 def test_an_interrupt_at_any_line_loses_and_doubles_nothing(tmp_path, name, resumed):
     state = None

@@ -199,7 +199,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_an_interrupt_at_any_line_of_the_hooks_shifts_no_number(make, every):
     """Rows after it have the numbers and times of the steps that the parameters have made."""

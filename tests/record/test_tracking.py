@@ -279,3 +279,17 @@ def test_on_cuda():
             optimizer.step()
     final = problem.statistics(dict(model.named_parameters())).double().cpu()
     torch.testing.assert_close(tracker.trajectory().final, final, rtol=1e-6, atol=1e-6)
+
+
+def test_a_tracker_says_what_it_records_and_where(tmp_path):
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    statistics = {"norm": lambda p: p["weight"].norm()}
+    with tl.track(model, optimizer, statistics, every=2, path=tmp_path / "u.npz") as tracker:
+        for _ in range(3):
+            optimizer.step()
+        assert repr(tracker) == (
+            "Tracker(Linear, SGD, statistics ['norm'], step 3, t = 0.3, every 2 steps, "
+            f"to {tmp_path / 'u.npz'})"
+        )
+    assert repr(tracker).endswith(", closed)")

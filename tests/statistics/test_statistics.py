@@ -114,3 +114,67 @@ def test_unknown_names():
 def test_statistics_of_another_network(problem):
     with pytest.raises(ValueError, match="belong to another network"):
         problem.statistics({"weight": torch.ones(2)})
+
+
+# --- statistics beside others --------------------------------------------------------------------
+
+
+def norm(p):
+    return p["first.weight"].norm()
+
+
+def test_own_statistics_stand_beside_those_of_a_problem():
+    problem = tl.GaussianMixture.xor(dim=20, width=3, snr=2.0)
+    both = problem.statistics | {"mine": norm, "rows": lambda p: p["first.weight"].norm(dim=1)}
+    assert both.symmetric == problem.statistics.symmetric
+    parameters = dict(problem.model().named_parameters())
+    names = [*problem.names, "mine", "rows[0]", "rows[1]", "rows[2]"]
+    assert both.names_of(parameters) == names
+    before = ({"mine": norm} | problem.statistics).names_of(parameters)
+    assert before == ["mine", *problem.names]
+    # functions of one network, of every replica and snapshot
+    many = dict(problem.model(replicas=(2, 5)).named_parameters())
+    u = both(many)
+    assert u.shape == (2, 5, len(names))
+    for i, j in ((0, 0), (1, 4)):
+        one = {name: p[i, j] for name, p in many.items()}
+        torch.testing.assert_close(u[i, j, -4], norm(one))
+        torch.testing.assert_close(u[i, j, -3:], one["first.weight"].norm(dim=1))
+
+
+def test_recorded_beside_a_problem_they_are_those_of_a_loop():
+    problem = tl.GaussianMixture.binary(dim=20, snr=2.0)
+    model = problem.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    own = {"mine": norm, "output": tl.statistics.of_model(lambda m: m(torch.ones(2, 20)).mean())}
+    expected = []
+    with tl.track(model, optimizer, problem.statistics | own) as tracker:
+        for _ in range(3):
+            optimizer.zero_grad()
+            x, y = problem.sample(1)
+            problem.loss(model(x), y).backward()
+            expected.append(
+                [x.item() for x in (model.first.weight.norm(), model(torch.ones(2, 20)).mean())]
+            )
+            optimizer.step()
+    found = tracker.trajectory().select(["mine", "output"]).values[:3]
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=1e-5, atol=1e-6)
+
+
+def test_of_two_of_one_name_the_right_one_counts():
+    square = {"s": lambda p: p["w"] @ p["w"].mT}
+    left = tl.SummaryStatistics(square, symmetric=["s"])
+    x = {"w": torch.eye(2)}
+    assert (left | {"s": lambda p: p["w"]}).names_of(x) == ["s[0,0]", "s[0,1]", "s[1,0]", "s[1,1]"]
+    assert ({"s": lambda p: p["w"]} | left).names_of(x) == ["s[0,0]", "s[0,1]", "s[1,1]"]
+    assert (left | tl.SummaryStatistics({"t": lambda p: p["w"].sum()})).symmetric == {"s"}
+    one, two = (tl.SummaryStatistics(square, parameter_dims={"w": dims}) for dims in (2, 3))
+    with pytest.raises(ValueError, match="parameter_dims that agree"):
+        one | two
+    with pytest.raises(TypeError, match="unsupported operand"):
+        left | 3
+
+
+def test_they_are_no_mapping_and_say_why():
+    with pytest.raises(TypeError, match=r"expected statistics \| \{name: function\}"):
+        {**tl.SummaryStatistics({"s": norm}, symmetric=["s"])}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torchlimits import _text
+from torchlimits._text import Table, Tabular
 from torchlimits.trajectory import Trajectory
 
 #: the parts of an `Explanation`, and what they are called in TensorBoard
@@ -17,7 +17,7 @@ PARTS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class Explanation(Tabular):
     r"""The change of the statistics since step 0, and what explains it.
 
     .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
@@ -69,7 +69,7 @@ class Explanation:
             f"t = {times[0]:g} ... {times[-1]:g})"
         )
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         error = self.residual.std
         assert error is not None
         rows = [["statistic", *PARTS.values()]]
@@ -77,4 +77,10 @@ class Explanation:
             values = [f"{path.final[i]:.4f}" for path in self.parts().values()]
             values[-1] += f" ± {error[-1, i]:.4f}"
             rows.append([name, *values])
-        return _text.table(rows)
+        notes = {
+            PARTS["change"]: "u(t) - u(0), from step 0 to the last probe",
+            PARTS["drift"]: "what the population drift -f, gradient flow, adds to u",
+            PARTS["corrector"]: "what the population corrector g adds",
+            PARTS["residual"]: "what neither explains ± its standard deviation from noise alone",
+        }
+        return Table(rows, notes)

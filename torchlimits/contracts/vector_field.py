@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchlimits._dir import OwnNames
 from torchlimits.contracts.geometry import Geometry
 
 
-class VectorField(nn.Module, ABC):
+class VectorField(OwnNames, nn.Module, ABC):
     r"""The population drift -f and the population corrector g of k statistics, for plain SGD.
 
     Subclasses give `terms`, and as much of the rest as they know. They never deal with the

@@ -12,11 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks, _linalg
+from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.trajectory import Trajectory
 
 #: a solver step is this fraction of the fastest relaxation time
 _RESOLUTION = 0.05
+#: in a trajectory's metadata, that it is one of u~ and not of u
+_RESCALED = "rescaled"
 
 
 class DiffusiveDynamics(ABC):
@@ -59,17 +62,20 @@ class DiffusiveDynamics(ABC):
         self._check_names(trajectory)
         values = (trajectory.values - self.centre.cpu()) * self.scale.cpu()
         std = None if trajectory.std is None else trajectory.std * self.scale.cpu()
-        return replace(trajectory, values=values, std=std)
+        metadata = {**trajectory.metadata, _RESCALED: True}
+        return replace(trajectory, values=values, std=std, metadata=metadata)
 
     def unscale(self, trajectory: Trajectory) -> Trajectory:
         """The inverse of `rescale`."""
         self._check_names(trajectory)
         values = self.centre.cpu() + trajectory.values / self.scale.cpu()
         std = None if trajectory.std is None else trajectory.std / self.scale.cpu()
-        return replace(trajectory, values=values, std=std)
+        metadata = {key: x for key, x in trajectory.metadata.items() if key != _RESCALED}
+        return replace(trajectory, values=values, std=std, metadata=metadata)
 
     def solve(
-        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
         paths: int | None = None, generator: torch.Generator | None = None,
         max_step: float | None = None,
     ) -> Trajectory:  # fmt: skip
@@ -79,8 +85,11 @@ class DiffusiveDynamics(ABC):
         general; weak error of second order in the drift.
 
         Args:
-            u0: start of u~ at ``times[0]``, shape ``(..., k)``.
-            times: limit times, shape ``(T,)``; they may repeat and do not fall.
+            u0: start of u~ at ``times[0]``, shape ``(..., k)``. Or a `Trajectory`, measured for
+                instance: the start is its first row, found by the names of the statistics and
+                rescaled, unless it comes from `rescale`.
+            times: limit times, shape ``(T,)``; they may repeat and do not fall. By default those of
+                the trajectory.
             paths: independent paths from every start; None: one each, no dimension of their own.
             generator: of the noise, on u0's device; the same seed gives the same paths.
             max_step: longest step; by default a twentieth of the fastest relaxation time.
@@ -100,6 +109,7 @@ class DiffusiveDynamics(ABC):
             >>> limit.solve(u0, [0.0, 1.0], paths=1000, generator=torch.Generator().manual_seed(0))
             Trajectory(2 statistics, 2 times, t = 0 ... 1, runs=1000)
         """
+        u0, times = self._begun(u0, times)
         instants = _checks.ordered_times(times)
         u0 = _checks.statistics(u0, len(self.names))
         _checks.generator(generator, u0.device)
@@ -126,6 +136,13 @@ class DiffusiveDynamics(ABC):
         steps = (instants / learning_rate).round().long()
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata())
 
+    def _begun(self, u0: Any, times: Any) -> tuple[Any, Any]:
+        """Start and times: of u~, whether a trajectory is one of u or, by `rescale`, one of u~."""
+        start, instants = begun(u0, times, self.names)
+        if isinstance(u0, Trajectory) and not u0.metadata.get(_RESCALED):
+            start = (start - self.centre.cpu()) * self.scale.cpu()
+        return start, instants
+
     def _advance(self, u: Tensor, step: float, brownian: Tensor) -> Tensor:
         """One step of Euler-Maruyama, the drift averaged over start and predicted end."""
         kick = (self._noise_factor(u) @ brownian[..., None])[..., 0]
@@ -147,6 +164,7 @@ class DiffusiveDynamics(ABC):
         return {
             "equation": self.equation(),
             "parameters": {"dim": self.dim, **self.limit.describe()},
+            _RESCALED: True,
         }
 
     def equation(self) -> str:

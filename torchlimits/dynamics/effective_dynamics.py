@@ -14,10 +14,11 @@ from torchlimits.contracts.vector_field import VectorField
 from torchlimits.dynamics import fixed_points
 from torchlimits.dynamics.band import fluctuations
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.dynamics.fixed_points import FixedPoint
+from torchlimits.dynamics.fixed_points import FixedPoints
 from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.dynamics.solver import integrate
+from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -106,7 +107,7 @@ class EffectiveDynamics(Flow):
     def fixed_points(
         self, starts: Float[Tensor, "S k"] | None = None, *, count: int = 200,
         flow: float | None = None, seed: int = 0,
-    ) -> list[FixedPoint]:  # fmt: skip
+    ) -> FixedPoints:  # fmt: skip
         """The fixed points of the ballistic limit, by Levenberg-Marquardt from many starts.
 
         See `torchlimits.dynamics.fixed_points.find`, which also says what is stable, unstable and
@@ -163,7 +164,8 @@ class EffectiveDynamics(Flow):
         )
 
     def solve(
-        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
         rtol: float | None = None, atol: float | None = None, corrector: bool = True,
         band: bool = False, initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
     ) -> Trajectory:  # fmt: skip
@@ -174,9 +176,11 @@ class EffectiveDynamics(Flow):
 
         Args:
             u0: start, shape ``(..., k)``; every leading index is a solution of its own, and each
-                obeys the tolerance by itself.
+                obeys the tolerance by itself. Or a measured `Trajectory`: the start is its first
+                row, found by the names of the statistics; what else it has recorded is left out,
+                with a warning.
             times: limit times, shape ``(T,)``; they may repeat, as those of a run do whose learning
-                rate is 0 for some steps, and do not fall.
+                rate is 0 for some steps, and do not fall. By default those of the trajectory.
             rtol, atol: the solver's tolerances; the defaults fit the error of the right-hand side.
             corrector: False leaves the corrector out: gradient flow on the population loss.
             band: also predict the standard deviations, ``Trajectory.std``.
@@ -187,15 +191,24 @@ class EffectiveDynamics(Flow):
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.
 
         Raises:
-            ValueError: if times fall or u0 is not ``(..., k)`` and finite, or a band is
-                asked without the corrector.
-            TypeError: if u0 is not a float32 or float64 tensor.
+            ValueError: if times fall or u0 is not ``(..., k)`` and finite, a trajectory lacks a
+                statistic, or a band is asked without the corrector.
+            TypeError: if u0 is neither a float32 or float64 tensor nor a trajectory, or there are
+                no times.
             RuntimeError: if the solver cannot reach the tolerance.
             NotImplementedError: if a band is asked and the diffusion matrix is not known.
+
+        Example:
+            >>> import torchlimits as tl
+            >>> problem = tl.SpikedTensor(dim=100, order=2, snr=2.0)
+            >>> measured = tl.train(problem, step_size=1.0, time=0.5, runs=3, progress=False)
+            >>> problem.dynamics(step_size=1.0).solve(measured)
+            Trajectory(2 statistics, 51 times, t = 0 ... 0.5, runs=3)
         """
+        given, times = begun(u0, times, self.names)
         instants = _checks.ordered_times(times)
         steps = self.steps(instants)
-        u0 = self.started(u0)
+        start = self.started(given)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
         if initial_covariance is not None and not band:
@@ -207,17 +220,18 @@ class EffectiveDynamics(Flow):
             )
         std = None
         if band:
-            values, P = self._fluctuating(u0, instants, rtol, atol, initial_covariance)
+            values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance)
             std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
             velocity = self if corrector else lambda _, u: self.drift(u)
-            values = integrate(velocity, u0, instants, rtol, atol)
+            values = integrate(velocity, start, instants, rtol, atol)
         return Trajectory(
             instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
         )
 
     def covariance(
-        self, u0: Float[Tensor, "*batch k"], times: Float[Tensor, " T"] | Sequence[float], *,
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
         initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
     ) -> Float[Tensor, "*batch T k k"]:  # fmt: skip
         r"""Cov u(t) of runs from u0 at dimension n, by the linear-noise approximation
@@ -249,9 +263,10 @@ class EffectiveDynamics(Flow):
             >>> 1000 * P[:, 0, 0]  # of sqrt(n) m: to 1/(1 - snr)
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
+        given, times = begun(u0, times, self.names)
         instants = _checks.ordered_times(times)
-        u0 = self.started(u0)
-        return self._fluctuating(u0, instants, self.rtol, self.atol, initial_covariance)[1]
+        start = self.started(given)
+        return self._fluctuating(start, instants, self.rtol, self.atol, initial_covariance)[1]
 
     def _fluctuating(
         self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None

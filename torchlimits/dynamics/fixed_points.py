@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from torchlimits._text import Table, terminal_width
 from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.solver import integrate
 
@@ -65,9 +67,52 @@ class FixedPoint:
         return f"FixedPoint([{u}], {self.kind}{whole})"
 
 
-def find(
-    flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100.0
-) -> list[FixedPoint]:
+class FixedPoints(list[FixedPoint]):
+    """Fixed points in a list that shows itself as a table.
+
+    Args:
+        points: a `FixedPoint` each.
+        names: of the k statistics.
+
+    Example:
+        >>> import torchlimits as tl
+        >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+        >>> dynamics.fixed_points()
+        point      kind  fastest rate   m  r2
+        0        stable            -8  -1   1
+        1        stable            -8   1   1
+        2      unstable             8   0   0
+        3      unstable             4   0   1
+        <BLANKLINE>
+        fastest rate  largest real part of the Jacobian's eigenvalues: < 0 stable
+    """
+
+    def __init__(self, points: Iterable[FixedPoint] = (), names: Sequence[str] = ()) -> None:
+        super().__init__(points)
+        self.names = list(names)
+
+    def _table(self) -> Table:
+        whole = any(point.dimension for point in self)
+        notes = {"fastest rate": "largest real part of the Jacobian's eigenvalues: < 0 stable"}
+        if whole:
+            notes["dimension"] = "of the component of fixed points that the point stands for"
+        names = self.names or [f"u[{i}]" for i in range(len(self[0].u) if self else 0)]
+        rows = [["point", "kind", *notes, *names]]
+        for i, point in enumerate(self):
+            extent = [str(point.dimension)] * whole
+            u = [f"{x:.4g}" for x in (point.u + 0.0).tolist()]
+            rate = f"{float(point.eigenvalues.real.max()):.3g}"
+            rows.append([str(i), point.kind, rate, *extent, *u])
+        return Table(rows, notes)
+
+    def __repr__(self) -> str:
+        return self._table().text(terminal_width()) if self else "FixedPoints([])"
+
+    def _repr_html_(self) -> str:
+        return self._table().html()
+
+
+def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100.0) -> FixedPoints:
     r"""Fixed points of the ballistic limit, :math:`-f(u) + g(u) = 0`.
 
     All starts at once: Levenberg-Marquardt with the derivatives of torch.func, projected on the
@@ -120,12 +165,13 @@ def find(
             )
         points = [_classified(flow, row) for row in kept]
         points = _components(flow, points)
-    return in_order(points)
+    return in_order(points, flow.names)
 
 
-def in_order(points: list[FixedPoint]) -> list[FixedPoint]:
+def in_order(points: list[FixedPoint], names: Sequence[str]) -> FixedPoints:
     """Stable ones first, then marginal, then unstable ones; each by the entries of u."""
-    return sorted(points, key=lambda p: (ORDER[p.kind], *(round(x, 6) for x in p.u.tolist())))
+    ordered = sorted(points, key=lambda p: (ORDER[p.kind], *(round(x, 6) for x in p.u.tolist())))
+    return FixedPoints(ordered, names)
 
 
 def classify(flow: Flow, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from torchlimits._dir import OwnNames
 from torchlimits.contracts.geometry import Geometry
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.limit import OptimizerLimit
@@ -18,7 +19,7 @@ from torchlimits.optim.schedule import Schedule
 POINTS = 32
 
 
-class Flow(nn.Module):
+class Flow(OwnNames, nn.Module):
     """The right-hand side -f + g of the effective dynamics, its derivatives and its noise.
 
     Args:

@@ -89,7 +89,8 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
         path: where all runs go, or None.
 
     Raises:
-        ValueError: if this process is in a process group already.
+        ValueError: if this process is in a process group already, or the problem or the statistics
+            cannot be pickled.
         RuntimeError: if one of the processes dies.
         NonFiniteStatistic: if a run diverged, with the rows that all runs have.
     """
@@ -98,6 +99,7 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
             f"expected processes=1 within a torch.distributed process group, got {len(shards)}: "
             "give that group as group="
         )
+    _check_pickled(trained)
     share = max(1, torch.get_num_threads() // len(shards))
     context = multiprocessing.get_context("spawn")
     pools = [ProcessPoolExecutor(1, context, _begin, (share,)) for _ in shards[1:]]
@@ -114,6 +116,18 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
             assert part is not None
             part.unlink(missing_ok=True)
     return unless_diverged(outcomes, whole)
+
+
+def _check_pickled(trained: Trained) -> None:
+    """Raise ValueError if the other processes cannot be told what to do."""
+    try:
+        pickle.dumps(trained)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            "expected a problem and statistics that can be pickled with processes=, got some that "
+            f"cannot ({error}): define their functions at the top level of a module, not as "
+            "lambdas or inside functions"
+        ) from error
 
 
 def _outcomes(

@@ -18,19 +18,19 @@ class _Speed(ProgressColumn):
 
 
 @contextmanager
-def counted(steps: int, progress: bool) -> Generator[Iterator[int]]:
-    """Yield range(steps), whose use a progress bar shows if ``progress``."""
+def counted(steps: int, progress: bool, begin: int = 0) -> Generator[Iterator[int]]:
+    """Yield range(begin, steps), whose use a progress bar shows if ``progress``."""
     if not progress:
-        yield iter(range(steps))
+        yield iter(range(begin, steps))
         return
     counts = TextColumn("{task.completed:,}/{task.total:,} steps")
     with Progress(
         TextColumn("training"), BarColumn(), counts, _Speed(), TimeRemainingColumn()
     ) as bar:
-        task = bar.add_task("training", total=steps)
+        task = bar.add_task("training", total=steps, completed=begin)
 
         def ticks() -> Iterator[int]:
-            for step in range(steps):
+            for step in range(begin, steps):
                 yield step
                 # the bar takes a lock: telling it of every step would cost as much as the step
                 if step % 64 == 63 or step == steps - 1:

@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from torchlimits import _checks, _random
-from torchlimits._checks import warn
-from torchlimits._threads import threads
-from torchlimits.contracts.kernel import BrokenKernelError, NoKernelError
-from torchlimits.ensemble.compiled import Gradients, compiled_gradients
-from torchlimits.ensemble.cuda_graph import replayed
-from torchlimits.ensemble.launches import advanced, kernel_for
+from torchlimits import _checks
+from torchlimits.ensemble.checkpoint import Checkpoint
+from torchlimits.ensemble.ensemble import Ensemble
 from torchlimits.ensemble.processes import spawned
 from torchlimits.ensemble.progress import counted
 from torchlimits.ensemble.shard import Shard
 from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
-from torchlimits.record.tracker import Tracker
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 from torchlimits.trajectory import Trajectory
-
-#: replicas are drawn and computed in groups: torch's kernels take this many numbers at once and a
-#: rest one by one, with other rounding, so that a replica would otherwise depend on their number
-_LANES = 32
-#: unless a group's numbers in one step are more than these; then every replica is a group
-_GROUP_NUMBERS = 2**19
-#: data that a replica draws at once, for as many steps as they last
-_BLOCK_NUMBERS = 2**14
 
 
 def train(
@@ -42,7 +29,8 @@ def train(
     dtype: torch.dtype | None = None, every: int | None = None, progress: bool = True,
     logdir: str | Path | None = None, path: str | Path | None = None,
     start: nn.Module | None = None, group: Any = None, processes: int = 1,
-    compiled: bool | None = None,
+    compiled: bool | None = None, checkpoint: str | Path | None = None, max_runs: int = 16,
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None,
 ) -> Trajectory:  # fmt: skip
     """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
 
@@ -88,14 +76,25 @@ def train(
             difference. On CUDA, True asks for the problem's kernel and refuses to do without,
             False for autograd and torch.optim, captured; they agree in law. By default the kernel
             is taken where there is one.
+        checkpoint: a file in which the training keeps what it needs to go on, written every ten
+            seconds and at an interrupt, and removed at the end. If it is there already, the
+            training goes on from it, and gives the same numbers as one that was never interrupted,
+            bit for bit; with several processes there is a file for each. On the CPU only.
+        max_runs: at most so many runs are shown in TensorBoard while they are trained.
+        statistics: what to record in place of the problem's own, for instance
+            ``problem.statistics | {"mine": f}``. Functions in a dict are of one network, and are
+            evaluated for each run.
 
     Returns:
         The measured `Trajectory`, values ``(runs, T, k)``.
 
     Raises:
-        ValueError: if an argument is out of range, or there is no kernel for ``compiled=True``.
+        ValueError: if an argument is out of range, there is no kernel for ``compiled=True``, or
+            ``checkpoint`` is damaged, of another training, or asked for on another device than the
+            CPU.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
-        TypeError: if ``problem`` is not a problem, or ``dtype`` not a type of real numbers.
+        TypeError: if ``problem`` is not a problem, ``start`` not a module, ``statistics`` neither a
+            `SummaryStatistics` nor a dict, or ``dtype`` not a type of real numbers.
         RuntimeError: if another process is gone; what the others have is saved, and the message
             says where.
 
@@ -104,17 +103,28 @@ def train(
         >>> problem = tl.GaussianMixture.binary(dim=50, snr=2.0)
         >>> tl.train(problem, step_size=1.0, time=1.0, runs=3, progress=False)
         Trajectory(7 statistics, 51 times, t = 0 ... 1, runs=3)
+        >>> own = problem.statistics | {"norm": lambda p: p["first.weight"].norm()}
+        >>> tl.train(problem, step_size=1.0, time=1.0, runs=3, statistics=own, progress=False)
+        Trajectory(8 statistics, 51 times, t = 0 ... 1, runs=3)
     """
     _check_problem(problem)
+    _check_start(start)
+    recorded = SummaryStatistics.of(problem.statistics if statistics is None else statistics)
     steps = _steps(problem, step_size, time)
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
     ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
     every = max(1, steps // 1000) if every is None else every
+    _checks.positive_int("max_runs", max_runs)
     training = _Training(
         ensemble, step_size, momentum, steps, every, runs,
-        progress, logdir, path, start, compiled,
+        progress, logdir, path, start, compiled, checkpoint, max_runs, recorded,
     )  # fmt: skip
+    if checkpoint is not None and not ensemble.on_cpu:
+        raise ValueError(
+            f"expected checkpoint=None on {device}, got {checkpoint}: only trainings on the CPU "
+            "can be gone on with"
+        )
     if processes == 1:
         return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
     if group is not None or not ensemble.on_cpu:
@@ -140,28 +150,59 @@ class _Training:
     path: str | Path | None
     start: nn.Module | None
     compiled: bool | None
+    checkpoint: str | Path | None
+    max_runs: int
+    statistics: SummaryStatistics
 
     def __call__(self, shard: Shard, check: Callable[[], None]) -> Trajectory:
         """Train the runs of a shard, and call ``check``, which may raise, after every step."""
-        ensemble, problem = self.ensemble, self.ensemble.problem
+        ensemble = self.ensemble
         model = ensemble.model(shard.groups)
         if self.start is not None:
             _copy_start(model, self.start)
         optimizer = self._optimizer(model)
+        data = ensemble.data(shard.groups) if ensemble.on_cpu else None
+        logdir = self.logdir if shard.first else None
         with (
-            _live_writer(self.logdir if shard.first else None, self.steps) as writer,
+            _live_writer(logdir, self.steps, self.max_runs) as writer,
             track(
-                model, optimizer, problem.statistics.of_runs(len(shard.runs)), every=self.every,
+                model, optimizer, self._recorded(model, len(shard.runs)), every=self.every,
                 writer=writer, path=shard.part(self.path), parameters=self._facts(),
             ) as tracker,
-            counted(self.steps, self.progress and shard.first) as ticks,
-            closing(
-                ensemble.training(model, optimizer, tracker, shard.groups, self.compiled)
-            ) as training,
         ):  # fmt: skip
-            for _ in zip(ticks, training, strict=False):
-                check()
+            kept = None
+            if self.checkpoint is not None and data is not None:
+                kept = Checkpoint(
+                    shard.part(self.checkpoint) or Path(self.checkpoint), self._call(shard),
+                    model=model, optimizer=optimizer, tracker=tracker, data=data,
+                )  # fmt: skip
+                kept.load()
+            with (
+                counted(self.steps, self.progress and shard.first, tracker.step) as ticks,
+                nullcontext() if kept is None else kept.waits_for_steps(),
+                closing(
+                    ensemble.training(model, optimizer, tracker, shard.groups, self.compiled, data)
+                ) as training,
+            ):
+                for _ in zip(ticks, training, strict=False):
+                    check()
+                    if kept is not None:
+                        kept.between_steps()
+        if kept is not None:
+            kept.remove()
         return tracker.trajectory()
+
+    def _call(self, shard: Shard) -> dict[str, Any]:
+        """What tells this training from others, JSON-able."""
+        place = {key: str(value) for key, value in self.ensemble.place.items()}
+        own = {"steps": self.steps, "every": self.every, "momentum": self.momentum}
+        runs = [shard.runs.start, shard.runs.stop]
+        return {**self._facts(), **own, **place, "runs": runs, "compiled": bool(self.compiled)}
+
+    def _recorded(self, model: nn.Module, runs: int) -> SummaryStatistics:
+        """The statistics, of each replica by itself, and of those only that are runs."""
+        one_model = {name: p.ndim - 1 for name, p in model.named_parameters()}
+        return self.statistics.of_copies(one_model).of_runs(runs)
 
     def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
         problem = self.ensemble.problem
@@ -185,124 +226,6 @@ class _Training:
         }
 
 
-class Ensemble:
-    """Starts, data and steps of groups of replicas, all of which depend on the seed and number."""
-
-    def __init__(
-        self, problem: Trainable, batch_size: int, seed: int, device: torch.device,
-        dtype: torch.dtype | None,
-    ) -> None:  # fmt: skip
-        self.problem, self.batch_size, self.seed = problem, batch_size, seed
-        self.device = device
-        #: of models and data
-        self.place: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.on_cpu = device.type == "cpu"
-        parameters, data = self._numbers_of_a_step()
-        small = _LANES * (parameters + data) <= _GROUP_NUMBERS
-        self.lanes = _LANES if self.on_cpu and small else 1
-        self.length = max(1, _BLOCK_NUMBERS // data)
-
-    def _numbers_of_a_step(self) -> tuple[int, int]:
-        """How many parameters one replica has, and how many numbers its data."""
-        generator = torch.Generator(self.device)
-        model = self.problem.model(replicas=(1,), generator=generator, **self.place)
-        data = self.problem.sample(
-            self.batch_size, replicas=(1,), generator=generator, **self.place
-        )
-        return sum(p.numel() for p in model.parameters()), sum(d.numel() for d in data)
-
-    def model(self, groups: range) -> nn.Module:
-        """All replicas of some groups at their starts, in one module."""
-        replicas = (len(groups) * self.lanes,)
-        if not self.on_cpu:
-            (self._generator,) = _random.generators(self.seed, groups[:1], device=self.device)
-            return self.problem.model(replicas=replicas, generator=self._generator, **self.place)
-        sources = _random.generators(self.seed, groups)
-        parts = [
-            self.problem.model(replicas=(self.lanes,), generator=source, **self.place)
-            for source in sources
-        ]
-        model = self.problem.model(replicas=replicas, generator=torch.Generator(), **self.place)
-        with torch.no_grad():
-            for whole, *pieces in zip(
-                model.parameters(), *(part.parameters() for part in parts), strict=True
-            ):
-                torch.cat(pieces, out=whole)
-        return model
-
-    def training(
-        self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
-        compiled: bool | None,
-    ) -> Generator[None]:  # fmt: skip
-        """Step after step, without end."""
-        if not self.on_cpu:
-            return self._accelerated(model, optimizer, tracker, groups, compiled)
-        gradients = self._gradients(model)
-        if compiled:
-            gradients = compiled_gradients(model, self.problem.loss, otherwise=gradients)
-        return self._stepping(gradients, optimizer, groups)
-
-    def _accelerated(
-        self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
-        compiled: bool | None,
-    ) -> Generator[None]:  # fmt: skip
-        """Train by the problem's own kernel, or by autograd and torch.optim in a CUDA graph."""
-        if compiled is not False:
-            # a seed of the data's own: starts are drawn by the same algorithm, which would meet the
-            # same numbers under the same key
-            (source,) = _random.generators(self.seed, groups[:1], purpose=1)
-            seed = int(torch.randint(2**62, (), generator=source, device="cpu"))
-            try:
-                kernel = kernel_for(
-                    self.problem, model, optimizer, batch_size=self.batch_size, seed=seed
-                )
-            except NoKernelError as error:
-                if compiled:
-                    raise
-                if isinstance(error, BrokenKernelError):
-                    warn(f"training goes on by captured steps, which take longer: {error}")
-            else:
-                return advanced(kernel, tracker)
-        gradients = self._gradients(model)
-        options: dict[str, Any] = {"replicas": (next(model.parameters()).shape[0],), **self.place}
-
-        def step() -> None:
-            x, y = self.problem.sample(self.batch_size, generator=self._generator, **options)
-            gradients(x, y)
-            optimizer.step()
-            # those of eager steps would lie beside the graph's
-            optimizer.zero_grad()
-
-        return replayed(step, self._generator, tracker)
-
-    def _stepping(
-        self, gradients: Gradients, optimizer: torch.optim.Optimizer, groups: range
-    ) -> Generator[None]:
-        workers = max(1, torch.get_num_threads() // 2)
-        sample = partial(self.problem.sample, self.batch_size, **self.place)
-        sources = _random.generators(self.seed, groups, purpose=1)
-        data = _random.stream(
-            sample, sources, lanes=self.lanes, length=self.length, workers=workers
-        )
-        with closing(data), threads(max(1, torch.get_num_threads() - workers)):
-            for x, y in data:
-                gradients(x, y)
-                optimizer.step()
-                yield
-
-    def _gradients(self, model: nn.Module) -> Gradients:
-        parameters = list(model.parameters())
-
-        def set_all(x: Tensor, y: Tensor) -> None:
-            loss = self.problem.loss(model(x), y)
-            # zero_grad and Tensor.backward would take a twentieth of the step
-            for parameter in parameters:
-                parameter.grad = None
-            torch.autograd.backward(loss)
-
-        return set_all
-
-
 def _check_problem(problem: object) -> None:
     needed = ("dim", "statistics", "model", "sample", "loss")
     missing = [name for name in needed if not hasattr(problem, name)]
@@ -310,6 +233,14 @@ def _check_problem(problem: object) -> None:
         raise TypeError(
             f"expected a problem such as tl.GaussianMixture, got {type(problem).__name__}, which "
             f"has no {', '.join(missing)}"
+        )
+
+
+def _check_start(start: object) -> None:
+    if not isinstance(start, (nn.Module, type(None))):
+        raise TypeError(
+            f"expected start as a module, got {type(start).__name__}: make it by problem.model(), "
+            "and set its parameters, from which all runs start"
         )
 
 
@@ -348,9 +279,11 @@ def _copy_start(model: nn.Module, start: nn.Module) -> None:
             own[name].copy_(parameter.to(own[name].device))
 
 
-def _live_writer(logdir: str | Path | None, steps: int) -> AbstractContextManager[Any]:
+def _live_writer(
+    logdir: str | Path | None, steps: int, max_runs: int
+) -> AbstractContextManager[Any]:
     if logdir is None:
         return nullcontext()
     from torchlimits import tensorboard
 
-    return tensorboard.Writer(Path(logdir) / "measured", total_steps=steps)
+    return tensorboard.Writer(Path(logdir) / "measured", total_steps=steps, max_runs=max_runs)

@@ -12,8 +12,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchlimits import _checks, _random, _text
+from torchlimits import _checks, _random
 from torchlimits._exact import exactly
+from torchlimits._text import Table, Tabular
 from torchlimits.estimation.estimated import Estimated, covariance, standard_error
 from torchlimits.estimation.increments import Step, increments_of
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
@@ -32,7 +33,7 @@ _COPIES = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class Estimate(Tabular):
     r"""What `estimate` found at one point x, per unit of limit time, in float64.
 
     Attributes:
@@ -68,8 +69,20 @@ class Estimate:
     step_size: float
     samples: int
 
-    def __str__(self) -> str:
-        header = ("statistic", "u", "drift -f", "corrector g", "diffusion")
+    def __repr__(self) -> str:
+        return (
+            f"Estimate({len(self.names)} statistics, {self.samples} samples, "
+            f"step_size={self.step_size:g})"
+        )
+
+    def _table(self) -> Table:
+        notes = {
+            "u": "the statistic at these parameters",
+            "drift -f": "its rate by gradient flow on the population loss ± standard error",
+            "corrector g": f"its rate by steps of size {self.step_size:g} beside that ± standard "
+            "error",
+            "diffusion": "variance that one unit of limit time adds to it ± standard error",
+        }
         spread = Estimated(
             self.diffusion.value.diagonal(), self.diffusion.standard_error.diagonal()
         )
@@ -78,7 +91,7 @@ class Estimate:
             [f"{x:.4f}" for x in self.u.tolist()],
             *(_with_error(e) for e in (self.drift, self.corrector, spread)),
         ]
-        return _text.table([header, *zip(*columns, strict=True)])
+        return Table([["statistic", *notes], *zip(*columns, strict=True)], notes)
 
 
 def _with_error(e: Estimated) -> list[str]:

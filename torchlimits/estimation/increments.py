@@ -13,7 +13,8 @@ from torch.func import jvp, vmap
 
 from torchlimits import _checks
 from torchlimits.statistics.quadratic import Gradient, OuterGradient, Parameters, Quadratic, dense
-from torchlimits.statistics.summary import StatisticError, StatisticFunction
+from torchlimits.statistics.statistic_error import StatisticError
+from torchlimits.statistics.summary import StatisticFunction
 
 
 class Step(NamedTuple):

@@ -30,7 +30,8 @@ def draw(axes: Axes, panel: Panel, row: Row, max_points: int) -> None:
 
 
 def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
-    rows, column = _rows(curves.times, _LINE_POINTS), curves.names.index(name)
+    column = curves.names.index(name)
+    rows = _rows(curves.times, curves.values[:, column], _LINE_POINTS)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(times, values, color=colour, linewidth=1.4, zorder=3)
     if curves.spread is not None:
@@ -41,7 +42,8 @@ def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
 
 
 def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -> None:
-    rows, column = _rows(curves.times, max_points), curves.names.index(name)
+    column = curves.names.index(name)
+    rows = _rows(curves.times, curves.values[:, column], max_points)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(
         times, values, linestyle="none", marker="o", markersize=3.4, markerfacecolor="white",
@@ -52,14 +54,18 @@ def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -
         axes.vlines(times, values - half, values + half, color=colour, linewidth=0.8, zorder=3.5)
 
 
-def _rows(times: Tensor, points: int) -> Tensor:
+def _rows(times: Tensor, values: Tensor, points: int) -> Tensor:
     """At most so many rows to draw, evenly spread: of those of one time, the first and the last.
 
-    Where limit time stands still, rows lie upon each other, and would take the points of the rest.
+    Where limit time stands still, rows lie upon each other, and would take the points of the rest;
+    so would those for which a loop has logged no value.
     """
-    moves = times.diff() > 0
+    there = (~values.isnan()).nonzero()[:, 0]
+    if not len(there):
+        return there
+    moves = times[there].diff() > 0
     end = moves.new_ones(1)
-    kept = (torch.cat([end, moves]) | torch.cat([moves, end])).nonzero()[:, 0]
+    kept = there[(torch.cat([end, moves]) | torch.cat([moves, end])).nonzero()[:, 0]]
     return kept[_spread_rows(len(kept), points)]
 
 

@@ -16,6 +16,7 @@ from torchlimits.comparison import matched
 from torchlimits.figures.axes import GREY, LEGEND_LINE, draw, dress, legend, legend_lines, share_y
 from torchlimits.figures.panels import panels_of
 from torchlimits.figures.rows import Row, rows_of
+from torchlimits.files.folder import prepared
 from torchlimits.trajectory import BAND, Trajectory
 
 _TITLE_KEYS = ("problem", "dim", "width", "order", "snr", "ridge", "step_size", "momentum")
@@ -60,7 +61,8 @@ def overlay(
     match = matched(measured, predicted)
     given, rows = list(match.sides.values()), rows_of(match)
     panels = panels_of(match.all_names)
-    lines = math.ceil(len(panels) / 5)
+    # in a page or a browser, text is too small beside more than three panels
+    lines = math.ceil(len(panels) / (3 if len(rows) == 1 else 5))
     across = math.ceil(len(panels) / lines)
     names = max(legend_lines(panel) for panel in panels)
     figure, grid = _grid(len(rows), lines, across, names, bool(_title(given)))
@@ -109,15 +111,16 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 200) -> None:
         dpi: dots an inch, where the format has dots.
 
     Raises:
-        ValueError: if matplotlib does not know the format; it lists those that it does.
+        ValueError: if matplotlib does not know the format; it lists those that it does. Also if
+            there is a folder of that name.
+        OSError: if the folder cannot be made or written to.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(Figure(figsize=(1, 1)), Path(folder) / "figures" / "empty.pdf")
     """
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi, facecolor="white")
+    figure.savefig(prepared(Path(path)), dpi=dpi, facecolor="white")
 
 
 def _grid(

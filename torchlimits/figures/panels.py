@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
 from matplotlib.colors import to_hex
+
+from torchlimits._names import families, parse
 
 MOST_PANELS = 24
 
@@ -24,18 +25,14 @@ class Panel:
 
 def panels_of(names: Sequence[str]) -> list[Panel]:
     """Families of statistics; m by its columns, R by diagonal and rest; `MOST_PANELS` at most."""
-    families: dict[str, list[str]] = {}
-    for name in names:
-        stem, indices = _parse(name)
-        families.setdefault(stem if indices else (name.rpartition("/")[0] or name), []).append(name)
-    panels = [panel for stem, members in families.items() for panel in _split(stem, members)]
+    panels = [panel for stem, own in families(names).items() for panel in _split(stem, own)]
     # a symmetric family may be given without its diagonal, or be nothing else
     return [panel for panel in panels if panel.names][:MOST_PANELS]
 
 
 def _split(stem: str, names: list[str]) -> list[Panel]:
     """The panels of one family."""
-    indices = [_parse(name)[1] for name in names]
+    indices = [parse(name)[1] for name in names]
     first = sorted({index[0] for index in indices if index})
     colour = dict(zip(first, _palette(len(first)), strict=True))
     if any(len(index) != 2 for index in indices):
@@ -66,14 +63,8 @@ def _panel(title: str, names: list[str], colours: list[str]) -> Panel:
     return Panel(title, names, [_label(name) for name in names], colours)
 
 
-def _parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """("m", (0, 1)) for ``m[0,1]``; no indices for any other name."""
-    match = re.fullmatch(r"([^\[\]]+)\[(\d+(?:,\d+)*)\]", name)
-    return (name, ()) if match is None else (match[1], tuple(map(int, match[2].split(","))))
-
-
 def _label(name: str) -> str:
-    stem, indices = _parse(name)
+    stem, indices = parse(name)
     return _symbol(stem, ",".join(map(str, indices)))
 
 

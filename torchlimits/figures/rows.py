@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.comparison import Match
+from torchlimits.comparison import Match, share_start
 from torchlimits.trajectory import Trajectory
 
 _MOST_ROWS = 4
@@ -38,17 +37,12 @@ def rows_of(match: Match) -> list[Row]:
     """One row of means where all runs share their start; otherwise one for each of a few runs."""
     measured, predicted = match.sides.get("measured"), match.sides.get("predicted")
     first = next(iter(match.sides.values()))
-    if _share_start(first):
+    if share_start(first):
         return [Row("", _mean(measured, error=True), _mean(predicted, error=False))]
     return [
         Row(f"run {run}", _one(measured, run), _one(predicted, run))
         for run in range(min(first.runs, _MOST_ROWS))
     ]
-
-
-def _share_start(path: Trajectory) -> bool:
-    starts = path.initial.reshape(-1, len(path.names))
-    return torch.allclose(starts, starts[:1].expand_as(starts), rtol=1e-6, equal_nan=True)
 
 
 def _flat(values: Float[Tensor, "*runs T k"]) -> Float[Tensor, "flat T k"]:

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from torchlimits._dir import OwnNames
 
-class TwoLayerNetwork(nn.Module):
+
+class TwoLayerNetwork(OwnNames, nn.Module):
     r"""Logit :math:`\hat y(X) = v \cdot \sigma(W X)`, K hidden units, no biases.
 
     Source: sections 4 and 5 of arXiv 2206.04030 (there sigma is the ReLU).
@@ -52,7 +54,7 @@ class TwoLayerNetwork(nn.Module):
         return self.second(self.activation(self.first(x))).squeeze(-1)
 
 
-class MatrixProduct(nn.Module):
+class MatrixProduct(OwnNames, nn.Module):
     """x -> x W^T with a weight (*replicas, out, in), which nn.Linear does not allow."""
 
     def __init__(self, weight: Tensor) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torchlimits._checks import warn
 from torchlimits.files import npz
+from torchlimits.files.folder import prepared
 from torchlimits.files.place import another, taken, unfinished
 from torchlimits.files.rows import MAGIC
 from torchlimits.trajectory import Trajectory
@@ -68,20 +69,7 @@ def place_of(path: str | Path | None, logdir: str | Path | None) -> Path | None:
         return None if logdir is None else _not_in_use(Path(logdir) / _RECORDED)
     # the file behind a symbolic link, not a file in the place of the link
     path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise ValueError(
-            f"expected path as a file to save to, got the directory {path}: name a file"
-        )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(
-            f"expected path in a folder that can be made, got {path}: {error}; give another"
-        ) from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"expected path in a folder that can be written to, got {path}: give another"
-        )
+    prepared(path)
     if not _is_ours(path):
         raise ValueError(
             f"expected path as a new file, or one that a tracker or Trajectory.save wrote, got "

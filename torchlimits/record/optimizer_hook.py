@@ -247,10 +247,10 @@ def _later(time: float, lr: float) -> float:
     return later if time <= later < math.inf else time
 
 
-@torch.compiler.disable
-def _untraced(hook: Any, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Call a hook as it is: traced, it would be compiled again and again.
-
-    Only compiled steps come here: what keeps a hook from being traced takes longer than the hook.
-    """
+def _call(hook: Any, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     hook(optimizer, args, kwargs)
+
+
+#: calls a hook as it is: traced, it would be compiled again and again. Only compiled steps come
+#: here: what keeps a hook from being traced takes longer than the hook
+_untraced: Any = torch.compiler.disable(_call)

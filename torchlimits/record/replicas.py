@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from torchlimits import _checks
-from torchlimits.statistics.quadratic import near
-from torchlimits.statistics.reads import ReadRecorder
+from torchlimits._dir import OwnNames
 from torchlimits.statistics.summary import SummaryStatistics
 
 
-class Replicated(nn.Module):
+class Replicated(OwnNames, nn.Module):
     """R copies of a module: parameters and buffers under the same names, each ``(R, *shape)``.
 
     Made by `replicate`, which has an example. The forward takes inputs ``(R, ...)``, one for each
@@ -66,15 +65,8 @@ class Replicated(nn.Module):
     def statistics(self, statistics: SummaryStatistics) -> SummaryStatistics:
         """Turn statistics of one module into statistics of all copies; `tl.track` calls it."""
         statistics = statistics.bound(self._one)
-        if statistics.parameter_dims is not None:
-            return statistics  # they take leading dimensions already
-        dims = {name: p.ndim for name, p in self._one.named_parameters()}
-        of_buffers = {name: b.ndim for name, b in self._one.named_buffers()}
-        return SummaryStatistics(
-            {n: _OverCopies(f, {**dims, **of_buffers}) for n, f in statistics.functions.items()},
-            symmetric=statistics.symmetric,
-            parameter_dims=dims,
-        )
+        parts = [*self._one.named_parameters(), *self._one.named_buffers()]
+        return statistics.of_copies({name: x.ndim for name, x in parts})
 
 
 def replicate(model: nn.Module | Sequence[nn.Module], replicas: int | None = None) -> Replicated:
@@ -122,51 +114,3 @@ def replicate(model: nn.Module | Sequence[nn.Module], replicas: int | None = Non
 def _replace(module: nn.Module, name: str, value: Tensor) -> None:
     owner, _, leaf = name.rpartition(".")
     setattr(module.get_submodule(owner), leaf, value)
-
-
-class _OverCopies:
-    """A function of one module's tensors, for tensors with any leading dimensions."""
-
-    def __init__(self, function: Any, dims: Mapping[str, int]) -> None:
-        self.function, self.dims = function, dims
-
-    def near(self, parameters: Any) -> _OverCopies:
-        """The same function, with what it holds moved to where the parameters are."""
-        return _OverCopies(near(self.function, parameters), self.dims)
-
-    def __call__(self, parameters: Any) -> Tensor:
-        # all at once is for plain dicts; what is read of anything else, one copy shows
-        given = parameters if type(parameters) is dict else self._read(parameters)
-        name, first = next(iter(given.items()))
-        evaluated = self.function
-        for _ in range(first.ndim - self._dims_of(name)):
-            evaluated = torch.func.vmap(evaluated)
-        return evaluated(given)
-
-    def _read(self, parameters: Any) -> dict[str, Tensor]:
-        recorder = ReadRecorder(_First(parameters, self._dims_of), {})
-        self.function(recorder)
-        return {name: parameters[name] for name in recorder.read}
-
-    def _dims_of(self, name: str) -> int:
-        """The dimensions of a tensor of one module; a gradient has those of its parameter."""
-        return self.dims[name if name in self.dims else name.rpartition(".")[0]]
-
-
-class _First(Mapping[str, Tensor]):
-    """The tensors of the first copy."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], dims_of: Any) -> None:
-        self._tensors, self._dims_of = tensors, dims_of
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self._tensors[name]
-        while tensor.ndim > self._dims_of(name):
-            tensor = tensor[0]
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)

@@ -16,7 +16,8 @@ from torchlimits.record.model_state import ModelState
 from torchlimits.record.own_names import unwrapped
 from torchlimits.record.replicas import Replicated
 from torchlimits.record.trial import Trial, tried
-from torchlimits.statistics.summary import StatisticError, SummaryStatistics
+from torchlimits.statistics.statistic_error import StatisticError
+from torchlimits.statistics.summary import SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
@@ -198,7 +199,7 @@ class SnapshotRing(Ring):
 class EvaluatedRing(Ring):
     """The statistics themselves, evaluated at every step: for models too large to be copied.
 
-    It is full after 1024 records, or when they have ``max_bytes``.
+    It is full after 1024 records, or where one more would have over ``max_bytes``.
     """
 
     def __init__(
@@ -223,9 +224,9 @@ class EvaluatedRing(Ring):
             self._error = number, error
 
     def full(self, first: int, number: int) -> bool:
-        """Whether the rows are as many, or as large, as they may be."""
-        held = len(self._rows) * self._row_bytes
-        return number - first >= self.capacity or held >= self._max_bytes
+        """Whether the rows are as many as there may be, or one more would be too much."""
+        held = (len(self._rows) + 1) * self._row_bytes
+        return number - first >= self.capacity or held > self._max_bytes
 
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
         """Hand over the stored values."""

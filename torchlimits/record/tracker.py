@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchlimits import _names
 from torchlimits._checks import warn
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.observer import Watcher
@@ -58,6 +59,8 @@ class Tracker(Recorder):
         >>> tracker = tl.track(model, optimizer, statistics)
         >>> train(model, optimizer)
         >>> tracker.flush()
+        >>> tracker
+        Tracker(Linear, SGD, statistics ['norm'], step 5, t = 0.5, kept in memory)
         >>> tracker.trajectory()
         Trajectory(1 statistics, 6 times, t = 0 ... 0.5, runs=1)
         >>> state = tracker.state_dict()  # for a checkpoint
@@ -109,6 +112,18 @@ class Tracker(Recorder):
     def path(self) -> Path | None:
         """Where the trajectory is after `close`: a name like the one given, if another has that."""
         return self._path if self._recording is None else self._recording.path
+
+    def __repr__(self) -> str:
+        model, names = type(unwrapped(self._model)).__name__, _names.listed(self.names)
+        optimizers = ", ".join(type(one).__name__ for one in self._optimizers)
+        every = f", every {self.every} steps" if self.every > 1 else ""
+        shown = [str(place) for place in (self._display.logdir, self.path) if place is not None]
+        where = f", to {', '.join(shown)}" if shown else ", kept in memory"
+        state = ", closed" if self._closed else ""
+        return (
+            f"Tracker({model}, {optimizers}, statistics {names}, step {self.step}, "
+            f"t = {self.time:g}{every}{where}{state})"
+        )
 
     def stepped(self) -> None:
         """Take note of an optimizer step; call it for steps that the optimizer's hook does not see.

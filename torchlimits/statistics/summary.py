@@ -3,39 +3,20 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from torchlimits import _checks
-from torchlimits.statistics.quadratic import Parameters, near
+from torchlimits.statistics.entry_names import as_float, entry_names
+from torchlimits.statistics.over_copies import OverCopies
+from torchlimits.statistics.quadratic import Parameters, Quadratic, near
 from torchlimits.statistics.reads import Reading, ReadRecorder
+from torchlimits.statistics.statistic_error import failed, given
 
 StatisticFunction = Callable[[Parameters], Tensor]
-
-
-class StatisticError(ValueError):
-    r"""A statistic's function failed; the message has its name and the parameters it was given.
-
-    Its cause (``__cause__``) is the function's own exception.
-
-    Example:
-        >>> import torch
-        >>> def square(parameters):
-        ...     if len(parameters["weight"]) > 1:
-        ...         raise ValueError("expected one row")
-        ...     return parameters["weight"].square().sum()
-        >>> statistics = SummaryStatistics({"square": square})
-        >>> try:
-        ...     statistics({"weight": torch.ones(2, 3)})
-        ... except StatisticError as error:
-        ...     print(*str(error).split("; "), sep="\n")
-        statistic 'square' failed with ValueError: expected one row
-        it was given weight (2, 3) float32
-    """
 
 
 class SummaryStatistics:
@@ -93,6 +74,14 @@ class SummaryStatistics:
         >>> stacked = {"bias": torch.zeros(7, 2)}
         >>> runs.batch_dims(stacked), runs(stacked).shape, runs.of_runs(4)(stacked).shape
         (1, torch.Size([7, 2]), torch.Size([4, 2]))
+
+    Statistics beside those of a problem; of two of one name the right one counts:
+
+        >>> import torchlimits as tl
+        >>> problem = tl.SpikedTensor(dim=50, order=2, snr=2.0)
+        >>> both = problem.statistics | {"largest": lambda p: p["x"].abs().amax(-1)}
+        >>> both.names_of(dict(problem.model().named_parameters()))
+        ['m', 'r2', 'largest']
     """
 
     def __init__(
@@ -115,6 +104,7 @@ class SummaryStatistics:
         self.functions = dict(functions)
         self.symmetric = frozenset(symmetric)
         self.parameter_dims = None if parameter_dims is None else dict(parameter_dims)
+        self._runs: int | None = None  # of the replicas so many count; the others fill up a group
 
     @classmethod
     def of(
@@ -137,6 +127,42 @@ class SummaryStatistics:
             )
         return cls(statistics)
 
+    def __or__(
+        self, other: SummaryStatistics | Mapping[str, StatisticFunction]
+    ) -> SummaryStatistics:
+        """These statistics and others, which replace those of the same name.
+
+        Which matrices are symmetric, and how many dimensions parameters have without replicas, is
+        kept. Functions in a dict are of one model, and stand for every replica.
+
+        Args:
+            other: a `SummaryStatistics`, or ``{name: function}``.
+
+        Raises:
+            ValueError: if both have ``parameter_dims``, and they differ.
+        """
+        if not isinstance(other, (SummaryStatistics, Mapping)):
+            return NotImplemented
+        return _joined(self, SummaryStatistics.of(other))
+
+    def __ror__(self, other: Mapping[str, StatisticFunction]) -> SummaryStatistics:
+        """A dict of statistics and then these, which replace those of the same name."""
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return _joined(SummaryStatistics.of(other), self)
+
+    def keys(self) -> NoReturn:
+        """Refuse ``{**statistics}``: a dict would forget which statistics are symmetric.
+
+        >>> SummaryStatistics({"one": abs}).keys()
+        Traceback (most recent call last):
+        TypeError: expected statistics | {name: function}, got {**statistics}: ...
+        """
+        raise TypeError(
+            "expected statistics | {name: function}, got {**statistics}: a dict would forget "
+            f"which of {list(self.functions)} are symmetric; .functions is the plain dict"
+        )
+
     def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch k"]:
         """The vector u, shape ``(k,)``, or ``(..., k)`` where ``parameter_dims`` are known."""
         batch = self.batch_dims(parameters)
@@ -147,7 +173,8 @@ class SummaryStatistics:
         if len(devices) > 1:  # one made on the CPU, of .item() for instance
             device = max(devices, key=lambda device: device.type != "cpu")
             rows = [row.to(device) for row in rows]
-        return torch.cat(rows, dim=-1)
+        u = torch.cat(rows, dim=-1)
+        return u if self._runs is None else u[..., : self._runs, :]
 
     def entries(self, values: Mapping[str, Tensor]) -> Float[Tensor, "B k"]:
         """u, or what belongs to it, from values of each function for a batch, ``(B, ...)``."""
@@ -235,7 +262,7 @@ class SummaryStatistics:
         return [
             entry
             for name, shape in shapes.items()
-            for entry in _entry_names(name, shape, name in self.symmetric)
+            for entry in entry_names(name, shape, name in self.symmetric)
         ]
 
     def jacobian(self, parameters: Parameters) -> dict[str, Float[Tensor, "k *shape"]]:
@@ -277,8 +304,34 @@ class SummaryStatistics:
         return result
 
     def of_runs(self, runs: int) -> SummaryStatistics:
-        """Statistics of the first ``runs`` replicas, where parameters have replica dimensions."""
-        return self if self.parameter_dims is None else _FirstRuns(self, runs)
+        """The statistics of the first ``runs`` replicas, where parameters have replicas."""
+        result = copy.copy(self)
+        result._runs = None if self.parameter_dims is None else runs
+        return result
+
+    def of_copies(self, dims: Mapping[str, int]) -> SummaryStatistics:
+        """The statistics of any number of copies, if these are of one model; otherwise themselves.
+
+        Args:
+            dims: ``{name of a parameter or buffer: number of dimensions}`` in one model.
+
+        Example:
+            >>> import torch
+            >>> norm = SummaryStatistics({"norm": lambda p: p["weight"].norm()})
+            >>> norm.of_copies({"weight": 2})({"weight": torch.ones(5, 2, 3)}).shape
+            torch.Size([5, 1])
+        """
+        if self.parameter_dims is not None:
+            return self
+        return SummaryStatistics(
+            # ready-made ones take leading dimensions themselves
+            {
+                name: f if isinstance(f, Quadratic) else OverCopies(f, dims)
+                for name, f in self.functions.items()
+            },
+            symmetric=self.symmetric,
+            parameter_dims=dims,
+        )
 
     def batch_dims(self, parameters: Parameters) -> int:
         """How many leading dimensions the parameters have beyond those of one model."""
@@ -301,81 +354,47 @@ class SummaryStatistics:
         except (torch.OutOfMemoryError, MemoryError):
             raise  # it says nothing of the statistic
         except Exception as error:
-            raise _failed(name, error, parameters) from error
+            raise failed(name, error, parameters) from error
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"expected statistic {name!r} to return a tensor, got {type(value).__name__}: "
                 "return a tensor computed from the parameters, without .item(); "
-                + _given(parameters)
+                + given(parameters)
             )
         if value.is_complex() or value.layout is not torch.strided:
             raise TypeError(
                 f"expected statistic {name!r} to be a real, dense tensor, got {value.dtype} in "
                 f"layout {value.layout}: return its .real, .abs() or .to_dense(); "
-                + _given(parameters)
+                + given(parameters)
             )
         dims = value.ndim - self.batch_dims(parameters)
         if name in self.symmetric and (dims != 2 or value.shape[-1] != value.shape[-2]):
             raise ValueError(
                 f"expected the symmetric statistic {name!r} to be a square matrix, "
-                f"got shape {tuple(value.shape)}; {_given(parameters)}"
+                f"got shape {tuple(value.shape)}; {given(parameters)}"
             )
         return value
 
     def _entries(self, name: str, value: Tensor, batch: int) -> Tensor:
         if name in self.symmetric:
             i, j = torch.triu_indices(value.shape[-1], value.shape[-1], device=value.device)
-            return _as_float(value[..., i, j])
-        return _as_float(value.reshape(*value.shape[:batch], -1))
+            return as_float(value[..., i, j])
+        return as_float(value.reshape(*value.shape[:batch], -1))
 
 
-class _FirstRuns(SummaryStatistics):
-    """The statistics of the first replicas; the others fill up what is computed at once."""
-
-    def __init__(self, statistics: SummaryStatistics, runs: int) -> None:
-        super().__init__(
-            statistics.functions,
-            symmetric=statistics.symmetric,
-            parameter_dims=statistics.parameter_dims,
-        )
-        self.runs = runs
-
-    def __call__(self, parameters: Parameters) -> Float[Tensor, "*batch k"]:
-        """The vectors u, shape ``(..., runs, k)``."""
-        return super().__call__(parameters)[..., : self.runs, :]
-
-
-def _as_float(entries: Tensor) -> Tensor:
-    """The entries in a type that torch.cat takes beside other floats, with all digits."""
-    if entries.is_floating_point() and entries.itemsize > 1:
-        return entries
-    # bytes (float8 among them) and 16-bit integers fit into float32; MPS has nothing longer
-    short = entries.itemsize <= 2 or entries.device.type == "mps"
-    return entries.to(torch.float32 if short else torch.float64)
-
-
-def _entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
-    if not shape:
-        return [name]
-    indices = itertools.product(*map(range, shape))
-    return [
-        f"{name}[{','.join(map(str, index))}]"
-        for index in indices
-        if not symmetric or index[0] <= index[1]
-    ]
-
-
-def _given(parameters: Parameters) -> str:
-    known = parameters.known() if isinstance(parameters, ReadRecorder) else parameters
-    return f"it was given {_checks.shapes(known)}"
-
-
-def _failed(name: str, error: Exception, parameters: Parameters) -> StatisticError:
-    names = list(parameters)
-    if isinstance(error, KeyError) and error.args and error.args[0] not in names:
-        what = f"asked for parameter {error}, the model has {names}: use one of these names"
-    else:
-        what = f"failed with {type(error).__name__}: {error}"
-        if "NoneType" in str(error):
-            what += " (the gradient of a parameter is not its .grad but p['<its name>.grad'])"
-    return StatisticError(f"statistic {name!r} {what}; {_given(parameters)}")
+def _joined(left: SummaryStatistics, right: SummaryStatistics) -> SummaryStatistics:
+    """The functions of both; where both have a name, function and symmetry are the right one's."""
+    dims: dict[str, int] | None = None
+    if left.parameter_dims is not None or right.parameter_dims is not None:
+        dims = {**(left.parameter_dims or {}), **(right.parameter_dims or {})}
+        if dims != {**(right.parameter_dims or {}), **(left.parameter_dims or {})}:
+            raise ValueError(
+                f"expected parameter_dims that agree, got {left.parameter_dims} and "
+                f"{right.parameter_dims}: these statistics belong to different networks"
+            )
+        left, right = left.of_copies(dims), right.of_copies(dims)
+    return SummaryStatistics(
+        {**left.functions, **right.functions},
+        symmetric=(left.symmetric - set(right.functions)) | right.symmetric,
+        parameter_dims=dims,
+    )

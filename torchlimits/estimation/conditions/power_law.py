@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torchlimits import _text
+from torchlimits._text import Table, Tabular
 
 #: exponents closer than this are not told apart: finite dimensions are not the limit
 RESOLUTION = 0.1
@@ -169,7 +169,7 @@ def _percent(size: float) -> str:
 
 
 @dataclass(frozen=True)
-class ConditionReport:
+class ConditionReport(Tabular):
     """Conditions and their verdicts.
 
     Attributes:
@@ -205,10 +205,14 @@ class ConditionReport:
                 return condition
         raise ValueError(f"expected one of {[c.name for c in self.conditions]}, got {name!r}")
 
-    def __str__(self) -> str:
+    def _table(self) -> Table:
         dims = self.conditions[0].dims
         rows = [["condition", *(f"n = {n}" for n in dims), "verdict"]]
         for c in self.conditions:
             cells = [f"{y:.2g} ± {e:.1g}" for y, e in zip(c.values, c.errors, strict=True)]
             rows.append([c.name, *cells, c.verdict])
-        return f"{self.title}\n{_text.table(rows, prose=True)}"
+        notes = {
+            f"n = {dims[0]}" + " ..." * (len(dims) > 1): "size ± standard error at dimension n",
+            "verdict": "what these sizes say of the limit of large n",
+        }
+        return Table(rows, notes, self.title, prose=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
-from torchlimits.dynamics.fixed_points import FixedPoint, classify, in_order
+from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, classify, in_order
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
@@ -107,7 +107,7 @@ class SpikedDynamics(EffectiveDynamics):
             raise ValueError("expected order >= 3: for k = 2 there is no m_dagger")
         return self._root(sign, smaller=True)
 
-    def exact_fixed_points(self) -> list[FixedPoint]:
+    def exact_fixed_points(self) -> FixedPoints:
         """All fixed points, in closed form up to one scalar root: (0, 0), (0, c), (+-m, c).
 
         Source: Proposition 3.2 of arXiv 2206.04030, for any c_delta; the pairs with a minus sign
@@ -133,8 +133,8 @@ class SpikedDynamics(EffectiveDynamics):
             overlaps += [sign * m for m in sorted(roots) if m > 0 for sign in signs]
         return self._in_order({(0.0, 0.0), *((m, c) for m in overlaps)})
 
-    def _in_order(self, points: set[tuple[float, float]]) -> list[FixedPoint]:
-        return in_order([self._fixed_point(*point) for point in points])
+    def _in_order(self, points: set[tuple[float, float]]) -> FixedPoints:
+        return in_order([self._fixed_point(*point) for point in points], self.names)
 
     def _fixed_point(self, m: float, r2: float) -> FixedPoint:
         u = torch.tensor([m, r2], dtype=torch.float64, device="cpu")

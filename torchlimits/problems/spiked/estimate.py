@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchlimits._dir import OwnNames
 from torchlimits.statistics.quadratic import Gradient, Parameters, Quadratic, dense
 from torchlimits.statistics.summary import SummaryStatistics
 
 
-class SpikeEstimate(nn.Module):
+class SpikeEstimate(OwnNames, nn.Module):
     """The estimate x of the spike: one parameter ``x``, shape ``(*replicas, n)``.
 
     Its output is x itself, whatever the input: the data of this problem are the tensors that x is

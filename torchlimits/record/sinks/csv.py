@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from torchlimits.contracts.sink import Sink, check_continues, nothing_of
+from torchlimits.files.folder import prepared
 from torchlimits.files.lock import Lock, Taken
 from torchlimits.files.row_file import append_whole, replacing
 from torchlimits.record.sinks.log_function import newest_of
@@ -96,12 +97,11 @@ class CSV(Sink):
 
     def __init__(self, path: str | Path) -> None:
         # the file behind a symbolic link, not a file in the place of the link
-        self.path = Path(os.path.realpath(path))
+        self.path = prepared(Path(os.path.realpath(path)))
         self._like: Trajectory | None = None
         self._written = _Written()
         if self.path.exists():
             self._check_ours()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.path.with_name(f".{self.path.name}.lock"))
 
     @property

@@ -1,0 +1,1 @@
+"""The `torchlimits` command: one file a subcommand; `main` puts them together."""
