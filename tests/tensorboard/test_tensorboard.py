@@ -335,7 +335,11 @@ def test_tags_of_all_dashboards_differ(tmp_path):
     provider = context.data_provider
     images = provider.list_blob_sequences(request, experiment_id="", plugin_name="images")
     texts = provider.list_tensors(request, experiment_id="", plugin_name="text")
-    assert list(images["predicted"]) == ["torchlimits/overlay"]
+    panels = ["m[0,0] to m[1,0]", "r2", "v[0] to v[1]"]
+    assert sorted(images["predicted"]) == [
+        "torchlimits/overlay",
+        *(f"torchlimits/overlay/{panel}" for panel in panels),
+    ]
     assert list(texts["predicted"]) == ["torchlimits/about"]
 
 

@@ -23,6 +23,7 @@ from torchlimits.tensorboard.tags import (
     experiment_of,
     layout_of,
     log_folder,
+    path_of,
     place_of,
     run_folders,
     wall_times_of,
@@ -118,10 +119,10 @@ def _replace(
 ) -> None:  # fmt: skip
     """Write the files of the sides given, then remove those that they replace."""
     band = any(path.std is not None for path in match.sides.values())
+    experiment = experiment_of(path_of(logdir))
     # refuses two statistics of one tag, before there is a folder
-    all_tags(match.all_names, "", band=band)
+    all_tags(match.all_names, experiment, band=band)
     folder, now = log_folder(logdir), time.time()
-    experiment = experiment_of(folder)
     old = [file for side in match.sides for file in _replaceable(folder, side)]
     begun, runs = _begun(match, now), max(path.runs for path in match.sides.values())
     files: list[list[events.EventFile]] = []

@@ -32,13 +32,29 @@ def pictures(match: Match) -> list[Summary]:
     if len(panels) == 1 and all(path.runs == 1 for path in match.sides.values()):
         return found
     for panel in panels[:_MOST]:
-        sides = {side: _part(path, panel.names) for side, path in match.sides.items()}
-        figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
-        title = (
-            panel.names[0] if len(panel.names) == 1 else f"{panel.names[0]} to {panel.names[-1]}"
+        names = [name for name in panel.names if name in match.names] or panel.names
+        found.append(
+            summaries.image(f"torchlimits/overlay/{_title(names)}", _picture(match, names))
         )
-        found.append(summaries.image(f"torchlimits/overlay/{title}", figures.png(figure, dpi=110)))
     return found
+
+
+def _title(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+
+
+def _picture(match: Match, names: Sequence[str]) -> bytes:
+    """The panel of some statistics: all of them of both sides, or all of one side."""
+    from torchlimits import figures
+
+    sides = {side: _part(path, names) for side, path in match.sides.items()}
+    if not set(names) <= {*match.names}:
+        measured = sides.get("measured")
+        sides = {"measured": measured} if measured is not None else sides
+    figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
+    for text in [one for legend in figure.legends for one in legend.get_texts()]:
+        text.set_fontsize(7)  # one panel is not as wide as the key to dots, lines and bands
+    return figures.png(figure, dpi=110)
 
 
 def _part(path: Trajectory, names: Sequence[str]) -> Trajectory | None:

@@ -139,11 +139,16 @@ def check_cap(max_points: int | None) -> None:
             raise ValueError(f"expected max_points to be at least 4 or None, got {max_points}")
 
 
-def log_folder(logdir: str | Path) -> Path:
-    """The folder, made and writable, or an OSError that says what is wrong."""
+def path_of(logdir: str | Path) -> Path:
+    """The path that is given as a log directory, or TypeError."""
     if not isinstance(logdir, (str, Path)):
         raise TypeError(f"expected logdir as a str or Path, got {type(logdir).__name__}")
-    folder = Path(logdir)
+    return Path(logdir)
+
+
+def log_folder(logdir: str | Path) -> Path:
+    """The folder, made and writable, or an OSError that says what is wrong."""
+    folder = path_of(logdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
