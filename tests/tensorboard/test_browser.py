@@ -295,11 +295,12 @@ def test_scalars_are_grouped_and_bands_come_last(page):
     )
 
 
-def test_images_show_all_statistics_at_once(page):
+def test_images_show_all_statistics_and_each_panel_large_enough_to_be_read(page):
     page = page("images")
     width = "return arguments[0].map(image => image.naturalWidth)"
     seen = lambda: page.browser.execute_script(width, page.all("tf-image-loader >>> img"))  # noqa: E731
-    page.until(True, lambda: len(seen()) >= 2 and max(seen()) > 800)
+    # the whole of each experiment, and its panels v, m and R on and off the diagonal
+    page.until(True, lambda: len(seen()) == 2 * (1 + 4) and min(seen()) > 400)
 
 
 def test_text_says_how_to_read_the_charts(page):

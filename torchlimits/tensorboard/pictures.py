@@ -53,7 +53,9 @@ def _picture(match: Match, names: Sequence[str]) -> bytes:
         sides = {"measured": measured} if measured is not None else sides
     figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
     for text in [one for legend in figure.legends for one in legend.get_texts()]:
-        text.set_fontsize(7)  # one panel is not as wide as the key to dots, lines and bands
+        # one panel is not as wide as the key to dots, lines and bands
+        text.set_fontsize(7.5)
+        text.set_text(text.get_text().replace("predicted sd", "sd"))
     return figures.png(figure, dpi=110)
 
 
