@@ -18,9 +18,9 @@ K = 8 * 3 + 8 * 8 + 1
 
 
 def shown(folder):
-    """{tag: [(step, value)]} as TensorBoard reads it."""
+    """{tag: [(step, value)]} as TensorBoard reads it, without what charts repeat by folder."""
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = accumulator.Tags()["scalars"]
+    tags = [tag for tag in accumulator.Tags()["scalars"] if not tag.startswith("· ")]
     return {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags}
 
 

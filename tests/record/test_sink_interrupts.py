@@ -1,5 +1,6 @@
 """Whatever line of a sink an interrupt comes at, its rows are those of an uninterrupted run."""
 
+import re
 import warnings
 
 import interrupts
@@ -73,8 +74,10 @@ def points_in(folder):
     for place in sorted({path.parent for path in folder.rglob("*tfevents*")}):
         accumulator = EventAccumulator(str(place), size_guidance={"scalars": 0}).Reload()
         for tag in accumulator.Tags()["scalars"]:
+            # what the charts repeat has the name of the folder in it
+            alike = re.sub("^([·±][^/]*)/[^/]*/[^/]*/", r"\1/", tag)
             events = [(event.step, event.value) for event in accumulator.Scalars(tag)]
-            found[str(place.relative_to(folder)), tag] = events
+            found[str(place.relative_to(folder)), alike] = events
     return found
 
 

@@ -75,8 +75,8 @@ class TrackerState:
         finite = not bool(statistics.isinf().any()) and not bool(statistics.isnan().all())
         if not len(rows) or self.records < len(rows) or not finite:
             raise ValueError(
-                "expected a state of at least one record, finite where there is a value, "
-                f"got {len(rows)} rows of {self.records}: it is damaged"
+                "expected a state of at least one record, all finite where there are values, got "
+                f" {len(rows)} rows of {self.records}: it is damaged"
             )
         if bool((rows.steps.diff() <= 0).any()) or int(rows.steps[0]) < 0:
             raise ValueError("expected a state with increasing steps >= 0: it is damaged")
