@@ -42,7 +42,8 @@ def train(folder, steps, progress=None, *, checkpoint_every=None, every=1):
         statistics(),
         every=every,
         path=folder / "u.npz",
-        writer=folder / "log",
+        # few enough points for them to be thinned out on the way
+        writer=tl.tensorboard.Writer(folder / "log", max_points=300),
         max_bytes=RING * model.weight.nbytes,
     ) as tracker:
         if checkpoint.exists():

@@ -39,12 +39,12 @@ class LimitedFiles:
 
 
 class SmallDisk:
-    """A file system of a MiB in memory; `fill` puts ballast on it and leaves ``room`` bytes."""
+    """A file system of 4 MiB in memory; `fill` puts ballast on it and leaves ``room`` bytes."""
 
     def __init__(self, folder):
         self.folder = folder / "disk"
         self.folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(self.folder)]
+        command = ["mount", "-t", "tmpfs", "-o", "size=4M", "tmpfs", str(self.folder)]
         try:
             done = subprocess.run(command, capture_output=True, check=False)
         except FileNotFoundError:
