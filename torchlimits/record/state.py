@@ -76,7 +76,7 @@ class TrackerState:
         if not len(rows) or self.records < len(rows) or not finite:
             raise ValueError(
                 "expected a state of at least one record, all finite where there are values, got "
-                f" {len(rows)} rows of {self.records}: it is damaged"
+                f"{len(rows)} rows of {self.records}: it is damaged"
             )
         if bool((rows.steps.diff() <= 0).any()) or int(rows.steps[0]) < 0:
             raise ValueError("expected a state with increasing steps >= 0: it is damaged")
