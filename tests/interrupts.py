@@ -14,6 +14,7 @@ A line that runs five times makes five events; those in `except` and `finally` b
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -99,10 +100,14 @@ def _traced(
     def on_call(frame: FrameType, kind: str, argument: Any) -> Any:
         return in_frame if frame.f_code.co_filename.endswith(ends) else None
 
-    before = sys.gettrace()
+    before, collects = sys.gettrace(), gc.isenabled()
+    # what others left behind is finalized by lines of these files too, at any moment
+    gc.disable()
     sys.settrace(on_call)
     try:
         function()
     finally:
         # an exception of ours has ended the tracing already
         sys.settrace(before)
+        if collects:
+            gc.enable()

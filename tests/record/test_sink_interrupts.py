@@ -1,5 +1,6 @@
 """Whatever line of a sink an interrupt comes at, its rows are those of an uninterrupted run."""
 
+import gc
 import re
 import warnings
 
@@ -181,3 +182,30 @@ def test_the_check_sees_what_is_doubled(tmp_path):
         run.go()
     run.go()
     assert [step for step, _ in kind.calls] == [*range(8), *range(7, 16)]
+
+
+def test_what_is_collected_meanwhile_is_no_event(tmp_path):
+    """A tracker that a test left open is closed at its collection, by lines of these files."""
+
+    def left_open():
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        statistics = {"bias": lambda p: p["bias"]}
+        model.tracker = tl.track(model, optimizer, statistics, writer=tl.CSV(tmp_path / "left.csv"))
+        optimizer.step()
+
+    found, threshold = [], gc.get_threshold()
+    for name in ("first", "second"):
+        run = Run(tl.CSV(tmp_path / f"{name}.csv"))
+        gc.collect()
+        if found:
+            gc.set_threshold(0)  # no collection, before there is something to trace
+            left_open()
+            run.left.insert(0, lambda: gc.set_threshold(1))
+        try:
+            found.append(moments(run))
+        finally:
+            gc.set_threshold(*threshold)
+    assert found[0] == found[1]
+    gc.collect()
+    assert len((tmp_path / "left.csv").read_text().splitlines()) == 3
