@@ -39,14 +39,8 @@ class Curves:
     half_width: np.ndarray | None
 
 
-def new_axes() -> Axes:
-    """Axes in a figure of their own, which no global state holds on to."""
-    (axes,) = new_panels(1)
-    return axes
-
-
 def new_panels(count: int) -> list[Axes]:
-    """Axes for so many panels in a new figure, at most three beside each other."""
+    """Axes for so many panels, at most three beside each other, in a figure nobody else holds."""
     from matplotlib.figure import Figure
 
     across = min(3, max(1, count))

@@ -34,14 +34,19 @@ def overview(title: str, names: Sequence[str], values: np.ndarray) -> Table:
         one = values[..., i]
         there = one[~np.isnan(one)]
         parts = (one[:, 0], one[:, -1], there.min(initial=np.inf), there.max(initial=-np.inf))
-        rows.append([name, *map(_span, parts)])
+        rows.append([name, *(span(part, ".4g") for part in parts)])
     over = "over all runs and times" if runs > 1 else "at any time"
     notes = {"least": f"smallest value {over}", "largest": f"largest value {over}"}
     more = max(0, len(names) - _SHOWN)
     return Table(rows, notes, title, [f"... and {more} other statistics"] if more else [])
 
 
-def _span(values: np.ndarray | float) -> str:
-    """The one value of all runs, or from which to which they go."""
-    low, high = f"{np.min(values):.4g}", f"{np.max(values):.4g}"
+def span(values: np.ndarray | float, form: str) -> str:
+    """The one value of all runs, or from which to which they go.
+
+    Example:
+        >>> span(np.array([0.5, 2.0]), ".2f"), span(1.0, ".4g")
+        ('0.50 ... 2.00', '1')
+    """
+    low, high = f"{np.min(values):{form}}", f"{np.max(values):{form}}"
     return low if low == high else f"{low} ... {high}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from torchlimits._overview import span
 from torchlimits._text import Table, terminal_width
 
 if TYPE_CHECKING:
@@ -46,11 +47,5 @@ def trajectory_rows(path: Trajectory) -> list[list[str]]:
     rows = [["statistic", *ends]]
     for name in path.names:
         values = path[name].reshape(-1, len(path))
-        rows.append([name, *(_cell(values[:, i].tolist()) for i in (0, -1))])
+        rows.append([name, *(span(values[:, i].numpy(), ".4f") for i in (0, -1))])
     return rows
-
-
-def _cell(values: Sequence[float]) -> str:
-    """One value, or where the runs differ, the least and the greatest."""
-    low, high = f"{min(values):.4f}", f"{max(values):.4f}"
-    return low if low == high else f"{low} ... {high}"

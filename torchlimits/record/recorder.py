@@ -95,8 +95,7 @@ class Recorder(Steps):
     def _make_room(self) -> None:
         """Evaluate what is in the ring, and hand the rows to the operating system."""
         self._evaluate_pending()
-        if self._recording is not None:
-            self._recording.write()
+        self._rows.write()
 
     def _move(self, number: int) -> None:
         """Go on where the parameters are now: module.to(...) moved them, or they were replaced."""

@@ -61,15 +61,14 @@ def _picture(match: Match, names: Sequence[str]) -> bytes:
 
 def _part(path: Trajectory, names: Sequence[str]) -> Trajectory | None:
     """The statistics of a panel in the first run, without a title; None if it has none of them."""
-    columns = [path.names.index(name) for name in names if name in path.names]
-    if not columns:
+    own = [name for name in names if name in path.names]
+    if not own:
         return None
+    part = path.select(own)
 
-    def first(entries: torch.Tensor | None) -> torch.Tensor | None:
-        return None if entries is None else entries.reshape(-1, *entries.shape[-2:])[0][:, columns]
+    def first(entries: torch.Tensor) -> torch.Tensor:
+        return entries.reshape(-1, *entries.shape[-2:])[0]
 
-    values = first(path.values)
-    assert values is not None
-    metadata = {**path.metadata, "title": ""}
-    names = [path.names[column] for column in columns]
-    return replace(path, values=values, std=first(path.std), names=names, metadata=metadata)
+    std = None if part.std is None else first(part.std)
+    metadata = {**part.metadata, "title": ""}
+    return replace(part, values=first(part.values), std=std, metadata=metadata)
