@@ -44,11 +44,12 @@ class MixtureChain(ReducedChain):
     ) -> list[Float[Tensor, "S k"]]:
         self.field.check_start(starts)
         K, settings = self.field.width, self.limit.settings
+        steps = [self.limit.step(self.dim, f"{name}.weight") for name in ("first", "second")]
         v, m, R = self.field.split(starts)
         # the chains are in the last dimension, the fastest
         v, signal = v.mT.contiguous(), m.permute(1, 2, 0)
         across = _linalg.psd_sqrt(R).permute(1, 2, 0)
-        if settings.momentum:  # rows of the buffer below those of W
+        if steps[0] is not None and steps[0].has_buffer:  # rows of the buffer below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
         frame = Frame(self.dim, signal, across, samples=settings.batch_size)
         blocks = ahead(self._samples(frame, generator), starts.device)
@@ -63,8 +64,10 @@ class MixtureChain(ReducedChain):
             s = (torch.sigmoid((v * active).sum(1)) - y)[:, None]
             pull = torch.where(h > 0, s * v, 0.0)  # as torch: no slope at 0
             first = step == 0
-            self.limit.update(v, buffer, (s * active).mean(0), lr=self.lr, first=first)
-            self.limit.update_rows(W, velocity, pull, x, lr=self.lr, first=first)
+            if steps[1] is not None:
+                steps[1].update(v, buffer, (s * active).mean(0), first=first)
+            if steps[0] is not None:
+                steps[0].update_rows(W, velocity, pull, x, first=first)
             if step + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(v, W))
         return recorded
