@@ -81,7 +81,8 @@ def statistics_of(problem, model):
 
 def one_group(problem, **options):
     """SGD with the same options for all parameters."""
-    lr = 1.5 / problem.dim / (1 + options.get("momentum", 0))
+    c = 4.0 if problem.width == 3 else 1.5
+    lr = c / problem.dim / (1 + options.get("momentum", 0))
 
     def make(model):
         return torch.optim.SGD(
@@ -161,7 +162,7 @@ def test_the_comparison_notices_what_is_left_out(monkeypatch):
     """Negative controls: another N, other batches, labels, options; nothing outside the frame."""
     problem, make, _ = made("softmax")
     real = sgd(problem, make, 1)
-    assert not alike(real, chain(problem, make, 1, dim=26))
+    assert not alike(real, chain(problem, make, 1, dim=40))
     assert not alike(real, chain(problem, make, 2))
     assert not alike(real, chain(softmax(label_flips=0.0), make, 1))
     layers, make_layers, batch = made("softmax, layers that differ")
@@ -184,11 +185,11 @@ def test_parameters_that_do_not_move():
     assert torch.equal(values[-1][:, columns], values[0][:, columns])
     frozen = problem.model()
     frozen.first.weight.requires_grad_(False)
-    optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1, weight_decay=0.3)
     exact = problem.reduced_chain(optimizer, model=frozen)
     path = exact.run(statistics_of(problem, frozen), 20)
-    torch.testing.assert_close(path["R"], path["R"][:1].expand_as(path["R"]))
-    assert bool((path["b"][1:] != path["b"][:1]).any())
+    torch.testing.assert_close(path["R"], path["R"][:, :1].expand_as(path["R"]))
+    assert not torch.equal(path["b"][:, -1], path["b"][:, 0])
     assert exact.run(path.initial, 1).metadata["parameters"]["first.weight"] == "does not move"
 
 
@@ -234,12 +235,12 @@ def test_runs_starts_and_seeds(runs):
     u0 = problem.starts(2, generator=generator(0))
     before = u0.clone()
     exact = problem.reduced_chain(step_size=1.0, batch_size=2)
-    paths = [exact.run(u0[0], 250, runs=runs, every=50, generator=generator(s)) for s in (1, 1, 2)]
+    exact._fast = Replayed(exact._summed, patience=5)
+    paths = [exact.run(u0[0], 30, runs=runs, every=10, generator=generator(s)) for s in (1, 1, 2)]
     assert torch.equal(paths[0].values, paths[1].values)
     assert not torch.equal(paths[0].values, paths[2].values)
     slow = problem.reduced_chain(step_size=1.0, batch_size=2)
-    slow._fast = Replayed(slow._summed, patience=10**9)
-    again = slow.run(u0[0], 250, runs=runs, every=50, generator=generator(1))
+    again = slow.run(u0[0], 30, runs=runs, every=10, generator=generator(1))
     assert exact._fast._operations
     assert not slow._fast._operations
     assert torch.equal(again.values, paths[0].values)
@@ -255,7 +256,7 @@ def test_a_single_run_leaves_the_start_as_it_is():
     before = u0.clone()
     path = problem.reduced_chain(step_size=1.0).run(u0, 20, generator=generator(1))
     assert torch.equal(u0, before)
-    assert torch.equal(path.initial, before)
+    assert torch.equal(path.initial[0], before)
 
 
 class Asks(nn.Module):
@@ -272,7 +273,8 @@ def test_heads_whose_operations_depend_on_values():
         labels=torch.tensor([1.0]), snr=1.0,
     )  # fmt: skip
     exact = problem.reduced_chain(step_size=1.0)
-    path = exact.run(problem.starts(1)[0], 250, generator=generator(0))
+    exact._fast = Replayed(exact._summed, patience=5)
+    path = exact.run(problem.starts(1)[0], 20, generator=generator(0))
     assert not exact._fast._operations
     assert bool(path.values.isfinite().all())
 
@@ -295,6 +297,7 @@ def test_the_same_chain_as_the_mixtures():
         torch.testing.assert_close(paths[0].values, paths[1].values, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer's weight_decay")
 def test_what_has_no_chain():
     problem = softmax(dim=9)
     problem.reduced_chain(step_size=1.0, batch_size=3)

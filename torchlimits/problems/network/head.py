@@ -83,7 +83,8 @@ class Head:
         batch = theta.shape[:-1]
         if not batch:
             return self._one(theta, h, constants)
-        flat, hidden = theta.reshape(-1, self.size), h.reshape(-1, *h.shape[len(batch) :])
+        # (of no parameters, -1 would be ambiguous)
+        flat, hidden = theta.reshape(prod(batch), self.size), h.flatten(0, len(batch) - 1)
         if len(flat) == 1:
             output = self._one(flat[0], hidden[0], constants)[None]
         else:
