@@ -9,9 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
-from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network import kinks
 from torchlimits.problems.network.chain import NetworkChain
@@ -129,19 +128,11 @@ class NetworkProblem(TrainableNetwork, Problem):
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
         batch_size: int, dim: int, model: nn.Module | None,
     ) -> SGDLimit:  # fmt: skip
-        if optimizer is None or step_size is not None:
-            return SGDLimit.of(
-                SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
-            )
-        found = Layers.of(
-            optimizer, parameters=self.setting.layout.shapes, dims={self.dim, dim}, dim=dim,
-            batch_size=batch_size, model=model,
+        return chosen_limit(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
+            ridge=self.ridge, dim=dim, parameters=self.setting.layout.shapes,
+            dims={self.dim, dim}, model=model,
         )  # fmt: skip
-        if isinstance(found, Layers):
-            found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=5)
-            return SGDLimit.of(found.reference, found)
-        found.check_beside(ridge=self.ridge, momentum=momentum)
-        return SGDLimit.of(found)
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         dims = len(self.setting.reads) + self.width
