@@ -83,7 +83,8 @@ class Head:
         batch = theta.shape[:-1]
         if not batch:
             return self._one(theta, h, constants)
-        flat, hidden = theta.reshape(-1, self.size), h.reshape(-1, *h.shape[len(batch) :])
+        # (of no parameters, -1 would be ambiguous)
+        flat, hidden = theta.reshape(prod(batch), self.size), h.flatten(0, len(batch) - 1)
         if len(flat) == 1:
             output = self._one(flat[0], hidden[0], constants)[None]
         else:
@@ -97,7 +98,9 @@ class Head:
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
         # of the inputs themselves only the first layer knows
-        inputs = h.new_zeros(1, max(1, self.in_features)).expand(len(h), -1)
+        # (h.new_zeros would be one for each head, of N numbers)
+        zeros = torch.zeros(1, max(1, self.in_features), dtype=h.dtype, device=h.device)
+        inputs = zeros.expand(len(h), -1)
         self._given.h = h
         try:
             return torch.func.functional_call(
