@@ -12,6 +12,7 @@ Recording, of any training loop, by a hook on its optimizer:
 Predicting, for a problem:
 
     GaussianMixture, SpikedTensor    problem.model(), .sample(), .loss(), .dynamics(optimizer)
+    NetworkProblem, LabelLaw         any head on a linear first layer, any loss and labels
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
     VectorField, Geometry, Problem   what to write for a problem of your own
     NormalizedSGD                    an optimizer whose limit is known besides torch.optim.SGD
@@ -65,6 +66,8 @@ if TYPE_CHECKING:
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.problems.mixture.problem import GaussianMixture
+    from torchlimits.problems.network.labels import LabelLaw
+    from torchlimits.problems.network.problem import NetworkProblem
     from torchlimits.problems.problem import Problem
     from torchlimits.problems.spiked.problem import SpikedTensor
     from torchlimits.record.non_finite import NonFiniteStatistic
@@ -90,7 +93,9 @@ if TYPE_CHECKING:
         "FixedPoint",
         "GaussianMixture",
         "Geometry",
+        "LabelLaw",
         "Lift",
+        "NetworkProblem",
         "NonFiniteStatistic",
         "NormalizedSGD",
         "Observer",
@@ -144,6 +149,8 @@ _PUBLIC = {
     # predicting
     "problems.mixture.problem": "GaussianMixture",
     "problems.spiked.problem": "SpikedTensor",
+    "problems.network.problem": "NetworkProblem",
+    "problems.network.labels": "LabelLaw",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",
     "contracts.geometry": "Geometry",

@@ -12,8 +12,8 @@ from torchlimits import _linalg
 from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
 from torchlimits.optim.sgd_limit import SGDLimit
-from torchlimits.problems.mixture.components import cumulative, drawn_components
 from torchlimits.problems.mixture.field import MixtureField
+from torchlimits.problems.network.components import cumulative, drawn_components
 
 
 class MixtureChain(ReducedChain):

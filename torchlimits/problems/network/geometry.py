@@ -1,0 +1,76 @@
+"""`GramGeometry`: the space of statistics whose last entries are a Gram matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _linalg
+from torchlimits.contracts.geometry import Geometry, Velocity
+from torchlimits.problems.network.layout import Layout
+
+
+class GramGeometry(Geometry):
+    """R is positive semidefinite; random points have entries of order 1.
+
+    Args:
+        layout: of the statistics.
+        theta: the head's parameters, ``(P,)``, around which random points are drawn.
+
+    Example:
+        >>> import torch
+        >>> space = GramGeometry(Layout({}, width=1, directions=0), torch.zeros(0))
+        >>> space.project(torch.tensor([-1.0]))
+        tensor([0.])
+    """
+
+    def __init__(self, layout: Layout, theta: Float[Tensor, " P"]) -> None:
+        self.layout, self.theta = layout, theta
+
+    def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The nearest point where R is positive semidefinite."""
+        theta, b, m, R = self.layout.split(u)
+        values, vectors = _linalg.eigh(R)
+        nearest = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
+        return self.layout.join(theta, b, m, nearest)
+
+    def starts(
+        self, velocity: Velocity, count: int, generator: torch.Generator
+    ) -> Float[Tensor, "S k"]:
+        """Entries of order 1: small starts would all end on few attractors."""
+        return self.random(count, generator)
+
+    def random(self, count: int, generator: torch.Generator) -> Float[Tensor, "S k"]:
+        """Random points: parameters of the head and biases near theirs, overlaps, R of order 1.
+
+        Args:
+            count: how many.
+            generator: of the points, on the CPU.
+        """
+        K, d = self.layout.width, self.layout.directions
+        normal: dict[str, Any] = {
+            "generator": generator, "dtype": torch.float64, "device": "cpu",
+        }  # fmt: skip
+        theta = self.theta.to(**{"dtype": torch.float64, "device": "cpu"})
+        theta = theta + 0.5 * torch.randn(count, len(theta), **normal)
+        b, m = 0.5 * torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
+        A = torch.randn(count, K, 2 * K, **normal) * (2 * K) ** -0.5
+        return self.layout.join(theta, b, m, A @ A.mT)
+
+
+def check_gram(R: Float[Tensor, "*batch K K"]) -> None:
+    """Raise ValueError unless R is positive semidefinite, as far as float32 numbers can be.
+
+    Args:
+        R: symmetric matrices.
+    """
+    smallest = float(_linalg.eigvalsh(R.double()).min())
+    # rounding of a float32 Gram matrix passes
+    if smallest < -1e-5 * max(1.0, float(R.abs().max())):
+        raise ValueError(
+            "expected R to be positive semidefinite (it is a Gram matrix), got an eigenvalue "
+            f"{smallest:.3g}: start from measured statistics, or from R = A A^T"
+        )

@@ -1,0 +1,105 @@
+"""What users may give as labels, and the label laws made of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _checks
+from torchlimits.problems.network.labels import (
+    ComponentLabels,
+    FlippedLabels,
+    FunctionLabels,
+    LabelLaw,
+    NoisyLabels,
+    WithTrailing,
+    flip_matrix,
+    reads_inputs,
+)
+
+
+def made(
+    labels: object, *, noise: float, flips: object, coordinates: Float[Tensor, "A d"],
+    output: tuple[int, ...],
+) -> LabelLaw:  # fmt: skip
+    """The law of the labels.
+
+    Args:
+        labels: a tensor of one label a component, a function of (x_parallel, component), or a
+            `LabelLaw`.
+        noise: the standard deviation of normal noise on labels that are real numbers.
+        flips: probabilities of flips of labels that are classes, see `flip_matrix`; None: none.
+        coordinates: of the means along the directions.
+        output: the shape of the head's output for one sample.
+
+    Raises:
+        TypeError: if labels are something else.
+        ValueError: if shapes or kinds do not fit.
+    """
+    law = _law(labels, len(coordinates))
+    target = _example(law, coordinates)
+    noise = _checks.non_negative("label_noise", noise, "it is a standard deviation")
+    if noise and not target.is_floating_point():
+        raise ValueError(
+            f"expected labels that are real numbers for label_noise, got {target.dtype}: classes "
+            "are flipped, by label_flips="
+        )
+    if flips is not None:
+        law = FlippedLabels(law, flip_matrix(flips, _classes(target, output)))
+    if noise:
+        law = NoisyLabels(law, noise)
+    if target.is_floating_point() and (*target.shape, 1) == output:
+        law = WithTrailing(law)
+    return law
+
+
+def reads(labels: LabelLaw, directions: int) -> Float[Tensor, "r d"]:
+    """The functionals of x_parallel that labels read: all of it, or none.
+
+    Args:
+        labels: their law.
+        directions: d.
+    """
+    eye = torch.eye(directions, dtype=torch.float64, device="cpu")
+    return eye if reads_inputs(labels) else eye[:0]
+
+
+def _law(labels: object, components: int) -> LabelLaw:
+    if isinstance(labels, LabelLaw):
+        return labels
+    if callable(labels) and not isinstance(labels, Tensor):
+        return FunctionLabels(labels)
+    if isinstance(labels, (list, tuple)):
+        labels = torch.as_tensor(labels)
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            "expected labels as a tensor with one label a component, a function of (x_parallel, "
+            "component), or an object with law(x_parallel, component) and sample(x_parallel, "
+            f"component, generator), got {type(labels).__name__}"
+        )
+    if labels.shape[:1] != (components,):
+        raise ValueError(
+            f"expected labels of shape ({components}, ...), one a component, got shape "
+            f"{tuple(labels.shape)}"
+        )
+    values = labels.detach().cpu()
+    return ComponentLabels(values.double() if values.is_floating_point() else values)
+
+
+def _example(law: LabelLaw, coordinates: Float[Tensor, "A d"]) -> Tensor:
+    """A label of the first component, without noise."""
+    component = torch.zeros(1, dtype=torch.long, device="cpu")
+    return law.law(coordinates[:1], component)[0][0, 0]
+
+
+def _classes(target: Tensor, output: tuple[int, ...]) -> int:
+    """C: two for a logit, else as many as there are outputs."""
+    if target.ndim or len(output) > 1:
+        raise ValueError(
+            "expected labels that are classes for label_flips, one number a sample, got labels of "
+            f"shape {tuple(target.shape)} for outputs of shape {output}"
+        )
+    return 2 if math.prod(output) == 1 else output[0]

@@ -1,0 +1,121 @@
+"""`Layout`: the order and names of the statistics of a network with a linear first layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _linalg
+from torchlimits.statistics import entries, gram, overlaps
+from torchlimits.statistics.entry_names import entry_names
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
+
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    r"""u = (theta, b, m, R): the head's parameters, the biases, the overlaps, the Gram matrix.
+
+    Every entry of the head's parameters is a statistic under the parameter's own name, in the
+    order of ``named_parameters()``; then ``b[i]`` (where the first layer has a bias), ``m[i,j]``
+    by rows, and ``R[i,j]`` with i <= j.
+
+    Args:
+        head: ``{name: shape}`` of the head's trained parameters.
+        width: K.
+        directions: d.
+        weight: the name of W.
+        bias: the name of b; None where there is none.
+
+    Example:
+        >>> layout = Layout({"head.weight": (1, 2)}, width=2, directions=1, bias="first.bias")
+        >>> layout.names[:5]
+        ['head.weight[0,0]', 'head.weight[0,1]', 'b[0]', 'b[1]', 'm[0,0]']
+        >>> layout.names[5:], len(layout.parameter_names)
+        (['m[1,0]', 'R[0,0]', 'R[0,1]', 'R[1,1]'], 9)
+    """
+
+    head: Mapping[str, tuple[int, ...]]
+    width: int
+    directions: int
+    weight: str = "first.weight"
+    bias: str | None = None
+
+    @property
+    def size(self) -> int:
+        """P, the number of the head's numbers."""
+        return sum(prod(shape) for shape in self.head.values())
+
+    @property
+    def _sizes(self) -> list[int]:
+        K = self.width
+        return [self.size, K if self.bias else 0, K * self.directions, K * (K + 1) // 2]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the statistics, in the order of u."""
+        K, d = self.width, self.directions
+        shapes: list[tuple[str, tuple[int, ...], bool]] = [
+            *((name, tuple(shape), False) for name, shape in self.head.items()),
+            *([("b", (K,), False)] if self.bias else []),
+            *([("m", (K, d), False)] if d else []),
+            ("R", (K, K), True),
+        ]
+        return [entry for name, shape, half in shapes for entry in entry_names(name, shape, half)]
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """The name of the parameter behind each statistic."""
+        _, biases, overlaps, grams = self._sizes
+        return [
+            *(name for name, shape in self.head.items() for _ in range(prod(shape))),
+            *[self.bias or ""] * biases,
+            *[self.weight] * (overlaps + grams),
+        ]
+
+    def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
+        """The statistics as theta ``(..., P)``, b ``(..., K)``, m ``(..., K, d)`` and R.
+
+        b is 0 where there are no biases; R is the full symmetric matrix.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+        theta, b, m, upper = u.split(self._sizes, dim=-1)
+        if not self.bias:
+            b = u.new_zeros(*u.shape[:-1], self.width)
+        return theta, b, m.unflatten(-1, (self.width, self.directions)), self._unpacked(upper)
+
+    def _unpacked(self, upper: Tensor) -> Tensor:
+        return _linalg.unpacked(upper, self.width)
+
+    def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
+        """The inverse of `split`.
+
+        Args:
+            theta, b, m, R: as `split` returns them.
+        """
+        biases = [b] if self.bias else []
+        return torch.cat([theta, *biases, m.flatten(-2), _linalg.packed(R)], dim=-1)
+
+    def statistics(self, directions: Float[Tensor, "d N"]) -> SummaryStatistics:
+        """The summary statistics of a module with these parameters.
+
+        Args:
+            directions: the orthonormal rows e_j, shape ``(d, N)``.
+        """
+        functions: dict[str, StatisticFunction] = {name: entries(name) for name in self.head}
+        dims = {name: len(shape) for name, shape in self.head.items()}
+        if self.bias:
+            functions["b"], dims[self.bias] = entries(self.bias), 1
+        if self.directions:
+            functions["m"] = overlaps(self.weight, directions)
+        perpendicular = directions if self.directions else None
+        functions["R"], dims[self.weight] = gram(self.weight, perpendicular_to=perpendicular), 2
+        return SummaryStatistics(functions, symmetric=["R"], parameter_dims=dims)

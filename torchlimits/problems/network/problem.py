@@ -1,0 +1,143 @@
+"""`NetworkProblem`: any head on a linear first layer, any loss and labels, on Gaussian mixtures."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits import _checks
+from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.network import kinks
+from torchlimits.problems.network.dynamics import NetworkDynamics
+from torchlimits.problems.network.field import NetworkField
+from torchlimits.problems.network.kinks import Kinks
+from torchlimits.problems.network.nodes import Rule
+from torchlimits.problems.network.trainable import TrainableNetwork
+from torchlimits.problems.problem import Problem
+
+#: models drawn together by `starts`
+_AT_ONCE = 256
+
+
+class NetworkProblem(TrainableNetwork, Problem):
+    r"""Train output = head(W x + b), any head, by any loss on a Gaussian mixture with any labels.
+
+    Data: :math:`x = c_a + \lambda^{-1/2} z`, z ~ N(0, I_N), component a drawn by its probability;
+    the means c_a, and all that the label reads of x, lie in the span of orthonormal directions
+    e_1 ... e_d. Network: a linear first layer of K neurons, then any small `torch.nn.Module`. The
+    ridge (alpha/2) on all parameters is ``weight_decay=alpha`` in torch.optim.SGD.
+
+    Summary statistics: every entry of the head's parameters under its own name
+    (``head.1.weight[0,2]``); ``b[i]``; ``m[i,j]`` = <W_i, e_j>; ``R[i,j]``, i <= j, the Gram matrix
+    of the neurons' parts orthogonal to all e_j. They close: the loss depends on W through
+    h = W x + b alone, which is Gaussian given a with a law that m and R know.
+
+    Source: Theorem 2.2 of arXiv 2206.04030; sections 4 and 5 there are one head, ReLU and a second
+    layer (`GaussianMixture`), and Saad and Solla (1995) the committee machine.
+
+    Args:
+        dim: N.
+        width: K.
+        head: the rest of the network, an `nn.Module` that maps h ``(batch, K)`` to outputs; copied.
+            Each sample by itself, without randomness. Frozen parameters stay where they are.
+        loss: loss(output, target), the mean over a batch, one number.
+        labels: a tensor of one label a component, ``(A, ...)``; a function of (x_parallel
+            ``(n, d)``, component ``(n,)``); or a `LabelLaw`, an object with methods ``law`` and
+            ``sample``. Labels of shape () for outputs of shape (1,) get that dimension.
+        snr: lambda > 0.
+        means: the c_a as rows, shape ``(A, N)``; by default one component at 0.
+        directions: the e_j as orthonormal rows, ``(d, N)``; by default the means themselves, each
+            once and +-c counted once, which then have to be orthonormal.
+        weights: the probabilities of the components, ``(A,)``; by default all the same.
+        label_noise: standard deviation of normal noise on labels that are real numbers.
+        label_flips: of labels that are classes, the probability of being replaced by any other
+            class, or a matrix ``(C, C)`` with one row of probabilities a class.
+        bias: whether the first layer has biases b.
+        ridge: alpha >= 0.
+        device, dtype: of data and models where none are asked for.
+
+    Raises:
+        ValueError: if the head couples samples, draws random numbers or is not finite, the loss is
+            not the mean of the losses of samples, labels or means do not fit, the Gram matrix does
+            not fit beside the directions (N < d + K), or a number is out of its range.
+        TypeError: if head is no module, or labels are of another kind.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> from torch import nn
+        >>> problem = tl.NetworkProblem(
+        ...     dim=100, width=3, head=nn.Sequential(nn.GELU(), nn.Linear(3, 2)),
+        ...     loss=nn.functional.cross_entropy, means=torch.eye(2, 100),
+        ...     labels=torch.tensor([0, 1]), snr=4.0,
+        ... )
+        >>> model, (x, y) = problem.model(), problem.sample(5)
+        >>> problem.loss(model(x), y).shape, problem.names[0], len(problem.names)
+        (torch.Size([]), 'head.1.weight[0,0]', 23)
+        >>> start = problem.starts(1)[0]
+        >>> problem.dynamics(step_size=1.0).solve(start, [0.0, 0.5])
+        Trajectory(23 statistics, 2 times, t = 0 ... 0.5, runs=1)
+    """
+
+    def dynamics(
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        dim: int | None = None, nodes: int = 2**12, seed: int = 0, model: nn.Module | None = None,
+    ) -> NetworkDynamics:  # fmt: skip
+        """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
+
+        Of an optimizer each parameter has the options of its group; limit time is the sum of the
+        first group's learning rates. Its weight decay is the ridge of the prediction, with a
+        warning if that is not the problem's. A parameter that it does not hold does not move.
+
+        Args:
+            optimizer, step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
+            nodes: of the Gaussian integrals, for each component.
+            seed: of the nodes, where they are Sobol points.
+            model: whose parameters the optimizer holds; needed only where its groups differ and
+                several parameters of the head have one shape.
+        """
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
+        limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
+        field = self._field(dim, _checks.positive_int("nodes", nodes), seed)
+        return NetworkDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
+
+    def _limit(
+        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
+        batch_size: int, dim: int, model: nn.Module | None,
+    ) -> SGDLimit:  # fmt: skip
+        settings = SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
+        return SGDLimit.of(settings)
+
+    def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
+        dims = len(self.setting.reads) + self.width
+        rule = Rule(dims, nodes, seed, smooth=self.kinks.smooth)
+        return NetworkField(self.setting, dim=dim, rule=rule, kinks=self.kinks)
+
+    @cached_property
+    def kinks(self) -> Kinks:
+        """Where the gradient of a sample jumps, found by following it along random lines."""
+        return kinks.found(self.setting)
+
+    def starts(
+        self, count: int, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "S k"]:
+        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
+
+        Args:
+            count: how many.
+            generator: of the starts, on the CPU.
+        """
+        _checks.positive_int("count", count)
+        found: list[Tensor] = []
+        # a model's weights are N/K times as many numbers: not all models at once
+        for done in range(0, count, _AT_ONCE):
+            some = (min(_AT_ONCE, count - done),)
+            model = self.model(replicas=some, generator=generator, device="cpu")
+            with torch.no_grad():
+                found.append(self.statistics(dict(model.named_parameters())).double())
+        return torch.cat(found)

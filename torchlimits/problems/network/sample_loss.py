@@ -1,0 +1,66 @@
+"""`SampleLoss`: the loss of each sample, from a loss that is the mean over a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class SampleLoss:
+    """The loss of every sample of a batch, and its derivative by the output.
+
+    Args:
+        loss: loss(output ``(B, *out)``, target ``(B, ...)``) -> the mean over the batch.
+
+    Example:
+        >>> import torch
+        >>> losses = SampleLoss(torch.nn.functional.mse_loss)
+        >>> losses(torch.tensor([1.0, 2.0]), torch.zeros(2))
+        tensor([1., 4.])
+        >>> losses.slopes(torch.tensor([1.0, 2.0]), torch.zeros(2))
+        tensor([2., 4.])
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+
+    def __call__(self, output: Tensor, target: Tensor) -> Float[Tensor, " M"]:
+        """The losses of M samples.
+
+        Args:
+            output: ``(M, *out)``.
+            target: ``(M, ...)``.
+
+        Raises:
+            ValueError: if there are none.
+        """
+
+        def one(o: Tensor, y: Tensor) -> Tensor:
+            return self.loss(o[None], y[None])
+
+        try:
+            return torch.func.vmap(one)(output, target)
+        except Exception as error:
+            raise ValueError(
+                "expected loss(output, target) as the mean over a batch of losses of samples, got "
+                f"{type(error).__name__} for one sample, output {tuple(output.shape[1:])} and "
+                f"target {tuple(target.shape[1:])} {target.dtype}: {error}"
+            ) from error
+
+    def slopes(self, output: Tensor, target: Tensor) -> Tensor:
+        """dl/d(output) of each sample, in the output's shape; it can be differentiated again.
+
+        Args:
+            output, target: as in a call.
+        """
+        graph = output.requires_grad
+        with torch.enable_grad():
+            leaf = output if graph else output.detach().requires_grad_()
+            total = self(leaf, target).sum()
+            (slopes,) = torch.autograd.grad(total, leaf, create_graph=graph, materialize_grads=True)
+        return slopes

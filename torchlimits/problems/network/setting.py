@@ -1,0 +1,83 @@
+"""`Setting`: a network, its data and its loss, as effective dynamics and chains need them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.problems.network.head import Head
+from torchlimits.problems.network.labels import LabelLaw
+from torchlimits.problems.network.layout import Layout
+from torchlimits.problems.network.sample_loss import SampleLoss
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """A network h = W x + b, output = head(h), its Gaussian mixture, labels and loss.
+
+    Args:
+        layout: of the statistics.
+        head: the network behind its first layer.
+        losses: the loss of each sample.
+        labels: their law.
+        coordinates: of the means along the directions, ``(A, d)``.
+        shares: the probabilities of the components, ``(A,)``.
+        reads: the functionals of x_parallel that labels read, ``(r, d)``.
+        snr: lambda.
+    """
+
+    layout: Layout
+    head: Head
+    losses: SampleLoss
+    labels: LabelLaw
+    coordinates: Float[Tensor, "A d"]
+    shares: Float[Tensor, " A"]
+    reads: Float[Tensor, "r d"]
+    snr: float
+
+    def sample_gradients(
+        self, theta: Float[Tensor, "*M P"], h: Float[Tensor, "M K"], target: Tensor,
+        at_once: int | None = None,
+    ) -> tuple[Float[Tensor, "M P"], Float[Tensor, "M K"]]:  # fmt: skip
+        """dl/dtheta and g = dl/dh of M samples, each on its own.
+
+        Args:
+            theta: the head's parameters, ``(P,)`` or one row a sample.
+            h: pre-activations.
+            target: labels, ``(M, ...)``.
+            at_once: samples that are computed together.
+        """
+
+        def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            return self.losses.loss(self.head(t, x[None]), y[None])
+
+        gradients = torch.func.grad(loss, argnums=(0, 1))
+        own = 0 if theta.ndim == 2 else None
+        each = torch.func.vmap(gradients, in_dims=(own, 0, 0), chunk_size=at_once)
+        return each(theta, h, target)
+
+    def right(self, output: Tensor, target: Tensor) -> Float[Tensor, " M"]:
+        """1 where the largest output is that of the label's class, 0 where it is not.
+
+        Args:
+            output: ``(M, *out)``.
+            target: ``(M, ...)``.
+
+        Raises:
+            ValueError: if the labels are no classes.
+        """
+        flat = output.flatten(1)
+        if flat.shape[1] == 1:
+            y = target.reshape(len(target), -1).to(flat)
+            if y.shape[1] == 1 and bool(((y == 0) | (y == 1)).all()):
+                return ((1 + flat.sign() * (2 * y - 1)) / 2)[:, 0]
+        elif not target.is_floating_point() and target.ndim == 1:
+            return (flat.argmax(-1) == target).to(flat)
+        raise ValueError(
+            "expected labels that are classes for an accuracy (0 or 1 for one logit, numbers from "
+            f"0 for {flat.shape[1]} outputs), got labels of shape {tuple(target.shape[1:])} and "
+            f"dtype {target.dtype}: risk(u) is the loss of any labels"
+        )

@@ -1,0 +1,50 @@
+"""Random starts of a network: W ~ N(0, I/N), b = 0, a head as torch initialises it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def restarted(
+    network: nn.Module, first: str, generator: torch.Generator | None, device: torch.device
+) -> None:
+    """Draw the parameters anew, in place: W ~ N(0, 1/N) an entry, b = 0.
+
+    Parts of the head with ``reset_parameters()`` are initialised by it; other parameters, and
+    those that are frozen, keep their values.
+
+    Args:
+        network: the module, on the CPU.
+        first: the name of its linear first layer.
+        generator: of the start, on ``device``.
+        device: where W is drawn.
+    """
+    layer = network.get_submodule(first)
+    assert isinstance(layer, nn.Linear)
+    K, N = layer.weight.shape
+    with torch.no_grad():
+        if layer.weight.requires_grad:
+            normal = torch.randn(K, N, generator=generator, device=device, dtype=torch.float64)
+            layer.weight.copy_(normal * N**-0.5)
+        if layer.bias is not None and layer.bias.requires_grad:
+            layer.bias.zero_()
+    seed = torch.randint(2**62, (), generator=generator, device=device)
+    # modules draw from torch's own generator
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.random.default_generator.manual_seed(int(seed))
+        for part in network.modules():
+            if part is not layer:
+                _reset(part)
+
+
+def _reset(part: nn.Module) -> None:
+    own = list(part.parameters(recurse=False))
+    reset = getattr(part, "reset_parameters", None)
+    if not callable(reset) or not any(p.requires_grad for p in own):
+        return
+    frozen = [(p, p.detach().clone()) for p in own if not p.requires_grad]
+    reset()
+    with torch.no_grad():
+        for parameter, value in frozen:
+            parameter.copy_(value)

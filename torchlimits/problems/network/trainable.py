@@ -1,0 +1,205 @@
+"""`TrainableNetwork`: the data, network and loss of a `NetworkProblem`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits import _checks
+from torchlimits.problems.mixture.coordinates import coordinates_of
+from torchlimits.problems.network import checks, label_laws
+from torchlimits.problems.network.components import GaussianComponents
+from torchlimits.problems.network.head import Head
+from torchlimits.problems.network.labels import LabelLaw
+from torchlimits.problems.network.layout import Layout
+from torchlimits.problems.network.module import Copies, Network
+from torchlimits.problems.network.sample_loss import Loss, SampleLoss
+from torchlimits.problems.network.setting import Setting
+from torchlimits.problems.network.starts import restarted
+from torchlimits.problems.problem import Trainable
+
+Labels = Tensor | LabelLaw | Callable[[Tensor, Tensor], Tensor]
+
+
+class TrainableNetwork(Trainable):
+    """All of a `NetworkProblem` that training needs; theory comes on top there.
+
+    Args:
+        dim, width, head, loss, labels, snr, means, directions, weights, label_noise, label_flips,
+            bias, ridge, device, dtype: as in `NetworkProblem`, which is what users make.
+
+    Raises:
+        ValueError, TypeError: as `NetworkProblem`.
+    """
+
+    def __init__(
+        self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels, snr: float,
+        means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
+        weights: object = None, label_noise: float = 0.0, label_flips: object = None,
+        bias: bool = True, ridge: float = 0.0, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
+        checks.is_module("head", head)
+        width = _checks.positive_int("width", width)
+        network = Network(_checks.positive_int("dim", dim), width, head, bias=bias)
+        self._own = {"dim": dim, "width": width, "head": head, "bias": bias}
+        self._begin(
+            network, "first", loss, labels, snr=snr, means=means, directions=directions,
+            weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
+            device=device, dtype=dtype,
+        )  # fmt: skip
+
+    def _begin(
+        self, network: nn.Module, first: str, loss: Loss, labels: Labels, **given: Any
+    ) -> None:
+        """Set up everything for a module whose linear first layer has a name."""
+        self._given = {"loss": loss, "labels": labels, **given}
+        self.template, self.first, self.loss_function = network, first, loss
+        layer = network.get_submodule(first)
+        assert isinstance(layer, nn.Linear)
+        self.width, N = layer.out_features, layer.in_features
+        self.ridge = _checks.non_negative("ridge", given["ridge"], "it is alpha, the weight decay")
+        self.snr = _checks.positive("snr", given["snr"], "x = c_a + snr^(-1/2) z")
+        self.device = _checks.device(given["device"] or "cpu")
+        self.dtype = given["dtype"] or torch.get_default_dtype()
+        means = checks.means(given["means"], N)
+        self.components = GaussianComponents(means, self.snr, given["weights"])
+        self.means, self.weights = self.components.means, self.components.weights
+        self.directions = checks.directions(given["directions"], self.means)
+        self.coordinates = coordinates_of(self.means, self.directions)
+        checks.room(N, self.width, len(self.directions))
+        head = Head(network, first)
+        layout = Layout(
+            head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
+            bias=_named(first, "bias") if layer.bias is not None else None,
+        )  # fmt: skip
+        self.statistics = layout.statistics(self.directions)
+        output = checks.head(head, network, self.width)
+        self.labels = label_laws.made(
+            labels, noise=given["label_noise"], flips=given["label_flips"],
+            coordinates=self.coordinates, output=tuple(output.shape[1:]),
+        )  # fmt: skip
+        losses = SampleLoss(loss)
+        target = checks.labels(self.labels, self.coordinates, self.snr)
+        checks.loss(losses, output[torch.arange(len(target), device="cpu") % len(output)], target)
+        self.setting = Setting(
+            layout=layout, head=head, losses=losses, labels=self.labels,
+            coordinates=self.coordinates, shares=self._shares(),
+            reads=label_laws.reads(self.labels, len(self.directions)), snr=self.snr,
+        )  # fmt: skip
+        self._outputs = output.ndim - 1
+
+    def _shares(self) -> Float[Tensor, " A"]:
+        A = len(self.means)
+        equal = torch.full((A,), 1 / A, dtype=torch.float64, device="cpu")
+        return equal if self.weights is None else self.weights
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # made anew from its arguments: statistics are functions, which cannot be pickled
+        return partial(type(self), **self._own, **self._given), ()
+
+    @property
+    def dim(self) -> int:
+        """N."""
+        return self.means.shape[1]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the summary statistics, in the order of u."""
+        return self.setting.layout.names
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({len(self.means)} components, dim={self.dim}, "
+            f"width={self.width}, {len(self.names)} statistics, snr={self.snr:g}, "
+            f"ridge={self.ridge:g})"
+        )
+
+    def model(
+        self, *, replicas: tuple[int, ...] = (), generator: torch.Generator | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """A network at its random start; see `Trainable.model`.
+
+        W ~ N(0, I/N), b = 0; parts of the head that have ``reset_parameters()`` are initialised by
+        it, other parameters and frozen ones keep the values they were given with.
+        """
+        device, dtype = _checks.device(device or self.device), dtype or self.dtype
+        _checks.generator(generator, device)
+
+        def one() -> nn.Module:
+            network = copy.deepcopy(self.template)
+            restarted(network, self.first, generator, device)
+            return network.to(device=device, dtype=dtype)
+
+        if not replicas:
+            return one()
+        networks = [dict(one().named_parameters()) for _ in range(prod(replicas))]
+        stacked = {
+            name: torch.stack([n[name].detach() for n in networks]).unflatten(0, replicas)
+            for name in networks[0]
+        }
+        template = copy.deepcopy(self.template).to(device=device, dtype=dtype)
+        return Copies(template, stacked, replicas)
+
+    def sample(
+        self, batch: int, *, replicas: tuple[int, ...] = (),
+        generator: torch.Generator | None = None, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[Float[Tensor, "*replicas batch N"], Tensor]:  # fmt: skip
+        """Fresh data (x, y): inputs and their labels; see `Trainable.sample`."""
+        _checks.positive_int("batch", batch)
+        device = _checks.device(device or self.device)
+        _checks.generator(generator, device)
+        shape, dtype = (*replicas, batch), dtype or self.dtype
+        x, component = self.components.inputs(
+            shape, generator=generator, device=device, dtype=dtype
+        )
+        flat = (x @ self._directions_beside(x).mT).flatten(0, -2)
+        y = self.labels.sample(flat, component.flatten(), generator)
+        return x, y.unflatten(0, shape)
+
+    def _directions_beside(self, x: Tensor) -> Float[Tensor, "d N"]:
+        key = (x.device, x.dtype)
+        known: dict[Any, Tensor] = self.__dict__.setdefault("_moved", {})
+        if key not in known:
+            known[key] = self.directions.to(x)
+        return known[key]
+
+    def loss(self, output: Tensor, target: Tensor) -> Float[Tensor, ""]:
+        """The mean over the batch, *summed* over replicas; see `Trainable.loss`."""
+        depth = output.ndim - 1 - self._outputs
+        if depth < 0 or output.shape[: depth + 1] != target.shape[: depth + 1]:
+            raise ValueError(
+                "expected output and target with the same replicas and batch, got "
+                f"{tuple(output.shape)} and {tuple(target.shape)}"
+            )
+        if not depth:
+            return self.loss_function(output, target)
+        pairs = (x if depth == 1 else x.flatten(0, depth - 1) for x in (output, target))
+        return torch.func.vmap(self.loss_function)(*pairs).sum()
+
+    def describe(self) -> dict[str, Any]:
+        """The problem's parameters, JSON-able; noise, flips, weights only where there are any."""
+        given = self._given
+        loss = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
+        facts: dict[str, Any] = {
+            "components": len(self.means), "dim": self.dim, "width": self.width, "snr": self.snr,
+            "ridge": self.ridge, "head": " ".join(str(self.template).split()), "loss": loss,
+        }  # fmt: skip
+        if given["label_noise"]:
+            facts["label_noise"] = given["label_noise"]
+        if given["label_flips"] is not None:
+            facts["label_flips"] = torch.as_tensor(given["label_flips"]).tolist()
+        return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
+
+
+def _named(first: str, parameter: str) -> str:
+    return f"{first}.{parameter}" if first else parameter
