@@ -202,7 +202,7 @@ def cone_moment(S, i, j, c, d, points=2**18):
 
 
 def four_point(S):
-    """E[1{0, 1 > 0} x_2^+ x_3^+], picked out of the average by second differences in the weights."""
+    """E[1{0, 1 > 0} x_2^+ x_3^+], by second differences of the average in the weights."""
     zero, at = torch.zeros((), **DOUBLE), {}
     for sign in (1, -1):
         a = torch.tensor([0.0, 0.0, 1.0, sign], **DOUBLE)
@@ -328,7 +328,8 @@ def test_neurons_that_are_the_same_or_off(name):
     averages = TwoLayerAverages.of(CLOSED_FORMS[name], off, ones[:2], ones[:2])
     total = averages.error + averages.fields.sum() + averages.gram.sum()
     (slope,) = torch.autograd.grad(total, off)
-    assert bool(torch.isfinite(total)) and bool(slope.isfinite().all())
+    assert bool(torch.isfinite(total))
+    assert bool(slope.isfinite().all())
 
 
 # --- the numbers of the literature
@@ -357,7 +358,8 @@ def test_the_symmetric_plateau_of_soft_committee_machines(K, error):
     )
     dQ, dC = flow("erf", S, K, eta=1.0)
     gram = TwoLayerAverages.of(CLOSED_FORMS["erf"], S, ones[0], ones[0]).gram
-    assert float((dQ - gram).abs().max()) < 1e-12 and float(dC.abs().max()) < 1e-12
+    assert float((dQ - gram).abs().max()) < 1e-12
+    assert float(dC.abs().max()) < 1e-12
     found = float(generalization_error(CLOSED_FORMS["erf"], S, ones[0], ones[0]))
     assert found == pytest.approx(
         K / math.pi * (math.pi / 6 - K * math.asin(1 / (2 * K))), abs=1e-12

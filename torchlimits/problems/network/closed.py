@@ -43,8 +43,8 @@ class TwoLayerAverages:
         >>> import torch
         >>> S, one = torch.eye(2, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
         >>> averages = TwoLayerAverages.of(CLOSED_FORMS["linear"], S, one, one, noise=1.0)
-        >>> averages.error, averages.head, averages.gram.squeeze()  # e = h - t - xi
-        (tensor(1., dtype=torch.float64), tensor([1.], dtype=torch.float64), tensor(3., dtype=torch.float64))
+        >>> averages.error.item(), averages.head.item(), averages.gram.item()  # e = h - t - xi
+        (1.0, 1.0, 3.0)
     """
 
     error: Float[Tensor, "*batch"]

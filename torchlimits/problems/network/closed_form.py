@@ -17,6 +17,10 @@ class ClosedForm(ABC):
     first K fields are the student's pre-activations h, and :math:`e \phi'(h_i)` is the gradient of
     e^2 / 2 with respect to h_i where h_i enters with weight 1.
 
+    Attributes:
+        error: of the averages where S and a are of order 1.
+        kinked: whether phi' jumps.
+
     Example:
         >>> import torch
         >>> from torchlimits.problems.network.closed_polynomial import Linear
@@ -26,8 +30,11 @@ class ClosedForm(ABC):
         >>> Linear().response(S, a, 1)  # e = x_0 - x_1
         tensor([[ 1., -1.]])
         >>> Linear().gram(S, a, 1, torch.tensor(0.5))  # E[e^2]
-        tensor([[1.2500]])
+        tensor([[1.5000]])
     """
+
+    error: float = 1e-13
+    kinked: bool = False
 
     @abstractmethod
     def activation(self, x: Tensor) -> Tensor:

@@ -36,6 +36,9 @@ class ReLU(ClosedForm):
                 [0.1592, 0.5000]], dtype=torch.float64)
     """
 
+    error = 1e-8
+    kinked = True
+
     def activation(self, x: Tensor) -> Tensor:
         """max(x, 0)."""
         return torch.relu(x)

@@ -7,9 +7,10 @@ from torch import nn
 
 
 def restarted(
-    network: nn.Module, first: str, generator: torch.Generator | None, device: torch.device
-) -> None:
-    """Draw the parameters anew, in place: W ~ N(0, 1/N) an entry, b = 0.
+    network: nn.Module, first: str, generator: torch.Generator | None, device: torch.device,
+    *, scale: float = 1.0,
+) -> None:  # fmt: skip
+    """Draw the parameters anew, in place: W ~ N(0, scale^2/N) an entry, b = 0.
 
     Parts of the head with ``reset_parameters()`` are initialised by it; other parameters, and
     those that are frozen, keep their values.
@@ -19,6 +20,7 @@ def restarted(
         first: the name of its linear first layer.
         generator: of the start, on ``device``.
         device: where W is drawn.
+        scale: of W.
     """
     layer = network.get_submodule(first)
     assert isinstance(layer, nn.Linear)
@@ -26,7 +28,7 @@ def restarted(
     with torch.no_grad():
         if layer.weight.requires_grad:
             normal = torch.randn(K, N, generator=generator, device=device, dtype=torch.float64)
-            layer.weight.copy_(normal * N**-0.5)
+            layer.weight.copy_(normal * N**-0.5 * scale)
         if layer.bias is not None and layer.bias.requires_grad:
             layer.bias.zero_()
     seed = torch.randint(2**62, (), generator=generator, device=device)
