@@ -116,7 +116,7 @@ class NetworkField(VectorField):
         weight = weight.flatten(1)  # (S, M)
         output = self.setting.head(theta, h)
         slopes, shares = self._slopes(output, graph)  # (S, M, q, O) and (M, q)
-        flat = output.flatten(2)
+        flat = output[..., None] if output.ndim == 2 else output.flatten(2)
         mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
         pulled = weight[..., None] * mean
         by_theta, by_h = _backward(flat, [theta, h], pulled, graph)

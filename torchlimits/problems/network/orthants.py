@@ -19,7 +19,7 @@ from torch import Tensor
 from torchlimits.problems.network.closed_form import outer
 
 #: variances and determinants below this part of what they are differences of are rounding
-_ROUNDING = 1e-15
+_ROUNDING = 4e-15
 
 
 def root_and_quarter(covariance: Tensor, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,10 +41,9 @@ def root_and_quarter(covariance: Tensor, one: Tensor, other: Tensor) -> tuple[Te
     determinant = product - covariance.square()
     regular = determinant > _ROUNDING * product
     safe = determinant.where(regular, 1.0).sqrt()
-    root = safe.where(regular, determinant.detach().clamp_min(0).sqrt())
     angle = torch.atan2(covariance.where(regular, 0.0), safe)
-    rounded = torch.atan2(covariance.detach(), root.detach())
-    return root, 0.25 + angle.where(regular, rounded) / (2 * math.pi)
+    aligned = covariance.detach().sign() * (math.pi / 2)
+    return safe.where(regular, 0.0), 0.25 + angle.where(regular, aligned) / (2 * math.pi)
 
 
 def divided(numerator: Tensor, root: Tensor) -> Tensor:

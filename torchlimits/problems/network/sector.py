@@ -15,9 +15,11 @@ from torchlimits.problems.network.orthants import divided, extended, root_and_qu
 
 #: angles in an integral, about, and the fewest and most between two of its kinks
 _ANGLES, _FEWEST, _MOST = 240, 8, 48
-#: variance added to what of a field is outside the plane, as a part of the field's variance: with
-#: rounding alone there, fields that lie in the plane would disagree about which side they are on
-_OUTSIDE = 1e-14
+#: fields with less than this part of their variance outside the plane lie in it
+_ROUNDING = 1e-14
+#: variance outside the plane, as a part of the field's own, that those are given: without, or with
+#: rounding for it, two of them would disagree about which side they are on
+_OUTSIDE = 1e-30
 
 
 def sector(
@@ -70,12 +72,13 @@ class _Rays:
     """The integrand for all c and d, with its derivatives; matrices are ``(..., n, L, L)``."""
 
     def __init__(self, S: Tensor, p: Tensor, q: Tensor, r: Tensor, a: Tensor) -> None:
-        outside = S - outer(p) - outer(q)
-        left = outside.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+        outside, variance = S - outer(p) - outer(q), S.diagonal(dim1=-2, dim2=-1)
+        left = outside.diagonal(dim1=-2, dim2=-1)
         # q has a division by the sine of theta behind it
-        rounding = _OUTSIDE / (1 - r.square()).clamp_min(_OUTSIDE).sqrt()
-        left = left + rounding[..., None] * S.diagonal(dim1=-2, dim2=-1)
-        outside = outside.diagonal_scatter(left, dim1=-2, dim2=-1)
+        rounding = _ROUNDING / (1 - r.square()).clamp_min(_ROUNDING).sqrt()
+        free = left > rounding[..., None] * variance
+        left = left.where(free, _OUTSIDE * variance)
+        outside = (outside * outer(free.to(S))).diagonal_scatter(left, dim1=-2, dim2=-1)
         root, A = root_and_quarter(outside, left[..., :, None], left[..., None, :])
         # of all angles; A is P(c, d > 0 | eta = 0)
         self.p, self.q, self.a, self.left = p, q, a[..., None, :], left[..., None, :]
