@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from torchlimits import _checks
 from torchlimits.problems.mixture.coordinates import distinct_up_to_sign
@@ -16,6 +14,8 @@ from torchlimits.problems.network.sample_loss import SampleLoss
 
 #: samples of the checks
 _COUNT = 8
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
 def is_module(name: str, value: object) -> None:
@@ -92,13 +92,13 @@ def head(head: Head, network: nn.Module, width: int) -> Tensor:
         ValueError: if it does not.
     """
     for name, part in network.named_modules():
-        if isinstance(part, _BatchNorm) and part.training:
+        if isinstance(part, _BATCH_NORMS) and part.training:
             raise ValueError(
                 f"expected a head that treats each sample by itself, got {type(part).__name__} "
                 f"({name}), which couples the samples of a batch: there is no closed limit; take "
                 "LayerNorm, or put it into eval mode"
             )
-        if isinstance(part, _DropoutNd) and part.training and part.p:
+        if isinstance(part, _DROPOUTS) and part.training and part.p:
             raise ValueError(
                 f"expected a head without randomness, got {type(part).__name__}({part.p:g}) "
                 f"({name}): there is no closed limit; leave it out, or set p=0"

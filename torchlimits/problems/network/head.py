@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -49,6 +50,7 @@ class Head:
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         self.shapes = {name: tuple(p.shape) for name, p in trained.items()}
         self.names, self.size = list(trained), sum(map(prod, self.shapes.values()))
+        self.width = int(getattr(layer, "out_features", 0))
         #: what stays as it is: buffers and frozen parameters
         self._constants = {
             **{name: p.detach() for name, p in parameters.items() if not p.requires_grad},
@@ -63,6 +65,13 @@ class Head:
         values = [parameters[name].detach().double().cpu().flatten() for name in self.names]
         return torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *values])
 
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's output."""
+        with torch.no_grad():
+            h = torch.zeros(2, self.width, dtype=torch.float64, device="cpu")
+            return tuple(self(self.start, h).shape[1:])
+
     def __call__(self, theta: Tensor, h: Tensor) -> Tensor:
         """The outputs, shape ``(*S, M, *out)``.
 
@@ -74,7 +83,8 @@ class Head:
         batch = theta.shape[:-1]
         if not batch:
             return self._one(theta, h, constants)
-        flat, hidden = theta.reshape(-1, self.size), h.reshape(-1, *h.shape[len(batch) :])
+        # prod: a head without parameters has rows of size 0
+        flat, hidden = theta.reshape(prod(batch), self.size), h.reshape(-1, *h.shape[len(batch) :])
         if len(flat) == 1:
             output = self._one(flat[0], hidden[0], constants)[None]
         else:

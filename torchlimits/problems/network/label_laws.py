@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -71,7 +73,7 @@ def _law(labels: object, components: int) -> LabelLaw:
     if isinstance(labels, LabelLaw):
         return labels
     if callable(labels) and not isinstance(labels, Tensor):
-        return FunctionLabels(labels)
+        return FunctionLabels(cast(Callable[[Tensor, Tensor], Tensor], labels))
     if isinstance(labels, (list, tuple)):
         labels = torch.as_tensor(labels)
     if not isinstance(labels, Tensor):
@@ -102,4 +104,5 @@ def _classes(target: Tensor, output: tuple[int, ...]) -> int:
             "expected labels that are classes for label_flips, one number a sample, got labels of "
             f"shape {tuple(target.shape)} for outputs of shape {output}"
         )
-    return 2 if math.prod(output) == 1 else output[0]
+    outputs = math.prod(output)
+    return 2 if outputs == 1 else outputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -37,6 +38,24 @@ class Setting:
     shares: Float[Tensor, " A"]
     reads: Float[Tensor, "r d"]
     snr: float
+
+    @cached_property
+    def basis(self) -> Float[Tensor, "d r"]:
+        """B: orthonormal columns that span the rows of T, T^T (T T^T)^(-1/2) by Cholesky."""
+        T = self.reads
+        if len(T) == 0:
+            return T.new_zeros(T.shape[1], 0)
+        root = torch.linalg.cholesky(T @ T.mT)
+        return torch.linalg.solve_triangular(root, T, upper=False).mT
+
+    def x_parallel(self, zeta: Float[Tensor, "n r"]) -> Float[Tensor, "A n d"]:
+        """What labels read of the coordinates of every component, mu_a + sigma B zeta_s.
+
+        Args:
+            zeta: zeta_s.
+        """
+        noise = self.snr**-0.5 * zeta @ self.basis.to(zeta).mT
+        return self.coordinates.to(zeta)[:, None] + noise
 
     def sample_gradients(
         self, theta: Float[Tensor, "*M P"], h: Float[Tensor, "M K"], target: Tensor,
