@@ -9,9 +9,10 @@ from torchlimits.problems.network.module import has_bias
 
 
 def restarted(
-    network: nn.Module, first: str, generator: torch.Generator | None, device: torch.device
-) -> None:
-    """Draw the parameters anew, in place: W ~ N(0, 1/N) an entry, b = 0.
+    network: nn.Module, first: str, generator: torch.Generator | None, device: torch.device,
+    *, scale: float = 1.0,
+) -> None:  # fmt: skip
+    """Draw the parameters anew, in place: W ~ N(0, scale^2/N) an entry, b = 0.
 
     Parts of the head with ``reset_parameters()`` are initialised by it; other parameters, and
     those that are frozen, keep their values.
@@ -21,6 +22,7 @@ def restarted(
         first: the name of its linear first layer.
         generator: of the start, on ``device``.
         device: where W is drawn.
+        scale: of W.
     """
     layer = network.get_submodule(first)
     assert isinstance(layer, nn.Linear)
@@ -28,7 +30,7 @@ def restarted(
     with torch.no_grad():
         if layer.weight.requires_grad:
             normal = torch.randn(K, N, generator=generator, device=device, dtype=torch.float64)
-            layer.weight.copy_(normal * N**-0.5)
+            layer.weight.copy_(normal * N**-0.5 * scale)
         if has_bias(layer) and layer.bias.requires_grad:
             layer.bias.zero_()
     seed = torch.randint(2**62, (), generator=generator, device=device)

@@ -39,6 +39,9 @@ class TrainableNetwork(Trainable):
         ValueError, TypeError: as `NetworkProblem`.
     """
 
+    #: m and R are those of W over this, and so is the start
+    _scale: float = 1.0
+
     def __init__(
         self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels, snr: float,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
@@ -78,7 +81,7 @@ class TrainableNetwork(Trainable):
         head = Head(network, first)
         layout = Layout(
             head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
-            bias=_named(first, "bias") if has_bias(layer) else None,
+            bias=_named(first, "bias") if has_bias(layer) else None, scale=self._scale,
         )  # fmt: skip
         self.statistics = layout.statistics(self.directions)
         output = checks.head(head, network, self.width)
@@ -136,7 +139,7 @@ class TrainableNetwork(Trainable):
 
         def one() -> nn.Module:
             network = copy.deepcopy(self.template)
-            restarted(network, self.first, generator, device)
+            restarted(network, self.first, generator, device, scale=self._scale)
             return network.to(device=device, dtype=dtype)
 
         if not replicas:
