@@ -225,7 +225,7 @@ class TeacherStudent(NetworkProblem):
         """Where the gradient of a sample jumps: known of the activations with closed forms."""
         if self._form is None:
             return super().kinks
-        return Kinks(in_h=self._form.kinked, in_theta=False, in_labels=False)
+        return Kinks(in_h=self._form.kinked, steps_in_h=False, in_theta=False, in_labels=False)
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         if self._form is None:
