@@ -79,6 +79,8 @@ def test_every_command_has_help_in_sentences(words, capsys, monkeypatch):
         ("run network --classes 1", 1, "classes as an int >= 2"),
         ("run network --width 0", 1, "width to be an int >= 1"),
         ("run network --dim 6", 1, "classes + width = 7"),
+        ("run teacher-student --noise -1", 1, "noise"),
+        ("run teacher-student --dim 3", 1, "teacher_width + width = 4"),
         ("run --resume nowhere", 1, "no run.json"),
         ("run xor --logdir file", 1, "it is a file"),
         ("run xor --logdir file/below", 1, "expected a folder"),

@@ -60,6 +60,7 @@ SIZES = {
     "xor": {"band": False},
     "tensor": {"dim": 1000, "time": 0.5},
     "network": {"head": "gelu", "width": 2, "time": 8.0},
+    "teacher-student": {"time": 4.0, "noise": 0.3},
 }
 
 
@@ -109,6 +110,37 @@ def test_a_head_of_ones_choice_is_drawn_beside_its_theory(head, capsys):
     assert found["risk"] == pytest.approx(loss, abs=0.01)
     right = (output.argmax(-1) == y).double().mean()
     assert found["accuracy"] == pytest.approx(float(right), abs=0.012)
+
+
+def test_a_student_is_drawn_beside_its_theory(capsys):
+    arguments = ["--width", "3", "--teacher-width", "2", "--activation", "relu", "--noise", "0.5"]
+    both = ["--dim", "60", "--time", "2", "--train-second-layer"]
+    assert main(["run", "teacher-student", *arguments, *both]) == 0
+    (folder,) = Path("runs/teacher-student").iterdir()
+    assert folder.name.startswith("0001-lr1-dim60-time2-width3-activationrelu-noise0.5")
+    measured = tl.Trajectory.load(folder / "measured.npz")
+    assert tl.Trajectory.load(folder / "predicted.npz").std is not None
+    # all neurons start with weight 1; the first two lean to one of the teacher's each
+    assert measured["head.weight"][0, 0].tolist() == [1.0] * 3
+    overlaps = measured["m"][0, 0].reshape(3, 2)
+    assert torch.allclose(overlaps, torch.eye(3, 2).double() * 0.2, atol=1e-6)
+    said = capsys.readouterr().out
+    assert "off the symmetric plateau" in said
+    begin, end = map(
+        float, re.findall(r"generalization error: ([\d.]+) at.*, ([\d.]+) at", said)[0]
+    )
+    problem = PROBLEMS["teacher-student"](
+        width=3, teacher_width=2, activation="relu", noise=0.5, dim=60, train_second_layer=True
+    ).problem("cpu")
+    errors = problem.generalization_error(measured.values[0])
+    assert [begin, end] == pytest.approx(errors[[0, -1]].tolist(), abs=1e-4)
+
+
+def test_random_students_say_that_they_wait_at_the_plateau():
+    options = PROBLEMS["teacher-student"](start="random")
+    start, about = start_of(options, options.problem("cpu"))
+    assert start is None
+    assert "near the symmetric plateau, a saddle" in about
 
 
 @pytest.mark.parametrize(("kind", "width"), [(Xor, 1), (Xor, 6), (Binary, 3)])

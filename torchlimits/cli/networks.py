@@ -1,4 +1,4 @@
-"""Problems of ``torchlimits run`` with any head on a linear first layer: `Network`."""
+"""Problems of ``torchlimits run`` with any head: `Network`, `TeacherStudent`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+    from torchlimits.problems.network import teacher_student
     from torchlimits.problems.network.problem import NetworkProblem
 
 
@@ -95,3 +96,65 @@ class Network(Options):
 
         assert isinstance(dynamics, NetworkDynamics)
         return {"risk": dynamics.risk, "accuracy": dynamics.accuracy}
+
+
+@dataclass(kw_only=True)
+class TeacherStudent(Options):
+    """Train a two-layer student on what a two-layer teacher says of normal inputs.
+
+    Students wait on a symmetric plateau until their neurons specialise (Saad and Solla, 1995). The
+    loss is half the mean square; the learning rate eta of the literature is step_size.
+    """
+
+    dim: int = 400
+    time: float = 50.0
+    width: int = 2
+    """The number K of the student's neurons."""
+    teacher_width: int = 2
+    """The number M of the teacher's neurons, whose rows are orthonormal."""
+    activation: Literal["erf", "relu", "square", "linear"] = "erf"
+    """The activation of both; erf is erf(x / sqrt 2)."""
+    noise: float = 0.0
+    """The standard deviation of the label noise."""
+    train_second_layer: bool = False
+    """Train the student's second layer, too; otherwise its weights are 1, as the teacher's are."""
+
+    def check(self) -> None:
+        """Raise ValueError for numbers that no training has, before a folder is made."""
+        super().check()
+        from torchlimits import _checks
+
+        _checks.positive_int("width", self.width)
+        _checks.positive_int("teacher_width", self.teacher_width)
+        _checks.non_negative("noise", self.noise, "it is a standard deviation")
+        if self.dim < self.teacher_width + self.width:
+            raise ValueError(
+                f"expected dim >= teacher_width + width = {self.teacher_width + self.width}, got "
+                f"{self.dim}: give a larger --dim"
+            )
+
+    def problem(self, device: str) -> teacher_student.TeacherStudent:
+        """Make the problem.
+
+        Args:
+            device: where its data and models are.
+        """
+        from torchlimits.problems.network.teacher_student import TeacherStudent
+
+        ones = None if self.start == "random" else [1.0] * self.width
+        return TeacherStudent(
+            dim=self.dim, width=self.width, teacher_width=self.teacher_width,
+            activation=self.activation, noise=self.noise, second_layer=ones,
+            train_second_layer=self.train_second_layer, device=device,
+        )  # fmt: skip
+
+    def performance(self, dynamics: EffectiveDynamics) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return the generalization error.
+
+        Args:
+            dynamics: of the problem.
+        """
+        from torchlimits.problems.network.dynamics import NetworkDynamics
+
+        assert isinstance(dynamics, NetworkDynamics)
+        return {"generalization error": lambda u: dynamics.risk(u) - self.noise**2 / 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from torchlimits.cli.networks import Network
+from torchlimits.cli.networks import Network, TeacherStudent
 from torchlimits.cli.options import Options
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class Tensor(_Spiked):
 
 
 #: by what the command line calls them
-PROBLEMS = {kind().name: kind for kind in (Xor, Binary, Matrix, Tensor, Network)}
+PROBLEMS = {kind().name: kind for kind in (Xor, Binary, Matrix, Tensor, Network, TeacherStudent)}
 
 
 def options_of(described: dict[str, Any]) -> Options:

@@ -12,7 +12,7 @@ from tyro.conf import subcommand
 
 from torchlimits.cli.browser import check_browser
 from torchlimits.cli.folders import Folder, Stage, given_folder, new_folder
-from torchlimits.cli.networks import Network
+from torchlimits.cli.networks import Network, TeacherStudent
 from torchlimits.cli.options import Options
 from torchlimits.cli.problems import Binary, Matrix, Tensor, Xor
 from torchlimits.cli.programs import program
@@ -23,6 +23,7 @@ _Problem = (
     | Annotated[Matrix, subcommand("matrix")]
     | Annotated[Tensor, subcommand("tensor")]
     | Annotated[Network, subcommand("network")]
+    | Annotated[TeacherStudent, subcommand("teacher-student")]
 )
 
 

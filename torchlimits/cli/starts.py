@@ -8,6 +8,7 @@ import torch
 
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.network.problem import NetworkProblem
+from torchlimits.problems.network.teacher_student import TeacherStudent
 from torchlimits.problems.problem import Problem
 from torchlimits.problems.spiked.problem import SpikedTensor
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 #: the overlap of an informed start with what it leans to
 _OVERLAP = 0.5
+#: the overlap of a student's neuron with a teacher's: less, to see the plateau
+_OVERLAP_WITH_TEACHER = 0.2
 #: sizes of the second layer's weights at an informed start, of the first and the last neuron
 _SIZES = 1.2, 0.8
 
@@ -29,6 +32,12 @@ _ABOUT_NETWORK = (
     f"The start is informed: each neuron leans towards the mean of one class, with overlap "
     f"{_OVERLAP}; the rest of the first layer and the head are random, the biases 0. --start "
     "random has random overlaps too."
+)
+_ABOUT_STUDENT = (
+    "The start is informed: each neuron of the student leans towards one of the teacher's, with "
+    f"overlap {_OVERLAP_WITH_TEACHER}; the rest is random. This is off the symmetric plateau, a "
+    "saddle, near which random starts wait, so that theory predicts when the neurons specialise. "
+    "See --start random for the plateau."
 )
 _ABOUT_RANDOM_NETWORKS = (
     "The starts are random, and so are the heads, for each run its own. The overlaps with the "
@@ -55,37 +64,53 @@ def start_of(options: Options, problem: Problem) -> tuple[torch.nn.Module | None
         if random:
             return None, _about_random(problem, options.step_size)
         return _leaning(problem, generator), _ABOUT_MIXTURE
+    if isinstance(problem, TeacherStudent):
+        if random:
+            return None, _about_random(problem, options.step_size)
+        return _leaning_to_teacher(problem, generator), _ABOUT_STUDENT
     assert isinstance(problem, NetworkProblem)
     if random:
         return None, _ABOUT_RANDOM_NETWORKS
     return _leaning_to_classes(problem, generator), _ABOUT_NETWORK
 
 
-def _lean(first: torch.Tensor, directions: torch.Tensor, coordinates: torch.Tensor) -> None:
-    """Give the rows of a first layer overlaps with the means, whose coordinates are these."""
-    served = torch.arange(len(first)) % len(coordinates)
-    directions, coordinates = directions.to(first), coordinates.to(first)
+def _lean(first: torch.Tensor, directions: torch.Tensor, overlaps: torch.Tensor) -> None:
+    """Give the rows of a first layer their overlaps with directions."""
+    directions, overlaps = directions.to(first), overlaps.to(first)
     with torch.no_grad():
         first -= first @ directions.mT @ directions
-        first += _OVERLAP * coordinates[served] @ directions
+        first += overlaps @ directions
 
 
 def _leaning(problem: GaussianMixture, generator: torch.Generator) -> torch.nn.Module:
     """A network whose neurons lean to the means in turn, with the sign of their labels."""
-    K = problem.width
+    served = torch.arange(problem.width) % len(problem.means)
     model = problem.model(generator=generator)
     first, second = (model.get_parameter(f"{name}.weight") for name in ("first", "second"))
-    _lean(first, problem.directions, problem.coordinates)
-    labels = torch.as_tensor(problem.labels)[torch.arange(K) % len(problem.means)]
+    _lean(first, problem.directions, _OVERLAP * problem.coordinates[served])
+    signs = torch.as_tensor(problem.labels)[served].to(second) * 2 - 1
     with torch.no_grad():
-        second.copy_((labels.to(second) * 2 - 1) * torch.linspace(*_SIZES, K).to(second))
+        second.copy_(signs * torch.linspace(*_SIZES, problem.width).to(second))
     return model
 
 
 def _leaning_to_classes(problem: NetworkProblem, generator: torch.Generator) -> torch.nn.Module:
     """A network whose neurons lean to the means in turn, with a random head."""
+    served = torch.arange(problem.width) % len(problem.means)
     model = problem.model(generator=generator)
-    _lean(model.get_parameter(f"{problem.first}.weight"), problem.directions, problem.coordinates)
+    first = model.get_parameter(f"{problem.first}.weight")
+    _lean(first, problem.directions, _OVERLAP * problem.coordinates[served])
+    return model
+
+
+def _leaning_to_teacher(problem: TeacherStudent, generator: torch.Generator) -> torch.nn.Module:
+    """A student whose neurons lean to the teacher's, one each; those that are left to none."""
+    rows = problem.teacher.rows
+    model = problem.model(generator=generator)
+    overlaps = rows.new_zeros(problem.width, rows.shape[1])
+    few = min(len(overlaps), len(rows))
+    overlaps[:few] = _OVERLAP_WITH_TEACHER * rows[:few]
+    _lean(model.get_parameter("first.weight"), problem.directions, overlaps)
     return model
 
 
@@ -106,7 +131,7 @@ def _about_spike(problem: SpikedTensor, options: Options) -> str:
     return f"{text} That is {side} the barrier m = {barrier:.4g} that a start has to be beyond."
 
 
-def _about_random(problem: GaussianMixture | SpikedTensor, step_size: float) -> str:
+def _about_random(problem: Problem, step_size: float) -> str:
     small = f"of order dim^(-1/2) = {problem.dim**-0.5:.2g}"
     if isinstance(problem, SpikedTensor):
         critical = problem.dynamics(step_size=step_size).critical_snr
@@ -116,6 +141,8 @@ def _about_random(problem: GaussianMixture | SpikedTensor, step_size: float) -> 
                 "them. Theory predicts that m stays there; what is seen of it is its fluctuation."
             )
         what = f"m is {small}, near the equator m = 0, a saddle"
+    elif isinstance(problem, TeacherStudent):
+        what = f"the overlaps with the teacher are {small}, near the symmetric plateau, a saddle"
     else:
         what = f"the overlaps with the means are {small}, near a saddle"
     return (

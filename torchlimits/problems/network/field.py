@@ -182,8 +182,8 @@ class NetworkField(VectorField):
         Raises:
             ValueError: if the labels are no classes.
         """
-        stepwise = copy.copy(self)  # it jumps between right and wrong, whatever head and loss do
-        stepwise.rule = self.rule._replace(smooth=False)
+        # right and wrong are a jump, however smooth head and loss are
+        stepwise = self.with_rule(self.rule._replace(smooth=False))
         return stepwise._average(u, self.setting.right)
 
     def _average(self, u: Tensor, value: Any) -> Tensor:
