@@ -111,7 +111,10 @@ class Head:
 
 
 class _Given(nn.Module):
-    """In place of the first layer: returns h, whatever the input is."""
+    """In place of the first layer: returns h, whatever the input is.
+
+    A copy of it: what follows may work in place.
+    """
 
     h: Tensor | None = None
 
@@ -119,4 +122,4 @@ class _Given(nn.Module):
         """h."""
         if self.h is None:
             raise RuntimeError("expected h before the head is called")
-        return self.h
+        return self.h.clone()

@@ -78,12 +78,14 @@ class Copies(OwnNames, nn.Module):
     ) -> None:
         super().__init__()
         shell = copy.deepcopy(module)
-        for name, parameter in list(shell.named_parameters()):
+        stacks = {
+            id(p): nn.Parameter(parameters[name].detach().clone(), requires_grad=p.requires_grad)
+            for name, p in shell.named_parameters()
+        }
+        # every name of those that have several: they stay one
+        for name, parameter in list(shell.named_parameters(remove_duplicate=False)):
             owner, _, last = name.rpartition(".")
-            stacked = nn.Parameter(
-                parameters[name].detach().clone(), requires_grad=parameter.requires_grad
-            )
-            setattr(shell.get_submodule(owner), last, stacked)
+            setattr(shell.get_submodule(owner), last, stacks[id(parameter)])
         self.replicas = replicas
         # ours are the shell's, under the same names; it is no submodule of its own
         self._modules, self._parameters = shell._modules, shell._parameters
