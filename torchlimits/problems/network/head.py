@@ -88,7 +88,9 @@ class Head:
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
         # of the inputs themselves only the first layer knows
-        inputs = h.new_zeros(1, max(1, self.in_features)).expand(len(h), -1)
+        # (h.new_zeros would be one for each head, of N numbers)
+        zeros = torch.zeros(1, max(1, self.in_features), dtype=h.dtype, device=h.device)
+        inputs = zeros.expand(len(h), -1)
         self._given.h = h
         try:
             return torch.func.functional_call(

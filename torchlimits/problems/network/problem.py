@@ -9,10 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network import kinks
+from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
 from torchlimits.problems.network.kinks import Kinks
@@ -106,12 +108,40 @@ class NetworkProblem(TrainableNetwork, Problem):
         field = self._field(dim, _checks.positive_int("nodes", nodes), seed)
         return NetworkDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
 
+    def reduced_chain(
+        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+        model: nn.Module | None = None,
+    ) -> NetworkChain:  # fmt: skip
+        """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`.
+
+        Args:
+            optimizer, step_size, momentum, batch_size, dim, model: as in `dynamics`.
+
+        Raises:
+            ValueError: as `dynamics`, and if N is smaller than d + K + B.
+        """
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
+        limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
+        return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n())
+
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
         batch_size: int, dim: int, model: nn.Module | None,
     ) -> SGDLimit:  # fmt: skip
-        settings = SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
-        return SGDLimit.of(settings)
+        if optimizer is None or step_size is not None:
+            return SGDLimit.of(
+                SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
+            )
+        found = Layers.of(
+            optimizer, parameters=self.setting.layout.shapes, dims={self.dim, dim}, dim=dim,
+            batch_size=batch_size, model=model,
+        )  # fmt: skip
+        if isinstance(found, Layers):
+            found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=5)
+            return SGDLimit.of(found.reference, found)
+        found.check_beside(ridge=self.ridge, momentum=momentum)
+        return SGDLimit.of(found)
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         dims = len(self.setting.reads) + self.width
