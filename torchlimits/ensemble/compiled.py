@@ -28,7 +28,8 @@ def compiled_gradients(
         otherwise: a function that does the same and takes over, with a warning, where compilation
             fails: without a C++ compiler, or where the model or the loss cannot be traced.
     """
-    parameters = dict(model.named_parameters())
+    # frozen ones stay the model's own: what has a gradient is moved
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # the same memory without gradient
     values = {name: p.detach() for name, p in parameters.items()}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils import _pytree as pytree
 
+from torchlimits.problems.network.module import FirstLayer
 from torchlimits.problems.two_layer import MatrixProduct
 from torchlimits.statistics.quadratic import Gradient, OuterGradient
 
@@ -263,7 +264,7 @@ def _linear_layers(model: nn.Module, names: list[str]) -> dict[str, nn.Module] |
     for name in names:
         owner, _, kind = name.rpartition(".")
         module = model.get_submodule(owner)
-        plain = type(module) in (nn.Linear, MatrixProduct)
+        plain = type(module) in (nn.Linear, FirstLayer, MatrixProduct)
         if not plain or kind not in ("weight", "bias") or module.weight.ndim != 2:
             return None
         layers[owner] = module

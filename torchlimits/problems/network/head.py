@@ -74,7 +74,8 @@ class Head:
         batch = theta.shape[:-1]
         if not batch:
             return self._one(theta, h, constants)
-        flat, hidden = theta.reshape(-1, self.size), h.reshape(-1, *h.shape[len(batch) :])
+        # (reshape(-1, 0) does not know how many)
+        flat, hidden = theta.flatten(0, -2), h.flatten(0, len(batch) - 1)
         if len(flat) == 1:
             output = self._one(flat[0], hidden[0], constants)[None]
         else:

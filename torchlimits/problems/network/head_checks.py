@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -43,6 +45,7 @@ def checked(head: Head, network: nn.Module, width: int) -> Tensor:
             "rest of the batch: there is no closed limit for such a head"
         )
     _check_gradients(head, h, output)
+    _check_used(network, head.in_features)
     return output
 
 
@@ -88,6 +91,30 @@ def _check_output(output: object, h: Tensor) -> None:
         raise ValueError(
             "expected a head with finite outputs, got NaN or infinity for standard normal h: look "
             "at its parameters and at the logarithms, roots and quotients in it"
+        )
+
+
+def _check_used(network: nn.Module, dim: int) -> None:
+    """Whether every trained parameter has a gradient: SGD leaves others as they are."""
+    network = copy.deepcopy(network).to("cpu", torch.float64)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if not trained:
+        raise ValueError(
+            "expected a network with parameters to train, got none that requires a gradient"
+        )
+    x = torch.ones(2, dim, dtype=torch.float64, device="cpu")
+    output = network(x).sum()
+    slopes = (
+        torch.autograd.grad(output, [*trained.values()], allow_unused=True)
+        if output.requires_grad
+        else [None] * len(trained)
+    )
+    unused = [name for name, slope in zip(trained, slopes, strict=True) if slope is None]
+    if unused:
+        raise ValueError(
+            f"expected outputs that depend on every trained parameter, got none that does on "
+            f"{', '.join(unused)}: SGD leaves a parameter without a gradient where it is, whatever "
+            "its weight decay; leave it out, or freeze it by requires_grad_(False)"
         )
 
 

@@ -101,7 +101,8 @@ class NetworkProblem(TrainableNetwork, Problem):
             nodes: of the Gaussian integrals, for each component.
             seed: of the nodes, where they are Sobol points.
             model: whose parameters the optimizer holds; needed only where its groups differ and
-                several parameters of the head have one shape.
+                several parameters of the head have one shape, and it is not the module that `of`
+                was given.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
@@ -130,18 +131,36 @@ class NetworkProblem(TrainableNetwork, Problem):
         batch_size: int, dim: int, model: nn.Module | None,
     ) -> SGDLimit:  # fmt: skip
         if optimizer is None or step_size is not None:
-            return SGDLimit.of(
-                SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
+            settings = SGDSettings.chosen(
+                optimizer, dim, self.ridge, step_size, momentum, batch_size
             )
+            return SGDLimit.of(settings, self._unless_frozen(settings))
         found = Layers.of(
             optimizer, parameters=self.setting.layout.shapes, dims={self.dim, dim}, dim=dim,
-            batch_size=batch_size, model=model,
+            batch_size=batch_size, model=self._held_by(optimizer) if model is None else model,
         )  # fmt: skip
         if isinstance(found, Layers):
             found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=5)
             return SGDLimit.of(found.reference, found)
         found.check_beside(ridge=self.ridge, momentum=momentum)
         return SGDLimit.of(found)
+
+    def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
+        """Settings for each parameter, if W or b is frozen."""
+        trained = {name for name, p in self.template.named_parameters() if p.requires_grad}
+        names = self.setting.layout.shapes
+        if trained >= {*names}:
+            return None
+        return Layers(settings, {name: settings if name in trained else None for name in names})
+
+    def _held_by(self, optimizer: torch.optim.Optimizer) -> nn.Module | None:
+        """The user's own module, if the optimizer holds parameters of it."""
+        if self.module is None:
+            return None
+        own = {id(p) for p in self.module.parameters()}
+        groups = getattr(optimizer, "param_groups", [])
+        held = any(id(p) in own for group in groups for p in group["params"])
+        return self.module if held else None
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         dims = len(self.setting.reads) + self.width
