@@ -24,6 +24,32 @@ def is_module(name: str, value: object) -> None:
         )
 
 
+def has_values(module: nn.Module, prefix: str = "") -> None:
+    """Raise ValueError unless all parameters have values.
+
+    Args:
+        module: theirs.
+        prefix: of their names, for the message.
+    """
+    for name, parameter in module.named_parameters():
+        if nn.parameter.is_lazy(parameter) or parameter.is_meta:
+            raise ValueError(
+                f"expected parameters with values, got {prefix + name!r} without any: call a lazy "
+                "module once on a batch, and move a module away from the device 'meta'"
+            )
+
+
+def is_flag(name: str, value: object) -> None:
+    """Raise TypeError unless a value is True or False.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"expected {name} as True or False, got {value!r}")
+
+
 def is_loss(value: object) -> None:
     """Raise TypeError unless a loss can be called, ValueError if it has parameters that are trained.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from torchlimits.problems.network.checks import is_module
+from torchlimits.problems.network.checks import has_values, is_module
 from torchlimits.problems.network.head import Head
 
 #: samples of the checks
@@ -35,12 +35,7 @@ def copied(model: object, first: object) -> nn.Module:
             "expected the module itself, got what torch.compile made of it: give model._orig_mod, "
             "which has the same parameters, and train the compiled one"
         )
-    for name, parameter in model.named_parameters():
-        if nn.parameter.is_lazy(parameter) or parameter.is_meta:
-            raise ValueError(
-                f"expected parameters with values, got {name!r} without any: call a lazy module "
-                "once on a batch, and move a module away from the device 'meta'"
-            )
+    has_values(model)
     _check_layer(model, _layer(model, first), str(first))
     try:
         return copy.deepcopy(model)

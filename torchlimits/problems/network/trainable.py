@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from math import prod
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,6 @@ from torchlimits.problems.network import (
     head_checks,
     label_laws,
     law_checks,
-    own_module,
 )
 from torchlimits.problems.network.components import GaussianComponents
 from torchlimits.problems.network.head import Head
@@ -45,7 +44,7 @@ class TrainableNetwork(Trainable):
         ValueError, TypeError: as `NetworkProblem`.
     """
 
-    #: the module that `of` was given
+    #: the user's own module, whose copies start as its parts do; None: W ~ N(0, I/N), b = 0
     module: nn.Module | None = None
 
     def __init__(
@@ -56,6 +55,8 @@ class TrainableNetwork(Trainable):
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         checks.is_module("head", head)
+        checks.has_values(head, "head.")
+        checks.is_flag("bias", bias)
         checks.is_loss(loss)
         width = _checks.positive_int("width", width)
         network = Network(_checks.positive_int("dim", dim), width, head, bias=bias)
@@ -66,78 +67,6 @@ class TrainableNetwork(Trainable):
             weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
             device=device, dtype=dtype,
         )  # fmt: skip
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels, snr: float,
-        means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
-        weights: object = None, label_noise: float = 0.0, label_flips: object = None,
-        ridge: float = 0.0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:  # fmt: skip
-        """The problem of a module of one's own, whose linear layer ``first`` is all that sees x.
-
-        Statistics and predictions carry the module's own parameter names (``2.weight[0,1]``),
-        besides b, m and R. A loop that trains the module with `torchlimits.track` is compared as
-        it stands: ``problem.dynamics(optimizer)`` tells by the parameters themselves which
-        learning rate and weight decay each has. The module is left alone, and what the problem
-        knows of it is what it is now: its frozen parameters and buffers.
-
-        `model` makes copies at new random starts, as the module's parts have them: by their
-        ``reset_parameters()``, the first layer's too; what has none keeps its values. All runs of
-        ``torchlimits.train(problem, start=model)`` start from the module's own parameters.
-
-        Args:
-            model: x ``(batch, N)`` -> outputs; an `nn.Module`. Nothing but a change of shape comes
-                before the layer, which is called once; the rest does not see x.
-            first: the layer's name among ``model.named_modules()``; ``""`` if the module is an
-                `nn.Linear` itself.
-            loss, labels, snr, means, directions, weights, label_noise, label_flips, ridge: as in
-                the class.
-            device, dtype: of data and models where none are asked for; by default the layer's.
-
-        Raises:
-            ValueError: as the class; if ``first`` is no part of the module, is not called exactly
-                once on x itself, shares parameters with the head or computes them (weight norm);
-                if the output depends on x in another way; or if parameters have no values yet.
-            TypeError: as the class; if that part is no `nn.Linear`.
-
-        Example:
-            >>> import torch, torchlimits as tl
-            >>> from torch import nn
-            >>> model = nn.Sequential(nn.Linear(100, 2), nn.Tanh(), nn.Linear(2, 1))
-            >>> problem = tl.NetworkProblem.of(
-            ...     model, "0", loss=nn.functional.mse_loss, snr=4.0, means=torch.eye(2, 100),
-            ...     labels=torch.tensor([1.0, -1.0]),
-            ... )
-            >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 100)
-            >>> with tl.track(model, optimizer, problem.statistics) as tracker:
-            ...     for _ in range(50):
-            ...         x, y = problem.sample(1)
-            ...         optimizer.zero_grad()
-            ...         nn.functional.mse_loss(model(x), y).backward()
-            ...         optimizer.step()
-            >>> measured = tracker.trajectory()
-            >>> predicted = problem.dynamics(optimizer).solve(measured.initial, measured.times)
-            >>> predicted.names[:4]
-            ['2.weight[0,0]', '2.weight[0,1]', '2.bias[0]', 'b[0]']
-        """
-        checks.is_loss(loss)
-        network = own_module.copied(model, first).cpu()
-        own_module.check_inputs(network, first)
-        layer = network.get_submodule(first)
-        assert isinstance(layer, nn.Linear)
-        problem = cls.__new__(cls)
-        problem.module = model
-        # copies and pickles are of the module as it is now
-        problem._made_by = partial(cls.of, network, first)
-        problem._begin(
-            network, first, loss, labels, snr=snr, means=means, directions=directions,
-            weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
-            device=device or layer.weight.device, dtype=dtype or layer.weight.dtype,
-        )  # fmt: skip
-        own_module.check_head(network, first, problem.setting.head)
-        return problem
 
     def _begin(
         self, network: nn.Module, first: str, loss: Loss, labels: Labels, **given: Any
