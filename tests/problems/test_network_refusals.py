@@ -1,7 +1,6 @@
-"""What has no limit, or is no network problem, is refused with a sentence; odd heads that have one are not."""
+"""What has no limit is refused with a sentence; odd heads and losses that have one are taken."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -25,8 +24,7 @@ def problem(**given):
 
 def refused(kind, words, **given):
     """The message, which says what was expected and what came."""
-    with warnings.catch_warnings(), pytest.raises(kind, match=words) as found:
-        warnings.simplefilter("ignore")  # of torch, about shapes that it broadcasts
+    with pytest.raises(kind, match=words) as found:
         problem(**given)
     message = str(found.value)
     assert message.startswith("expected"), message
@@ -69,7 +67,7 @@ HEADS = {
         nn.Sequential(nn.BatchNorm1d(K, track_running_stats=False), nn.Linear(K, 3)).eval(),
         "rest of the batch",
     ),
-    "the batch's largest": (Of(lambda s, h: s.inner(h) / h.detach().max()), "rest of the batch"),
+    "the batch's largest": (Of(lambda s, h: s.inner(h) / h.detach().max()), "couples samples"),
     "Dropout": (nn.Sequential(nn.Linear(K, 3), nn.Dropout(0.1)), r"Dropout\(0.1\)"),
     "dropout as a function": (Of(lambda s, h: F.dropout(s.inner(h), 0.5)), "without randomness"),
     "randomness of its own": (
@@ -79,7 +77,7 @@ HEADS = {
     "a state of its own": (Of(counted), "state that each call changes"),
     "not finite": (Of(lambda s, h: s.inner(h).log()), "finite outputs"),
     "gradients not finite": (
-        Of(lambda s, h: s.inner(torch.where(h > 0, h.clamp_min(0).sqrt(), 0))),
+        Of(lambda s, h: s.inner(h + (0 * h).sqrt())),
         "finite gradients",
     ),
     "another width": (nn.Linear(K + 1, 3), rf"h of shape \(batch, {K}\)"),
@@ -210,15 +208,12 @@ def test_odd_heads_have_the_gradients_of_their_modules(name):
     alone = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     one.loss(model(x[:5]), y[:5]).backward()
-    for (key, stacked), parameter in zip(copies.named_parameters(), model.parameters(), strict=True):
-        assert torch.allclose(stacked.grad[0], parameter.grad), key
-    # the population's, by nodes, against those of data
-    drift = dict(zip(one.names, one.dynamics(step_size=1.0).drift(u).tolist(), strict=True))
-    for key, gradient in alone.items():
-        if key.startswith("head."):
-            for index, value in zip(torch.cartesian_prod(*map(torch.arange, gradient.shape)).reshape(gradient.numel(), -1).tolist() if gradient.ndim else [[]], gradient.flatten().tolist(), strict=True):
-                entry = f"{key}[{','.join(map(str, index))}]" if index else key
-                assert drift[entry] == pytest.approx(-value, abs=0.03), entry
+    for key, stacked in copies.named_parameters():
+        assert torch.allclose(stacked.grad[0], model.get_parameter(key).grad), key
+    # the population's, by nodes, against those of data: the head's parameters come first in u
+    measured = [alone[key].flatten() for key in alone if key.startswith("head.")]
+    drift = one.dynamics(step_size=1.0).drift(u)
+    assert torch.allclose(drift[: -K - 9 - 6], -torch.cat([u[:0], *measured]), atol=0.03)
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -234,7 +229,7 @@ class Temperature(nn.Module):
 
 
 def noisy(output, target):
-    return F.cross_entropy(output + 0.1 * torch.randn(len(output), 1), target)
+    return F.cross_entropy(output + 0.1 * torch.randn_like(output), target)
 
 
 def contrastive(output, target):
@@ -247,7 +242,7 @@ LOSSES = {
     "several": (lambda o, y: (F.cross_entropy(o, y), o), "tuple"),
     "a float": (lambda o, y: F.cross_entropy(o, y).item(), "float"),
     "coupled": (contrastive, "couple samples"),
-    "class weights": (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]).double()), "class weights"),
+    "class weights": (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double()), "class weights"),
     "a root of the mean": (lambda o, y: F.cross_entropy(o, y).sqrt(), "couple samples"),
     "random": (noisy, "without randomness"),
     "not finite": (lambda o, y: F.cross_entropy(o, y) / 0, "finite loss"),
@@ -262,6 +257,7 @@ LOSSES = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", [*LOSSES])
 def test_losses_without_a_value_for_each_sample_are_refused(name):
     loss, words = LOSSES[name]
@@ -273,6 +269,7 @@ def test_a_loss_is_a_function(loss):
     refused(TypeError, "loss as a function", loss=loss)
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_losses_of_torch_and_outputs_of_any_shape_are_taken():
     def finite(one):
         u = one.starts(1, generator=torch.Generator().manual_seed(0))[0]
@@ -288,9 +285,8 @@ def test_losses_of_torch_and_outputs_of_any_shape_are_taken():
     finite(problem(labels=torch.eye(3)))  # soft labels
     one_output = nn.Sequential(nn.Tanh(), nn.Linear(K, 1))
     no_dimension = nn.Sequential(one_output, nn.Flatten(0))
-    for head in (one_output, no_dimension):
-        for loss in (nn.HuberLoss(), F.mse_loss, F.l1_loss, nn.SmoothL1Loss()):
-            finite(problem(head=head, labels=numbers, loss=loss))
+    for head, loss in ((one_output, nn.HuberLoss()), (no_dimension, F.l1_loss)):
+        finite(problem(head=head, labels=numbers, loss=loss))
         finite(
             problem(head=head, labels=torch.tensor([0.0, 1.0, 1.0]), label_flips=0.1,
                     loss=F.binary_cross_entropy_with_logits)
@@ -331,7 +327,7 @@ LABELS = {
         Law(lambda x, a: (a[:, None], 1 + 0 * x[:, :1]), lambda x, a: a),
         "TypeError",
     ),
-    "a class, not an object": (Law, r"labels.law\(x_parallel, component\), got TypeError"),
+    "a class, not an object": (Law, "got Law"),
 }  # fmt: skip
 
 
@@ -348,8 +344,11 @@ def test_labels_are_a_tensor_a_function_or_a_law(labels):
 
 # --- numbers --------------------------------------------------------------------------------------
 
+NUMBERS = {
+    "labels": torch.tensor([0.5, 1.0, 2.0]), "head": nn.Linear(K, 1), "loss": F.mse_loss,
+}  # fmt: skip
 ARGUMENTS = {
-    "no room for the Gram matrix": (ValueError, {"dim": 5, "means": torch.eye(3, 5)}, "= 6, got dim=5"),
+    "no room for R": (ValueError, {"dim": 5, "means": torch.eye(3, 5)}, "= 6, got dim=5"),
     "no noise": (ValueError, {"snr": math.inf}, "snr to be a finite number > 0"),
     "no snr": (ValueError, {"snr": 0.0}, "snr"),
     "snr as a text": (TypeError, {"snr": "4"}, "snr to be a number"),
@@ -357,12 +356,12 @@ ARGUMENTS = {
     "noise < 0": (ValueError, {"label_noise": -0.1}, "label_noise"),
     "noise on many numbers": (
         ValueError,
-        {"labels": torch.ones(3, 4), "head": nn.Linear(K, 4), "loss": F.mse_loss, "label_noise": 0.1},
+        {**NUMBERS, "labels": torch.ones(3, 4), "head": nn.Linear(K, 4), "label_noise": 0.1},
         "at most 3 numbers",
     ),
     "flips of numbers": (
         ValueError,
-        {"labels": torch.tensor([0.5, 1.0, 2.0]), "head": nn.Linear(K, 1), "loss": F.mse_loss, "label_flips": 0.1},
+        {**NUMBERS, "label_flips": 0.1},
         "label_noise is for labels that are real numbers",
     ),
     "flips of classes that are not there": (
@@ -422,8 +421,8 @@ def test_calls_out_of_range_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             call()
-    with pytest.raises(TypeError, match="expected torch.optim.SGD"):
+    with pytest.raises(TypeError, match=r"expected torch\.optim\.SGD"):
         one.dynamics(torch.optim.Adam(one.model().parameters()))
-    numbers = problem(head=nn.Linear(K, 1), loss=F.mse_loss, labels=torch.tensor([0.5, 1.0, 2.0]))
+    numbers = problem(**NUMBERS)
     with pytest.raises(ValueError, match="labels that are classes for an accuracy"):
         numbers.dynamics(step_size=1.0, nodes=64).accuracy(numbers.starts(1))

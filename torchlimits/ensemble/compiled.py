@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from torchlimits._checks import warn
+from torchlimits._stateless import called, places
 
 #: sets ``.grad`` of every parameter, from x and y
 Gradients = Callable[[Tensor, Tensor], None]
@@ -33,8 +33,10 @@ def compiled_gradients(
     # the same memory without gradient
     values = {name: p.detach() for name, p in parameters.items()}
 
+    at = places(model)
+
     def loss_of(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(model, values, (x,)), y)
+        return loss(called(model, values, (x,), at=at), y)
 
     def gradients(values: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return torch.func.grad(loss_of)(values, x, y)

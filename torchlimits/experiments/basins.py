@@ -52,8 +52,8 @@ class Basins:
 
 
 def basins(
-    dynamics: MixtureDynamics | NetworkDynamics, u0: Float[Tensor, "*batch k"], *, time: float = 100.0,
-    rtol: float = 3e-3,
+    dynamics: MixtureDynamics | NetworkDynamics, u0: Float[Tensor, "*batch k"], *,
+    time: float = 100.0, rtol: float = 3e-3,
 ) -> Basins:  # fmt: skip
     """Follow starts until every neuron has turned to one of the means or died out (see `Basins`).
 

@@ -99,6 +99,8 @@ def coordinates_of(means: Float[Tensor, "A N"], directions: Tensor) -> Float[Ten
         raise ValueError(
             f"expected directions of shape (d, {means.shape[1]}), got {tuple(directions.shape)}"
         )
+    if len(directions) == 0 and not bool(means.any()):
+        return means[:, :0]
     eye = torch.eye(len(directions), dtype=directions.dtype, device=directions.device)
     defect = (directions @ directions.mT - eye).abs().max()
     if not float(defect) < _TOLERANCE:

@@ -1,1 +1,1 @@
-"""Any head on a linear first layer: networks h = W x + b, output = head(h), on Gaussian mixtures."""
+"""Networks with any head on a linear first layer, h = W x + b, on Gaussian mixtures."""

@@ -51,7 +51,7 @@ def is_flag(name: str, value: object) -> None:
 
 
 def is_loss(value: object) -> None:
-    """Raise TypeError unless a loss can be called, ValueError if it has parameters that are trained.
+    """Raise TypeError unless a loss can be called, ValueError if parameters of it are trained.
 
     Args:
         value: what was given.

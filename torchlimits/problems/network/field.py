@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -14,13 +13,9 @@ from torchlimits.contracts.vector_field import VectorField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry, check_gram
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.nodes import Nodes, Rule
+from torchlimits.problems.network.moments import PIECE, SAMPLES, Integrals
+from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
-
-#: pre-activations that are held at once
-_PIECE = 2**21
-#: nodes of the gradients of single samples that are held at once
-_SAMPLES = 2**13
 
 
 class Averages(NamedTuple):
@@ -69,7 +64,8 @@ class NetworkField(VectorField):
         self.setting, self.rule, self.kinks, self.layout = setting, rule, kinks, setting.layout
         self.parameter_names = self.layout.parameter_names
         self.quadratic_in = self.layout.weight
-        self.geometry = GramGeometry(self.layout, setting.head.start)
+        self.space = GramGeometry(self.layout, setting.head.start)
+        self.geometry = self.space
 
     # --- drift and corrector ----------------------------------------------------------------------
 
@@ -79,8 +75,9 @@ class NetworkField(VectorField):
         """-f and g, as `VectorField.terms`."""
         theta, bias, signal, across, gram = self.averages(u)
         drift = self.layout.join(-theta, -bias, -signal, -across - across.mT)
-        still = (torch.zeros_like(x) for x in (theta, bias, signal))
-        return drift, self.layout.join(*still, gram / self.setting.snr)
+        still = [torch.zeros_like(x) for x in (theta, bias, signal)]
+        kick = self.layout.join(still[0], still[1], still[2], gram / self.setting.snr)
+        return drift, kick
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
         """The averages of gradients that drift and corrector consist of.
@@ -95,116 +92,25 @@ class NetworkField(VectorField):
 
     @property
     def _at_once(self) -> int:
-        nodes = len(self.rule.nodes.weights) * len(self.setting.coordinates)
-        return max(1, _PIECE // (nodes * self.layout.width))
+        return max(1, PIECE // (self.integrals.count * self.layout.width))
 
     def _averages(self, u: Float[Tensor, "S k"]) -> Averages:
-        graph = torch.is_grad_enabled() and u.requires_grad
-        with torch.enable_grad():
-            found = self._differentiated(u if graph else u.detach(), graph)
-        return found if graph else Averages(*(x.detach() for x in found))
-
-    def _differentiated(self, u: Float[Tensor, "S k"], graph: bool) -> Averages:
         theta, b, m, R = self.layout.split(u)
-        law, nodes = self._law(b, m, R), self.rule.nodes.to(u)
-        h, weight, zeta = self._at_nodes(law, nodes, graph)
-        if not theta.requires_grad:
-            theta = theta.requires_grad_()
-        h = h.flatten(1, 2)  # components and nodes are samples, (S, M, K)
-        if not h.requires_grad:
-            h = h.requires_grad_()
-        weight = weight.flatten(1)  # (S, M)
-        output = self.setting.head(theta, h)
-        slopes, shares = self._slopes(output, graph)  # (S, M, q, O) and (M, q)
-        flat = output.flatten(2)
-        mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
-        pulled = weight[..., None] * mean
-        by_theta, by_h = _backward(flat, [theta, h], pulled, graph)
-        gram = self._gram(flat, h, slopes, shares, weight, by_h, graph)
-        components = by_h.unflatten(1, (len(self.setting.coordinates), -1))
-        along = torch.einsum("sanK,sane->sKe", components, zeta)
-        r = law.B.shape[1]
-        signal, across = law.along(along[..., :r], along[..., r:])
-        total = components.sum(2)  # (S, A, K)
-        signal = signal + total.mT @ law.means
-        return Averages(by_theta, total.sum(1), signal, across, gram)
+        law = self._law(b, m, R)
+        by_theta, along, gram = self.integrals(theta, law.loadings)
+        A, r = len(law.means), law.B.shape[1]
+        total = along[..., :A]  # of every component
+        signal, across = law.along(along[..., A : A + r], along[..., A + r :])
+        return Averages(by_theta, total.sum(-1), signal + total @ law.means, across, gram)
 
     def _law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
         setting = self.setting
-        return PreActivations(b, m, R, setting.coordinates, setting.reads, 1 / setting.snr)
-
-    def _at_nodes(
-        self, law: PreActivations, nodes: Nodes, graph: bool
-    ) -> tuple[Float[Tensor, "S A n K"], Float[Tensor, "S A n"], Float[Tensor, "S A n e"]]:
-        """h at the nodes, the weights, and the standard normals there."""
-        h = law.h(nodes)
-        weight = self.setting.shares.to(h)[:, None] * nodes.weights
-        weight, zeta = weight.expand(h.shape[:-1]), nodes.points.expand(*h.shape[:-1], -1)
-        if not graph or not self.kinks.in_h:
-            return h, weight, zeta
-        # Gradients jump at kinks, and derivatives at nodes know nothing of jumps. So the nodes stay
-        # where they are and the density moves: its logarithm has the derivative
-        # zeta . S^+ dh - tr(S^+ dS), and zeta = S^+ (h - mean - X zeta_s) that of -S^+ dh.
-        inverse, r = law.inverse_root().detach(), law.B.shape[1]
-        moved = (h - h.detach()) @ inverse[:, None]
-        dS = law.root - law.root.detach()
-        trace = (inverse * dS).sum((-2, -1))[:, None, None]
-        ratio = 1 + (zeta[..., r:] * moved).sum(-1) - trace
-        zeta = torch.cat([zeta[..., :r], zeta[..., r:] - moved], dim=-1)
-        return h.detach(), weight * ratio, zeta
-
-    def _slopes(self, output: Tensor, graph: bool) -> tuple[Tensor, Tensor]:
-        """dl/d(output) for every target of every sample, ``(S, M, q, O)``, and probabilities."""
-        targets, shares = self._targets(output)
-        S, (M, q) = len(output), shares.shape
-        spread = output if graph else output.detach()
-        spread = spread[:, :, None].expand(S, M, q, *output.shape[2:])
-        labels = targets.expand(S, *targets.shape)
-        slopes = self.setting.losses.slopes(spread.flatten(0, 2), labels.flatten(0, 2))
-        return slopes.reshape(S, M, q, -1), shares
-
-    def _targets(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The law of the label at the nodes, which do not depend on u, in what it reads."""
-        key = (like.device, like.dtype, self.rule)
-        if key not in self._known_targets:
-            setting, nodes = self.setting, self.rule.nodes.to(like)
-            d, K, r = setting.coordinates.shape[1], self.layout.width, len(setting.reads)
-            zero = nodes.points.new_zeros(1, K, max(d, K))
-            law = self._law(zero[..., 0], zero[..., :d], zero[..., :K])
-            if r == 0:  # one sample a component is enough
-                nodes = Nodes(nodes.points[:1], nodes.weights[:1])
-            x = law.x_parallel(nodes)
-            component = torch.arange(len(x), device=x.device)[:, None].expand(x.shape[:2])
-            targets, shares = setting.labels.law(x.flatten(0, 1), component.flatten())
-            if r == 0:
-                count = len(self.rule.nodes.weights)
-                targets, shares = (t.repeat_interleave(count, 0) for t in (targets, shares))
-            if targets.is_floating_point():
-                targets = targets.to(like)
-            self._known_targets[key] = targets.to(like.device), shares.to(like)
-        return self._known_targets[key]
+        return PreActivations(b, m, R, setting.coordinates, setting.basis, 1 / setting.snr)
 
     @cached_property
-    def _known_targets(self) -> dict[Any, tuple[Tensor, Tensor]]:
-        return {}
-
-    def _gram(
-        self, output: Tensor, h: Tensor, slopes: Tensor, shares: Tensor, weight: Tensor,
-        by_h: Tensor, graph: bool,
-    ) -> Float[Tensor, "S K K"]:  # fmt: skip
-        """E[g g^T]; where a sample's label is random, for each of its targets."""
-        q, outputs = slopes.shape[2:]
-        if q == 1:
-            return (by_h / weight[..., None]).mT @ by_h
-        if q <= outputs:
-            gs = [_backward(output, [h], slopes[:, :, i], graph)[0] for i in range(q)]
-            weighted = [(weight * shares[:, i])[..., None] * g for i, g in enumerate(gs)]
-            return torch.stack([w.mT @ g for w, g in zip(weighted, gs, strict=True)]).sum(0)
-        unit = torch.eye(outputs, dtype=output.dtype, device=output.device)
-        rows = [_backward(output, [h], e.expand_as(output), graph)[0] for e in unit]
-        J = torch.stack(rows, dim=2)  # (S, M, O, K)
-        second = torch.einsum("mq,smqo,smqp->smop", shares, slopes, slopes)
-        return torch.einsum("smok,sm,smop,smpl->skl", J, weight, second, J)
+    def integrals(self) -> Integrals:
+        """The integrals over the nodes."""
+        return Integrals(self.setting, self.rule, self.kinks)
 
     # --- noise ------------------------------------------------------------------------------------
 
@@ -218,20 +124,19 @@ class NetworkField(VectorField):
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         theta, b, m, R = (x[None] for x in self.layout.split(u))
-        law, nodes, setting = self._law(b, m, R), self.rule.nodes.to(u), self.setting
-        h = law.h(nodes)[0]  # (A, n, K)
-        targets, shares = self._targets(h)
+        law, setting = self._law(b, m, R), self.setting
+        psi, weight = self.integrals.nodes(u)
+        targets, shares = self.integrals.targets(u)
         M, q = shares.shape
-        spread = h.flatten(0, 1)[:, None].expand(M, q, -1).flatten(0, 1)
-        by_theta, g = setting.sample_gradients(theta[0], spread, targets.flatten(0, 1), _SAMPLES)
-        weight = (setting.shares.to(h)[:, None] * nodes.weights).flatten()
+        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)  # every target is a sample
         weight = (weight[:, None] * shares).flatten()
+        h = psi @ law.loadings[0].mT
+        by_theta, g = setting.sample_gradients(theta[0], h, targets.flatten(0, 1), SAMPLES)
         follow, rest = law.response()
-        d, r, K = m.shape[-1], law.B.shape[1], self.layout.width
-        known = nodes.points[:, r:] @ follow[0].mT  # (n, d + K)
-        x = law.x_parallel(nodes) + known[:, :d]
-        w = torch.cat([x, known[:, d:].expand(*x.shape[:2], -1)], dim=-1).flatten(0, 1)
-        w = w[:, None].expand(M, q, -1).flatten(0, 1)
+        A, K, r = len(law.means), self.layout.width, law.B.shape[1]
+        known = psi[:, A + r :] @ follow[0].mT  # (M q, d + K)
+        x = psi[:, :A] @ law.means + law.sigma * psi[:, A : A + r] @ law.B.mT
+        w = known + torch.cat([x, torch.zeros_like(h)], dim=-1)
         kick = step_size / setting.snr * g[:, :, None] * g[:, None, :]
         moves = self._moves(-by_theta, -g, w, kick)
         mean = weight @ moves
@@ -286,16 +191,7 @@ class NetworkField(VectorField):
 
     def _average_of(self, u: Float[Tensor, "S k"], value: Any) -> Float[Tensor, " S"]:
         theta, b, m, R = self.layout.split(u)
-        nodes = self.rule.nodes.to(u)
-        h = self._law(b, m, R).h(nodes).flatten(1, 2)
-        output = self.setting.head(theta, h)
-        targets, shares = self._targets(h)
-        S, (M, q) = len(u), shares.shape
-        spread = output[:, :, None].expand(S, M, q, *output.shape[2:])
-        labels = targets.expand(S, *targets.shape)
-        values = value(spread.flatten(0, 2), labels.flatten(0, 2)).reshape(S, M, q)
-        weight = (self.setting.shares.to(h)[:, None] * nodes.weights).flatten()
-        return torch.einsum("smq,mq,m->s", values, shares.to(values), weight)
+        return self.integrals.average(theta, self._law(b, m, R).loadings, value)
 
     # --- the rest of the contract -----------------------------------------------------------------
 
@@ -317,9 +213,15 @@ class NetworkField(VectorField):
         """The same field on a quarter of the nodes, for derivatives that are right to 1e-3."""
         if self.kinks.in_h or self.rule.hermite:
             return self
-        coarse = copy.copy(self)
-        coarse.rule = self.rule.of_count(max(256, self.rule.count // 4))
-        return coarse
+        return self.with_rule(self.rule.of_count(max(256, self.rule.most // 4)))
+
+    def with_rule(self, rule: Rule) -> NetworkField:
+        """The same field on other nodes.
+
+        Args:
+            rule: of the nodes.
+        """
+        return NetworkField(self.setting, dim=self.dim, rule=rule, kinks=self.kinks)
 
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
         """ValueError unless R is positive semidefinite."""
@@ -328,10 +230,9 @@ class NetworkField(VectorField):
     @cached_property
     def error(self) -> float:  # type: ignore[override]
         """The error of the nodes: the median, at random points, of the largest difference."""
-        points = self.geometry.random(8, torch.Generator().manual_seed(0))
-        other = copy.copy(self)
-        other.rule = self.rule.other()
-        ours, theirs = (sum(field.terms(points)) for field in (self, other))
+        points = self.space.random(8, torch.Generator().manual_seed(0))
+        fields = (self, self.with_rule(self.rule.other()))
+        ours, theirs = (torch.add(*field.terms(points)) for field in fields)
         return max(1e-13, float((ours - theirs).abs().amax(-1).median()))
 
     @property
@@ -365,12 +266,3 @@ class NetworkField(VectorField):
                 f"    dR_ij/dt  = - E[g_i P_j] - E[g_j P_i] - 2 alpha R_ij{term}",
             ]
         )
-
-
-def _backward(
-    output: Tensor, inputs: list[Tensor], along: Tensor, graph: bool
-) -> tuple[Tensor, ...]:
-    """Gradients of <along, output>."""
-    return torch.autograd.grad(
-        output, inputs, along, create_graph=graph, retain_graph=True, materialize_grads=True
-    )

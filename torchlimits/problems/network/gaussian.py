@@ -7,10 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
-from torchlimits.problems.network.nodes import Nodes
-
-#: singular values of S below this part of the largest are rounding: S is the root of a matrix
-CUT = 1e-7
+from torchlimits.problems.network.moments import CUT
 
 
 class PreActivations:
@@ -28,7 +25,7 @@ class PreActivations:
     Args:
         b, m, R: of the statistics, ``(S, K)``, ``(S, K, d)``, ``(S, K, K)``, float64.
         means: mu_a, ``(A, d)``.
-        reads: T, ``(r, d)``, of full rank; r = 0 where labels read the component only.
+        basis: B, ``(d, r)``; r = 0 where labels read the component only.
         variance: sigma^2 = 1/snr.
 
     Example:
@@ -41,29 +38,22 @@ class PreActivations:
 
     def __init__(
         self, b: Float[Tensor, "S K"], m: Float[Tensor, "S K d"], R: Float[Tensor, "S K K"],
-        means: Float[Tensor, "A d"], reads: Float[Tensor, "r d"], variance: float,
+        means: Float[Tensor, "A d"], basis: Float[Tensor, "d r"], variance: float,
     ) -> None:  # fmt: skip
         self.m, self.R, self.means, self.sigma = m, R, means.to(m), variance**0.5
-        self.B = basis(reads.to(m))
+        self.B = basis.to(m)
         #: of every component, (S, A, K)
         self.mean = b[:, None] + self.means @ m.mT
         self.X = self.sigma * m @ self.B
-        r, d = reads.shape
+        d, r = basis.shape
         self.beside = None if r == d else m - (m @ self.B) @ self.B.mT
         whole = R if self.beside is None else R + self.beside @ self.beside.mT
         self.root = self.sigma * _linalg.psd_sqrt(whole)
 
-    def h(self, nodes: Nodes) -> Float[Tensor, "S A n K"]:
-        """The pre-activations at the nodes, whose first r dimensions are zeta_s."""
-        r = self.B.shape[1]
-        zeta_s, zeta_h = nodes.points[:, :r], nodes.points[:, r:]
-        spread = zeta_s @ self.X.mT + zeta_h @ self.root.mT
-        return self.mean[:, :, None] + spread[:, None]
-
-    def x_parallel(self, nodes: Nodes) -> Float[Tensor, "A n d"]:
-        """What is known of the coordinates at the nodes: all that labels read is right."""
-        zeta_s = nodes.points[:, : self.B.shape[1]]
-        return self.means[:, None] + self.sigma * zeta_s @ self.B.mT
+    @property
+    def loadings(self) -> Float[Tensor, "S K e"]:
+        """F = [means of h | X | S], with which h = F psi (`Integrals`)."""
+        return torch.cat([self.mean.mT, self.X, self.root], dim=-1)
 
     def inverse_root(self) -> Float[Tensor, "S K K"]:
         """S^+, with directions cut that h does not vary in."""
@@ -98,15 +88,3 @@ class PreActivations:
         loads = torch.cat([self.sigma * beside, own[:, d:, d:]], dim=-1)
         F = self.inverse_root() @ loads
         return own @ F.mT, own @ (eye - F.mT @ F)
-
-
-def basis(reads: Float[Tensor, "r d"]) -> Float[Tensor, "d r"]:
-    """Orthonormal columns that span the rows of T, T^T (T T^T)^(-1/2) by Cholesky.
-
-    Args:
-        reads: T, of full rank.
-    """
-    if len(reads) == 0:
-        return reads.new_zeros(reads.shape[1], 0)
-    root = torch.linalg.cholesky(reads @ reads.mT)
-    return torch.linalg.solve_triangular(root, reads, upper=False).mT

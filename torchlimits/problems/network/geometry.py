@@ -54,7 +54,7 @@ class GramGeometry(Geometry):
         normal: dict[str, Any] = {
             "generator": generator, "dtype": torch.float64, "device": "cpu",
         }  # fmt: skip
-        theta = self.theta.to(**{"dtype": torch.float64, "device": "cpu"})
+        theta = self.theta.double().cpu()
         theta = theta + 0.5 * torch.randn(count, len(theta), **normal)
         b, m = 0.5 * torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
         A = torch.randn(count, K, 2 * K, **normal) * (2 * K) ** -0.5

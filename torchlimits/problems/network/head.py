@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from torchlimits._stateless import called, places
 
 
 class Head:
@@ -49,11 +52,13 @@ class Head:
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         self.shapes = {name: tuple(p.shape) for name, p in trained.items()}
         self.names, self.size = list(trained), sum(map(prod, self.shapes.values()))
+        self.width = int(getattr(layer, "out_features", 0))
         #: what stays as it is: buffers and frozen parameters
         self._constants = {
             **{name: p.detach() for name, p in parameters.items() if not p.requires_grad},
             **dict(skeleton.named_buffers()),
         }
+        self._places = places(skeleton)
         self._beside: dict[tuple[torch.device, torch.dtype], Mapping[str, Tensor]] = {}
 
     @property
@@ -62,6 +67,13 @@ class Head:
         parameters = dict(self._skeleton.named_parameters())
         values = [parameters[name].detach().double().cpu().flatten() for name in self.names]
         return torch.cat([torch.zeros(0, dtype=torch.float64, device="cpu"), *values])
+
+    @cached_property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's output."""
+        with torch.no_grad():
+            h = torch.zeros(2, self.width, dtype=torch.float64, device="cpu")
+            return tuple(self(self.start, h).shape[1:])
 
     def __call__(self, theta: Tensor, h: Tensor) -> Tensor:
         """The outputs, shape ``(*S, M, *out)``.
@@ -94,9 +106,7 @@ class Head:
         inputs = zeros.expand(len(h), -1)
         self._given.h = h
         try:
-            return torch.func.functional_call(
-                self._skeleton, {**parameters, **constants}, (inputs,), strict=False
-            )
+            return called(self._skeleton, {**parameters, **constants}, (inputs,), at=self._places)
         finally:
             self._given.h = None
 

@@ -6,13 +6,16 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from torchlimits.problems.network.head import Head
 
 #: samples of the checks
 _COUNT = 8
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 
 
 def checked(head: Head, network: nn.Module, width: int) -> Tensor:
@@ -51,13 +54,13 @@ def checked(head: Head, network: nn.Module, width: int) -> Tensor:
 
 def _check_parts(network: nn.Module) -> None:
     for name, part in network.named_modules():
-        if isinstance(part, _BatchNorm) and part.training:
+        if isinstance(part, _BATCH_NORMS) and part.training:
             raise ValueError(
                 f"expected a head that treats each sample by itself, got {type(part).__name__} "
                 f"({name}), which couples the samples of a batch: there is no closed limit; take "
                 "LayerNorm, or train with it in eval mode and put it into eval mode here"
             )
-        if isinstance(part, _DropoutNd) and part.training and part.p:
+        if isinstance(part, _DROPOUTS) and part.training and part.p:
             raise ValueError(
                 f"expected a head without randomness, got {type(part).__name__}({part.p:g}) "
                 f"({name}): there is no closed limit; leave it out, or set p=0"

@@ -22,11 +22,13 @@ class Kinks(NamedTuple):
 
     Attributes:
         in_h: as the pre-activations h move, and the head's parameters do not (ReLU, say).
+        steps_in_h: dl/dtheta, too, jumps as h moves: the loss itself does (sign, say).
         in_theta: as the head's parameters move: kinks inside the head, or of the loss.
         in_labels: labels jump as x_parallel moves.
     """
 
     in_h: bool
+    steps_in_h: bool
     in_theta: bool
     in_labels: bool
 
@@ -92,8 +94,11 @@ def found(setting: Setting) -> Kinks:
         return torch.cat(values, -1).unflatten(0, (lines, points))
 
     reads = len(setting.reads) > 0
+    towards, P = normal(_LINES, K), setting.head.size
+    steps = P > 0 and _jumps(lambda moved: along_h(moved)[..., :P], h, towards)
     return Kinks(
-        in_h=_jumps(along_h, h, normal(_LINES, K)),
+        in_h=steps or _jumps(along_h, h, towards),
+        steps_in_h=steps,
         in_theta=setting.head.size > 0
         and _jumps(along_theta, theta, normal(_LINES, setting.head.size)),
         in_labels=reads and _jumps(along_x, x, normal(_LINES, d)),
@@ -142,6 +147,7 @@ def _jumps(
     longest = first[0].topk(_LONGEST, dim=-1)
     before, at = longest.values.mT, longest.indices.mT  # (longest, lines)
     left, right = (t[0].gather(1, (at + side).mT).mT for side in (0, 1))
+    after = torch.zeros_like(before)
     for _ in range(_ROUNDS):
         t, moved = steps(left, right, _CUTS)
         best = moved.argmax(-1, keepdim=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.problems.network.law_checks import called
 from torchlimits.problems.network.labels import (
     ComponentLabels,
     FlippedLabels,
@@ -20,6 +21,7 @@ from torchlimits.problems.network.labels import (
     flip_matrix,
     reads_inputs,
 )
+from torchlimits.problems.network.law_checks import called
 
 #: numbers of a label that may have noise: integrals have 9 points for each
 _MOST_NOISY = 3
@@ -81,7 +83,7 @@ def _law(labels: object, components: int) -> LabelLaw:
     if isinstance(labels, LabelLaw):
         return labels
     if callable(labels) and not isinstance(labels, Tensor):
-        return FunctionLabels(labels)
+        return FunctionLabels(cast(Callable[[Tensor, Tensor], Tensor], labels))
     if isinstance(labels, (list, tuple)):
         labels = torch.as_tensor(labels)
     if not isinstance(labels, Tensor):
@@ -121,4 +123,5 @@ def _classes(target: Tensor, output: tuple[int, ...]) -> int:
             f"labels of shape {tuple(target.shape)} such as {target.flatten()[:3].tolist()} for "
             f"outputs of shape {output}: label_noise is for labels that are real numbers"
         )
-    return 2 if math.prod(output) == 1 else output[0]
+    outputs = math.prod(output)
+    return 2 if outputs == 1 else outputs

@@ -41,7 +41,8 @@ def labels(law: LabelLaw, coordinates: Float[Tensor, "A d"], snr: float) -> Tens
             "got others for the same samples in another batch: random labels need a law, an "
             "object with law(x_parallel, component) and sample(x_parallel, component, generator)"
         )
-    one = called("labels.sample(x_parallel, component, generator)", law.sample, x, component, generator)
+    what = "labels.sample(x_parallel, component, generator)"
+    one = called(what, law.sample, x, component, generator)
     if not isinstance(one, Tensor) or one.shape != (n, *targets.shape[2:]):
         got = tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__
         raise ValueError(
@@ -112,6 +113,8 @@ def loss(losses: SampleLoss, output: Tensor, target: Tensor) -> None:
             f"expected loss(output, target) as one number, a tensor of shape (), the mean over the "
             f"batch, got {got} for {shapes}"
         )
+    if not torch.equal(value.nan_to_num(), losses.loss(output, target).nan_to_num()):
+        raise ValueError("expected a loss without randomness, got two values for one batch")
     each = losses(output, target)
     if each.ndim != 1:
         raise ValueError(
@@ -122,8 +125,6 @@ def loss(losses: SampleLoss, output: Tensor, target: Tensor) -> None:
             f"expected a finite loss, got {each[~each.isfinite()][0].item()} for an output of "
             f"shape {tuple(output.shape[1:])} and the label {target[~each.isfinite()][0].tolist()}"
         )
-    if not torch.equal(value, losses.loss(output, target)):
-        raise ValueError("expected a loss without randomness, got two values for one batch")
     if not torch.allclose(value.to(each), each.mean(), rtol=1e-5, atol=1e-8):
         raise ValueError(
             "expected a loss that is the mean over the batch of losses of single samples, got "

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchlimits._dir import OwnNames
+from torchlimits._stateless import called, places
 
 
 class FirstLayer(nn.Linear):
-    """nn.Linear, whose product is formed so that many copies of it take no longer than they must."""
+    """nn.Linear, whose product is formed so that many copies of it are fast."""
 
     def forward(self, input: Tensor) -> Tensor:
         """X W^T + b."""
@@ -22,7 +23,12 @@ class FirstLayer(nn.Linear):
             return functional.linear(input, self.weight, self.bias)
         # (W X^T)^T: for one sample a copy, backward is 8 times as fast as through X W^T
         product = (self.weight @ input.mT).mT
-        return product if self.bias is None else product + self.bias
+        return product + self.bias if has_bias(self) else product
+
+
+def has_bias(layer: nn.Linear) -> bool:
+    """Whether a linear layer has biases; torch declares them in any case."""
+    return layer._parameters.get("bias") is not None
 
 
 class Network(OwnNames, nn.Module):
@@ -48,7 +54,7 @@ class Network(OwnNames, nn.Module):
         self.first = FirstLayer(dim, width, bias=bias, device="cpu")
         self.head = copy.deepcopy(head)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """The outputs for a batch x, ``(B, N)``."""
         return self.head(self.first(x))
 
@@ -90,11 +96,11 @@ class Copies(OwnNames, nn.Module):
         # ours are the shell's, under the same names; it is no submodule of its own
         self._modules, self._parameters = shell._modules, shell._parameters
         self._buffers = shell._buffers
-        self._shell = (shell,)
+        self._shell = (shell, places(shell))
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs, ``(*replicas, B, ...)``, for x, ``(*replicas, B, ...)``."""
-        (shell,), depth = self._shell, len(self.replicas)
+        (shell, at), depth = self._shell, len(self.replicas)
         count = prod(self.replicas)
         parameters = {
             name: p if depth == 1 else p.reshape(count, *p.shape[depth:])
@@ -102,7 +108,7 @@ class Copies(OwnNames, nn.Module):
         }
 
         def one(parameters: dict[str, Tensor], x: Tensor) -> Any:
-            return torch.func.functional_call(shell, parameters, (x,))
+            return called(shell, parameters, (x,), at=at)
 
         flat = x if depth == 1 else x.reshape(count, *x.shape[depth:])
         output = torch.func.vmap(one)(parameters, flat)

@@ -86,7 +86,7 @@ class Rule(NamedTuple):
 
     Args:
         dims: of the normals.
-        count: nodes, at most.
+        most: nodes, at most.
         seed: of Sobol points.
         smooth: whether the integrand is smooth; then up to three dimensions have a Gauss-Hermite
             rule.
@@ -97,7 +97,7 @@ class Rule(NamedTuple):
     """
 
     dims: int
-    count: int
+    most: int
     seed: int
     smooth: bool
 
@@ -110,8 +110,8 @@ class Rule(NamedTuple):
     def nodes(self) -> Nodes:
         """The nodes."""
         if self.hermite:
-            return gauss_hermite(self.dims, self.count)
-        return sobol(self.dims, self.count, self.seed)
+            return gauss_hermite(self.dims, self.most)
+        return sobol(self.dims, self.most, self.seed)
 
     def other(self) -> Rule:
         """A rule whose results differ from this one's by about the error, or more.
@@ -121,8 +121,8 @@ class Rule(NamedTuple):
         if not self.hermite:
             return self._replace(seed=self.seed + 1)
         order = round(len(self.nodes.weights) ** (1 / max(1, self.dims)))
-        return self._replace(count=max(1, order - 3) ** self.dims)
+        return self._replace(most=max(1, order - 3) ** self.dims)
 
     def of_count(self, count: int) -> Rule:
         """The same rule with another number of nodes."""
-        return self._replace(count=count)
+        return self._replace(most=count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -38,6 +39,24 @@ class Setting:
     reads: Float[Tensor, "r d"]
     snr: float
 
+    @cached_property
+    def basis(self) -> Float[Tensor, "d r"]:
+        """B: orthonormal columns that span the rows of T, T^T (T T^T)^(-1/2) by Cholesky."""
+        T = self.reads
+        if len(T) == 0:
+            return T.new_zeros(T.shape[1], 0)
+        root = torch.linalg.cholesky(T @ T.mT)
+        return torch.linalg.solve_triangular(root, T, upper=False).mT
+
+    def x_parallel(self, zeta: Float[Tensor, "n r"]) -> Float[Tensor, "A n d"]:
+        """What labels read of the coordinates of every component, mu_a + sigma B zeta_s.
+
+        Args:
+            zeta: zeta_s.
+        """
+        noise = self.snr**-0.5 * zeta @ self.basis.to(zeta).mT
+        return self.coordinates.to(zeta)[:, None] + noise
+
     def sample_gradients(
         self, theta: Float[Tensor, "*M P"], h: Float[Tensor, "M K"], target: Tensor,
         at_once: int | None = None,
@@ -51,13 +70,18 @@ class Setting:
             at_once: samples that are computed together.
         """
 
-        def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return self.losses.loss(self.head(t, x[None]), y[None])
-
-        gradients = torch.func.grad(loss, argnums=(0, 1))
         own = 0 if theta.ndim == 2 else None
+        with torch.no_grad():
+            outputs = self.head(theta, h) if own is None else self.head(theta, h[:, None])[:, 0]
+        # of the loss in one piece: torch.func.vmap takes some losses sample by sample
+        slopes = self.losses.slopes(outputs, target)
+
+        def pulled(t: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+            return (self.head(t, x[None])[0] * slope).sum()
+
+        gradients = torch.func.grad(pulled, argnums=(0, 1))
         each = torch.func.vmap(gradients, in_dims=(own, 0, 0), chunk_size=at_once)
-        return each(theta, h, target)
+        return each(theta, h, slopes)
 
     def right(self, output: Tensor, target: Tensor) -> Float[Tensor, " M"]:
         """1 where the largest output is that of the label's class, 0 where it is not.
@@ -69,7 +93,7 @@ class Setting:
         Raises:
             ValueError: if the labels are no classes.
         """
-        flat = output.flatten(1)
+        flat = output.reshape(len(output), -1)
         if flat.shape[1] == 1:
             y = target.reshape(len(target), -1).to(flat)
             if y.shape[1] == 1 and bool(((y == 0) | (y == 1)).all()):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from torchlimits.problems.network.module import has_bias
+
 
 def restarted(
     network: nn.Module, first: str | None, generator: torch.Generator | None, device: torch.device
@@ -26,7 +28,7 @@ def restarted(
     seed = torch.randint(2**62, (), generator=generator, device=device)
     # modules draw from torch's own generator
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.random.default_generator.manual_seed(int(seed))
+        torch.default_generator.manual_seed(int(seed))
         for part in reversed(list(network.modules())):
             if part is not layer:
                 _reset(part)
@@ -40,7 +42,7 @@ def _restart_first(
         if layer.weight.requires_grad:
             normal = torch.randn(K, N, generator=generator, device=device, dtype=torch.float64)
             layer.weight.copy_(normal * N**-0.5)
-        if layer.bias is not None and layer.bias.requires_grad:
+        if has_bias(layer) and layer.bias.requires_grad:
             layer.bias.zero_()
 
 

@@ -24,7 +24,7 @@ from torchlimits.problems.network.components import GaussianComponents
 from torchlimits.problems.network.head import Head
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.layout import Layout
-from torchlimits.problems.network.module import Copies, Network
+from torchlimits.problems.network.module import Copies, Network, has_bias
 from torchlimits.problems.network.sample_loss import Loss, SampleLoss
 from torchlimits.problems.network.setting import Setting
 from torchlimits.problems.network.starts import restarted
@@ -90,7 +90,7 @@ class TrainableNetwork(Trainable):
         head = Head(network, first)
         layout = Layout(
             head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
-            bias=_named(first, "bias") if layer.bias is not None else None,
+            bias=_named(first, "bias") if has_bias(layer) else None,
         )  # fmt: skip
         self.statistics = layout.statistics(self.directions)
         output = head_checks.checked(head, network, self.width)
@@ -172,9 +172,9 @@ class TrainableNetwork(Trainable):
         _checks.positive_int("batch", batch)
         device = _checks.device(device or self.device)
         _checks.generator(generator, device)
-        shape, dtype = (*replicas, batch), dtype or self.dtype
+        shape = (*replicas, batch)
         x, component = self.components.inputs(
-            shape, generator=generator, device=device, dtype=dtype
+            shape, generator=generator, device=device, dtype=dtype or self.dtype
         )
         flat = (x @ self._directions_beside(x).mT).flatten(0, -2)
         y = self.labels.sample(flat, component.flatten(), generator)

@@ -1,0 +1,319 @@
+"""`Integrals`: moments of a sample's gradient over nodes that stay the same, and derivatives."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torchlimits import _linalg
+from torchlimits.problems.network.kinks import Kinks
+from torchlimits.problems.network.nodes import Rule
+from torchlimits.problems.network.setting import Setting
+
+#: singular values of S below this part of the largest are rounding: S is the root of a matrix
+CUT = 1e-7
+#: pre-activations that are held at once
+PIECE = 2**21
+#: single samples whose gradients are held at once
+SAMPLES = 2**13
+
+
+class Moments(NamedTuple):
+    """What drift and corrector are linear in, for h = F psi.
+
+    Attributes:
+        theta: E[dl/dtheta], ``(S, P)``.
+        gradient: E[g psi^T], ``(S, K, e)``, with g = dl/dh.
+        gram: E[g g^T], ``(S, K, K)``.
+    """
+
+    theta: Float[Tensor, "S P"]
+    gradient: Float[Tensor, "S K e"]
+    gram: Float[Tensor, "S K K"]
+
+
+class Integrals:
+    r"""Integrals over components, standard normals and labels of a sample's gradient.
+
+    With psi = (indicators of the A components, zeta_s, zeta_h) the pre-activations are linear,
+    h = F psi with F = [means of h | X | S]. The nodes psi and the law of the labels there do not
+    depend on u.
+
+    Args:
+        setting: the network, its data and its loss.
+        rule: of the nodes.
+        kinks: where gradients jump.
+    """
+
+    def __init__(self, setting: Setting, rule: Rule, kinks: Kinks) -> None:
+        self.setting, self.rule, self.kinks = setting, rule, kinks
+        self._known: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def count(self) -> int:
+        """M, the nodes of all components."""
+        return len(self.setting.coordinates) * len(self.rule.nodes.weights)
+
+    def nodes(self, like: Tensor) -> tuple[Float[Tensor, "M e"], Float[Tensor, " M"]]:
+        """psi and the weights of all nodes, component by component.
+
+        Args:
+            like: on the device.
+        """
+        points, weights = self.rule.nodes.to(like)
+        A = len(self.setting.coordinates)
+        own = torch.eye(A, dtype=points.dtype, device=points.device)
+        psi = torch.cat([own.repeat_interleave(len(points), 0), points.repeat(A, 1)], dim=-1)
+        return psi, (self.setting.shares.to(weights)[:, None] * weights).flatten()
+
+    def targets(self, like: Tensor) -> tuple[Tensor, Float[Tensor, "M q"]]:
+        """The law of the label at the nodes, ``(M, q, ...)``, and its probabilities.
+
+        Args:
+            like: on the device.
+        """
+        if like.device not in self._known:
+            setting, (points, _) = self.setting, self.rule.nodes.to(like)
+            r, count = len(setting.reads), len(points)
+            points = points if r else points[:1]  # one sample a component is enough
+            x = setting.x_parallel(points[:, :r])
+            component = torch.arange(len(x), device=x.device)[:, None].expand(x.shape[:2])
+            targets, shares = setting.labels.law(x.flatten(0, 1), component.flatten())
+            if not r:
+                targets, shares = (t.repeat_interleave(count, 0) for t in (targets, shares))
+            if targets.is_floating_point():
+                targets = targets.double()
+            self._known[like.device] = targets.to(like.device), shares.to(x)
+        return self._known[like.device]
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def __call__(self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]) -> Moments:
+        """The moments, which can be differentiated once.
+
+        Args:
+            theta: the head's parameters.
+            F: the loadings of h.
+        """
+        return Moments(*_Differentiable.apply(theta, F, self))  # type: ignore[misc]
+
+    def values(self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]) -> Moments:
+        """The moments.
+
+        Args:
+            theta, F: as in a call.
+        """
+        psi, weight = self.nodes(F)
+        theta = theta.detach().requires_grad_()
+        h = (psi @ F.detach().mT).requires_grad_()  # (S, M, K)
+        with torch.enable_grad():
+            output = self.setting.head(theta, h).reshape(*h.shape[:2], -1)
+        slopes, shares = self._slopes(theta, h, output)
+        mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
+        pulled = weight[:, None] * mean
+        by_theta, by_h = torch.autograd.grad(
+            output, (theta, h), pulled, retain_graph=slopes.shape[2] > 1, materialize_grads=True
+        )
+        if slopes.shape[2] == 1:
+            gram = (by_h / weight[:, None]).mT @ by_h
+        else:
+            gram = _gram(output, h, slopes, shares, weight)
+        return Moments(by_theta, by_h.mT @ psi, gram)
+
+    def _slopes(self, theta: Tensor, h: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        """dl/d(output) for every target of every sample, ``(S, M, q, O)``, and probabilities."""
+        targets, shares = self.targets(h)
+        S, (M, q) = len(output), shares.shape
+        shape = self.setting.head.output_shape
+        spread = output.detach()[:, :, None].expand(S, M, q, -1).reshape(S * M * q, *shape)
+        labels = targets.expand(S, *targets.shape).flatten(0, 2)
+        return self.setting.losses.slopes(spread, labels).reshape(S, M, q, -1), shares
+
+    # --- derivatives ------------------------------------------------------------------------------
+
+    def derivatives(self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]) -> Derivatives:
+        """The derivatives of the moments by theta and F.
+
+        By second derivatives of the loss at the nodes. Where gradients jump as h moves, derivatives
+        at nodes know nothing of the jumps; there the nodes stay where they are and the density
+        moves, whose logarithm has the derivative zeta_h . S^+ dF psi - tr(S^+ dS).
+
+        Args:
+            theta, F: as in a call.
+        """
+        psi, weight = self.nodes(F)
+        targets, shares = self.targets(F)
+        q = shares.shape[1]
+        if q > 1:  # every target is a sample
+            psi = psi.repeat_interleave(q, 0)
+            weight = (weight[:, None] * shares).flatten()
+            kept = weight > 0
+            psi, weight, targets = psi[kept], weight[kept], targets.flatten(0, 1)[kept]
+        else:
+            targets = targets[:, 0]
+        parts = [
+            self._derivatives(theta[i : i + 1], F[i : i + 1], psi, weight, targets)
+            for i in range(len(theta))
+        ]
+        return Derivatives(*(torch.cat(x) for x in zip(*parts, strict=True)))
+
+    def _derivatives(
+        self, theta: Tensor, F: Tensor, psi: Tensor, weight: Tensor, targets: Tensor
+    ) -> Derivatives:
+        pieces = [
+            self._piece(theta, F, *some)
+            for some in zip(*(x.split(PIECE // 64) for x in (psi, weight, targets)), strict=True)
+        ]
+        return Derivatives(*(torch.stack(x).sum(0) for x in zip(*pieces, strict=True)))
+
+    def _piece(
+        self, theta: Tensor, F: Tensor, psi: Tensor, weight: Tensor, targets: Tensor
+    ) -> Derivatives:
+        theta = theta.detach().requires_grad_()
+        h = (psi @ F.detach().mT).requires_grad_()  # (1, M, K)
+        with torch.enable_grad():
+            losses = self.setting.losses(self.setting.head(theta, h)[0], targets)
+            by_theta, by_h = torch.autograd.grad(
+                (weight * losses).sum(), (theta, h), create_graph=True, materialize_grads=True
+            )
+        second, mixed = _rows(by_theta, theta, h)  # (P, P) and (P, M, K)
+        g = by_h[0].detach() / weight[:, None]
+        by_psi = torch.einsum("imk,me->ike", mixed, psi)
+        halves = torch.einsum("imk,ml->kli", mixed, g)
+        if not self.kinks.in_h:
+            (own,) = _rows(by_h, h)  # (K, M, K): of entry k by entry j
+            gradient = torch.einsum("kmj,me,mf->kejf", own, psi, psi)
+            gram = torch.einsum("kmj,ml,mf->kljf", own, g, psi)
+            gram = gram + gram.transpose(0, 1)
+        else:
+            score, inverse = self._score(F[0], psi)  # (M, K, e) and (K, K)
+            weighted = weight[:, None] * g
+            gradient = torch.einsum("mk,me,mjf->kejf", weighted, psi, score)
+            K = len(inverse)
+            moved = torch.einsum("mk,ej,mf->kejf", weighted, inverse, psi)
+            gradient[:, -K:] -= moved
+            gram = torch.einsum("mk,ml,mjf->kljf", weighted, g, score)
+            if self.kinks.steps_in_h:
+                own_theta, _ = self.setting.sample_gradients(
+                    theta[0].detach(), h[0].detach(), targets, SAMPLES
+                )
+                by_psi = torch.einsum("m,mi,mjf->ijf", weight, own_theta, score)
+        return Derivatives(
+            second[None], by_psi[None], torch.einsum("imk,me->kei", mixed, psi)[None],
+            gradient[None], (halves + halves.transpose(0, 1))[None], gram[None],
+        )  # fmt: skip
+
+    def _score(self, F: Tensor, psi: Tensor) -> tuple[Float[Tensor, "M K e"], Float[Tensor, "K K"]]:
+        """Derivative of the density's logarithm by F at the nodes, and S^+."""
+        K = len(F)
+        inverse = _linalg.pinv(F[:, -K:].detach(), rtol=CUT, hermitian=True)
+        pull = psi[:, -K:] @ inverse
+        score = pull[:, :, None] * psi[:, None, :]
+        score[:, :, -K:] -= inverse
+        return score, inverse
+
+    # --- averages of other values -----------------------------------------------------------------
+
+    def average(self, theta: Tensor, F: Tensor, value: Any) -> Float[Tensor, " S"]:
+        """E[value(output, target)].
+
+        Args:
+            theta, F: as in a call.
+            value: of M outputs and targets, ``(M,)``.
+        """
+        psi, weight = self.nodes(F)
+        output = self.setting.head(theta, psi @ F.mT)
+        targets, shares = self.targets(F)
+        S, (M, q) = len(theta), shares.shape
+        spread = output[:, :, None].expand(S, M, q, *output.shape[2:])
+        labels = targets.expand(S, *targets.shape)
+        values = value(spread.flatten(0, 2), labels.flatten(0, 2)).reshape(S, M, q)
+        return torch.einsum("smq,mq,m->s", values, shares.to(values), weight.to(values))
+
+
+class Derivatives(NamedTuple):
+    """Derivatives of the `Moments`, the first two dimensions of which are S and its entries.
+
+    Attributes:
+        theta_theta: of E[dl/dtheta] by theta, ``(S, P, P)``.
+        theta_F: of E[dl/dtheta] by F, ``(S, P, K, e)``.
+        gradient_theta: of E[g psi^T] by theta, ``(S, K, e, P)``.
+        gradient_F: of E[g psi^T] by F, ``(S, K, e, K, e)``.
+        gram_theta: of E[g g^T] by theta, ``(S, K, K, P)``.
+        gram_F: of E[g g^T] by F, ``(S, K, K, K, e)``.
+    """
+
+    theta_theta: Tensor
+    theta_F: Tensor
+    gradient_theta: Tensor
+    gradient_F: Tensor
+    gram_theta: Tensor
+    gram_F: Tensor
+
+
+class _Differentiable(torch.autograd.Function):
+    """The moments with their derivatives, which are computed when they are first asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, F: Tensor, integrals: Integrals) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(theta, F)
+        ctx.integrals, ctx.known = integrals, None
+        return tuple(x.detach() for x in integrals.values(theta, F))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *by: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.known is None:  # the same for every row of a Jacobian
+            ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors)
+        known, (theta, gradient, gram) = ctx.known, by
+        by_theta = (
+            torch.einsum("sip,si->sp", known.theta_theta, theta)
+            + torch.einsum("skep,ske->sp", known.gradient_theta, gradient)
+            + torch.einsum("sklp,skl->sp", known.gram_theta, gram)
+        )
+        by_F = (
+            torch.einsum("sijf,si->sjf", known.theta_F, theta)
+            + torch.einsum("skejf,ske->sjf", known.gradient_F, gradient)
+            + torch.einsum("skljf,skl->sjf", known.gram_F, gram)
+        )
+        return by_theta, by_F, None
+
+
+def _gram(
+    output: Tensor, h: Tensor, slopes: Tensor, shares: Tensor, weight: Tensor
+) -> Float[Tensor, "S K K"]:
+    """E[g g^T] where a sample's label is random: over each of its targets."""
+    q, outputs = slopes.shape[2:]
+
+    def pulled(along: Tensor) -> Tensor:
+        return torch.autograd.grad(output, h, along, retain_graph=True, materialize_grads=True)[0]
+
+    if q <= outputs:
+        gs = [pulled(slopes[:, :, i]) for i in range(q)]
+        shared = [(weight * shares[:, i])[:, None] * g for i, g in enumerate(gs)]
+        return torch.stack([w.mT @ g for w, g in zip(shared, gs, strict=True)]).sum(0)
+    unit = torch.eye(outputs, dtype=output.dtype, device=output.device)
+    J = torch.stack([pulled(e.expand_as(output)) for e in unit], dim=2)  # (S, M, O, K)
+    second = torch.einsum("mq,smqo,smqp->smop", shares, slopes, slopes)
+    return torch.einsum("smok,m,smop,smpl->skl", J, weight, second, J)
+
+
+def _rows(entries: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Derivatives of each entry, ``(1, ..., entries)``, summed over what is between."""
+    with torch.enable_grad():
+        totals = [entry.sum() for entry in entries.unbind(-1)]
+    rows = [
+        torch.autograd.grad(total, inputs, retain_graph=True, materialize_grads=True)
+        # constant where a loss is linear
+        if total.requires_grad
+        else tuple(torch.zeros_like(x) for x in inputs)
+        for total in totals
+    ]
+    if not rows:
+        return tuple(x.new_zeros(0, *x.shape[1:]) for x in inputs)
+    return tuple(torch.stack([row[i][0] for row in rows]) for i in range(len(inputs)))
