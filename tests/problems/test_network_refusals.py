@@ -93,7 +93,7 @@ HEADS = {
     ),
     "a parameter without use": (
         Of(lambda s, h: s.inner(h), spare=nn.Parameter(torch.ones(2))),
-        "head.spare: SGD leaves",
+        "head.spare .*SGD leaves",
     ),
     "a parameter without a value": (nn.LazyLinear(3), "parameters with values, got 'head.weight'"),
 }

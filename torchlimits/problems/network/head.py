@@ -131,7 +131,7 @@ class _Given(nn.Module):
 
     h: Tensor | None = None
 
-    def forward(self, _: Tensor) -> Tensor:
+    def forward(self, *_: Any, **__: Any) -> Tensor:
         """h."""
         if self.h is None:
             raise RuntimeError("expected h before the head is called")

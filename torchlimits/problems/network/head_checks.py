@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def checked(head: Head, network: nn.Module, width: int) -> Tensor:
         ValueError: if it has none: samples of a batch are coupled, outputs are random, not finite
             or no floating-point tensor, or gradients are not those of one sample.
     """
-    _check_parts(network)
+    check_parts(network)
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(_COUNT, width, generator=generator, dtype=torch.float64, device="cpu")
     with torch.no_grad():
@@ -52,7 +53,12 @@ def checked(head: Head, network: nn.Module, width: int) -> Tensor:
     return output
 
 
-def _check_parts(network: nn.Module) -> None:
+def check_parts(network: nn.Module) -> None:
+    """Raise ValueError if a part couples samples or is random.
+
+    Args:
+        network: the module.
+    """
     for name, part in network.named_modules():
         if isinstance(part, _BATCH_NORMS) and part.training:
             raise ValueError(
@@ -67,7 +73,7 @@ def _check_parts(network: nn.Module) -> None:
             )
 
 
-def _called(head: Head, h: Tensor) -> Tensor:
+def _called(head: Head, h: Tensor) -> Any:
     try:
         return head(head.start, h)
     except Exception as error:
@@ -116,8 +122,10 @@ def _check_used(network: nn.Module, dim: int) -> None:
     if unused:
         raise ValueError(
             f"expected outputs that depend on every trained parameter, got none that does on "
-            f"{', '.join(unused)}: SGD leaves a parameter without a gradient where it is, whatever "
-            "its weight decay; leave it out, or freeze it by requires_grad_(False)"
+            f"{', '.join(unused)} (in a copy of the network: a function made in __init__ that holds "
+            "the network itself does not go with copies): SGD leaves a parameter without a "
+            "gradient where it is, whatever its weight decay; leave it out, or freeze it by "
+            "requires_grad_(False)"
         )
 
 

@@ -14,7 +14,7 @@ from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
-from torchlimits.problems.network import checks, kinks, own_module
+from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
@@ -145,6 +145,8 @@ class NetworkProblem(TrainableNetwork, Problem):
         checks.is_loss(loss)
         network = own_module.copied(model, first).cpu()
         own_module.check_inputs(network, first)
+        head_checks.check_parts(network)
+        own_module.check_head(network, first)
         layer = network.get_submodule(first)
         assert isinstance(layer, nn.Linear)
         problem = cls.__new__(cls)
@@ -156,7 +158,6 @@ class NetworkProblem(TrainableNetwork, Problem):
             weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
             device=device or layer.weight.device, dtype=dtype or layer.weight.dtype,
         )  # fmt: skip
-        own_module.check_head(network, first, problem.setting.head)
         return problem
 
     def dynamics(
