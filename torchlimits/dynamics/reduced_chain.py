@@ -102,8 +102,9 @@ class ReducedChain(ABC):
             "momentum": settings.momentum,
             "dampening": settings.dampening,
             "weight_decay": settings.weight_decay,
-            "nesterov": self.limit.nesterov,
+            "nesterov": settings.nesterov,
             "batch_size": settings.batch_size,
+            **(self.limit.layers.describe() if self.limit.layers else {}),
         }
 
     @abstractmethod

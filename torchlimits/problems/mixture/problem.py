@@ -106,7 +106,11 @@ class GaussianMixture(TrainableMixture, Problem):
             )
         else:
             found = Layers.of(
-                optimizer, width=self.width, dims={self.dim, dim}, dim=dim, batch_size=batch_size
+                optimizer,
+                parameters={"first.weight": (self.width, None), "second.weight": (1, self.width)},
+                dims={self.dim, dim},
+                dim=dim,
+                batch_size=batch_size,
             )
             if isinstance(found, Layers):
                 found.check_beside(ridge=self.ridge, momentum=momentum)
@@ -131,12 +135,7 @@ class GaussianMixture(TrainableMixture, Problem):
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
-        limit = dynamics.limit.at_finite_n(optimizer)
-        if dynamics.dim < len(self.directions) + 1:
-            raise ValueError(
-                f"expected dim > {len(self.directions)}, the number of directions, got {dim}"
-            )
-        return MixtureChain(dynamics.field, limit)
+        return MixtureChain(dynamics.field, dynamics.limit.at_finite_n())
 
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.

@@ -111,7 +111,7 @@ class Integrals:
         theta = theta.detach().requires_grad_()
         h = (psi @ F.detach().mT).requires_grad_()  # (S, M, K)
         with torch.enable_grad():
-            output = self.setting.head(theta, h).flatten(2)
+            output = self.setting.head(theta, h).reshape(*h.shape[:2], -1)
         slopes, shares = self._slopes(theta, h, output)
         mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
         pulled = weight[:, None] * mean
