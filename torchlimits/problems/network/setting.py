@@ -88,7 +88,7 @@ class Setting:
         Raises:
             ValueError: if the labels are no classes.
         """
-        flat = output.flatten(1)
+        flat = output.reshape(len(output), -1)  # of one number a sample too
         if flat.shape[1] == 1:
             y = target.reshape(len(target), -1).to(flat)
             if y.shape[1] == 1 and bool(((y == 0) | (y == 1)).all()):

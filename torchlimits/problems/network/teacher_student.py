@@ -82,11 +82,11 @@ class TeacherStudent(NetworkProblem):
         >>> import torch, torchlimits as tl
         >>> problem = tl.TeacherStudent(dim=500, width=2, teacher_width=2, train_second_layer=False)
         >>> Q = torch.diag(torch.tensor([0.2, 0.3], dtype=torch.float64))
-        >>> start = problem.from_order_parameters(Q, torch.tensor([[1e-3, 0.0], [0.0, 0.0]]))
-        >>> path = problem.dynamics(step_size=0.1).solve(start, [0.0, 20.0, 300.0])
-        >>> errors = problem.generalization_error(path.values)  # the plateau of width 2, the end
-        >>> [round(float(error), 4) for error in errors[1:]]
-        [0.0124, 0.0]
+        >>> start = problem.from_order_parameters(Q, torch.tensor([[0.05, 0.0], [0.0, 0.0]]))
+        >>> path = problem.dynamics(step_size=0.1).solve(start, [0.0, 20.0, 80.0])
+        >>> errors = problem.generalization_error(path.values)  # on the plateau, and beyond
+        >>> [round(float(error), 4) for error in errors]
+        [0.4402, 0.0124, 0.0023]
     """
 
     def __init__(
@@ -142,11 +142,13 @@ class TeacherStudent(NetworkProblem):
         Raises:
             ValueError, TypeError: if u is not what the statistics' tensor is.
         """
-        u = _checks.statistics(u, len(self.names))
+        exact = _checks.statistics(u, len(self.names))
         field = self._field(self.dim, 2**12, 0)
         if isinstance(field, ClosedField):
-            return field.generalization_error(u)
-        return field.risk(u) - self.noise**2 / 2
+            error = field.generalization_error(exact)
+        else:
+            error = field.risk(exact) - self.noise**2 / 2
+        return error.to(u.dtype) if u.is_floating_point() else error
 
     def order_parameters(
         self, u: Float[Tensor, "*batch k"]
@@ -225,7 +227,7 @@ class TeacherStudent(NetworkProblem):
         """Where the gradient of a sample jumps: known of the activations with closed forms."""
         if self._form is None:
             return super().kinks
-        return Kinks(in_h=self._form.kinked, in_theta=False, in_labels=False)
+        return Kinks(in_h=self._form.kinked, steps_in_h=False, in_theta=False, in_labels=False)
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         if self._form is None:
