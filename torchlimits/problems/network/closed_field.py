@@ -63,7 +63,7 @@ class ClosedField(NetworkField):
     @property
     def rtol(self) -> float:  # type: ignore[override]
         """Finer than with nodes: errors fall by many powers of ten where the student succeeds."""
-        return max(1e-8, self.error)
+        return max(1e-7, self.error)
 
     @property
     def atol(self) -> float:  # type: ignore[override]
