@@ -46,6 +46,8 @@ class TrainableNetwork(Trainable):
 
     #: the user's own module, whose copies start as its parts do; None: W ~ N(0, I/N), b = 0
     module: nn.Module | None = None
+    #: m and R are those of W over this, and so is the start
+    _scale: float = 1.0
 
     def __init__(
         self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels, snr: float,
@@ -90,7 +92,7 @@ class TrainableNetwork(Trainable):
         head = Head(network, first)
         layout = Layout(
             head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
-            bias=_named(first, "bias") if has_bias(layer) else None,
+            bias=_named(first, "bias") if has_bias(layer) else None, scale=self._scale,
         )  # fmt: skip
         self.statistics = layout.statistics(self.directions)
         output = head_checks.checked(head, network, self.width)
@@ -150,7 +152,8 @@ class TrainableNetwork(Trainable):
         def one() -> nn.Module:
             network = copy.deepcopy(self.template)
             whole = self.module is None
-            restarted(network, self.first if whole else None, generator, device)
+            first = self.first if whole else None
+            restarted(network, first, generator, device, scale=self._scale)
             return network.to(device=device, dtype=dtype)
 
         if not replicas:
