@@ -193,6 +193,35 @@ def test_parameters_that_do_not_move():
     assert exact.run(path.initial, 1).metadata["parameters"]["first.weight"] == "does not move"
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer's weight_decay")
+def test_drift_and_diffusion_of_layers_that_differ():
+    """At N = 10^6 the chain's first steps are those of the dynamics, parameter by parameter."""
+    problem, steps, runs = softmax(ridge=0.0), 50, 3000
+    start = start_of(problem)
+    u0 = statistics_of(problem, start)
+    options = {name: o for name, o in LAYERS.items() if o is None or "momentum" not in o}
+    options["first.weight"] = {"lr": 0.03, "weight_decay": 0.2}
+    layers, alike_all = (by_name(problem, o)(start) for o in (options, {}))
+    for group in (*layers.param_groups, *alike_all.param_groups):
+        group["lr"] *= problem.dim / 10**6
+    exact = problem.reduced_chain(layers, dim=10**6, model=start)
+    path = exact.run(u0, steps, runs=runs, every=steps, generator=generator(4))
+    t = float(path.times[-1])
+    change = (path.final - u0) / t
+    error, covariance = change.std(0) / runs**0.5, torch.cov(change.mT) * t * 10**6
+
+    def worst(optimizer):
+        dynamics = problem.dynamics(optimizer, dim=10**6, model=start)
+        D = dynamics.diffusion(u0)
+        scale = (D.diagonal() + 1e-9).sqrt()
+        of_mean = (change.mean(0) - dynamics(0.0, u0)).abs() / (4.5 * error + 0.002)
+        of_spread = (covariance - D).abs() / (0.12 * scale[:, None] * scale + 1e-9)
+        return float(of_mean.max()), float(of_spread.max())
+
+    assert max(worst(layers)) < 1
+    assert min(worst(alike_all)) > 2
+
+
 @pytest.mark.slow
 def test_a_large_case():
     """1500 runs of 400 steps, N = 200, two hidden layers: against SGD, and another N fails."""
