@@ -135,6 +135,7 @@ LAYERS = {
 CASES = {
     "softmax": (softmax(), {}, 1),
     "softmax, three samples": (softmax(), {}, 3),
+    "softmax, twelve samples": (softmax(), {"momentum": 0.5}, 12),
     "softmax, momentum, two samples": (softmax(), {"momentum": 0.6, "dampening": 0.3}, 2),
     "softmax, layers that differ": (softmax(ridge=0.0), LAYERS, 2),
     "regression, three samples, Nesterov": (regression(), {"momentum": 0.6, "nesterov": True}, 3),
