@@ -51,7 +51,6 @@ CASES = {
     "xor, no room": (xor(dim=6, width=2), PLAIN, 1),
     "binary, three samples": (binary(dim=12, width=3), PLAIN, 3),
     "binary, more samples than room": (binary(dim=5, width=2), PLAIN, 6),
-    "binary, twenty samples": (binary(dim=12, width=2), PLAIN, 20),
     "xor, many samples, no room, momentum": (xor(dim=6, width=2), MOMENTUM, 9),
     "binary, momentum": (binary(dim=20, width=2), MOMENTUM, 1),
     "xor, Nesterov, two samples": (xor(dim=16, width=3), NESTEROV, 2),
