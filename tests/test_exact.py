@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits._exact import exactly
+from torchlimits._exact import _BriefLock, exactly
 from torchlimits.record import evaluation
 
 
@@ -94,6 +94,26 @@ def test_threads_that_overlap_put_the_precision_back():
         assert torch.is_grad_enabled()
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_no_thread_waits_for_a_lock_that_an_interrupt_left_taken():
+    lock = _BriefLock(seconds=0.05)
+    lock.__enter__()  # and the exception came before its end
+
+    found = []
+
+    def work():
+        for _ in range(2):
+            with lock:
+                found.append(1)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert found == [1, 1]
+    lock.__exit__()  # a slow owner that comes back after all
+    with lock:
+        pass
 
 
 @pytest.mark.gpu

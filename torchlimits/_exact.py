@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -50,7 +50,7 @@ class _HighestPrecision:
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.RLock(), dict[int, weakref.ref[object]]()
+        self._lock, self._inside = _BriefLock(), dict[int, weakref.ref[object]]()
         self._put_back: Callable[[], None] = _nothing
 
     def enter(self, block: object) -> Callable[[], object]:
@@ -76,6 +76,27 @@ class _HighestPrecision:
             if all(inside() is None for inside in list(self._inside.values())):
                 self._put_back()
                 self._put_back, self._inside = _nothing, {}
+
+
+class _BriefLock:
+    """A lock of blocks that take microseconds, which no thread waits for in vain.
+
+    An exception between the end of a block and the lock's release leaves it taken: a signal may
+    come there before Python 3.11, a tracing function at any time. So a lock that is not given back
+    for so many ``seconds`` is taken for lost, and another one takes its place.
+    """
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self._lock, self.seconds = threading.RLock(), seconds
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(timeout=self.seconds):
+            self._lock = threading.RLock()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # of a thread whose lock was replaced
+            self._lock.release()
 
 
 def _raise_precision() -> Callable[[], None]:
