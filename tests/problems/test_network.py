@@ -205,8 +205,8 @@ def test_covariance_of_a_step_is_that_of_steps(name):
 
     one = torch.func.vmap(torch.func.grad(gradients), in_dims=(None, 0, 0), chunk_size=4096)
     with torch.no_grad():
-        stepped = {n: p - lr * g for (n, p), g in
-                   zip(parameters.items(), one(parameters, x, y).values(), strict=True)}  # fmt: skip
+        by = one(parameters, x, y)
+        stepped = {name: p - lr * by[name] for name, p in parameters.items()}
         change = (problem.statistics(stepped) - before) / lr
     dynamics = problem.dynamics(step_size=0.5, nodes=2**14)
     predicted = dynamics.diffusion(before) / 0.5
@@ -340,7 +340,9 @@ def test_smooth_heads_of_few_dimensions_have_a_hermite_rule():
     many = regression(width=2).dynamics(step_size=1.0).field.rule
     kinked = like(MIXTURES["binary"]).dynamics(step_size=1.0).field.rule
     assert (few.hermite, many.hermite, kinked.hermite) == (True, False, False)
-    assert few.dims == 3 and few.other().most < few.most and many.other().seed != many.seed
+    assert few.dims == 3
+    assert few.other().most < few.most
+    assert many.other().seed != many.seed
 
 
 def test_the_error_of_the_nodes_is_that():
@@ -424,7 +426,8 @@ def test_starts_follow_the_generator_and_keep_what_is_frozen():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
     assert not torch.equal(one.head[1].weight, other.head[1].weight)
     assert torch.equal(one.head[2].weight, head[2].weight)
-    assert "head.2.weight[0,0]" not in problem.names and "head.2.bias[0]" in problem.names
+    assert "head.2.weight[0,0]" not in problem.names
+    assert "head.2.bias[0]" in problem.names
     state = torch.get_rng_state()
     problem.model(generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.get_rng_state(), state)

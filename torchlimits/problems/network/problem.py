@@ -10,9 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
-from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
@@ -205,20 +204,16 @@ class NetworkProblem(TrainableNetwork, Problem):
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
         batch_size: int, dim: int, model: nn.Module | None,
     ) -> SGDLimit:  # fmt: skip
-        if optimizer is None or step_size is not None:
-            settings = SGDSettings.chosen(
-                optimizer, dim, self.ridge, step_size, momentum, batch_size
-            )
-            return SGDLimit.of(settings, self._unless_frozen(settings))
-        found = Layers.of(
-            optimizer, parameters=self.setting.layout.shapes, dims={self.dim, dim}, dim=dim,
-            batch_size=batch_size, model=self._held_by(optimizer) if model is None else model,
+        if model is None and optimizer is not None:
+            model = self._held_by(optimizer)
+        limit = chosen_limit(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
+            ridge=self.ridge, dim=dim, parameters=self.setting.layout.shapes,
+            dims={self.dim, dim}, model=model,
         )  # fmt: skip
-        if isinstance(found, Layers):
-            found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=5)
-            return SGDLimit.of(found.reference, found)
-        found.check_beside(ridge=self.ridge, momentum=momentum)
-        return SGDLimit.of(found)
+        if optimizer is not None:
+            return limit
+        return SGDLimit.of(limit.settings, self._unless_frozen(limit.settings))
 
     def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
         """Settings for each parameter, if W or b is frozen."""
