@@ -446,8 +446,8 @@ def test_the_plateau_of_a_committee_depends_on_its_width():
             torch.eye(K, **DOUBLE)[tuple(torch.triu_indices(K, K))] * 0.1,
             torch.full((K * 2,), 1e-3, **DOUBLE) * numbers(2 * K, seed=20),
         ])  # fmt: skip
-        for _ in range(200):
-            u = u + 0.2 * right_hand_side(u, K, 2, eta=0.3)
+        for _ in range(100):
+            u = u + 0.4 * right_hand_side(u, K, 2, eta=0.3)
         ones = torch.ones(3, **DOUBLE)
         error = generalization_error(CLOSED_FORMS["erf"], unpack(u, K, 2), ones[:K], ones[:2])
         errors.append(float(error))

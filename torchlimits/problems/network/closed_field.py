@@ -63,7 +63,7 @@ class ClosedField(NetworkField):
     @property
     def rtol(self) -> float:  # type: ignore[override]
         """Finer than with nodes: errors fall by many powers of ten where the student succeeds."""
-        return max(1e-8, self.error)
+        return max(1e-7, self.error)
 
     @property
     def atol(self) -> float:  # type: ignore[override]
@@ -121,6 +121,22 @@ class ClosedField(NetworkField):
     def jacobian(self, velocity: Any, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
         """Derivatives of the terms, which closed forms have; see `VectorField.jacobian`."""
         return VectorField.jacobian(self, velocity, u)
+
+    def for_band(self) -> NetworkField:
+        """The same field with a quarter of the nodes for the noise, right to 1e-3."""
+        if self.rule.hermite:
+            return self
+        return self.with_rule(self.rule.of_count(max(256, self.rule.most // 4)))
+
+    def with_rule(self, rule: Rule) -> NetworkField:
+        """The same field on other nodes.
+
+        Args:
+            rule: of the nodes.
+        """
+        return ClosedField(
+            self.setting, dim=self.dim, rule=rule, kinks=self.kinks, teacher=self.teacher
+        )
 
     def describe(self) -> dict[str, Any]:
         """The problem's constants, and where averages come from."""

@@ -65,7 +65,7 @@ class ReLU(ClosedForm):
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, "*batch K K"]:
         """Averages over a half space on the diagonal, over sectors off it."""
-        S, a = S.expand(*a.shape, -1), a.expand(S.shape[:-1])
+        a = a.expand(S.shape[:-1])
         sigma = spread(S)[..., :K]
         p = divided(S[..., :K, :], sigma[..., None].expand_as(S[..., :K, :]))
         rows = a[..., None, :].expand_as(p)

@@ -111,10 +111,10 @@ class Layout:
         Args:
             theta, b, m, R: as `split` returns them.
         """
+        biases, upper = [b] if self.bias else [], _linalg.packed(R)
         if self.scale != 1:
-            m, R = m / self.scale, R / self.scale**2
-        biases = [b] if self.bias else []
-        return torch.cat([theta, *biases, m.flatten(-2), _linalg.packed(R)], dim=-1)
+            m, upper = m / self.scale, upper / self.scale**2
+        return torch.cat([theta, *biases, m.flatten(-2), upper], dim=-1)
 
     def statistics(self, directions: Float[Tensor, "d N"]) -> SummaryStatistics:
         """The summary statistics of a module with these parameters.

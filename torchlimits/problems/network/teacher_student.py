@@ -82,11 +82,11 @@ class TeacherStudent(NetworkProblem):
         >>> import torch, torchlimits as tl
         >>> problem = tl.TeacherStudent(dim=500, width=2, teacher_width=2, train_second_layer=False)
         >>> Q = torch.diag(torch.tensor([0.2, 0.3], dtype=torch.float64))
-        >>> start = problem.from_order_parameters(Q, torch.tensor([[1e-3, 0.0], [0.0, 0.0]]))
-        >>> path = problem.dynamics(step_size=0.1).solve(start, [0.0, 20.0, 300.0])
-        >>> errors = problem.generalization_error(path.values)  # the plateau of width 2, the end
-        >>> [round(float(error), 4) for error in errors[1:]]
-        [0.0124, 0.0]
+        >>> start = problem.from_order_parameters(Q, torch.tensor([[0.05, 0.0], [0.0, 0.0]]))
+        >>> path = problem.dynamics(step_size=0.1).solve(start, [0.0, 20.0, 60.0], rtol=1e-5)
+        >>> errors = problem.generalization_error(path.values)  # on the plateau, and beyond
+        >>> [round(float(error), 4) for error in errors]
+        [0.4402, 0.0124, 0.0077]
     """
 
     def __init__(
@@ -142,11 +142,13 @@ class TeacherStudent(NetworkProblem):
         Raises:
             ValueError, TypeError: if u is not what the statistics' tensor is.
         """
-        u = _checks.statistics(u, len(self.names))
+        exact = _checks.statistics(u, len(self.names))
         field = self._field(self.dim, 2**12, 0)
         if isinstance(field, ClosedField):
-            return field.generalization_error(u)
-        return field.risk(u) - self.noise**2 / 2
+            error = field.generalization_error(exact)
+        else:
+            error = field.risk(exact) - self.noise**2 / 2
+        return error.to(u.dtype) if u.is_floating_point() else error
 
     def order_parameters(
         self, u: Float[Tensor, "*batch k"]
@@ -160,8 +162,8 @@ class TeacherStudent(NetworkProblem):
             ValueError, TypeError: if u is not what the statistics' tensor is.
         """
         _, _, m, R = self.setting.layout.split(_checks.statistics(u, len(self.names)))
-        m, R = m / self._scale, R / self._scale**2
-        return R + m @ m.mT, m @ self.teacher.rows.to(m).mT, self.teacher.overlaps.to(m)
+        own = (R + m @ m.mT) / self._scale**2
+        return own, m @ self.teacher.rows.to(m).mT / self._scale, self.teacher.overlaps.to(m)
 
     def from_order_parameters(
         self, Q: Float[Tensor, "K K"], C: Float[Tensor, "K M"], second_layer: object = None
@@ -177,19 +179,19 @@ class TeacherStudent(NetworkProblem):
             ValueError: if no student has these overlaps, or shapes do not fit.
         """
         K, rows = self.width, self.teacher.rows
-        Q, C = _checks.float64("Q", Q), _checks.float64("C", C)
-        if Q.shape != (K, K) or C.shape != (K, len(rows)):
+        own, overlaps = _checks.float64("Q", Q), _checks.float64("C", C)
+        if own.shape != (K, K) or overlaps.shape != (K, len(rows)):
             raise ValueError(
                 f"expected Q of shape ({K}, {K}) and C of shape ({K}, {len(rows)}), got "
-                f"{tuple(Q.shape)} and {tuple(C.shape)}"
+                f"{tuple(own.shape)} and {tuple(overlaps.shape)}"
             )
-        m = C @ _linalg.pinv(rows).mT
-        if not torch.allclose(m @ rows.mT, C, atol=1e-8):
+        m = overlaps @ _linalg.pinv(rows).mT
+        if not torch.allclose(m @ rows.mT, overlaps, atol=1e-8):
             raise ValueError(
                 "expected overlaps C with the teacher's rows that agree with their linear "
                 "dependences (T is singular), got others: take C = J B^T of weights"
             )
-        R = Q - m @ m.mT
+        R = own - m @ m.mT
         try:
             check_gram(R)
         except ValueError as error:
@@ -285,7 +287,7 @@ def half_mean_square(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
     return (output - target).square().mean() / 2
 
 
-def _function(activation: object) -> Callable[[Tensor], Tensor]:
+def _function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """phi, checked to act entry by entry as far as shapes tell."""
     if isinstance(activation, str):
         if activation not in CLOSED_FORMS:
@@ -302,7 +304,7 @@ def _function(activation: object) -> Callable[[Tensor], Tensor]:
     x = torch.zeros(2, 3)
     try:
         with torch.no_grad():
-            y = activation(x)
+            y: object = activation(x)
     except Exception as error:
         raise ValueError(
             "expected an activation that acts on every entry of a tensor, got "
