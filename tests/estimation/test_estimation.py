@@ -497,8 +497,7 @@ def test_statistics_that_hold_float32_tensors_of_their_own():
     torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
 
 
-def test_printed_and_intervals(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")  # a narrower table is folded
+def test_printed_and_intervals():
     found, _ = check(binary(), 40)
     lines = str(found).splitlines()
     assert len(lines) == 1 + len(found.names)
