@@ -14,7 +14,7 @@ from torchlimits.problems.network.closed_form import outer
 from torchlimits.problems.network.orthants import divided, extended, root_and_quarter
 
 #: angles in an integral, about, and the fewest and most between two of its kinks
-_ANGLES, _FEWEST, _MOST = 240, 8, 48
+_ANGLES, _FEWEST, _MOST = 160, 8, 40
 #: fields with less than this part of their variance outside the plane lie in it
 _ROUNDING = 1e-14
 #: variance outside the plane, as a part of the field's own, that those are given: without, or with
@@ -40,7 +40,7 @@ def sector(
     (Stein's identity thrice). The integral is not, in general: its derivative by S_cd is the
     probability that four fields are positive, which has no elementary form (Schlaefli). It is a
     Gauss-Legendre rule between the angles where fields of the plane change sign, exact to
-    some 1e-9.
+    some 1e-7.
 
     Args:
         S: covariance of the x, shape ``(..., L, L)``.
