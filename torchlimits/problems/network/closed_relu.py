@@ -36,7 +36,7 @@ class ReLU(ClosedForm):
                 [0.1592, 0.5000]], dtype=torch.float64)
     """
 
-    error = 1e-7
+    error = 1e-8
     kinked = True
 
     def activation(self, x: Tensor) -> Tensor:
