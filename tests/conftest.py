@@ -16,7 +16,9 @@ PACKAGE = Path(__file__).parent.parent / "torchlimits"
 NOT_CHECKED = {
     *("_checks", "dynamics.diffusive", "dynamics.flow", "dynamics.reduced_chain"),
     *("problems.mixture.dynamics", "problems.mixture.small_noise", "problems.mixture.components"),
-    *("problems.network.components", "problems.network.labels"),
+    *("problems.network.components", "problems.network.labels", "problems.network.checks"),
+    *("problems.network.trainable", "problems.network.own_module", "problems.network.head"),
+    *("problems.network.label_laws", "problems.network.law_checks"),
     *("problems.mixture.coordinates", "problems.mixture.quality", "problems.mixture.success"),
     *("problems.spiked.dynamics", "problems.spiked.equator", "problems.spiked.samplers"),
     *("problems.spiked.spike", "statistics.ready_made", "estimation.estimated"),
@@ -24,6 +26,7 @@ NOT_CHECKED = {
     *("statistics.gradient_norm", "statistics.held_out", "statistics.of_model"),
     *("statistics.private_copy", "statistics.sharpness"),
     *("estimation.per_sample_gradients", "optim.sgd", "optim.parameter_groups"),
+    "optim.chosen_limit",
     *(
         "figures.draw",
         "tensorboard.overlay",

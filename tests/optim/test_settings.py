@@ -159,6 +159,10 @@ def grouped(model, lr, first, second, order=(0, 1)):
     return torch.optim.SGD([groups[i] for i in order], lr=lr)
 
 
+def speeds(first, second):
+    return {"first.weight": first, "second.weight": second}
+
+
 DIFFERENT = {
     "lr": ({}, {"lr": 0.4}),
     "reference is v": ({"lr": 2.0}, {}),
@@ -194,7 +198,8 @@ def test_one_step_of_layers_that_differ(case):
     if case != "decay":
         assert worst_covariance(rise, naive.diffusion(u), c) > 1.5
     layers = dynamics.layers
-    swapped = Layers(layers.reference, layers.second, layers.first)
+    first, second = layers.settings.values()
+    swapped = Layers(layers.reference, {"first.weight": second, "second.weight": first})
     dynamics.limit = SGDLimit(layers.reference, swapped)
     assert worst_mean(rise, dynamics(0.0, u), slack) > 1.5
 
@@ -232,7 +237,7 @@ def test_layers_in_the_small_noise_limit():
     measured = train(problem, model, optimizer, 600, every=100)
     u0 = measured.initial[0]
     assert misses(measured, dynamics.solve(u0, measured.times), slack=4 / n) < 1
-    for settings in (dynamics.layers.first, dynamics.layers.second):
+    for settings in dynamics.layers.settings.values():
         naive = problem.dynamics(step_size=1.0)
         naive.limit = SGDLimit(settings)
         assert misses(measured, naive.solve(u0, measured.times), slack=4 / n) > 1.5
@@ -248,7 +253,7 @@ def test_runs_of_layers_that_differ():
     model = copies(problem, visible_start(problem), runs)
     optimizer = grouped(model, 1 / n, first, second)
     dynamics = problem.dynamics(optimizer)
-    assert dynamics.layers.speeds == pytest.approx((2.0, 0.5 * 0.8 / 0.4))
+    assert dynamics.layers.speeds == pytest.approx(speeds(2.0, 0.5 * 0.8 / 0.4))
     measured = train(problem, model, optimizer, n, every=100)
     u0 = measured.initial[0]
     assert misses(measured, dynamics.solve(u0, measured.times), slack=8 / n) < 1
@@ -256,12 +261,11 @@ def test_runs_of_layers_that_differ():
     layers = dynamics.layers
     halved = SGDSettings(0.5, 0.0, weight_decay=0.1)
     wrong = problem.dynamics(step_size=0.5)
-    wrong.limit = SGDLimit(
-        halved, Layers(halved, SGDSettings(1.0, weight_decay=0.1), layers.second)
-    )
-    assert wrong.layers.speeds[0] == dynamics.layers.speeds[0]
+    plain = SGDSettings(1.0, weight_decay=0.1)
+    wrong.limit = SGDLimit(halved, Layers(halved, {**layers.settings, "first.weight": plain}))
+    assert wrong.layers.speeds["first.weight"] == dynamics.layers.speeds["first.weight"]
     assert misses(measured, wrong.solve(u0, measured.times), slack=8 / n) > 1.5
-    for settings in (layers.first, layers.second):
+    for settings in layers.settings.values():
         naive = problem.dynamics(step_size=1.0)
         naive.limit = SGDLimit(settings)
         assert misses(measured, naive.solve(u0, measured.times), slack=8 / n) > 3
@@ -299,7 +303,8 @@ def test_layers_alike_go_on_as_one():
     assert torch.equal(a(0.0, u), b(0.0, u))
     # written as layers they give the same
     c = problem.dynamics(one)
-    c.limit = SGDLimit(a.settings, Layers(a.settings, a.settings, a.settings))
+    both = dict.fromkeys(["first.weight", "second.weight"], a.settings)
+    c.limit = SGDLimit(a.settings, Layers(a.settings, both))
     torch.testing.assert_close(c(0.0, u), a(0.0, u))
     torch.testing.assert_close(c.diffusion(u), a.diffusion(u))
 
@@ -313,7 +318,7 @@ def test_layers_of_other_modules_and_of_wide_networks():
         {"params": [p], "lr": lr} for p, lr in zip(network.parameters(), (0.1, 0.3), strict=True)
     ]
     dynamics = problem.dynamics(torch.optim.SGD(groups, lr=0.1))
-    assert dynamics.layers.speeds == pytest.approx((1.0, 3.0))
+    assert dynamics.layers.speeds == pytest.approx(speeds(1.0, 3.0))
     assert dynamics.describe()["second.step_size"] == pytest.approx(12.0)
     assert dynamics.on(dynamics.field.of_neurons(3)).limit == dynamics.limit
 
@@ -339,14 +344,13 @@ def test_layers_that_cannot_be_told():
     with pytest.raises(ValueError, match="learning rate > 0 in a parameter group, got 0 in all"):
         problem.dynamics(still)
     for optimizer, message in (
-        (grouped(a, 0.1, {}, {"weight_decay": 0.2}), "of v is not the problem's ridge"),
+        (grouped(a, 0.1, {}, {"weight_decay": 0.2}), "of second.weight is not the problem's ridge"),
         (torch.optim.SGD(a.parameters(), lr=0.1, weight_decay=0.2), "=0.2 is not the problem's"),
     ):
-        with pytest.warns(UserWarning, match=message) as caught:
-            problem.dynamics(optimizer)
-        assert caught[0].filename == __file__  # it points to the user's line
-    with pytest.raises(ValueError, match="one group of settings for both layers"):
-        problem.reduced_chain(grouped(a, 0.1, {}, {"lr": 0.2}))
+        for call in (problem.dynamics, problem.reduced_chain):
+            with pytest.warns(UserWarning, match=message) as caught:
+                call(optimizer)
+            assert caught[0].filename == __file__  # it points to the user's line
 
 
 def test_spiked_tensors_have_one_group():

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from torchlimits._checks import warn
+from torchlimits._stateless import called, places
 
 #: sets ``.grad`` of every parameter, from x and y
 Gradients = Callable[[Tensor, Tensor], None]
@@ -28,12 +28,15 @@ def compiled_gradients(
         otherwise: a function that does the same and takes over, with a warning, where compilation
             fails: without a C++ compiler, or where the model or the loss cannot be traced.
     """
-    parameters = dict(model.named_parameters())
+    # frozen ones stay the model's own: what has a gradient is moved
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # the same memory without gradient
     values = {name: p.detach() for name, p in parameters.items()}
 
+    at = places(model)
+
     def loss_of(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(model, values, (x,)), y)
+        return loss(called(model, values, (x,), at=at), y)
 
     def gradients(values: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return torch.func.grad(loss_of)(values, x, y)

@@ -1,40 +1,51 @@
-"""`Layers`: what SGD does to each layer of a two-layer network, where its groups differ."""
+"""`Layers`: what SGD does to each parameter of a network, where its groups differ."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from torchlimits.optim.held_parameters import HeldParameter, Shape, Shapes
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.optim.sgd import SGDSettings, clock, parameter_groups
 
 
 @dataclass(frozen=True)
 class Layers:
-    r"""Settings of the layers W and v, in the limit time of a reference parameter group.
+    r"""Settings of each parameter, in the limit time of a reference parameter group.
 
-    A layer with learning rate lr' and q' = (1 - tau')/(1 - beta') moves
-    :math:`\rho = q' lr' / lr` times as fast as plain SGD of the reference's lr: v drifts by
-    rho_v, m and R by rho_W, each layer with its own ridge. The corrector of R, quadratic in the
-    step of W, is :math:`c_\delta \rho_W^2 g / B`; the covariance of one step has a factor rho for
-    the layer of its row and one for that of its column.
+    A parameter with learning rate lr' and q' = (1 - tau')/(1 - beta') moves
+    :math:`\rho = q' lr' / lr` times as fast as by plain SGD of the reference's lr: statistics
+    drift by the rho of their own parameter, each with its own ridge. The corrector of R, quadratic
+    in the step of W, is :math:`c_\delta \rho_W^2 g / B`; the covariance of one step has a factor
+    rho for the parameter of its row and one for that of its column.
 
     Args:
         reference: of the parameter group the sum of whose learning rates is the limit time, the
             first that is trained.
-        first, second: of W and v; None where the optimizer does not hold the layer, which then
-            stays where it is.
+        settings: of each parameter by its name, ``"first.weight"``; None where the optimizer does
+            not hold it or it requires no gradient: then it stays where it is.
 
     Raises:
         ValueError: if the reference's learning rate is 0.
+
+    Example:
+        >>> reference, faster = SGDSettings(1.0), SGDSettings(2.0, momentum=0.5)
+        >>> layers = Layers(reference, {"first.weight": faster, "first.bias": None})
+        >>> layers.speeds, layers.ridges
+        ({'first.weight': 4.0, 'first.bias': 0.0}, {'first.weight': 0.0, 'first.bias': 0.0})
     """
 
     reference: SGDSettings
-    first: SGDSettings | None
-    second: SGDSettings | None
+    settings: Mapping[str, SGDSettings | None]
 
     def __post_init__(self) -> None:
-        if self.reference.step_size == 0:
+        # gradient flow of some parameters, at one speed, needs no step size
+        differ = any(s not in (None, self.reference) for s in self.settings.values())
+        if self.reference.step_size == 0 and differ:
             raise ValueError(
                 "expected a learning rate > 0 in a parameter group, got 0 in all: limit time, the "
                 "sum of learning rates, would stand still"
@@ -42,92 +53,108 @@ class Layers:
 
     @classmethod
     def of(
-        cls, optimizer: object, *, width: int, dims: set[int], dim: int, batch_size: int = 1
-    ) -> Layers | SGDSettings:
-        """Read them from an SGD; plain settings where both layers have those of the reference.
+        cls, optimizer: object, *, parameters: Mapping[str, Shape], dims: Iterable[int], dim: int,
+        batch_size: int = 1, model: nn.Module | None = None,
+    ) -> Layers | SGDSettings:  # fmt: skip
+        """Read them from an SGD; plain settings where all parameters have those of the reference.
+
+        Which parameter is which is known from ``model``; or from the names that an optimizer has
+        which was built from ``model.named_parameters()``; or by shapes, in the order in which they
+        come, as long as all parameters of one shape have the same settings.
 
         Args:
-            optimizer: holds W, shape ``(..., K, N)``, and v, ``(..., 1, K)``, or one of them.
-            width: K.
-            dims: the N that W may have.
+            optimizer: holds the network's parameters, or some of them.
+            parameters: name -> shape without the dimensions of replicas; None stands for N.
+            dims: the numbers that N may be.
             dim: N in c_delta = lr * N.
             batch_size: B.
+            model: the network that the optimizer trains.
 
         Raises:
             TypeError: if the optimizer is not SGD.
-            ValueError: if it holds neither layer, or one of them in groups that differ.
+            ValueError: if it trains none of the parameters, or others, or it cannot be told which
+                is which.
+
+        Example:
+            >>> import torch
+            >>> model = torch.nn.Linear(5, 2)
+            >>> optimizer = torch.optim.SGD([model.weight], lr=0.1)
+            >>> shapes = {"weight": (2, None), "bias": (2,)}
+            >>> Layers.of(optimizer, parameters=shapes, dims={5}, dim=5).speeds
+            {'weight': 1.0, 'bias': 0.0}
         """
         groups = parameter_groups(optimizer)
         if isinstance(optimizer, NormalizedSGD):
             raise ValueError(
-                "expected torch.optim.SGD for a mixture, got NormalizedSGD: its limit is known to "
+                "expected torch.optim.SGD for a network, got NormalizedSGD: its limit is known to "
                 "this package for SpikedTensor only (recording works: tl.track)"
             )
         settings = [SGDSettings.of_group(group, dim, batch_size) for group in groups]
-        first = _of_layer(groups, settings, {(width, N) for N in dims})
-        second = _of_layer(groups, settings, {(1, width)})
-        if first is None and second is None:
-            raise ValueError(
-                f"expected an optimizer that holds W of shape (..., {width}, {max(dims)}) or v of "
-                f"shape (..., 1, {width}), got one that holds neither: build it from the "
-                "parameters of problem.model()"
-            )
+        held = [one for group, s in zip(groups, settings, strict=True) for one in _held(group, s)]
+        found = Shapes(parameters, dims).settings(held, model)
         reference = settings[clock(groups)]
-        if first == second == reference:
+        if all(s == reference for s in found.values()):
             return reference
-        return cls(reference, first, second)
+        return cls(reference, found)
 
     @property
-    def speeds(self) -> tuple[float, float]:
-        """rho_W and rho_v."""
-        first, second = (
-            0.0 if layer is None else layer.step_size * layer.drift_factor
-            for layer in (self.first, self.second)
-        )
-        return first / self.reference.step_size, second / self.reference.step_size
+    def speeds(self) -> dict[str, float]:
+        """rho of each parameter."""
+        lr = self.reference.step_size
+        return {
+            name: s.drift_factor * (s.step_size / lr if lr else 1.0) if s else 0.0
+            for name, s in self.settings.items()
+        }
 
     @property
-    def ridges(self) -> tuple[float, float]:
-        """alpha_W and alpha_v."""
-        first, second = self.first, self.second
-        return (first.weight_decay if first else 0.0), (second.weight_decay if second else 0.0)
+    def ridges(self) -> dict[str, float]:
+        """alpha of each parameter."""
+        return {name: s.weight_decay if s else 0.0 for name, s in self.settings.items()}
 
     @property
-    def signs(self) -> tuple[float, float]:
-        """1, or -1 where the loss is maximised, for W and v."""
-        first, second = self.first, self.second
-        return (first.sign if first else 1.0), (second.sign if second else 1.0)
+    def signs(self) -> dict[str, float]:
+        """1, or -1 where the loss is maximised, for each parameter."""
+        return {name: s.sign if s else 1.0 for name, s in self.settings.items()}
 
-    def check_beside(self, *, ridge: float, momentum: float) -> None:
-        """Check as `SGDSettings.check_beside` does, for the layers that move."""
-        for layer, name in ((self.first, "W"), (self.second, "v")):
-            if layer is not None:
-                layer.check_beside(ridge=ridge, momentum=momentum, layer=f" of {name}")
+    def check_beside(self, *, ridge: float, momentum: float, stacklevel: int = 4) -> None:
+        """Check as `SGDSettings.check_beside` does, for the parameters that move.
+
+        Args:
+            ridge, momentum, stacklevel: as there.
+        """
+        alike: dict[tuple[float, float], list[str]] = {}
+        for name, s in self.settings.items():
+            if s is not None:
+                alike.setdefault((s.weight_decay, s.momentum), []).append(name)
+        for names in alike.values():
+            settings = self.settings[names[0]]
+            assert settings is not None
+            of = f" of {', '.join(names)}"
+            settings.check_beside(ridge=ridge, momentum=momentum, layer=of, stacklevel=stacklevel)
 
     def describe(self) -> dict[str, Any]:
-        """The settings of both layers in one flat dict."""
+        """The settings of all parameters in one flat dict."""
         result: dict[str, Any] = {}
-        for layer, name in ((self.first, "first"), (self.second, "second")):
-            if layer is None:
-                result[name] = "does not move"
+        for name, settings in self.settings.items():
+            key = self._key(name)
+            if settings is None:
+                result[key] = "does not move"
                 continue
-            result.update({f"{name}.{key}": value for key, value in layer.describe().items()})
+            result.update({f"{key}.{what}": value for what, value in settings.describe().items()})
         return result
 
+    def _key(self, name: str) -> str:
+        """The name, or that of its layer if a weight is all that the layer has."""
+        layer, _, kind = name.rpartition(".")
+        alone = not any(n != name and n.startswith(f"{layer}.") for n in self.settings)
+        return layer if layer and kind == "weight" and alone else name
 
-def _of_layer(
-    groups: list[dict[str, Any]], settings: list[SGDSettings], shapes: set[tuple[int, int]]
-) -> SGDSettings | None:
-    """The settings of the groups that hold a parameter of one of the shapes."""
-    held = {
-        s
-        for group, s in zip(groups, settings, strict=True)
-        for p in group["params"]
-        if p.requires_grad and tuple(p.shape[-2:]) in shapes
-    }
-    if len(held) > 1:
-        raise ValueError(
-            f"expected one parameter of shape (..., {', '.join(map(str, max(shapes)))}), got "
-            "several in parameter groups that differ: give the optimizer of one network"
-        )
-    return held.pop() if held else None
+
+def _held(group: dict[str, Any], settings: SGDSettings) -> list[HeldParameter]:
+    parameters = group["params"]
+    # since torch 2.6, of an optimizer that was built from named_parameters()
+    names: list[str | None] = group.get("param_names") or [None] * len(parameters)
+    return [
+        HeldParameter(p, settings if p.requires_grad else None, name)
+        for p, name in zip(parameters, names, strict=True)
+    ]

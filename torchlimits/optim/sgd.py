@@ -38,6 +38,7 @@ class SGDSettings:
         batch_size: B, samples averaged in one step.
         maximize: ascend the loss.
         normalized: gradients are scaled to the length sqrt(n), `NormalizedSGD`.
+        nesterov: momentum is Nesterov's; only steps at a finite n depend on it.
 
     Raises:
         ValueError: if one is out of range.
@@ -54,6 +55,7 @@ class SGDSettings:
     batch_size: int = 1
     maximize: bool = False
     normalized: bool = False
+    nesterov: bool = False
 
     def __post_init__(self) -> None:
         _checks.non_negative("step_size", self.step_size, "it is c_delta = lr * dim")
@@ -77,7 +79,8 @@ class SGDSettings:
             if len(values) > 1:
                 raise ValueError(
                     f"expected one {option} for all parameter groups, got {sorted(values)}: "
-                    "layers with their own settings are known for GaussianMixture.dynamics"
+                    "parameters with their own settings are known for networks, that is for "
+                    "GaussianMixture.dynamics and NetworkProblem.dynamics"
                 )
         return cls.of_group(
             groups[0], dim, batch_size, normalized=isinstance(optimizer, NormalizedSGD)
@@ -100,6 +103,7 @@ class SGDSettings:
             batch_size=batch_size,
             maximize=bool(group["maximize"]),
             normalized=normalized,
+            nesterov=bool(group["momentum"]) and bool(group["nesterov"]),
         )
 
     @classmethod
@@ -177,8 +181,8 @@ class SGDSettings:
         return self.step_size * self.drift_factor / self.batch_size
 
     def describe(self) -> dict[str, Any]:
-        """The settings as a dict."""
-        return asdict(self)
+        """The settings that the limit depends on, as a dict."""
+        return {name: value for name, value in asdict(self).items() if name != "nesterov"}
 
 
 def clock(groups: Sequence[Mapping[str, Any]]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -14,13 +14,14 @@ from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_step import SGDStep
 
 Factor = Tensor | float
 
 
 @dataclass(frozen=True)
 class SGDLimit(OptimizerLimit):
-    r"""SGD with momentum, batches, weight decay, ascent, and settings for each layer.
+    r"""SGD with momentum, batches, weight decay, ascent, and settings for each parameter.
 
     A parameter moves q times as fast as by plain SGD (`SGDSettings`), up the loss or down, and
     decays by its own alpha; so a statistic's
@@ -29,8 +30,7 @@ class SGDLimit(OptimizerLimit):
 
     Args:
         settings: what SGD does, or, with layers, what it does to their reference.
-        layers: what it does to each layer, where they differ.
-        nesterov: the gradient looks ahead; only steps at a finite n depend on it.
+        layers: what it does to each parameter, where they differ.
 
     Example:
         >>> limit = SGDLimit(SGDSettings(step_size=1.0, momentum=0.5))
@@ -40,33 +40,39 @@ class SGDLimit(OptimizerLimit):
 
     settings: SGDSettings
     layers: Layers | None = None
-    nesterov: bool = False
 
     @staticmethod
     def of(settings: SGDSettings, layers: Layers | None = None) -> SGDLimit:
         """The limit that goes with the settings: `NormalizedLimit` if they say so."""
         return (NormalizedLimit if settings.normalized else SGDLimit)(settings, layers)
 
-    def at_finite_n(self, optimizer: torch.optim.Optimizer | None = None) -> SGDLimit:
-        """The same for steps that are taken one by one, as an optimizer, if any, takes them.
+    def at_finite_n(self) -> SGDLimit:
+        """The same limit, if there are steps that are taken one by one.
 
         Raises:
-            ValueError: if the loss is not minimised by plain SGD, with the same settings for all
-                parameters, or c_delta is 0: there are no steps then.
+            ValueError: if the loss is not minimised by plain SGD, or c_delta is 0: there are no
+                steps then.
         """
-        self.settings.check_plain("the reduced chain")
-        if self.layers is not None:
-            raise ValueError(
-                "expected one group of settings for both layers for the reduced chain, got layers "
-                "that differ: their limit is in problem.dynamics(optimizer)"
-            )
+        for settings in (self.settings, *(self.layers.settings.values() if self.layers else ())):
+            if settings is not None:
+                settings.check_plain("the reduced chain")
         if self.step_size == 0:
             raise ValueError(
                 "expected step_size > 0, got 0: gradient flow is a limit and takes no steps"
             )
-        # the effective dynamics, and so the settings, do not depend on it
-        nesterov = optimizer is not None and bool(optimizer.param_groups[0]["nesterov"])
-        return replace(self, nesterov=nesterov)
+        return self
+
+    def step(self, dim: int, name: str | None = None) -> SGDStep | None:
+        """How a parameter takes its steps at dimension n; None if it does not move.
+
+        Args:
+            dim: n.
+            name: of the parameter, where they differ; None: as the reference.
+        """
+        settings = self.settings
+        if self.layers is not None and name is not None:
+            settings = self.layers.settings[name]
+        return None if settings is None else SGDStep(settings, settings.step_size / dim)
 
     @property
     def step_size(self) -> float:
@@ -90,7 +96,9 @@ class SGDLimit(OptimizerLimit):
             ValueError: if the field lacks one of the two and the settings need it.
         """
         name = type(field).__name__
-        ridges = (self.settings.weight_decay,) if self.layers is None else self.layers.ridges
+        ridges = (
+            (self.settings.weight_decay,) if self.layers is None else [*self.layers.ridges.values()]
+        )
         if any(ridges) and type(field).decay is VectorField.decay:
             raise ValueError(
                 f"expected weight_decay 0 for {name}, got {max(ridges):g}: the field does not say "
@@ -101,6 +109,13 @@ class SGDLimit(OptimizerLimit):
                 f"expected one group of settings for all parameters of {name}, got groups that "
                 "differ: the field does not say which parameter is behind which statistic"
             )
+        if self.layers is not None:
+            lacking = {*(field.parameter_names or ())} - {*self.layers.settings}
+            if lacking:
+                raise ValueError(
+                    f"expected settings for each parameter behind the statistics of {name}, got "
+                    f"none for {', '.join(sorted(lacking))}: None says that one does not move"
+                )
 
     def rates(
         self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
@@ -140,62 +155,23 @@ class SGDLimit(OptimizerLimit):
             return self.settings.drift_factor, self.settings.sign, self.settings.weight_decay
         blocks = [(name, len(list(same))) for name, same in groupby(field.parameter_names or ())]
 
-        def spread(pair: tuple[float, float]) -> Tensor:
+        def spread(of: dict[str, float]) -> Tensor:
             # filled where u is: numbers copied from the host would be waited for
-            values = [
-                u.new_full((count,), pair[0 if name == "first" else 1]) for name, count in blocks
-            ]
-            return torch.cat(values)
+            return torch.cat([u.new_full((count,), of[name]) for name, count in blocks])
 
         layers = self.layers
         return spread(layers.speeds), spread(layers.signs), spread(layers.ridges)
 
     def _second_order_speed(self, field: VectorField) -> float:
-        if self.layers is None:
+        name = field.quadratic_in
+        if self.layers is None or name is None:
             return self.settings.drift_factor * self.settings.sign
-        layer = 0 if field.quadratic_in == "first" else 1
-        return self.layers.speeds[layer] * self.layers.signs[layer]
+        return self.layers.speeds[name] * self.layers.signs[name]
 
     def describe(self) -> dict[str, Any]:
         """The settings, and those of the layers."""
         layers = {} if self.layers is None else self.layers.describe()
         return {**self.settings.describe(), **layers}
-
-    # --- steps at a finite n ----------------------------------------------------------------------
-
-    def update(
-        self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, lr: float, first: bool
-    ) -> None:
-        """One step of torch.optim.SGD on a parameter and its momentum buffer, in place."""
-        settings = self.settings
-        if settings.weight_decay:
-            gradient = gradient.add_(parameter, alpha=settings.weight_decay)
-        if not settings.momentum:
-            parameter.sub_(gradient, alpha=lr)
-            return
-        if first:  # torch starts with the gradient, undamped
-            buffer.copy_(gradient)
-        else:
-            buffer.mul_(settings.momentum).add_(gradient, alpha=1 - settings.dampening)
-        if self.nesterov:
-            parameter.sub_(gradient, alpha=lr).sub_(buffer, alpha=lr * settings.momentum)
-        else:
-            parameter.sub_(buffer, alpha=lr)
-
-    def update_rows(
-        self, rows: Float[Tensor, "K columns S"], buffer: Float[Tensor, "held columns S"],
-        pull: Float[Tensor, "B K S"], x: Float[Tensor, "B columns S"], *, lr: float, first: bool,
-    ) -> None:  # fmt: skip
-        """`update` along the mean of the outer products pull x^T; held = 0 without momentum."""
-        settings = self.settings
-        if settings.momentum or settings.batch_size > 1:
-            gradient = (pull[:, :, None] * x[:, None]).mean(0)
-            self.update(rows, buffer, gradient, lr=lr, first=first)
-            return
-        # the same without an array for the gradient
-        if settings.weight_decay:
-            rows.mul_(1 - lr * settings.weight_decay)
-        rows.addcmul_(pull[0][:, None], x[0], value=-lr)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class MixtureField(VectorField):
         weights: the probabilities of the components, shape ``(A,)``; None: all the same.
     """
 
-    quadratic_in = "first"
+    quadratic_in = "first.weight"
 
     def __init__(
         self,
@@ -44,7 +44,8 @@ class MixtureField(VectorField):
         self.coordinates: Tensor
         self.labels: Tensor
         self.weights: Tensor | None
-        self.parameter_names = ["second"] * width + ["first"] * (len(self.names) - width)
+        rest = len(self.names) - width
+        self.parameter_names = ["second.weight"] * width + ["first.weight"] * rest
 
     def split(
         self, u: Float[Tensor, "*batch k"]

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.optim.parameter_groups import Layers
+from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
-from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
+from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.relu_field import ReluField
 from torchlimits.problems.mixture.small_noise import FixedPointComponent
 from torchlimits.problems.mixture.small_noise_field import SmallNoiseField
@@ -99,28 +99,8 @@ class GaussianMixture(TrainableMixture, Problem):
             `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        layers = None
-        if optimizer is None or step_size is not None:
-            settings = SGDSettings.chosen(
-                optimizer, dim, self.ridge, step_size, momentum, batch_size
-            )
-        else:
-            found = Layers.of(
-                optimizer, width=self.width, dims={self.dim, dim}, dim=dim, batch_size=batch_size
-            )
-            if isinstance(found, Layers):
-                found.check_beside(ridge=self.ridge, momentum=momentum)
-                settings, layers = found.reference, found
-            else:
-                found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
-                settings = found
-        place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
-        place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
-        if self.snr == math.inf:
-            field = SmallNoiseField(**place)
-        else:
-            field = ReluField(level=level, **place)
-        limit = SGDLimit.of(settings, layers)
+        limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        field = self._field(dim, level)
         return MixtureDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
 
     def reduced_chain(
@@ -128,15 +108,27 @@ class GaussianMixture(TrainableMixture, Problem):
         momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
     ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
-        dynamics = self.dynamics(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
-        )
-        limit = dynamics.limit.at_finite_n(optimizer)
-        if dynamics.dim < len(self.directions) + 1:
-            raise ValueError(
-                f"expected dim > {len(self.directions)}, the number of directions, got {dim}"
-            )
-        return MixtureChain(dynamics.field, limit)
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
+        limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        return MixtureChain(self._field(dim), limit.at_finite_n())
+
+    def _limit(
+        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
+        batch_size: int, dim: int,
+    ) -> SGDLimit:  # fmt: skip
+        return chosen_limit(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
+            ridge=self.ridge, dim=dim,
+            parameters={"first.weight": (self.width, None), "second.weight": (1, self.width)},
+            dims={self.dim, dim},
+        )  # fmt: skip
+
+    def _field(self, dim: int, level: int = 0) -> MixtureField:
+        place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
+        place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
+        if self.snr == math.inf:
+            return SmallNoiseField(**place)
+        return ReluField(level=level, **place)
 
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.

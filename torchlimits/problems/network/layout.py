@@ -74,6 +74,12 @@ class Layout:
         return [entry for name, shape, half in shapes for entry in entry_names(name, shape, half)]
 
     @property
+    def shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """The shape of each parameter; None stands for N."""
+        bias: dict[str, tuple[int | None, ...]] = {self.bias: (self.width,)} if self.bias else {}
+        return {**self.head, **bias, self.weight: (self.width, None)}
+
+    @property
     def parameter_names(self) -> list[str]:
         """The name of the parameter behind each statistic."""
         _, biases, overlaps, grams = self._sizes

@@ -44,16 +44,18 @@ class SpikedChain(ReducedChain):
         signal, across = m[None, None], r2.sqrt()[None, None]
         if self.limit.settings.momentum:
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
+        step = self.limit.step(self.dim)
+        assert step is not None
         frame = Frame(self.dim, signal.clone(), across.clone(), samples=1)
         blocks = ahead(frame.vectors(generator), starts.device)
         vectors = (z for block in blocks for z in block)
         recorded = [starts]
-        for step in range(at[-1]):
+        for number in range(at[-1]):
             z = next(vectors)
             rows = frame.take_up(z)
             x, velocity = rows[:1], rows[1:]
-            self.limit.update(x, velocity, self._gradient(x, z), lr=self.lr, first=step == 0)
-            if step + 1 == at[len(recorded)]:
+            step.update(x, velocity, self._gradient(x, z), first=number == 0)
+            if number + 1 == at[len(recorded)]:
                 recorded.append(torch.stack([x[0, 0], x[0, 1:].square().sum(0)], dim=-1))
         return recorded
 

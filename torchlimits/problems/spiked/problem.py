@@ -216,7 +216,7 @@ class SpikedTensor(Problem):
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
         )
-        limit = dynamics.limit.at_finite_n(optimizer)
+        limit = dynamics.limit.at_finite_n()
         return SpikedChain(order=self.order, snr=self.snr, dim=dynamics.dim, limit=limit)
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:

@@ -1,0 +1,156 @@
+"""`FirstLayerChain`: the exact chain of a network whose first layer is linear, whatever follows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from itertools import groupby
+from math import prod
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from torchlimits import _linalg
+from torchlimits._threads import ahead
+from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
+from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.optim.sgd_step import SGDStep
+from torchlimits.problems.network.components import cumulative, drawn_components
+from torchlimits.problems.network.geometry import check_gram
+from torchlimits.problems.network.layout import Layout
+
+#: a batch: vectors (B or more, columns, S) in the coordinates of a frame, and the samples' labels
+Batch = tuple[Tensor, Tensor]
+
+
+class FirstLayerChain(ReducedChain):
+    r"""SGD's statistics (theta, b, m, R) at dimension N, exact in law.
+
+    The loss depends on a sample x through h = W x + b and the label y alone, and y on x through
+    its component and its coordinates along d directions. So one step of SGD,
+
+    .. math::
+        W \leftarrow (1 - \delta\alpha) W - \frac\delta B \sum_b g_b x_b^T, \qquad
+        g_b = \partial_h l(h_b, y_b),
+
+    needs of W only its rows' coordinates in a frame that they and the batch span
+    (`torchlimits.dynamics.reduced_chain.Frame`), of which m and R are overlaps and Gram matrix;
+    theta and b are carried as they are. Every parameter has its own options of SGD, and with
+    momentum the buffer's rows are carried beside those of W.
+
+    Chains are in the last dimension of all that is carried along, the fastest.
+
+    Args:
+        layout: of the statistics.
+        coordinates: the means in the directions, ``(A, d)``.
+        weights: the probabilities of the components, ``(A,)``; None: all the same.
+        snr: lambda.
+        dim: N.
+        limit: what the optimizer does.
+    """
+
+    def __init__(
+        self, layout: Layout, *, coordinates: Float[Tensor, "A d"],
+        weights: Float[Tensor, " A"] | None, snr: float, dim: int, limit: SGDLimit,
+    ) -> None:  # fmt: skip
+        super().__init__(layout.names, dim, limit)
+        self.layout, self.coordinates, self.weights = layout, coordinates, weights
+        self.snr, self.batch_size = snr, limit.settings.batch_size
+        self._check_room()
+
+    def _check_room(self) -> None:
+        d, K = self.layout.directions, self.layout.width
+        if self.dim < d + K:
+            raise ValueError(
+                f"expected dim >= directions + width = {d} + {K} = {d + K} for the reduced chain, "
+                f"got {self.dim}: the rows of W have no room"
+            )
+
+    @abstractmethod
+    def _gradients(
+        self, theta: Float[Tensor, "P S"], h: Float[Tensor, "B K S"], target: Tensor
+    ) -> tuple[Float[Tensor, "P S"], Float[Tensor, "B K S"]]:
+        """dl/dtheta, the mean over the batch, and dl/dh of each sample."""
+
+    @abstractmethod
+    def _labels(
+        self, x_parallel: Float[Tensor, "steps B d S"], component: Int[Tensor, "steps B S"],
+        generator: torch.Generator | None,
+    ) -> Tensor:  # fmt: skip
+        """Labels of the samples of some steps; their first dimension is that of the steps."""
+
+    def _walk(
+        self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
+    ) -> list[Float[Tensor, "S k"]]:
+        theta, b, m, R = self.layout.split(starts)
+        check_gram(R)
+        # a copy even of one start, whose transpose is contiguous as it is
+        theta, b = (x.mT.clone(memory_format=torch.contiguous_format) for x in (theta, b))
+        K = self.layout.width
+        of_head, of_bias, of_rows = self._steps()
+        signal, across = m.permute(1, 2, 0), _linalg.psd_sqrt(R).permute(1, 2, 0)
+        if of_rows is not None and of_rows.has_buffer:  # its rows are below those of W
+            signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
+        frame = Frame(self.dim, signal, across, samples=self.batch_size, moved=K)
+        blocks = ahead(self._samples(frame, generator), starts.device)
+        samples = (sample for block in blocks for sample in block)
+        head_buffer, bias_buffer = torch.zeros_like(theta), torch.zeros_like(b)
+        recorded = [starts]
+        for number in range(at[-1]):
+            x, target = next(samples)
+            rows, first = frame.take_up(x), number == 0
+            W, velocity = rows[:K], rows[K:]
+            h = frame.products(W, x)  # (B, K, S)
+            if self.layout.bias:
+                h += b
+            by_theta, pull = self._gradients(theta, h, target)
+            for part, step in of_head:
+                step.update(theta[part], head_buffer[part], by_theta[part], first=first)
+            if of_bias is not None:
+                of_bias.update(b, bias_buffer, pull.mean(0), first=first)
+            if of_rows is not None:
+                of_rows.update_rows(W, velocity, frame.outside(pull), x, first=first)
+            if number + 1 == at[len(recorded)]:
+                recorded.append(self._statistics(theta, b, W))
+        return recorded
+
+    def _steps(self) -> tuple[list[tuple[slice, SGDStep]], SGDStep | None, SGDStep | None]:
+        """How the parts of theta that move take their steps, and the bias, and the rows of W."""
+        layout = self.layout
+        steps = [
+            step
+            for name, shape in layout.head.items()
+            for step in [self.limit.step(self.dim, name)] * prod(shape)
+        ]
+        parts: list[tuple[slice, SGDStep]] = []
+        begin = 0
+        for step, same in groupby(steps):
+            end = begin + len(list(same))
+            if step is not None:
+                parts.append((slice(begin, end), step))
+            begin = end
+        bias = self.limit.step(self.dim, layout.bias) if layout.bias else None
+        return parts, bias, self.limit.step(self.dim, layout.weight)
+
+    def _samples(self, frame: Frame, generator: torch.Generator | None) -> Iterator[list[Batch]]:
+        """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
+        c = self.coordinates.to(frame.rows)
+        shares = cumulative(self.weights, c.device)
+        shape = (self.batch_size, frame.rows.shape[2])
+        for vectors in frame.vectors(generator):
+            size = (len(vectors), *shape)
+            component = drawn_components(len(c), shares, size, generator=generator, device=c.device)
+            means = c[component].movedim(-1, 2)
+            for x, mean in zip(vectors, means, strict=True):
+                x.mul_(self.snr**-0.5)[: self.batch_size, : frame.d].add_(mean)
+            along = torch.stack([x[: self.batch_size, : frame.d] for x in vectors])
+            yield list(zip(vectors, self._labels(along, component, generator), strict=True))
+
+    def _statistics(
+        self, theta: Float[Tensor, "P S"], b: Float[Tensor, "K S"],
+        W: Float[Tensor, "K columns S"],
+    ) -> Float[Tensor, "S k"]:  # fmt: skip
+        d = self.layout.directions
+        across = W[:, d:].movedim(-1, 0)
+        return self.layout.join(theta.mT, b.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
