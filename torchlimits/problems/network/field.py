@@ -182,7 +182,9 @@ class NetworkField(VectorField):
         Raises:
             ValueError: if the labels are no classes.
         """
-        return self._average(u, self.setting.right)
+        # right and wrong are a jump, however smooth head and loss are
+        stepwise = self.with_rule(self.rule._replace(smooth=False))
+        return stepwise._average(u, self.setting.right)
 
     def _average(self, u: Tensor, value: Any) -> Tensor:
         pieces = u.reshape(-1, u.shape[-1]).split(self._at_once)
