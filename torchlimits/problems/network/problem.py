@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.optim.chosen_limit import chosen_limit
+from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
