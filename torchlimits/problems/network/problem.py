@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -92,7 +91,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         weights: object = None, label_noise: float = 0.0, label_flips: object = None,
         ridge: float = 0.0, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Self:  # fmt: skip
+    ) -> NetworkProblem:  # fmt: skip
         """The problem of a module of one's own, whose linear layer ``first`` is all that sees x.
 
         Statistics and predictions carry the module's own parameter names (``2.weight[0,1]``),
