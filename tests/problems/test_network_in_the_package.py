@@ -1,16 +1,10 @@
 """What the rest of the package does with network problems: estimates, runs, pictures, conditions."""
 
-from functools import partial
-
-import pytest
 import torch
-from matplotlib import pyplot
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.nn import functional as F
 
 import torchlimits as tl
-from torchlimits.ensemble import checkpoint
 
 
 def generator(seed=0):
@@ -80,8 +74,17 @@ def test_theory_at_a_point_is_what_data_say_there():
     assert torch.allclose(found.u, u)
     assert found.names == problem.names
     assert rms(deviations(found.drift, dynamics.drift(u))) < 1.4
-    assert rms(deviations(found.corrector, dynamics.corrector(u)[found.corrector.standard_error > 0]
-                          if False else dynamics.corrector(u))) < 1.8
+    assert (
+        rms(
+            deviations(
+                found.corrector,
+                dynamics.corrector(u)[found.corrector.standard_error > 0]
+                if False
+                else dynamics.corrector(u),
+            )
+        )
+        < 1.8
+    )
     # a step's covariance, of the statistics' own
     own, error = found.increment_covariance.value, found.increment_covariance.standard_error
     theory = dynamics.diffusion(u) / problem.dim

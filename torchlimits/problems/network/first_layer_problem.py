@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,15 +19,14 @@ _AT_ONCE = 256
 
 
 class FirstLayerProblem(Trainable):
-    """Starts and limits of any head: `NetworkProblem`, `GaussianMixture`.
+    """Starts and limits of any head: `NetworkProblem`, `GaussianMixture`."""
 
-    Attributes:
-        layout: of the statistics.
-        ridge: alpha.
-    """
-
-    layout: Layout
     ridge: float
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The order and names of the statistics."""
 
     def starts(
         self, count: int, *, generator: torch.Generator | None = None

@@ -126,7 +126,7 @@ class TrainableNetwork(Trainable):
         return self.means.shape[1]
 
     @property
-    def layout(self) -> Layout:  # type: ignore[override]
+    def layout(self) -> Layout:
         """The order and names of the statistics."""
         return self.setting.layout
 
