@@ -1,4 +1,4 @@
-"""What the rest of the package does with network problems: estimates, runs, pictures, conditions."""
+"""What the rest of the package does with network problems: estimates, runs, pictures."""
 
 import torch
 from torch import nn
