@@ -242,6 +242,38 @@ def test_both_conventions_have_the_same_limit():
     assert torch.allclose(first.std, second.std, rtol=1e-3, atol=1e-7)
 
 
+def test_a_learning_rate_for_each_layer_has_a_limit_in_both_conventions():
+    """eta/N and eta_v/N, or eta and eta_v/N: one ODE, which the exact chain follows."""
+    N, eta, eta_v, times = 300, 0.7, 0.3, torch.tensor([0.0, 0.7], **DOUBLE)
+    found, u = [], None
+    for convention, lr in (("torch", eta / N), ("sqrt", eta)):
+        problem = problem_of(width=2, teacher_width=2, dim=N, noise=0.2, convention=convention)
+        if u is None:
+            u = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
+        model = problem.model()
+        optimizer = torch.optim.SGD(
+            [{"params": model.first.parameters(), "lr": lr},
+             {"params": model.head.parameters(), "lr": eta_v / N}]
+        )  # fmt: skip
+        clock = lr / (eta / N)
+        path = problem.dynamics(optimizer).solve(u, clock * times, rtol=1e-6)
+        chain = problem.reduced_chain(optimizer).run(
+            u, steps=round(0.7 * N / eta), runs=200, every=round(0.7 * N / eta),
+            generator=torch.Generator().manual_seed(1),
+        )  # fmt: skip
+        assert rms(deviations(chain, path)) < 1.6
+        found.append(path.final)
+    assert torch.allclose(found[0], found[1], atol=1e-5)
+    one_rate = problem.dynamics  # of the second layer beside the first
+    with pytest.raises(ValueError, match=r"whose learning rate is 1 times"):
+        one_rate(torch.optim.SGD(model.parameters(), lr=eta))
+    slow = torch.optim.SGD(
+        [{"params": model.first.parameters(), "lr": 0.0},
+         {"params": model.head.parameters(), "lr": eta_v / N}]
+    )  # fmt: skip
+    assert problem.dynamics(slow).names == problem.names
+
+
 @pytest.mark.parametrize("convention", ["torch", "sqrt"])
 def test_terms_are_those_of_one_step(convention):
     """Drift and corrector against naive averages over data in the full space."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
+from torchlimits._stateless import called, places
 from torchlimits.problems.network.module import FirstLayer
 from torchlimits.problems.two_layer import MatrixProduct
 from torchlimits.statistics.quadratic import Gradient, OuterGradient

@@ -12,6 +12,7 @@ from torch.func import stack_module_state
 
 from torchlimits import _checks
 from torchlimits._dir import OwnNames
+from torchlimits._stateless import called, places
 from torchlimits.statistics.summary import SummaryStatistics
 
 

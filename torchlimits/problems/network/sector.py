@@ -13,8 +13,11 @@ from torch import Tensor
 from torchlimits.problems.network.closed_form import outer
 from torchlimits.problems.network.orthants import divided, extended, root_and_quarter
 
-#: angles in an integral, about, and the fewest and most between two of its kinks
-_ANGLES, _FEWEST, _MOST = 240, 8, 48
+#: where fields with less than this part of their variance outside the plane are 0, the integrand
+#: all but has a kink, unless that is so close to an end
+_APART, _EDGE = 0.3, 1e-9
+#: angles where there is no kink, fewer for each, and the fewest between two
+_MOST, _FEWER, _FEWEST = 48, 8, 20
 #: fields with less than this part of their variance outside the plane lie in it
 _ROUNDING = 1e-14
 #: variance outside the plane, as a part of the field's own, that those are given: without, or with
@@ -40,7 +43,7 @@ def sector(
     (Stein's identity thrice). The integral is not, in general: its derivative by S_cd is the
     probability that four fields are positive, which has no elementary form (Schlaefli). It is a
     Gauss-Legendre rule between the angles where fields of the plane change sign, exact to
-    some 1e-9.
+    some 1e-8.
 
     Args:
         S: covariance of the x, shape ``(..., L, L)``.
@@ -59,9 +62,9 @@ def sector(
         theta = torch.acos(r.clamp(-1, 1))
         rays = _Rays(S, p, q, r, a)
         if not any(x.requires_grad for x in (S, p, q, r, a)):
-            alpha, weight = _rule(p, q, theta)
+            alpha, weight = _rule(rays, theta)
             return (weight * rays.value(alpha)[0]).sum(-1)
-        value, by_S, by_p, by_q, by_a = _integral(rays, *_rule(p, q, theta))
+        value, by_S, by_p, by_q, by_a = _integral(rays, *_rule(rays, theta))
         # what the sector gains at its first ray when theta falls
         edge = rays.value((theta - math.pi / 2)[..., None])[0][..., 0]
         by_r = divided(edge, (1 - r.square()).clamp_min(0).sqrt())
@@ -76,6 +79,8 @@ class _Rays:
         left = outside.diagonal(dim1=-2, dim2=-1)
         # q has a division by the sine of theta behind it
         rounding = _ROUNDING / (1 - r.square()).clamp_min(_ROUNDING).sqrt()
+        #: the part of each field's variance that is outside the plane
+        self.apart = left / variance.clamp_min(1e-300)
         free = left > rounding[..., None] * variance
         left = left.where(free, _OUTSIDE * variance)
         outside = (outside * outer(free.to(S))).diagonal_scatter(left, dim1=-2, dim2=-1)
@@ -135,14 +140,19 @@ def _integral(rays: _Rays, alpha: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
     return (weight * value).sum(-1), (weight[..., None, None] * by_S).sum(-3), *sums
 
 
-def _rule(p: Tensor, q: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles ``(..., n)`` and weights, between the angles where fields of the plane are 0."""
-    L = p.shape[-1]
+def _rule(rays: _Rays, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles ``(..., n)`` and weights, between those where fields close to the plane are 0."""
     start, length = (theta - math.pi / 2)[..., None], (math.pi - theta)[..., None]
-    turns = torch.remainder(torch.atan2(q, p) + math.pi / 2 - start, math.pi)
-    ends = [torch.zeros_like(length), turns.minimum(length).sort(-1).values, length]
+    turns = torch.remainder(torch.atan2(rays.q, rays.p) + math.pi / 2 - start, math.pi)
+    # y and z, say, are 0 at the ends
+    inside = (turns > _EDGE) & (turns < length - _EDGE)
+    apart = rays.apart.where(inside, 1.0)
+    count = int((apart < _APART).sum(-1).max())
+    nearest = turns.gather(-1, apart.argsort(-1)[..., :count])
+    ends = [torch.zeros_like(length), nearest.minimum(length).sort(-1).values, length]
     cuts = torch.cat(ends, dim=-1)
-    x, weight = _unit_rule(min(_MOST, max(_FEWEST, _ANGLES // (L + 1))), p.dtype, p.device)
+    points = max(_FEWEST, _MOST - _FEWER * count)
+    x, weight = _unit_rule(points, theta.dtype, theta.device)
     widths = cuts.diff(dim=-1)[..., None]
     alpha = start[..., None] + cuts[..., :-1, None] + widths * x
     return alpha.flatten(-2), (widths * weight).flatten(-2)

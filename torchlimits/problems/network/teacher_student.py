@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -83,6 +83,8 @@ class TeacherStudent(NetworkProblem):
         >>> problem = tl.TeacherStudent(dim=500, width=2, teacher_width=2, train_second_layer=False)
         >>> Q = torch.diag(torch.tensor([0.2, 0.3], dtype=torch.float64))
         >>> start = problem.from_order_parameters(Q, torch.tensor([[0.05, 0.0], [0.0, 0.0]]))
+        >>> problem.order_parameters(start)[1].round(decimals=3).tolist()  # C
+        [[0.05, 0.0], [0.0, 0.0]]
         >>> path = problem.dynamics(step_size=0.1).solve(start, [0.0, 20.0, 60.0], rtol=1e-5)
         >>> errors = problem.generalization_error(path.values)  # on the plateau, and beyond
         >>> [round(float(error), 4) for error in errors]
@@ -130,6 +132,27 @@ class TeacherStudent(NetworkProblem):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **self._arguments), ()
+
+    @classmethod
+    def of(cls, model: nn.Module, first: str = "0", **given: Any) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refused: student and teacher are made by the class; your own module has another way.
+
+        Args:
+            model, first, given: as in `NetworkProblem.of`, which takes them.
+
+        Raises:
+            TypeError: always.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> tl.TeacherStudent.of(torch.nn.Linear(10, 2))
+            Traceback (most recent call last):
+            TypeError: expected NetworkProblem.of(...) for a module of your own, got ...
+        """
+        raise TypeError(
+            "expected NetworkProblem.of(...) for a module of your own, got TeacherStudent.of: "
+            "give the teacher there as labels=, a function of x_parallel"
+        )
 
     def generalization_error(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """Half the mean square of student minus teacher, without label noise, shape ``(...)``.
@@ -241,7 +264,7 @@ class TeacherStudent(NetworkProblem):
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None,
+        batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(
