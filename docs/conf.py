@@ -68,6 +68,7 @@ suppress_warnings = ["ref.python"]  # of a name that several classes have, the n
 WITHOUT_A_PAGE = [
     "Entries",
     "Estimator",
+    r"FirstLayer(?:Chain|Field)(?:\.averages)?",
     "Follower",
     "Gram",
     "PARTS",

@@ -9,7 +9,7 @@ b. Three classes, a head with two hidden layers (GELU, tanh) and biases: risk an
    held-out data over their prediction, with the band of runs at this dimension, and gradient flow
    beside them.
 c. Phase retrieval: the time to escape from the equator grows like log(N)/8 for a small learning
-   rate. The exact chain up to N = 500; a step of it costs the same at every N, but there are
+   rate. The exact chain up to N = 1000; a step of it costs the same at every N, but there are
    N log N of them. Up to N = 10^9 the linear-noise law on the equator, and the ODE from there.
 d. Label noise: the error that SGD ends at, against its learning rate, beside the law of Goldt et
    al., which is its first order.
@@ -257,7 +257,7 @@ def escape(options: Options, console: Console) -> Figure:
     figure = Figure(figsize=(5.6, 4.0), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="$N$", ylabel="limit time of the exit")
     dims = [10**p for p in range(3, 6 if options.smoke else 10)]
-    exact = [100] if options.smoke else [100, 200, 500]
+    exact = [100] if options.smoke else [100, 200, 500, 1000]
     for c, colour in ((0.05, RED), (1e-3, BLUE)):
         times = [float(exits_of_limit(n, c).mean()) for n in dims]
         label = rf"$c = {c:g}$: linear noise, then the ODE"
@@ -283,6 +283,8 @@ def escape(options: Options, console: Console) -> Figure:
             console.print(
                 f"  N = {n}: {mean:.3f} ± {error:.3f}{beside}", highlight=False, soft_wrap=True
             )
+    eighth = [times[-1] + math.log(n / dims[-1]) / 8 - 0.15 for n in dims]
+    axes.plot(dims, eighth, "--", color=GREY, linewidth=1, label="slope 1/8")
     axes.set_title("phase retrieval: escape from the equator $m = 0$", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
     return figure

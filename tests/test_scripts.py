@@ -171,6 +171,22 @@ def test_pictures(script, arguments, picture, found, tmp_path):
     assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        pytest.param("a", "the plateau for eta -> 0 is 0.011611", marks=pytest.mark.slow),
+        pytest.param("b", "accuracy at t = 2", marks=pytest.mark.slow),
+        pytest.param("c", "theory 1/(2 rate) = 0.1252", marks=pytest.mark.slow),
+        ("d", "1.0086 (0.02), 1.0446 (0.1)"),
+    ],
+)
+def test_heads(part, found, tmp_path):
+    done = run("heads.py", "--part", part, "--smoke", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert found in done.stdout
+    assert (tmp_path / f"{part}.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("example", ["gelu", pytest.param("digits", marks=pytest.mark.slow)])
 def test_your_own(example, tmp_path):
     done = run("your_own.py", example, "--smoke", "--logdir", tmp_path)
