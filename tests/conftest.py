@@ -20,7 +20,7 @@ NOT_CHECKED = {
     *("problems.network.components", "problems.network.labels", "problems.network.checks"),
     *("problems.network.trainable", "problems.network.own_module", "problems.network.head"),
     *("problems.network.label_laws", "problems.network.law_checks"),
-    *("problems.mixture.coordinates", "problems.mixture.quality", "problems.mixture.success"),
+    *("problems.network.directions", "problems.mixture.quality", "problems.mixture.success"),
     *("problems.spiked.dynamics", "problems.spiked.equator", "problems.spiked.samplers"),
     *("problems.spiked.spike", "statistics.ready_made", "estimation.estimated"),
     *("statistics.accuracy", "statistics.activations", "statistics.fixed_data"),

@@ -69,7 +69,7 @@ class Network(Options):
         from torchlimits.problems.network.problem import NetworkProblem
 
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(self.seed)
+            torch.default_generator.manual_seed(self.seed)
             head = self._head()
         return NetworkProblem(
             dim=self.dim, width=self.width, head=head, loss=torch.nn.functional.cross_entropy,

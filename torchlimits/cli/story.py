@@ -126,9 +126,9 @@ class Story:
         shown, runs = self.options.shown, measured.runs
         with Console(stderr=True).status("drawing"):
             functions = self.options.performance(dynamics)
-            drawn = [with_performance(path, functions) for path in (measured, predicted)]
-            print(performance_text(*drawn, list(functions)), end="")
-            figures.save(figures.overlay(*drawn), folder.picture, dpi=120)
+            seen, expected = (with_performance(path, functions) for path in (measured, predicted))
+            print(performance_text(seen, expected, list(functions)), end="")
+            figures.save(figures.overlay(seen, expected), folder.picture, dpi=120)
             tensorboard.write(folder.path, measured=measured, predicted=predicted, max_runs=shown)
         drawn = ""
         if runs > 1:

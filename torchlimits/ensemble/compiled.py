@@ -39,7 +39,9 @@ def compiled_gradients(
         return loss(called(model, values, (x,), at=at), y)
 
     def gradients(values: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return torch.func.grad(loss_of)(values, x, y)
+        found = torch.func.grad(loss_of)(values, x, y)
+        # laid out as the parameters are, as autograd's are: fused optimizers read them so
+        return {name: g.contiguous() for name, g in found.items()}
 
     # torch.compile keeps what it made with the code, and refuses to make more than eight of one
     gradients.__code__ = gradients.__code__.replace()
@@ -53,7 +55,9 @@ def compiled_gradients(
 
     def set_all(x: Tensor, y: Tensor) -> None:
         for name, gradient in compiled(values, x, y).items():
-            parameters[name].grad = gradient
+            parameter = parameters[name]
+            same = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
 
     def first(x: Tensor, y: Tensor) -> None:
         nonlocal chosen

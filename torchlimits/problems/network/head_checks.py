@@ -122,8 +122,8 @@ def _check_used(network: nn.Module, dim: int) -> None:
     if unused:
         raise ValueError(
             f"expected outputs that depend on every trained parameter, got none that does on "
-            f"{', '.join(unused)} (in a copy of the network: a function made in __init__ that holds "
-            "the network itself does not go with copies): SGD leaves a parameter without a "
+            f"{', '.join(unused)} (in a copy of the network: a function made in __init__ that "
+            "holds the network itself does not go with copies): SGD leaves a parameter without a "
             "gradient where it is, whatever its weight decay; leave it out, or freeze it by "
             "requires_grad_(False)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torchlimits import _linalg
 from torchlimits.problems.network.scaled import Scaled
-from torchlimits.statistics import entries, gram, overlaps
+from torchlimits.statistics import entries, gram, overlaps, second_layer
 from torchlimits.statistics.entry_names import entry_names
 from torchlimits.statistics.quadratic import Quadratic
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
@@ -35,6 +35,7 @@ class Layout:
         weight: the name of W.
         bias: the name of b; None where there is none.
         scale: m and R are those of W / scale.
+        called: other names for statistics of the head's parameters that are rows, (1, K) or (K,).
 
     Example:
         >>> layout = Layout({"head.weight": (1, 2)}, width=2, directions=1, bias="first.bias")
@@ -50,6 +51,7 @@ class Layout:
     weight: str = "first.weight"
     bias: str | None = None
     scale: float = 1.0
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -66,7 +68,12 @@ class Layout:
         """The names of the statistics, in the order of u."""
         K, d = self.width, self.directions
         shapes: list[tuple[str, tuple[int, ...], bool]] = [
-            *((name, tuple(shape), False) for name, shape in self.head.items()),
+            *(
+                (self.called[name], shape[-1:], False)
+                if name in self.called
+                else (name, tuple(shape), False)
+                for name, shape in self.head.items()
+            ),
             *([("b", (K,), False)] if self.bias else []),
             *([("m", (K, d), False)] if d else []),
             ("R", (K, K), True),
@@ -75,9 +82,9 @@ class Layout:
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The shape of each parameter; None stands for N."""
+        """The shape of each parameter, in the order of modules; None stands for N."""
         bias: dict[str, tuple[int | None, ...]] = {self.bias: (self.width,)} if self.bias else {}
-        return {**self.head, **bias, self.weight: (self.width, None)}
+        return {self.weight: (self.width, None), **bias, **self.head}
 
     @property
     def parameter_names(self) -> list[str]:
@@ -122,7 +129,12 @@ class Layout:
         Args:
             directions: the orthonormal rows e_j, shape ``(d, N)``.
         """
-        functions: dict[str, StatisticFunction] = {name: entries(name) for name in self.head}
+        functions: dict[str, StatisticFunction] = {
+            self.called.get(name, name): second_layer(name)
+            if name in self.called and len(shape) == 2
+            else entries(name)
+            for name, shape in self.head.items()
+        }
         dims = {name: len(shape) for name, shape in self.head.items()}
         if self.bias:
             functions["b"], dims[self.bias] = entries(self.bias), 1

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
-from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -19,17 +17,15 @@ from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
+from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.sample_loss import Loss
 from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
 
-#: models drawn together by `starts`
-_AT_ONCE = 256
 
-
-class NetworkProblem(TrainableNetwork, Problem):
+class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     r"""Train output = head(W x + b), any head, by any loss on a Gaussian mixture with any labels.
 
     Data: :math:`x = c_a + \lambda^{-1/2} z`, z ~ N(0, I_N), component a drawn by its probability;
@@ -95,7 +91,7 @@ class NetworkProblem(TrainableNetwork, Problem):
         weights: object = None, label_noise: float = 0.0, label_flips: object = None,
         ridge: float = 0.0, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Self:  # fmt: skip
+    ) -> NetworkProblem:  # fmt: skip
         """The problem of a module of one's own, whose linear layer ``first`` is all that sees x.
 
         Statistics and predictions carry the module's own parameter names (``2.weight[0,1]``),
@@ -204,15 +200,11 @@ class NetworkProblem(TrainableNetwork, Problem):
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None,
+        batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
         if model is None and optimizer is not None:
             model = self._held_by(optimizer)
-        limit = chosen_limit(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
-            ridge=self.ridge, dim=dim, parameters=self.setting.layout.shapes,
-            dims={self.dim, dim}, model=model,
-        )  # fmt: skip
+        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model)
         if optimizer is not None:
             return limit
         return SGDLimit.of(limit.settings, self._unless_frozen(limit.settings))
@@ -220,7 +212,7 @@ class NetworkProblem(TrainableNetwork, Problem):
     def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
         """Settings for each parameter, if W or b is frozen."""
         trained = {name for name, p in self.template.named_parameters() if p.requires_grad}
-        names = self.setting.layout.shapes
+        names = self.layout.shapes
         if trained >= {*names}:
             return None
         return Layers(settings, {name: settings if name in trained else None for name in names})
@@ -243,22 +235,3 @@ class NetworkProblem(TrainableNetwork, Problem):
     def kinks(self) -> Kinks:
         """Where the gradient of a sample jumps, found by following it along random lines."""
         return kinks.found(self.setting)
-
-    def starts(
-        self, count: int, *, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "S k"]:
-        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
-
-        Args:
-            count: how many.
-            generator: of the starts, on the CPU.
-        """
-        _checks.positive_int("count", count)
-        found: list[Tensor] = []
-        # a model's weights are N/K times as many numbers: not all models at once
-        for done in range(0, count, _AT_ONCE):
-            some = (min(_AT_ONCE, count - done),)
-            model = self.model(replicas=some, generator=generator, device="cpu")
-            with torch.no_grad():
-                found.append(self.statistics(dict(model.named_parameters())).double())
-        return torch.cat(found)

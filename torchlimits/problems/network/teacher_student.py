@@ -264,7 +264,7 @@ class TeacherStudent(NetworkProblem):
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None,
+        batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.problems.mixture.coordinates import coordinates_of
 from torchlimits.problems.network import (
     checks,
     head_checks,
@@ -21,6 +20,7 @@ from torchlimits.problems.network import (
     law_checks,
 )
 from torchlimits.problems.network.components import GaussianComponents
+from torchlimits.problems.network.directions import coordinates_of
 from torchlimits.problems.network.head import Head
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.layout import Layout
@@ -124,6 +124,11 @@ class TrainableNetwork(Trainable):
     def dim(self) -> int:
         """N."""
         return self.means.shape[1]
+
+    @property
+    def layout(self) -> Layout:
+        """The order and names of the statistics."""
+        return self.setting.layout
 
     @property
     def names(self) -> list[str]:
