@@ -7,6 +7,7 @@ import pytest
 import torch
 from real_sgd import copies, train
 from scipy import stats
+from two_samples import alike
 
 import torchlimits as tl
 from torchlimits import _threads
@@ -36,41 +37,6 @@ def chain(problem, start, options, batch):
     return path.values.movedim(1, 0)[AT]
 
 
-def largest_z(a, b):
-    """Of means and of variances, over times and statistics, and how many there are."""
-    z = []
-    for power in (1, 2):
-        x, y = (t if power == 1 else (t - t.mean(1, keepdim=True)).square() for t in (a, b))
-        error = (x.var(1) / x.shape[1] + y.var(1) / y.shape[1]).sqrt()
-        moved = error > 1e-12
-        z.append(((x.mean(1) - y.mean(1)) / error)[moved])
-    z = torch.cat(z).abs()
-    return float(z.max()), len(z)
-
-
-def smallest_p(a, b):
-    """Of Kolmogorov-Smirnov tests of every statistic at every time, times their number."""
-    # an idle neuron's values are one, to rounding
-    a, b = (x.mul(1e10).round() for x in (a, b))
-    p = [
-        stats.ks_2samp(a[t, :, i].numpy(), b[t, :, i].numpy()).pvalue
-        for t in range(a.shape[0])
-        for i in range(a.shape[2])
-        if float(a[t, :, i].std()) > 0
-    ]
-    return min(p) * len(p)
-
-
-def bound(tests):
-    """Exceeded by chance once in a thousand times, by any of so many tests."""
-    return stats.norm.isf(0.5e-3 / tests)
-
-
-def alike(a, b):
-    z, tests = largest_z(a, b)
-    return z < bound(tests) and smallest_p(a, b) > 1e-3
-
-
 xor = partial(tl.GaussianMixture.xor, snr=4.0, ridge=0.1, dtype=torch.float64)
 binary = partial(tl.GaussianMixture.binary, snr=1.0, ridge=0.1, dtype=torch.float64)
 spiked = partial(tl.SpikedTensor, snr=1.5, ridge=0.1, dtype=torch.float64)
@@ -85,6 +51,7 @@ CASES = {
     "xor, no room": (xor(dim=6, width=2), PLAIN, 1),
     "binary, three samples": (binary(dim=12, width=3), PLAIN, 3),
     "binary, more samples than room": (binary(dim=5, width=2), PLAIN, 6),
+    "xor, many samples, no room, momentum": (xor(dim=6, width=2), MOMENTUM, 9),
     "binary, momentum": (binary(dim=20, width=2), MOMENTUM, 1),
     "xor, Nesterov, two samples": (xor(dim=16, width=3), NESTEROV, 2),
     "binary, dampening": (binary(dim=20, width=2), DAMPED, 1),
@@ -199,6 +166,31 @@ def test_drift_and_diffusion_at_huge_dimensions(make, dim):
     assert float(((measured - D).abs() / (scale[:, None] * scale)).max()) < 0.06
     # negative control: the statistics in float32 would not have moved
     assert float(change.abs().max()) * t < 1e-7 or dim == 10**6
+
+
+def test_many_samples_outside_the_frame():
+    """Sums of them have the Gram matrix G^T W G, W a Wishart matrix: its mean and covariance."""
+    S, B, K, n = 20_000, 9, 3, 12
+    frame = Frame(n, torch.zeros(K, 1, S).double(), torch.zeros(K, K, S).double(), B, moved=K)
+    generator = torch.Generator().manual_seed(0)
+    x = next(frame.vectors(generator))[0]
+    assert x.shape == (B + K, 1 + K + K, S)
+    G = torch.randn(B, K, 1, generator=generator).double()
+    G[:, 2] = G[:, 0]  # and of rank two
+
+    def gram_of(weights):
+        moved = torch.einsum("bks,bcs->kcs", weights, x)[:, 1 + K :]
+        return torch.einsum("ics,jcs->sij", moved, moved)
+
+    pull = G.expand(B, K, S)
+    gram = gram_of(frame.outside(pull))
+    left, C = n - 1 - K, (G[..., 0].mT @ G[..., 0])
+    torch.testing.assert_close(gram.mean(0), left * C, rtol=0.03, atol=0.1)
+    variance = left * (C * C + torch.outer(C.diag(), C.diag()))
+    torch.testing.assert_close(gram.var(0), variance, rtol=0.06, atol=0.1)
+    # negative control: as if there were no other samples than the first three
+    few = gram_of(torch.cat([pull, pull[:K]]))
+    assert not torch.allclose(few.mean(0), left * C, rtol=0.2, atol=0.1)
 
 
 def test_compression_keeps_the_geometry():

@@ -347,9 +347,10 @@ def test_layers_that_cannot_be_told():
         (grouped(a, 0.1, {}, {"weight_decay": 0.2}), "of second.weight is not the problem's ridge"),
         (torch.optim.SGD(a.parameters(), lr=0.1, weight_decay=0.2), "=0.2 is not the problem's"),
     ):
-        with pytest.warns(UserWarning, match=message) as caught:
-            problem.dynamics(optimizer)
-        assert caught[0].filename == __file__  # it points to the user's line
+        for call in (problem.dynamics, problem.reduced_chain):
+            with pytest.warns(UserWarning, match=message) as caught:
+                call(optimizer)
+            assert caught[0].filename == __file__  # it points to the user's line
 
 
 def test_spiked_tensors_have_one_group():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -117,18 +118,32 @@ class ReducedChain(ABC):
 class Frame:
     """Coordinates of rows, shape (rows, columns, S): d signal directions, then the frame's.
 
+    Each of a step's B samples adds a direction, along which all of it lies that is outside the
+    frame. But a step moves K rows only, along G^T X with G (B, K) known from what is inside, and
+    rows of X that are independent normals outside. With G^T = L Q, L lower triangular and Q's rows
+    orthonormal, G^T X = L Z there, with K rows Z of independent normals. So where B is large the
+    samples are drawn inside the frame alone, and K more vectors outside; `outside` gives L.
+
     Args:
         dim: n.
         signal: the rows' overlaps with the signal directions, ``(rows, d, S)``.
         across: their coordinates in a frame orthogonal to it, ``(rows, columns, S)``.
-        samples: B, of one step; each adds a direction.
+        samples: B, of one step.
+        moved: K, the rows that a step moves by combinations of its samples.
     """
 
-    def __init__(self, dim: int, signal: Tensor, across: Tensor, samples: int) -> None:
+    def __init__(
+        self, dim: int, signal: Tensor, across: Tensor, samples: int, moved: int = 1
+    ) -> None:
         self.d = signal.shape[1]
         self.space = dim - self.d  # dimensions orthogonal to the signal
         self.samples = samples
-        columns = self.d + len(signal) + max(_FRESH, samples)
+        #: whether the samples of a step are folded into fewer vectors outside the frame
+        self.folded = samples > max(moved, _FRESH)
+        #: directions that a step adds
+        self.new = moved if self.folded else samples
+        room = 2 * self.new if self.folded else self.new
+        columns = self.d + len(signal) + max(_FRESH, room)
         self.rows = signal.new_zeros(len(signal), columns, signal.shape[2])
         self.rows[:, : self.d] = signal
         self.rows[:, self.d : self.d + across.shape[1]] = across
@@ -137,12 +152,13 @@ class Frame:
 
     def vectors(
         self, generator: torch.Generator | None
-    ) -> Iterator[list[Float[Tensor, "samples columns S"]]]:
+    ) -> Iterator[list[Float[Tensor, "vectors columns S"]]]:
         """Isotropic standard normal vectors of n dimensions, for the steps until the frame is full.
 
         They are given in the frame's coordinates; what lies outside the frame is given along new
         directions. The b-th sample of a step has its last component along the b-th new direction,
-        and random components along the earlier ones.
+        and random components along the earlier ones. Where samples are folded, they come first,
+        with nothing along the new directions, and then the vectors outside, with nothing else.
         """
         used = self.used
         while True:
@@ -151,37 +167,68 @@ class Frame:
 
     def _until_full(
         self, used: int, generator: torch.Generator | None
-    ) -> list[Float[Tensor, "samples columns S"]]:
-        samples, S = self.samples, self.rows.shape[2]
-        widths = range(used + samples, self.rows.shape[1] + 1, samples)
+    ) -> list[Float[Tensor, "vectors columns S"]]:
+        S, new = self.rows.shape[2], self.new
+        widths = range(used + new, self.rows.shape[1] + 1, new)
+        sizes = [(self.samples, w - new, new, new) if self.folded else (new, w) for w in widths]
+        counts = [sum(map(prod, zip(size[::2], size[1::2], strict=True))) for size in sizes]
         # all at once: short draws take longer
-        size = (samples * sum(widths), S)
         flat = torch.randn(
-            size, generator=generator, dtype=self.rows.dtype, device=self.rows.device
+            (sum(counts), S), generator=generator, dtype=self.rows.dtype, device=self.rows.device
         )
         vectors = [
-            piece.unflatten(0, (samples, -1)) for piece in flat.split([samples * w for w in widths])
+            self._vectors(piece, w) for piece, w in zip(flat.split(counts), widths, strict=True)
         ]
         for x in vectors:
-            for b in range(samples):
-                last = x.shape[1] - samples + b
-                if b + 1 < samples:
-                    x[b, last + 1 :] = 0
+            outside = x[-new:]
+            for b in range(new):
+                last = x.shape[1] - new + b
+                if b + 1 < new:
+                    outside[b, last + 1 :] = 0
                 left = self.space - (last - self.d)
                 if left > 0:
-                    x[b, last] = self._chi(left, S, generator)
+                    outside[b, last] = self._chi(left, S, generator)
             if x.shape[1] > self.d + self.space:  # there are no more directions
                 x[:, self.d + self.space :] = 0
         return vectors
 
+    def _vectors(
+        self, normal: Float[Tensor, "count S"], width: int
+    ) -> Float[Tensor, "vectors columns S"]:
+        """Normal variables where a step's vectors have some, in so many columns."""
+        if not self.folded:
+            return normal.unflatten(0, (self.samples, width))
+        B, new = self.samples, self.new
+        x = normal.new_zeros(B + new, width, normal.shape[1])
+        inside = B * (width - new)
+        x[:B, : width - new] = normal[:inside].unflatten(0, (B, width - new))
+        x[B:, width - new :] = normal[inside:].unflatten(0, (new, new))
+        return x
+
     def take_up(
-        self, vectors: Float[Tensor, "samples columns S"]
+        self, vectors: Float[Tensor, "vectors columns S"]
     ) -> Float[Tensor, "rows columns S"]:
         """The rows in the directions of a step's vectors, which now belong to the frame."""
-        if vectors.shape[1] < self.used + self.samples:
+        if vectors.shape[1] < self.used + self.new:
             self._compress()
         self.used = vectors.shape[1]
         return self.rows[:, : self.used]
+
+    def products(
+        self, rows: Float[Tensor, "K columns S"], vectors: Float[Tensor, "vectors columns S"]
+    ) -> Float[Tensor, "samples K S"]:
+        """Those of rows with a step's samples."""
+        if self.folded:
+            return torch.einsum("kcs,bcs->bks", rows, vectors[: self.samples])
+        return (rows * vectors[:, None]).sum(2)
+
+    def outside(self, pull: Float[Tensor, "samples K S"]) -> Float[Tensor, "vectors K S"]:
+        """How strongly rows are moved along all vectors, given how they are along the samples."""
+        if not self.folded:
+            return pull
+        across = pull.transpose(0, 1).clone()
+        _triangular(across)
+        return torch.cat([pull, across[:, : self.new].transpose(0, 1)])
 
     def _chi(self, freedom: int, count: int, generator: torch.Generator | None) -> Tensor:
         half = self.rows.new_full((count,), freedom / 2)
@@ -190,15 +237,20 @@ class Frame:
         return (2 * gamma).sqrt()
 
     def _compress(self) -> None:
-        """Turn the frame until each row has one column more than the one before (Householder)."""
+        """Turn the frame until each row has one column more than the one before."""
         across = self.rows[:, self.d :]
-        for j in range(len(across)):
-            mirror = across[j, j:].clone()
-            # a tenth of the time of linalg.vector_norm
-            length = mirror.square().sum(0).sqrt_()
-            mirror[0] += length.copysign(mirror[0])
-            half = mirror.square().sum(0).div_(2).clamp_min_(1e-300)  # of no row: 0 / 1e-300
-            along = (across[j:, j:] * mirror).sum(1).div_(half)
-            across[j:, j:].addcmul_(along[:, None], mirror, value=-1)
-            across[j, j + 1 :] = 0
+        _triangular(across)
         self.used = self.d + len(across)
+
+
+def _triangular(across: Float[Tensor, "rows columns S"]) -> None:
+    """Rotate rows, in place, until each has one column more than the one before (Householder)."""
+    for j in range(len(across)):
+        mirror = across[j, j:].clone()
+        # a tenth of the time of linalg.vector_norm
+        length = mirror.square().sum(0).sqrt_()
+        mirror[0] += length.copysign(mirror[0])
+        half = mirror.square().sum(0).div_(2).clamp_min_(1e-300)  # of no row: 0 / 1e-300
+        along = (across[j:, j:] * mirror).sum(1).div_(half)
+        across[j:, j:].addcmul_(along[:, None], mirror, value=-1)
+        across[j, j + 1 :] = 0

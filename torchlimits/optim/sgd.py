@@ -79,7 +79,8 @@ class SGDSettings:
             if len(values) > 1:
                 raise ValueError(
                     f"expected one {option} for all parameter groups, got {sorted(values)}: "
-                    "layers with their own settings are known for GaussianMixture.dynamics"
+                    "parameters with their own settings are known for networks, that is for "
+                    "GaussianMixture.dynamics and NetworkProblem.dynamics"
                 )
         return cls.of_group(
             groups[0], dim, batch_size, normalized=isinstance(optimizer, NormalizedSGD)

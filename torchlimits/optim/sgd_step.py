@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -63,20 +64,23 @@ class SGDStep:
 
     def update_rows(
         self, rows: Float[Tensor, "K columns S"], buffer: Float[Tensor, "held columns S"],
-        pull: Float[Tensor, "B K S"], x: Float[Tensor, "B columns S"], *, first: bool,
+        pull: Float[Tensor, "vectors K S"], x: Float[Tensor, "vectors columns S"], *, first: bool,
     ) -> None:  # fmt: skip
-        """Move rows along the mean of the outer products pull x^T.
+        """Move rows along the sum of the outer products pull x^T, over the batch size.
 
         Args:
             rows: what moves.
             buffer: of the momentum; held is 0 without it.
-            pull: dl/dh of each sample.
-            x: the samples.
+            pull: dl/dh of each sample, and the same for further vectors.
+            x: the samples, and those vectors, where there are some (many samples).
             first: whether this is the first step.
         """
         settings = self.settings
         if settings.momentum or settings.batch_size > 1:
-            gradient = (pull[:, :, None] * x[:, None]).mean(0)
+            if len(x) > settings.batch_size:
+                gradient = torch.einsum("bks,bcs->kcs", pull, x) / settings.batch_size
+            else:
+                gradient = (pull[:, :, None] * x[:, None]).mean(0)
             self.update(rows, buffer, gradient, first=first)
             return
         # the same without an array for the gradient

@@ -11,24 +11,20 @@ from torch import Tensor
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
-from torchlimits.optim.sgd import SGDSettings
-from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
+from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.relu_field import ReluField
 from torchlimits.problems.mixture.small_noise import FixedPointComponent
 from torchlimits.problems.mixture.small_noise_field import SmallNoiseField
 from torchlimits.problems.mixture.trainable import TrainableMixture
+from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.problem import Problem
 
-#: models drawn together by `starts`
-_AT_ONCE = 256
 
-
-class GaussianMixture(TrainableMixture, Problem):
+class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     r"""Classify :math:`X = c_a + Z/\sqrt\lambda` by a two-layer ReLU network.
 
     Data: :math:`Z \sim N(0, I_N)`; component a, drawn by its probability, has mean c_a and label
@@ -99,32 +95,8 @@ class GaussianMixture(TrainableMixture, Problem):
             `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        layers = None
-        if optimizer is None or step_size is not None:
-            settings = SGDSettings.chosen(
-                optimizer, dim, self.ridge, step_size, momentum, batch_size
-            )
-        else:
-            found = Layers.of(
-                optimizer,
-                parameters={"first.weight": (self.width, None), "second.weight": (1, self.width)},
-                dims={self.dim, dim},
-                dim=dim,
-                batch_size=batch_size,
-            )
-            if isinstance(found, Layers):
-                found.check_beside(ridge=self.ridge, momentum=momentum)
-                settings, layers = found.reference, found
-            else:
-                found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=3)
-                settings = found
-        place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
-        place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
-        if self.snr == math.inf:
-            field = SmallNoiseField(**place)
-        else:
-            field = ReluField(level=level, **place)
-        limit = SGDLimit.of(settings, layers)
+        limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        field = self._field(dim, level)
         return MixtureDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
 
     def reduced_chain(
@@ -132,10 +104,16 @@ class GaussianMixture(TrainableMixture, Problem):
         momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
     ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
-        dynamics = self.dynamics(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
-        )
-        return MixtureChain(dynamics.field, dynamics.limit.at_finite_n())
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
+        limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        return MixtureChain(self._field(dim), limit.at_finite_n())
+
+    def _field(self, dim: int, level: int = 0) -> MixtureField:
+        place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
+        place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
+        if self.snr == math.inf:
+            return SmallNoiseField(**place)
+        return ReluField(level=level, **place)
 
     def diffusive(self, at: Float[Tensor, " k"], step_size: float = 1.0) -> LinearDiffusion:
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.
@@ -156,25 +134,6 @@ class GaussianMixture(TrainableMixture, Problem):
             True
         """
         return self.dynamics(step_size=step_size).diffusive(at)
-
-    def starts(
-        self, count: int, *, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "S k"]:
-        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
-
-        Args:
-            count: how many.
-            generator: of the starts, on the CPU.
-        """
-        _checks.positive_int("count", count)
-        found: list[Tensor] = []
-        # a model's weights are N/K times as many numbers: not all models at once
-        for done in range(0, count, _AT_ONCE):
-            some = (min(_AT_ONCE, count - done),)
-            model = self.model(replicas=some, generator=generator, device="cpu")
-            with torch.no_grad():
-                found.append(self.statistics(dict(model.named_parameters())).double())
-        return torch.cat(found)
 
     def random_start(
         self, v: Float[Tensor, " K"]

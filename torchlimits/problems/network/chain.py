@@ -59,7 +59,8 @@ class NetworkChain(FirstLayerChain):
             output = self.setting.head(*inputs)
             mean = self.setting.losses.loss(output.flatten(0, 1), target.flatten(0, 1))
             count = mean.new_full((), target.shape[0] * target.shape[1])
-            return torch.autograd.grad(mean, inputs, count, materialize_grads=True)
+            by_theta, by_h = torch.autograd.grad(mean, inputs, count, materialize_grads=True)
+        return by_theta, by_h
 
     def _labels(
         self, x_parallel: Float[Tensor, "steps B d S"], component: Int[Tensor, "steps B S"],

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.problems.mixture.coordinates import distinct_up_to_sign
+from torchlimits.problems.network.directions import distinct_up_to_sign
 
 
 def is_module(name: str, value: object) -> None:

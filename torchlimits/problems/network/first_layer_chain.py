@@ -20,7 +20,7 @@ from torchlimits.problems.network.components import cumulative, drawn_components
 from torchlimits.problems.network.geometry import check_gram
 from torchlimits.problems.network.layout import Layout
 
-#: a batch: samples (B, columns, S) in the coordinates of a frame, and their labels
+#: a batch: vectors (B or more, columns, S) in the coordinates of a frame, and the samples' labels
 Batch = tuple[Tensor, Tensor]
 
 
@@ -92,7 +92,7 @@ class FirstLayerChain(ReducedChain):
         signal, across = m.permute(1, 2, 0), _linalg.psd_sqrt(R).permute(1, 2, 0)
         if of_rows is not None and of_rows.has_buffer:  # its rows are below those of W
             signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
-        frame = Frame(self.dim, signal, across, samples=self.batch_size)
+        frame = Frame(self.dim, signal, across, samples=self.batch_size, moved=K)
         blocks = ahead(self._samples(frame, generator), starts.device)
         samples = (sample for block in blocks for sample in block)
         head_buffer, bias_buffer = torch.zeros_like(theta), torch.zeros_like(b)
@@ -101,7 +101,7 @@ class FirstLayerChain(ReducedChain):
             x, target = next(samples)
             rows, first = frame.take_up(x), number == 0
             W, velocity = rows[:K], rows[K:]
-            h = (W * x[:, None]).sum(2)  # (B, K, S)
+            h = frame.products(W, x)  # (B, K, S)
             if self.layout.bias:
                 h += b
             by_theta, pull = self._gradients(theta, h, target)
@@ -110,7 +110,7 @@ class FirstLayerChain(ReducedChain):
             if of_bias is not None:
                 of_bias.update(b, bias_buffer, pull.mean(0), first=first)
             if of_rows is not None:
-                of_rows.update_rows(W, velocity, pull, x, first=first)
+                of_rows.update_rows(W, velocity, frame.outside(pull), x, first=first)
             if number + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(theta, b, W))
         return recorded
@@ -143,8 +143,8 @@ class FirstLayerChain(ReducedChain):
             component = drawn_components(len(c), shares, size, generator=generator, device=c.device)
             means = c[component].movedim(-1, 2)
             for x, mean in zip(vectors, means, strict=True):
-                x.mul_(self.snr**-0.5)[:, : frame.d].add_(mean)
-            along = torch.stack([x[:, : frame.d] for x in vectors])
+                x.mul_(self.snr**-0.5)[: self.batch_size, : frame.d].add_(mean)
+            along = torch.stack([x[: self.batch_size, : frame.d] for x in vectors])
             yield list(zip(vectors, self._labels(along, component, generator), strict=True))
 
     def _statistics(

@@ -28,7 +28,7 @@ class FirstLayer(nn.Linear):
 
 def has_bias(layer: nn.Linear) -> bool:
     """Whether a linear layer has biases; torch declares them in any case."""
-    return layer._parameters.get("bias") is not None
+    return getattr(layer, "bias", None) is not None
 
 
 class Network(OwnNames, nn.Module):

@@ -17,17 +17,15 @@ from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
+from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.sample_loss import Loss
 from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
 
-#: models drawn together by `starts`
-_AT_ONCE = 256
 
-
-class NetworkProblem(TrainableNetwork, Problem):
+class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     r"""Train output = head(W x + b), any head, by any loss on a Gaussian mixture with any labels.
 
     Data: :math:`x = c_a + \lambda^{-1/2} z`, z ~ N(0, I_N), component a drawn by its probability;
@@ -202,27 +200,19 @@ class NetworkProblem(TrainableNetwork, Problem):
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None,
+        batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
-        if optimizer is None or step_size is not None:
-            settings = SGDSettings.chosen(
-                optimizer, dim, self.ridge, step_size, momentum, batch_size
-            )
-            return SGDLimit.of(settings, self._unless_frozen(settings))
-        found = Layers.of(
-            optimizer, parameters=self.setting.layout.shapes, dims={self.dim, dim}, dim=dim,
-            batch_size=batch_size, model=self._held_by(optimizer) if model is None else model,
-        )  # fmt: skip
-        if isinstance(found, Layers):
-            found.check_beside(ridge=self.ridge, momentum=momentum, stacklevel=5)
-            return SGDLimit.of(found.reference, found)
-        found.check_beside(ridge=self.ridge, momentum=momentum)
-        return SGDLimit.of(found)
+        if model is None and optimizer is not None:
+            model = self._held_by(optimizer)
+        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model)
+        if optimizer is not None:
+            return limit
+        return SGDLimit.of(limit.settings, self._unless_frozen(limit.settings))
 
     def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
         """Settings for each parameter, if W or b is frozen."""
         trained = {name for name, p in self.template.named_parameters() if p.requires_grad}
-        names = self.setting.layout.shapes
+        names = self.layout.shapes
         if trained >= {*names}:
             return None
         return Layers(settings, {name: settings if name in trained else None for name in names})
@@ -245,22 +235,3 @@ class NetworkProblem(TrainableNetwork, Problem):
     def kinks(self) -> Kinks:
         """Where the gradient of a sample jumps, found by following it along random lines."""
         return kinks.found(self.setting)
-
-    def starts(
-        self, count: int, *, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "S k"]:
-        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
-
-        Args:
-            count: how many.
-            generator: of the starts, on the CPU.
-        """
-        _checks.positive_int("count", count)
-        found: list[Tensor] = []
-        # a model's weights are N/K times as many numbers: not all models at once
-        for done in range(0, count, _AT_ONCE):
-            some = (min(_AT_ONCE, count - done),)
-            model = self.model(replicas=some, generator=generator, device="cpu")
-            with torch.no_grad():
-                found.append(self.statistics(dict(model.named_parameters())).double())
-        return torch.cat(found)

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.problems.mixture.coordinates import coordinates_of
 from torchlimits.problems.network import (
     checks,
     head_checks,
@@ -21,6 +20,7 @@ from torchlimits.problems.network import (
     law_checks,
 )
 from torchlimits.problems.network.components import GaussianComponents
+from torchlimits.problems.network.directions import coordinates_of
 from torchlimits.problems.network.head import Head
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.layout import Layout
@@ -46,6 +46,8 @@ class TrainableNetwork(Trainable):
 
     #: the user's own module, whose copies start as its parts do; None: W ~ N(0, I/N), b = 0
     module: nn.Module | None = None
+    #: m and R are those of W over this, and so is the start
+    _scale: float = 1.0
 
     def __init__(
         self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels, snr: float,
@@ -90,7 +92,7 @@ class TrainableNetwork(Trainable):
         head = Head(network, first)
         layout = Layout(
             head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
-            bias=_named(first, "bias") if has_bias(layer) else None,
+            bias=_named(first, "bias") if has_bias(layer) else None, scale=self._scale,
         )  # fmt: skip
         self.statistics = layout.statistics(self.directions)
         output = head_checks.checked(head, network, self.width)
@@ -124,6 +126,11 @@ class TrainableNetwork(Trainable):
         return self.means.shape[1]
 
     @property
+    def layout(self) -> Layout:
+        """The order and names of the statistics."""
+        return self.setting.layout
+
+    @property
     def names(self) -> list[str]:
         """The names of the summary statistics, in the order of u."""
         return self.setting.layout.names
@@ -150,7 +157,8 @@ class TrainableNetwork(Trainable):
         def one() -> nn.Module:
             network = copy.deepcopy(self.template)
             whole = self.module is None
-            restarted(network, self.first if whole else None, generator, device)
+            first = self.first if whole else None
+            restarted(network, first, generator, device, scale=self._scale)
             return network.to(device=device, dtype=dtype)
 
         if not replicas:
