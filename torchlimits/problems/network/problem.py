@@ -224,7 +224,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         own = {id(p) for p in self.module.parameters()}
         groups = getattr(optimizer, "param_groups", [])
         held = any(id(p) in own for group in groups for p in group["params"])
-        return self.module if held else None
+        if not held:
+            return None
+        head_checks.check_parts(self.module)  # it may be in another mode by now
+        return self.module
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         dims = len(self.setting.reads) + self.width
