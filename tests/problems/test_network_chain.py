@@ -135,7 +135,7 @@ LAYERS = {
 CASES = {
     "softmax": (softmax(), {}, 1),
     "softmax, three samples": (softmax(), {}, 3),
-    "softmax, twelve samples, momentum": (softmax(), {"momentum": 0.6, "dampening": 0.3}, 12),
+    "softmax, many samples, momentum": (softmax(), {"momentum": 0.6, "dampening": 0.3}, 14),
     "softmax, layers that differ": (softmax(ridge=0.0), LAYERS, 2),
     "regression, three samples, Nesterov": (regression(), {"momentum": 0.6, "nesterov": True}, 3),
     "phase retrieval": (phase_retrieval(), {}, 1),
