@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,10 @@ PACKAGE = Path(__file__).parent.parent / "torchlimits"
 NOT_CHECKED = {
     *("_checks", "dynamics.diffusive", "dynamics.flow", "dynamics.reduced_chain"),
     *("problems.mixture.dynamics", "problems.mixture.small_noise", "problems.mixture.components"),
-    *("problems.network.components", "problems.network.labels"),
-    *("problems.mixture.coordinates", "problems.mixture.quality", "problems.mixture.success"),
+    *("problems.network.components", "problems.network.labels", "problems.network.checks"),
+    *("problems.network.trainable", "problems.network.own_module", "problems.network.head"),
+    *("problems.network.label_laws", "problems.network.law_checks"),
+    *("problems.network.directions", "problems.mixture.quality", "problems.mixture.success"),
     *("problems.spiked.dynamics", "problems.spiked.equator", "problems.spiked.samplers"),
     *("problems.spiked.spike", "statistics.ready_made", "estimation.estimated"),
     *("statistics.accuracy", "statistics.activations", "statistics.fixed_data"),
@@ -73,6 +76,12 @@ settings.register_profile(
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
+
+# tables are as wide as they are in a pipe, whatever terminal the tests were started from
+os.environ.pop("COLUMNS", None)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell's background jobs are started so, and what tests start inherits it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # the cores are taken by the other workers

@@ -113,3 +113,9 @@ def test_checks_notice_what_is_not_there():
     assert not resolves("torchlimits.nowhere.track")
     assert has("Trajectory.select")
     assert not has("Triple")
+
+
+def test_test_files_have_names_of_their_own():
+    """pytest imports them as modules of one folder: of two with one name, the second never runs."""
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -13,6 +13,7 @@ Predicting, for a problem:
 
     GaussianMixture, SpikedTensor    problem.model(), .sample(), .loss(), .dynamics(optimizer)
     NetworkProblem, LabelLaw         any head on a linear first layer, any loss and labels
+    TeacherStudent                   a two-layer network that learns another, in closed form
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
     VectorField, Geometry, Problem   what to write for a problem of your own
     NormalizedSGD                    an optimizer whose limit is known besides torch.optim.SGD
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
     from torchlimits.problems.network.problem import NetworkProblem
+    from torchlimits.problems.network.teacher_student import TeacherStudent
     from torchlimits.problems.problem import Problem
     from torchlimits.problems.spiked.problem import SpikedTensor
     from torchlimits.record.non_finite import NonFiniteStatistic
@@ -109,6 +111,7 @@ if TYPE_CHECKING:
         "SpikedTensor",
         "StatisticError",
         "SummaryStatistics",
+        "TeacherStudent",
         "Tracker",
         "Trajectory",
         "VectorField",
@@ -151,6 +154,7 @@ _PUBLIC = {
     "problems.spiked.problem": "SpikedTensor",
     "problems.network.problem": "NetworkProblem",
     "problems.network.labels": "LabelLaw",
+    "problems.network.teacher_student": "TeacherStudent",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",
     "contracts.geometry": "Geometry",

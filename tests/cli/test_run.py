@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -54,18 +55,22 @@ def test_one_command_leaves_a_table_a_picture_and_tensorboard(capsys):
     assert "?smoothing=0#custom_scalars&_smoothingWeight=0" in said
 
 
+#: where they differ from dim 300 and time 1
+SIZES = {
+    "xor": {"band": False},
+    "tensor": {"dim": 1000, "time": 0.5},
+    "network": {"head": "gelu", "width": 2, "time": 8.0},
+    "teacher-student": {"time": 4.0, "noise": 0.3},
+}
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_informed_starts_are_where_the_band_holds(name):
     """Runs from them are inside the predicted band; from random starts near a saddle, they part."""
-    kind = PROBLEMS[name]
-    options = kind(
-        dim=1000 if name == "tensor" else 300,
-        time=0.5 if name == "tensor" else 1.0,
-        band=name != "xor",
-    )
+    options = PROBLEMS[name](**{"dim": 300, "time": 1.0, **SIZES.get(name, {})})
     problem = options.problem("cpu")
     start, about = start_of(options, problem)
-    assert "off the" in about
+    assert "informed" in about
     measured = tl.train(
         problem, step_size=options.step_size, time=options.time, runs=32, start=start,
         progress=False, every=20,
@@ -78,6 +83,64 @@ def test_informed_starts_are_where_the_band_holds(name):
     wrong = dynamics.solve(measured.initial[0], measured.times, corrector=False)
     far, near = (tl.compare(measured, path).sup_difference.max() for path in (wrong, predicted))
     assert float(far) > 3 * float(near)
+
+
+@pytest.mark.parametrize("head", ["mlp", "relu"])
+def test_a_head_of_ones_choice_is_drawn_beside_its_theory(head, capsys):
+    arguments = ["--head", head, "--width", "2", "--classes", "2", "--dim", "60", "--time", "4"]
+    assert main(["run", "network", *arguments, "--no-band"]) == 0
+    (folder,) = Path("runs/network").iterdir()
+    assert folder.name == f"0001-{head}-snr4-lr4-dim60-time4-classes2-width2"
+    measured, predicted = (
+        tl.Trajectory.load(folder / f"{side}.npz") for side in ("measured", "predicted")
+    )
+    assert measured.names == predicted.names
+    assert ("head.3.weight[1,4]" in measured.names) is (head == "mlp")
+    said = capsys.readouterr().out
+    assert f"Picture: {folder / 'overlay.png'}" in said
+    # what is said of the runs' risk is the loss of the runs' own models, on fresh data
+    options = PROBLEMS["network"](head=head, width=2, classes=2, dim=60)
+    problem = options.problem("cpu")
+    model, _ = start_of(options, problem)
+    x, y = problem.sample(20_000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = model(x)
+    loss = float(problem.loss(output, y))
+    found = {name: float(risk) for name, risk in re.findall(r"(\w+): ([\d.]+) at the", said)}
+    assert found["risk"] == pytest.approx(loss, abs=0.01)
+    right = (output.argmax(-1) == y).double().mean()
+    assert found["accuracy"] == pytest.approx(float(right), abs=0.012)
+
+
+def test_a_student_is_drawn_beside_its_theory(capsys):
+    arguments = ["--width", "3", "--teacher-width", "2", "--activation", "relu", "--noise", "0.5"]
+    both = ["--dim", "60", "--time", "2", "--train-second-layer"]
+    assert main(["run", "teacher-student", *arguments, *both]) == 0
+    (folder,) = Path("runs/teacher-student").iterdir()
+    assert folder.name.startswith("0001-lr1-dim60-time2-width3-activationrelu-noise0.5")
+    measured = tl.Trajectory.load(folder / "measured.npz")
+    assert tl.Trajectory.load(folder / "predicted.npz").std is not None
+    # all neurons start with weight 1; the first two lean to one of the teacher's each
+    assert measured["head.weight"][0, 0].tolist() == [1.0] * 3
+    overlaps = measured["m"][0, 0].reshape(3, 2)
+    assert torch.allclose(overlaps, torch.eye(3, 2).double() * 0.2, atol=1e-6)
+    said = capsys.readouterr().out
+    assert "off the symmetric plateau" in said
+    begin, end = map(
+        float, re.findall(r"generalization error: ([\d.]+) at.*, ([\d.]+) at", said)[0]
+    )
+    problem = PROBLEMS["teacher-student"](
+        width=3, teacher_width=2, activation="relu", noise=0.5, dim=60, train_second_layer=True
+    ).problem("cpu")
+    errors = problem.generalization_error(measured.values[0])
+    assert [begin, end] == pytest.approx(errors[[0, -1]].tolist(), abs=1e-4)
+
+
+def test_random_students_say_that_they_wait_at_the_plateau():
+    options = PROBLEMS["teacher-student"](start="random")
+    start, about = start_of(options, options.problem("cpu"))
+    assert start is None
+    assert "near the symmetric plateau, a saddle" in about
 
 
 @pytest.mark.parametrize(("kind", "width"), [(Xor, 1), (Xor, 6), (Binary, 3)])

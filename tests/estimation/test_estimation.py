@@ -499,7 +499,9 @@ def test_statistics_that_hold_float32_tensors_of_their_own():
 
 def test_printed_and_intervals():
     found, _ = check(binary(), 40)
-    lines = str(found).splitlines()
+    table, notes = str(found).split("\n\n")  # what the columns are
+    lines = table.splitlines()
+    assert "drift -f" in notes
     assert len(lines) == 1 + len(found.names)
     assert all(a.split()[0] == b for a, b in zip(lines[1:], found.names, strict=True))
     low, high = found.drift.interval(0.95)

@@ -12,7 +12,9 @@ from tyro.conf import subcommand
 
 from torchlimits.cli.browser import check_browser
 from torchlimits.cli.folders import Folder, Stage, given_folder, new_folder
-from torchlimits.cli.problems import Binary, Matrix, Options, Tensor, Xor
+from torchlimits.cli.networks import Network, TeacherStudent
+from torchlimits.cli.options import Options
+from torchlimits.cli.problems import Binary, Matrix, Tensor, Xor
 from torchlimits.cli.programs import program
 
 _Problem = (
@@ -20,12 +22,14 @@ _Problem = (
     | Annotated[Binary, subcommand("binary")]
     | Annotated[Matrix, subcommand("matrix")]
     | Annotated[Tensor, subcommand("tensor")]
+    | Annotated[Network, subcommand("network")]
+    | Annotated[TeacherStudent, subcommand("teacher-student")]
 )
 
 
 @dataclass
 class Run:
-    """Train a problem of the paper, predict its summary statistics, and draw both.
+    """Train a problem, predict its summary statistics, and draw both.
 
     Everything goes into a new folder, runs/xor/0001-snr8-lr2 for instance: measured.npz and
     predicted.npz, the picture overlay.png, and event files for TensorBoard. An interrupted run is

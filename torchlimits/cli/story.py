@@ -11,13 +11,14 @@ from rich.console import Console
 from torchlimits import figures, tensorboard
 from torchlimits.cli.browser import how_to_open
 from torchlimits.cli.folders import Folder, Stage
-from torchlimits.cli.problems import Options
+from torchlimits.cli.options import Options
+from torchlimits.cli.performance import performance_text, with_performance
 from torchlimits.cli.starts import start_of
 from torchlimits.comparison import compare
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.ensemble.processes import rank_in
 from torchlimits.ensemble.train import train
-from torchlimits.problems.mixture.problem import GaussianMixture
-from torchlimits.problems.spiked.problem import SpikedTensor
+from torchlimits.problems.problem import Problem
 from torchlimits.record.non_finite import NonFiniteStatistic
 from torchlimits.trajectory import Trajectory
 
@@ -37,7 +38,7 @@ class Story:
     """
 
     options: Options
-    problem: GaussianMixture | SpikedTensor
+    problem: Problem
     device: str
     group: Any = None
 
@@ -65,10 +66,11 @@ class Story:
         if not first:
             return
         measured = self._named(Trajectory.load(folder.measured))
-        predicted = self._predicted(measured)
+        dynamics = self.problem.dynamics(step_size=self.options.step_size)
+        predicted = self._predicted(dynamics, measured)
         predicted.save(folder.predicted)
         print(compare(measured, predicted))
-        self._draw(folder, measured, predicted)
+        self._draw(folder, measured, predicted, dynamics)
         folder.write(told, "finished")
         print(how_to_open(folder.path), flush=True)
 
@@ -102,25 +104,31 @@ class Story:
     def _named(self, measured: Trajectory) -> Trajectory:
         """The trajectory with the problem's name among its parameters, for titles."""
         parameters = measured.metadata.get("parameters") or {}
-        named = {"problem": self.options.name, **parameters}
+        named = {"problem": self.options.title, **parameters}
         return replace(measured, metadata={**measured.metadata, "parameters": named})
 
-    def _predicted(self, measured: Trajectory) -> Trajectory:
+    def _predicted(self, dynamics: EffectiveDynamics, measured: Trajectory) -> Trajectory:
         """The effective dynamics from the measured starts; one start that all share is one run."""
         options, starts = self.options, measured.initial
         if bool((starts == starts[:1]).all()):
             starts = starts[:1]
         with Console(stderr=True).status("integrating the effective dynamics"):
-            return self.problem.dynamics(step_size=options.step_size).solve(
+            return dynamics.solve(
                 starts, measured.times, corrector=options.corrector,
                 band=options.band and options.corrector,
             )  # fmt: skip
 
-    def _draw(self, folder: Folder, measured: Trajectory, predicted: Trajectory) -> None:
+    def _draw(
+        self, folder: Folder, measured: Trajectory, predicted: Trajectory,
+        dynamics: EffectiveDynamics,
+    ) -> None:  # fmt: skip
         """The picture, and TensorBoard's files."""
         shown, runs = self.options.shown, measured.runs
         with Console(stderr=True).status("drawing"):
-            figures.save(figures.overlay(measured, predicted), folder.picture, dpi=120)
+            functions = self.options.performance(dynamics)
+            seen, expected = (with_performance(path, functions) for path in (measured, predicted))
+            print(performance_text(seen, expected, list(functions)), end="")
+            figures.save(figures.overlay(seen, expected), folder.picture, dpi=120)
             tensorboard.write(folder.path, measured=measured, predicted=predicted, max_runs=shown)
         drawn = ""
         if runs > 1:

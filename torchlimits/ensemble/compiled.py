@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from torchlimits._checks import warn
+from torchlimits._stateless import called, places
 
 #: sets ``.grad`` of every parameter, from x and y
 Gradients = Callable[[Tensor, Tensor], None]
@@ -28,15 +28,20 @@ def compiled_gradients(
         otherwise: a function that does the same and takes over, with a warning, where compilation
             fails: without a C++ compiler, or where the model or the loss cannot be traced.
     """
-    parameters = dict(model.named_parameters())
+    # frozen ones stay the model's own: what has a gradient is moved
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # the same memory without gradient
     values = {name: p.detach() for name, p in parameters.items()}
 
+    at = places(model)
+
     def loss_of(values: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(model, values, (x,)), y)
+        return loss(called(model, values, (x,), at=at), y)
 
     def gradients(values: dict[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return torch.func.grad(loss_of)(values, x, y)
+        found = torch.func.grad(loss_of)(values, x, y)
+        # laid out as the parameters are, as autograd's are: fused optimizers read them so
+        return {name: g.contiguous() for name, g in found.items()}
 
     # torch.compile keeps what it made with the code, and refuses to make more than eight of one
     gradients.__code__ = gradients.__code__.replace()
@@ -50,7 +55,9 @@ def compiled_gradients(
 
     def set_all(x: Tensor, y: Tensor) -> None:
         for name, gradient in compiled(values, x, y).items():
-            parameters[name].grad = gradient
+            parameter = parameters[name]
+            same = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
 
     def first(x: Tensor, y: Tensor) -> None:
         nonlocal chosen

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.utils import _pytree as pytree
 
+from torchlimits._stateless import called, places
+from torchlimits.problems.network.module import FirstLayer
 from torchlimits.problems.two_layer import MatrixProduct
 from torchlimits.statistics.quadratic import Gradient, OuterGradient
 
@@ -48,6 +50,7 @@ class PerSampleGradients:
             raise TypeError(f"expected loss as a function, got {type(loss).__name__}")
         self.model, self.loss, self.names = model, loss, names
         self._whole = takes_model(loss)
+        self._places = places(model)
         self._lossy = _Lossy(model, loss, self._whole)
         self._layers = None if self._whole or not structured else _linear_layers(model, names)
         self._checked = False
@@ -134,7 +137,7 @@ class PerSampleGradients:
         detached = {n: p.detach() for n, p in parameters.items()}
         try:
             with torch.enable_grad():
-                output = functional_call(self.model, {**detached, **self._buffers()}, (x,))
+                output = called(self.model, {**detached, **self._buffers()}, (x,), at=self._places)
                 total = self._total(output, y)
                 places = [seen[name][1] for name in self._layers if name in seen]
                 grads = torch.autograd.grad(total, places, materialize_grads=True)
@@ -200,7 +203,8 @@ class PerSampleGradients:
         # buffers anew for each: torch.func wants what it changes made inside
         everything = {**parameters, **self._buffers()}
         state = {f"model.{n}": p for n, p in everything.items()}
-        return _number(functional_call(self._lossy, state, (sample,)))
+        at = {f"model.{place}": f"model.{name}" for place, name in self._places.items()}
+        return _number(called(self._lossy, state, (sample,), at=at))
 
     def _buffers(self) -> dict[str, Tensor]:
         # copies: a module that counts its calls must not count ours
@@ -263,7 +267,7 @@ def _linear_layers(model: nn.Module, names: list[str]) -> dict[str, nn.Module] |
     for name in names:
         owner, _, kind = name.rpartition(".")
         module = model.get_submodule(owner)
-        plain = type(module) in (nn.Linear, MatrixProduct)
+        plain = type(module) in (nn.Linear, FirstLayer, MatrixProduct)
         if not plain or kind not in ("weight", "bias") or module.weight.ndim != 2:
             return None
         layers[owner] = module

@@ -1,4 +1,4 @@
-"""`basins`: to which fixed points the effective dynamics of a mixture take starts."""
+"""`basins`: to which means the effective dynamics of a network take the neurons of starts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torchlimits import _checks
 from torchlimits.dynamics import solver
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
+from torchlimits.problems.network.dynamics import NetworkDynamics
 
 #: how often to look which neurons have turned to a mean
 _LOOKS = 10
@@ -51,8 +52,8 @@ class Basins:
 
 
 def basins(
-    dynamics: MixtureDynamics, u0: Float[Tensor, "*batch k"], *, time: float = 100.0,
-    rtol: float = 3e-3,
+    dynamics: MixtureDynamics | NetworkDynamics, u0: Float[Tensor, "*batch k"], *,
+    time: float = 100.0, rtol: float = 3e-3,
 ) -> Basins:  # fmt: skip
     """Follow starts until every neuron has turned to one of the means or died out (see `Basins`).
 
@@ -63,14 +64,16 @@ def basins(
     and a smaller tolerance. Starts that have arrived are no longer followed.
 
     Args:
-        dynamics: the effective dynamics of a `GaussianMixture`.
+        dynamics: the effective dynamics of a `GaussianMixture`, or of a `NetworkProblem` with
+            means that are not all 0.
         u0: starts, shape ``(..., k)``.
         time: the limit time at which to stop, whatever has happened.
         rtol: the relative tolerance of a step of Heun's method; the absolute one is a tenth of it.
 
     Raises:
-        TypeError: if the dynamics are not those of a mixture, whose neurons turn to its means.
-        ValueError, RuntimeError: as ``dynamics.solve``.
+        TypeError: if the dynamics are not those of a network on a mixture, whose neurons turn to
+            its means.
+        ValueError, RuntimeError: as ``dynamics.solve``; if all means are 0.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -84,11 +87,12 @@ def basins(
         >>> problem.is_optimal(found.final)
         tensor([ True, False, False])
     """
-    if not isinstance(dynamics, MixtureDynamics):
+    if not isinstance(dynamics, (MixtureDynamics, NetworkDynamics)):
         raise TypeError(
-            f"expected the dynamics of a tl.GaussianMixture, got {type(dynamics).__name__}: basins "
-            "says which mean each neuron turns to; for other dynamics compare the ends of "
-            "dynamics.solve(u0, [0.0, 100.0]) with dynamics.fixed_points()"
+            "expected the dynamics of a tl.GaussianMixture or tl.NetworkProblem, got "
+            f"{type(dynamics).__name__}: basins says which mean each neuron turns to; for other "
+            "dynamics compare the ends of dynamics.solve(u0, [0.0, 100.0]) with "
+            "dynamics.fixed_points()"
         )
     time = _checks.positive("time", time)
     looks = torch.linspace(0, time, _LOOKS + 1, dtype=torch.float64, device="cpu")

@@ -17,6 +17,7 @@ from torchlimits import _checks
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
 from torchlimits.problems.mixture.problem import GaussianMixture
+from torchlimits.problems.network.problem import NetworkProblem
 from torchlimits.problems.spiked.problem import SpikedTensor
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class PhaseDiagram:
         x, y: the parameters' names and values.
         points: the fixed points of every cell, ``points[row][column]``.
         accuracy: the best accuracy of any attracting fixed point (stable, or marginal), shape
-            ``(Y, X)``; see ``accuracy`` of the problem. It is NaN where nothing attracts, and
-            everywhere if the problem has no ``accuracy``.
+            ``(Y, X)``; see ``accuracy`` of the problem, or of a network's dynamics. It is NaN where
+            nothing attracts, and everywhere if there is no ``accuracy``, or labels are no classes.
 
     Example:
         >>> from functools import partial
@@ -167,7 +168,7 @@ def phase_diagram(
         problem, c = _problem(make, dict(zip((y[0], x[0]), cell, strict=True)), step_size)
         found = _fixed_points(problem, c, count=count, flow=flow, level=level, idle=idle, seed=seed)
         points.append(found)
-        accuracy.append(_best_accuracy(problem, found))
+        accuracy.append(_best_accuracy(problem, c, found))
     rows = [points[i : i + len(x[1])] for i in range(0, len(points), len(x[1]))]
     return PhaseDiagram(x, y, rows, _checks.float64("accuracy", accuracy).reshape(len(rows), -1))
 
@@ -228,7 +229,7 @@ def _fixed_points(
     if not isinstance(problem, GaussianMixture):
         generator = torch.Generator().manual_seed(seed)
         model = problem.model(replicas=(count or _MODELS,), generator=generator)
-        starts = problem.statistics(dict(model.named_parameters())).detach()
+        starts = problem.statistics(dict(model.named_parameters())).detach().double()
         return problem.dynamics(step_size=step_size).fixed_points(
             starts, flow=_SETTLING if flow is None else flow
         )
@@ -299,12 +300,21 @@ def _up_to_symmetry(dynamics: MixtureDynamics, points: Sequence[FixedPoint]) -> 
     return [point for point in points if id(point) in chosen]
 
 
-def _best_accuracy(problem: Any, points: Sequence[FixedPoint]) -> float:
+def _best_accuracy(problem: Any, step_size: float, points: Sequence[FixedPoint]) -> float:
     """The best accuracy of points that attract; NaN if there are none, or no accuracy is known.
 
     It is 0 where x is orthogonal to the spike, and 1/2 where the label is guessed.
     """
     attracting = [p.u for p in points if p.kind != "unstable"]
-    if not attracting or not hasattr(problem, "accuracy"):
+    if not attracting:
         return float("nan")
-    return float(problem.accuracy(torch.stack(attracting)).max())
+    network = isinstance(problem, NetworkProblem)
+    knows = problem.dynamics(step_size=step_size) if network else problem
+    if not hasattr(knows, "accuracy"):
+        return float("nan")
+    try:
+        return float(knows.accuracy(torch.stack(attracting)).max())
+    except ValueError:  # labels that are no classes
+        if network:
+            return float("nan")
+        raise

@@ -88,7 +88,7 @@ def dress(axes: Axes) -> None:
 
 def legend_lines(panel: Panel) -> int:
     """How many lines the colours of a panel take in its legend."""
-    return 0 if len(panel.names) == 1 else 1 if len(panel.names) <= 4 else 2
+    return 0 if len(panel.names) == 1 else 1 if len(panel.key) <= 4 else 2
 
 
 def legend(axes: Axes, panel: Panel, lines: int) -> None:
@@ -98,7 +98,7 @@ def legend(axes: Axes, panel: Panel, lines: int) -> None:
     axes.set_title(title, loc="left", fontsize=11, pad=6 + 72 * LEGEND_LINE * lines)
     if alone:
         return
-    shown = list(zip(panel.labels, panel.colours, strict=True))
+    shown = list(panel.key.items())
     if len(shown) > 12:
         shown = [shown[i] for i in _spread_rows(len(shown), 6).tolist()]
     axes.legend(

@@ -33,8 +33,9 @@ def overlay(
     r"""All statistics along limit time: measured as dots over predicted lines, bands shaded.
 
     One panel for each family of statistics: ``v[i]`` in one, ``m[i,j]`` in one for each j, a
-    symmetric ``R[i,j]`` in one for the diagonal and one for the rest. The first index has the same
-    colour everywhere. Runs that share their start are averaged, with the standard error of the
+    symmetric ``R[i,j]`` in one for the diagonal and one for the rest, all entries of a parameter
+    under its own name, ``head.1.weight[i,j]``, in one. The first index has the same colour
+    everywhere. Runs that share their start are averaged, with the standard error of the
     mean as error bars; runs with different starts, which may go to different fixed points, are
     drawn in rows of their own, the first four of them. Statistics match by name; those that only
     one side has are drawn without the other.

@@ -15,12 +15,17 @@ MOST_PANELS = 24
 
 @dataclass(frozen=True)
 class Panel:
-    """Statistics drawn together, each with its label and colour."""
+    """Statistics drawn together, each with its label and colour, which several may share."""
 
     title: str
     names: list[str]
     labels: list[str]
     colours: list[str]
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The colour of each label."""
+        return dict(zip(self.labels, self.colours, strict=True))
 
 
 def panels_of(names: Sequence[str]) -> list[Panel]:
@@ -49,6 +54,10 @@ def _split(stem: str, names: list[str]) -> list[Panel]:
             _panel(_symbol(stem, "ii"), diagonal, [colour[of[name][0]] for name in diagonal]),
             _panel(_symbol(stem, "ij"), rest, others),
         ]
+    if "." in stem:  # a parameter under its own name: one panel, one colour for each row
+        title = _symbol(stem, "i,j")
+        rows = [f"[{i},:]" for i, _ in indices]
+        return [Panel(title, names, rows, [colour[i] for i, _ in indices])]
     columns = sorted({j for _, j in indices})
     if len(columns) > 6:
         return [_panel(_symbol(stem, "i,j"), names, _palette(len(names)))]
@@ -65,6 +74,8 @@ def _panel(title: str, names: list[str], colours: list[str]) -> Panel:
 
 def _label(name: str) -> str:
     stem, indices = parse(name)
+    if "." in stem and indices:  # names of parameters are long, and the panel's title has them
+        return f"[{','.join(map(str, indices))}]"
     return _symbol(stem, ",".join(map(str, indices)))
 
 

@@ -43,7 +43,9 @@ class Layers:
     settings: Mapping[str, SGDSettings | None]
 
     def __post_init__(self) -> None:
-        if self.reference.step_size == 0:
+        # gradient flow of some parameters, at one speed, needs no step size
+        differ = any(s not in (None, self.reference) for s in self.settings.values())
+        if self.reference.step_size == 0 and differ:
             raise ValueError(
                 "expected a learning rate > 0 in a parameter group, got 0 in all: limit time, the "
                 "sum of learning rates, would stand still"
@@ -100,7 +102,7 @@ class Layers:
         """rho of each parameter."""
         lr = self.reference.step_size
         return {
-            name: s.step_size * s.drift_factor / lr if s else 0.0
+            name: s.drift_factor * (s.step_size / lr if lr else 1.0) if s else 0.0
             for name, s in self.settings.items()
         }
 

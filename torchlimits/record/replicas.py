@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state
+from torch.func import stack_module_state
 
 from torchlimits import _checks
 from torchlimits._dir import OwnNames
+from torchlimits._stateless import called, places
 from torchlimits.statistics.summary import SummaryStatistics
 
 
@@ -56,9 +57,10 @@ class Replicated(OwnNames, nn.Module):
                     f"{what}: expand an input that all share"
                 )
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        at = places(self._one)
 
         def one(tensors: dict[str, Tensor], inputs: Any, options: Any) -> Any:
-            return functional_call(self._one, tensors, inputs, options)
+            return called(self._one, tensors, inputs, options, at=at)
 
         return torch.func.vmap(one, randomness="different")(tensors, inputs, options)
 

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain
-from torchlimits.problems.network.layout import Layout
 
 
 class MixtureChain(FirstLayerChain):
@@ -25,13 +24,12 @@ class MixtureChain(FirstLayerChain):
     """
 
     def __init__(self, field: MixtureField, limit: SGDLimit) -> None:
-        K, d = field.width, field.coordinates.shape[1]
         super().__init__(
-            Layout({"second.weight": (1, K)}, width=K, directions=d),
+            field.layout,
             coordinates=field.coordinates, weights=field.weights, snr=field.snr, dim=field.dim,
             limit=limit,
         )  # fmt: skip
-        self.field, self.names = field, field.names
+        self.field = field
 
     def _gradients(
         self, theta: Float[Tensor, "K S"], h: Float[Tensor, "B K S"], target: Float[Tensor, "B S"]

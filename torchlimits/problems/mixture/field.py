@@ -7,12 +7,11 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _linalg
-from torchlimits.contracts.vector_field import VectorField
-from torchlimits.problems.mixture.coordinates import join, mixture_names, split
+from torchlimits.problems.mixture.layout import mixture_layout
+from torchlimits.problems.network.first_layer_field import FirstLayerField
 
 
-class MixtureField(VectorField):
+class MixtureField(FirstLayerField):
     """Statistics of a two-layer network on a Gaussian mixture, at finite and infinite snr.
 
     u is ``(..., K + K d + K (K + 1)/2)``: v, then m by rows, then R by rows with i <= j.
@@ -24,8 +23,6 @@ class MixtureField(VectorField):
         weights: the probabilities of the components, shape ``(A,)``; None: all the same.
     """
 
-    quadratic_in = "first.weight"
-
     def __init__(
         self,
         coordinates: Float[Tensor, "A d"],
@@ -36,22 +33,21 @@ class MixtureField(VectorField):
         dim: int,
         weights: Float[Tensor, " A"] | None = None,
     ) -> None:
-        super().__init__(mixture_names(width, coordinates.shape[1]), dim)
-        self.width, self.snr = width, snr
+        super().__init__(mixture_layout(width, coordinates.shape[1]), snr=snr, dim=dim)
+        self.width = width
         self.register_buffer("coordinates", coordinates)
         self.register_buffer("labels", labels)
         self.register_buffer("weights", weights)
         self.coordinates: Tensor
         self.labels: Tensor
         self.weights: Tensor | None
-        rest = len(self.names) - width
-        self.parameter_names = ["second.weight"] * width + ["first.weight"] * rest
 
     def split(
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"], Float[Tensor, "*batch K K"]]:
         """u as v, m and the full symmetric R."""
-        return split(u, self.width, self.coordinates.shape[1])
+        v, _, m, R = self.layout.split(u)
+        return v, m, R
 
     def join(
         self,
@@ -60,7 +56,7 @@ class MixtureField(VectorField):
         R: Float[Tensor, "*batch K K"],
     ) -> Float[Tensor, "*batch k"]:
         """The inverse of `split`."""
-        return join(v, m, R)
+        return self.layout.join(v, v, m, R)
 
     def mean(self, values: Float[Tensor, "*batch"], dim: int) -> Float[Tensor, "*rest"]:
         """The average over the mixture.
@@ -73,22 +69,6 @@ class MixtureField(VectorField):
             return values.mean(dim)
         weights = self.weights.to(values)
         return (values * weights.reshape(-1, *(1,) * (-dim - 1))).sum(dim)
-
-    def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """v, m and 2 R."""
-        v, m, R = self.split(u)
-        return self.join(v, m, 2 * R)
-
-    def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
-        """ValueError unless R is positive semidefinite."""
-        R = self.split(u0)[2].double()
-        smallest = float(_linalg.eigvalsh(R).min())
-        # rounding of a float32 Gram matrix passes
-        if smallest < -1e-5 * max(1.0, float(R.abs().max())):
-            raise ValueError(
-                "expected R to be positive semidefinite (it is a Gram matrix), got an eigenvalue "
-                f"{smallest:.3g}: start from measured statistics, or from R = A A^T"
-            )
 
     def along_means(self, m: Float[Tensor, "*batch K d"]) -> Float[Tensor, "*batch K A"]:
         r"""The overlaps with the directions of the means, :math:`m_i \cdot c_a / |c_a|`."""

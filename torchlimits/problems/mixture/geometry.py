@@ -8,26 +8,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits import _linalg
-from torchlimits.contracts.geometry import Geometry, Velocity
+from torchlimits.contracts.geometry import Velocity
 from torchlimits.problems.mixture import idle_neurons
 from torchlimits.problems.mixture.field import MixtureField, squared_lengths
+from torchlimits.problems.network.geometry import GramGeometry
 
 #: parallel neurons are turned apart by this much, relative to their squared lengths
 _APART = 1e-6
 
 
-class MixtureGeometry(Geometry):
+class MixtureGeometry(GramGeometry):
     """R is positive semidefinite; -f + g has kinks where neurons are idle, and where they part."""
 
     def __init__(self, field: MixtureField) -> None:
+        super().__init__(field.layout, field.coordinates.new_zeros(field.width))
         self.field = field
-
-    def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """Move u to the nearest point where R is positive semidefinite."""
-        v, m, R = self.field.split(u)
-        values, vectors = _linalg.eigh(R)
-        return self.field.join(v, m, (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT)
 
     def starts(
         self, velocity: Velocity, count: int, generator: torch.Generator

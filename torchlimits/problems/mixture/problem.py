@@ -11,9 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
-from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
@@ -22,13 +20,11 @@ from torchlimits.problems.mixture.relu_field import ReluField
 from torchlimits.problems.mixture.small_noise import FixedPointComponent
 from torchlimits.problems.mixture.small_noise_field import SmallNoiseField
 from torchlimits.problems.mixture.trainable import TrainableMixture
+from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.problem import Problem
 
-#: models drawn together by `starts`
-_AT_ONCE = 256
 
-
-class GaussianMixture(TrainableMixture, Problem):
+class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     r"""Classify :math:`X = c_a + Z/\sqrt\lambda` by a two-layer ReLU network.
 
     Data: :math:`Z \sim N(0, I_N)`; component a, drawn by its probability, has mean c_a and label
@@ -112,17 +108,6 @@ class GaussianMixture(TrainableMixture, Problem):
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
         return MixtureChain(self._field(dim), limit.at_finite_n())
 
-    def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int,
-    ) -> SGDLimit:  # fmt: skip
-        return chosen_limit(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
-            ridge=self.ridge, dim=dim,
-            parameters={"first.weight": (self.width, None), "second.weight": (1, self.width)},
-            dims={self.dim, dim},
-        )  # fmt: skip
-
     def _field(self, dim: int, level: int = 0) -> MixtureField:
         place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
         place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
@@ -149,25 +134,6 @@ class GaussianMixture(TrainableMixture, Problem):
             True
         """
         return self.dynamics(step_size=step_size).diffusive(at)
-
-    def starts(
-        self, count: int, *, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "S k"]:
-        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
-
-        Args:
-            count: how many.
-            generator: of the starts, on the CPU.
-        """
-        _checks.positive_int("count", count)
-        found: list[Tensor] = []
-        # a model's weights are N/K times as many numbers: not all models at once
-        for done in range(0, count, _AT_ONCE):
-            some = (min(_AT_ONCE, count - done),)
-            model = self.model(replicas=some, generator=generator, device="cpu")
-            with torch.no_grad():
-                found.append(self.statistics(dict(model.named_parameters())).double())
-        return torch.cat(found)
 
     def random_start(
         self, v: Float[Tensor, " K"]

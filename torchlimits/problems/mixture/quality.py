@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from torchlimits import _linalg
-from torchlimits.problems.mixture.coordinates import mixture_names, split
+from torchlimits.problems.mixture.layout import mixture_layout
 
 
 def labels_all_means(
@@ -60,7 +60,9 @@ def accuracy(
 
 def _parts(u: Tensor, K: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
     """v, m and R of statistics, or ValueError."""
-    k = len(mixture_names(K, d))
+    layout = mixture_layout(K, d)
+    k = len(layout.names)
     if u.shape[-1:] != (k,):
         raise ValueError(f"expected u of shape (..., {k}), got {tuple(u.shape)}")
-    return split(u, K, d)
+    v, _, m, R = layout.split(u)
+    return v, m, R

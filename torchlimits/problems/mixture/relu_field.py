@@ -12,6 +12,7 @@ from torchlimits import _linalg
 from torchlimits.problems.mixture import expectations, quadrature
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.geometry import SmoothedGeometry
+from torchlimits.problems.network.first_layer_field import Averages
 
 
 class ReluField(MixtureField):
@@ -59,17 +60,14 @@ class ReluField(MixtureField):
         self.level = level + (width > 4 and snr < 4)
         self.geometry = SmoothedGeometry(self)
 
-    def terms(
-        self, u: Float[Tensor, "*batch k"]
-    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """-f and g, as `VectorField.terms`."""
+    def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
+        """The averages, kinks split exactly, as `FirstLayerField.averages`."""
         v, m, R = self.split(u)
         L, Q = _linalg.factor_gaussian(m, R, self.snr)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
         pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
-        drift = self.join(-residual, -v[..., None] * overlap, -pull - pull.mT)
-        kick = v[..., :, None] * v[..., None, :] * activity / self.snr
-        return drift, self.join(torch.zeros_like(v), torch.zeros_like(m), kick)
+        kick = v[..., :, None] * v[..., None, :] * activity
+        return Averages(residual, torch.zeros_like(v), v[..., None] * overlap, pull, kick)
 
     def of_neurons(self, width: int) -> ReluField:
         """The field of another number of neurons.

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.dynamics.fixed_points import ORDER, Kind
-from torchlimits.problems.mixture.coordinates import join, split
+from torchlimits.problems.mixture.layout import mixture_layout
 
 #: more components than this are not listed one by one
 _MOST_COMPONENTS = 1_000_000
@@ -71,7 +71,7 @@ class FixedPointComponent:
         """
         K, d = len(self.classes), self._coordinates.shape[1]
         u = u.double().cpu()
-        v, m, _ = split(u, K, d)
+        v, _, m, _ = mixture_layout(K, d).split(u)
         towards = (v * self._signs() + (m * self._along()).sum(-1)) / 2
         nearest = _assembled(self._sizes(towards.clamp_min(1e-100)), self._signs(), self._along())
         return (u - nearest).norm(dim=-1)
@@ -187,4 +187,5 @@ def _kind(classes: tuple[int | None, ...], means: int, radius2: float) -> Kind:
 def _assembled(sizes: Tensor, signs: Tensor, along: Tensor) -> Tensor:
     """u of neurons with v_i = sign_i size_i, m_i = size_i c_i, R = 0."""
     zero = sizes.new_zeros(*sizes.shape, sizes.shape[-1])
-    return join(sizes * signs, sizes[..., None] * along, zero)
+    layout, v = mixture_layout(*along.shape[-2:]), sizes * signs
+    return layout.join(v, v, sizes[..., None] * along, zero)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchlimits import _linalg
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.geometry import MixtureGeometry
+from torchlimits.problems.network.first_layer_field import Averages
 
 #: half-width of the layer around h = 0 in which a neuron held there slides
 _LAYER = 1e-2
@@ -56,14 +57,14 @@ class SmallNoiseField(MixtureField):
         ascending._sign = -1.0
         return ascending
 
-    def terms(
-        self, u: Float[Tensor, "*batch k"]
-    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """-f, and 0, as `VectorField.terms`."""
+    def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
+        """The averages over the components, as `FirstLayerField.averages`."""
         v, m, R = self.split(u)
-        dv, dm, _ = self._moves_by_component(v, m)
-        drift = self.join(self._mean(dv), self._mean(dm), torch.zeros_like(R))
-        return drift, torch.zeros_like(u)
+        by_v, g, _ = self._gradients(v, m)
+        signal = self._mean(torch.einsum("a...k,ad->a...kd", g, self.coordinates.to(v)))
+        gram = self._mean(g[..., :, None] * g[..., None, :])
+        theta, bias = self._mean(by_v), self._mean(g)
+        return Averages(theta, bias, signal, torch.zeros_like(R), gram)
 
     def _shares(self, moves: Float[Tensor, "A *rest"]) -> Tensor:
         """The weights times A, in front of all other dimensions."""
@@ -79,22 +80,23 @@ class SmallNoiseField(MixtureField):
     ) -> Float[Tensor, "*batch k k"]:
         """The covariance of one step, as `VectorField.increment_covariance`."""
         v, m, _ = self.split(u)
-        dv, dm, held = self._moves_by_component(v, m)
+        by_v, g, held = self._gradients(v, m)
         # a neuron that slides on h_a = 0 is thrown back at once: no diffusion along c_a
         c = self.coordinates.to(v)
+        dm = torch.einsum("a...k,ad->a...kd", -g, c)
         stiff = torch.einsum("a...k,ad,ae->...kde", held.to(v), c, c)
         eye = torch.eye(c.shape[1], dtype=v.dtype, device=v.device)
         free = eye - _linalg.pinv(stiff, hermitian=True) @ stiff
         dm = torch.einsum("...kde,a...ke->a...kd", free, dm)
-        moves = torch.cat([dv, dm.flatten(-2)], dim=-1)
+        moves = torch.cat([-by_v, dm.flatten(-2)], dim=-1)
         moves = moves - self._mean(moves)
         weighted = moves if self.weights is None else self._shares(moves) * moves
         covariance = torch.einsum("a...k,a...l->...kl", weighted, moves) / len(moves)
         rest = len(self.names) - moves.shape[-1]
         return torch.nn.functional.pad(covariance, (0, rest, 0, rest))
 
-    def _moves_by_component(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """-relu(h_a) s_a, -v c_a 1{h_a > 0} s_a, and who slides; the components in front."""
+    def _gradients(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """relu(h_a) s_a, g_a = v 1{h_a > 0} s_a, and who slides; the components in front."""
         c, y = self.coordinates.to(v), self.labels.to(v)
         h = torch.einsum("...kd,ad->a...k", m, c)
         psi = (v * h.relu()).sum(-1)
@@ -103,8 +105,7 @@ class SmallNoiseField(MixtureField):
         if self.weights is not None:
             pull = self._shares(pull) * pull
         activity, slides = self._activity(h, pull)
-        gradient = -s * v * activity
-        return -h.relu() * s, torch.einsum("a...k,ad->a...kd", gradient, c), slides
+        return h.relu() * s, s * v * activity, slides
 
     def _activity(self, h: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each component a neuron sees, and where it slides on h = 0.

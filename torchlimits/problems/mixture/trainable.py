@@ -12,8 +12,10 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.contracts.kernel import Kernel, NoKernelError
-from torchlimits.problems.mixture import coordinates
 from torchlimits.problems.mixture.components import Components
+from torchlimits.problems.mixture.layout import mixture_layout
+from torchlimits.problems.network import directions as axes
+from torchlimits.problems.network.layout import Layout
 from torchlimits.problems.problem import Trainable
 from torchlimits.problems.two_layer import TwoLayerNetwork, logistic_loss
 
@@ -56,11 +58,11 @@ class TrainableMixture(Trainable):
                 f"got dim={self.dim}: enlarge dim or shrink the network"
             )
         if directions is None:
-            self.directions = coordinates.distinct_up_to_sign(self.means)
+            self.directions = axes.distinct_up_to_sign(self.means)
         else:
             self.directions = _checks.float64("directions", directions)
-        self.coordinates = coordinates.coordinates_of(self.means, self.directions)
-        self.statistics = coordinates.mixture_statistics(self.directions)
+        self.coordinates = axes.coordinates_of(self.means, self.directions)
+        self.statistics = self.layout.statistics(self.directions)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # made anew from its arguments: statistics are functions, which cannot be pickled
@@ -87,7 +89,7 @@ class TrainableMixture(Trainable):
             >>> tl.GaussianMixture.binary(dim=100, snr=2.0, weights=[0.7, 0.3])
             GaussianMixture(2 components, dim=100, width=2, snr=2, ridge=0, weights=[0.7, 0.3])
         """
-        (mu,) = coordinates.unit_directions(1, dim, directions, generator)
+        (mu,) = axes.unit_directions(1, dim, directions, generator)
         options: dict[str, Any] = {"ridge": ridge, "weights": weights, "device": device}
         return cls(torch.stack([mu, -mu]), [1, 0], width=width, snr=snr, dtype=dtype, **options)
 
@@ -109,7 +111,7 @@ class TrainableMixture(Trainable):
             >>> tl.GaussianMixture.xor(dim=100, snr=2.0)
             GaussianMixture(4 components, dim=100, width=4, snr=2, ridge=0)
         """
-        mu, nu = coordinates.unit_directions(2, dim, directions, generator)
+        mu, nu = axes.unit_directions(2, dim, directions, generator)
         means = torch.stack([mu, -mu, nu, -nu])
         options: dict[str, Any] = {"ridge": ridge, "weights": weights, "device": device}
         return cls(means, [1, 1, 0, 0], width=width, snr=snr, dtype=dtype, **options)
@@ -120,9 +122,14 @@ class TrainableMixture(Trainable):
         return self.means.shape[1]
 
     @property
+    def layout(self) -> Layout:
+        """The order and names of the statistics."""
+        return mixture_layout(self.width, len(self.directions))
+
+    @property
     def names(self) -> list[str]:
         """The names of the summary statistics, in the order of u."""
-        return coordinates.mixture_names(self.width, len(self.directions))
+        return self.layout.names
 
     def __repr__(self) -> str:
         shares = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
@@ -32,6 +32,8 @@ class NetworkDynamics(EffectiveDynamics):
         (torch.Size([6]), torch.Size([2]), torch.Size([2, 2]), torch.Size([2, 2]))
         >>> dynamics.risk(u).shape, 0 < dynamics.accuracy(u).item() < 1
         (torch.Size([]), True)
+        >>> dynamics.lengths(u).shape, dynamics.classes(u).tolist()  # no neuron has turned yet
+        (torch.Size([2]), [-1, -1])
     """
 
     field: NetworkField
@@ -63,6 +65,51 @@ class NetworkDynamics(EffectiveDynamics):
         """
         with torch.no_grad():
             return self.field.accuracy(self.checked(u))
+
+    @property
+    def width(self) -> int:
+        """K, the number of neurons of the first layer."""
+        return self.field.layout.width
+
+    def lengths(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch K"]:
+        r"""Lengths of the neurons, :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}`, shape ``(..., K)``.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+
+        Raises:
+            ValueError, TypeError: if u is not what the statistics' tensor is.
+        """
+        _, _, m, R = self.split(u)
+        square = m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
+        return square.clamp_min(0).sqrt()
+
+    def classes(
+        self, u: Float[Tensor, "*batch k"], cosine: float = 0.5**0.5
+    ) -> Int[Tensor, "*batch K"]:
+        r"""The mean that each neuron has turned to, shape ``(..., K)``; -1: to none.
+
+        The number a of the mean with :math:`m_i \cdot c_a / |c_a| > cosine\, \|W_i\|`: by default
+        within 45 degrees. No neuron turns to a mean at 0.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+            cosine: of the largest angle.
+
+        Raises:
+            ValueError: if all means are 0.
+            ValueError, TypeError: if u is not what the statistics' tensor is.
+        """
+        means = self.field.setting.coordinates
+        if not bool(means.any()):
+            raise ValueError(
+                "expected means that neurons can turn to, got none that is not 0: see overlaps m "
+                "with the directions by split(u)"
+            )
+        m = self.split(u)[2]
+        units = means.to(m) / means.to(m).norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        overlap, nearest = (m @ units.mT).max(-1)
+        return torch.where(overlap > cosine * self.lengths(u), nearest, -1)
 
     def split(
         self, u: Float[Tensor, "*batch k"]

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.contracts.vector_field import VectorField
+from torchlimits.problems.network.first_layer_field import Averages, FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
-from torchlimits.problems.network.geometry import GramGeometry, check_gram
+from torchlimits.problems.network.geometry import GramGeometry
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.moments import PIECE, SAMPLES, Integrals
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
 
-class Averages(NamedTuple):
-    """Averages of one sample's gradient, with g = dl/dh and the mixture's probabilities.
-
-    Attributes:
-        theta: E[dl/dtheta], ``(..., P)``.
-        bias: E[g], ``(..., K)``.
-        signal: E[g x_parallel^T], ``(..., K, d)``.
-        across: E[g P^T], P = W_perp x, ``(..., K, K)``.
-        gram: E[g g^T], ``(..., K, K)``.
-    """
-
-    theta: Float[Tensor, "*batch P"]
-    bias: Float[Tensor, "*batch K"]
-    signal: Float[Tensor, "*batch K d"]
-    across: Float[Tensor, "*batch K K"]
-    gram: Float[Tensor, "*batch K K"]
-
-
-class NetworkField(VectorField):
+class NetworkField(FirstLayerField):
     r"""ODE of the statistics (theta, b, m, R) of h = W x + b, output = head_theta(h), at any snr.
 
     With g = dl/dh of one sample, :math:`P = W_\perp x`, averages over the mixture and labels:
@@ -60,24 +42,12 @@ class NetworkField(VectorField):
     """
 
     def __init__(self, setting: Setting, *, dim: int, rule: Rule, kinks: Kinks) -> None:
-        super().__init__(setting.layout.names, dim)
-        self.setting, self.rule, self.kinks, self.layout = setting, rule, kinks, setting.layout
-        self.parameter_names = self.layout.parameter_names
-        self.quadratic_in = self.layout.weight
+        super().__init__(setting.layout, snr=setting.snr, dim=dim)
+        self.setting, self.rule, self.kinks = setting, rule, kinks
         self.space = GramGeometry(self.layout, setting.head.start)
         self.geometry = self.space
 
     # --- drift and corrector ----------------------------------------------------------------------
-
-    def terms(
-        self, u: Float[Tensor, "*batch k"]
-    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """-f and g, as `VectorField.terms`."""
-        theta, bias, signal, across, gram = self.averages(u)
-        drift = self.layout.join(-theta, -bias, -signal, -across - across.mT)
-        still = [torch.zeros_like(x) for x in (theta, bias, signal)]
-        kick = self.layout.join(still[0], still[1], still[2], gram / self.setting.snr)
-        return drift, kick
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
         """The averages of gradients that drift and corrector consist of.
@@ -138,7 +108,7 @@ class NetworkField(VectorField):
         x = psi[:, :A] @ law.means + law.sigma * psi[:, A : A + r] @ law.B.mT
         w = known + torch.cat([x, torch.zeros_like(h)], dim=-1)
         kick = step_size / setting.snr * g[:, :, None] * g[:, None, :]
-        moves = self._moves(-by_theta, -g, w, kick)
+        moves = self.moves(-by_theta, -g, w, kick)
         mean = weight @ moves
         squares = moves.mT @ (weight[:, None] * moves)
         # what the rest of w adds is linear in g, and independent of all else
@@ -146,20 +116,9 @@ class NetworkField(VectorField):
         eye = torch.eye(K, dtype=u.dtype, device=u.device)
         columns = rest[0].mT[:, None, :].expand(-1, K, -1)  # (e, K, d + K)
         still = u.new_zeros(len(columns), K, self.layout.size)
-        linear = self._moves(still, eye.expand(len(columns), K, K), columns, None, bias=False)
+        linear = self.moves(still, eye.expand(len(columns), K, K), columns, None, bias=False)
         others = torch.einsum("eik,ij,ejl->kl", linear, GG, linear)
         return squares + others - torch.outer(mean, mean)
-
-    def _moves(
-        self, theta: Tensor, gradient: Tensor, w: Tensor, kick: Tensor | None, *, bias: bool = True
-    ) -> Float[Tensor, "*batch k"]:
-        """The change of u by steps of theta and h's gradient, along w = (x_parallel, P)."""
-        d = self.layout.directions
-        dm = gradient[..., :, None] * w[..., None, :d]
-        dR = gradient[..., :, None] * w[..., None, d:]
-        dR = dR + dR.mT
-        db = gradient if bias else torch.zeros_like(gradient)
-        return self.layout.join(theta, db, dm, dR if kick is None else dR + kick)
 
     # --- quality ----------------------------------------------------------------------------------
 
@@ -182,7 +141,9 @@ class NetworkField(VectorField):
         Raises:
             ValueError: if the labels are no classes.
         """
-        return self._average(u, self.setting.right)
+        # right and wrong are a jump, however smooth head and loss are
+        stepwise = self.with_rule(self.rule._replace(smooth=False))
+        return stepwise._average(u, self.setting.right)
 
     def _average(self, u: Tensor, value: Any) -> Tensor:
         pieces = u.reshape(-1, u.shape[-1]).split(self._at_once)
@@ -194,11 +155,6 @@ class NetworkField(VectorField):
         return self.integrals.average(theta, self._law(b, m, R).loadings, value)
 
     # --- the rest of the contract -----------------------------------------------------------------
-
-    def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """theta, b, m and 2 R."""
-        theta, b, m, R = self.layout.split(u)
-        return self.layout.join(theta, b, m, 2 * R)
 
     def jacobian(self, velocity: Any, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k k"]:
         """Derivatives of the terms; see `VectorField.jacobian`.
@@ -222,10 +178,6 @@ class NetworkField(VectorField):
             rule: of the nodes.
         """
         return NetworkField(self.setting, dim=self.dim, rule=rule, kinks=self.kinks)
-
-    def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
-        """ValueError unless R is positive semidefinite."""
-        check_gram(self.layout.split(u0)[3])
 
     @cached_property
     def error(self) -> float:  # type: ignore[override]

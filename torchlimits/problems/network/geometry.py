@@ -58,7 +58,8 @@ class GramGeometry(Geometry):
         theta = theta + 0.5 * torch.randn(count, len(theta), **normal)
         b, m = 0.5 * torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
         A = torch.randn(count, K, 2 * K, **normal) * (2 * K) ** -0.5
-        return self.layout.join(theta, b, m, A @ A.mT)
+        scale = self.layout.scale
+        return self.layout.join(theta, b, scale * m, scale**2 * A @ A.mT)
 
 
 def check_gram(R: Float[Tensor, "*batch K K"]) -> None:

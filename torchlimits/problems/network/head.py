@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchlimits._stateless import called, places
+
 
 class Head:
     r"""The map h -> output of a network behind its first layer, for many parameters at once.
@@ -56,6 +58,7 @@ class Head:
             **{name: p.detach() for name, p in parameters.items() if not p.requires_grad},
             **dict(skeleton.named_buffers()),
         }
+        self._places = places(skeleton)
         self._beside: dict[tuple[torch.device, torch.dtype], Mapping[str, Tensor]] = {}
 
     @property
@@ -83,8 +86,8 @@ class Head:
         batch = theta.shape[:-1]
         if not batch:
             return self._one(theta, h, constants)
-        # (of no parameters, -1 would be ambiguous)
-        flat, hidden = theta.reshape(prod(batch), self.size), h.flatten(0, len(batch) - 1)
+        # (reshape(-1, 0) does not know how many)
+        flat, hidden = theta.flatten(0, -2), h.flatten(0, len(batch) - 1)
         if len(flat) == 1:
             output = self._one(flat[0], hidden[0], constants)[None]
         else:
@@ -103,9 +106,7 @@ class Head:
         inputs = zeros.expand(len(h), -1)
         self._given.h = h
         try:
-            return torch.func.functional_call(
-                self._skeleton, {**parameters, **constants}, (inputs,), strict=False
-            )
+            return called(self._skeleton, {**parameters, **constants}, (inputs,), at=self._places)
         finally:
             self._given.h = None
 
@@ -123,12 +124,15 @@ class Head:
 
 
 class _Given(nn.Module):
-    """In place of the first layer: returns h, whatever the input is."""
+    """In place of the first layer: returns h, whatever the input is.
+
+    A copy of it: what follows may work in place.
+    """
 
     h: Tensor | None = None
 
-    def forward(self, _: Tensor) -> Tensor:
+    def forward(self, *_: Any, **__: Any) -> Tensor:
         """h."""
         if self.h is None:
             raise RuntimeError("expected h before the head is called")
-        return self.h
+        return self.h.clone()

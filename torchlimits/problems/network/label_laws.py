@@ -21,6 +21,10 @@ from torchlimits.problems.network.labels import (
     flip_matrix,
     reads_inputs,
 )
+from torchlimits.problems.network.law_checks import called
+
+#: numbers of a label that may have noise: integrals have 9 points for each
+_MOST_NOISY = 3
 
 
 def made(
@@ -52,6 +56,12 @@ def made(
     if flips is not None:
         law = FlippedLabels(law, flip_matrix(flips, _classes(target, output)))
     if noise:
+        if target.numel() > _MOST_NOISY:
+            raise ValueError(
+                f"expected label_noise on labels of at most {_MOST_NOISY} numbers, got labels of "
+                f"shape {tuple(target.shape)}: integrals over more would take too long; give "
+                "labels as an object with law(...) and sample(...), whose law is finite"
+            )
         law = NoisyLabels(law, noise)
     if target.is_floating_point() and (*target.shape, 1) == output:
         law = WithTrailing(law)
@@ -94,15 +104,24 @@ def _law(labels: object, components: int) -> LabelLaw:
 def _example(law: LabelLaw, coordinates: Float[Tensor, "A d"]) -> Tensor:
     """A label of the first component, without noise."""
     component = torch.zeros(1, dtype=torch.long, device="cpu")
-    return law.law(coordinates[:1], component)[0][0, 0]
+    found = called("labels.law(x_parallel, component)", law.law, coordinates[:1], component)
+    targets = found[0] if isinstance(found, tuple) and found else found
+    if not isinstance(targets, Tensor) or targets.ndim < 2 or targets.shape[0] != 1:
+        got = tuple(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(
+            "expected labels.law(x_parallel (n, d), component (n,)) as targets (n, q, ...) and "
+            f"probabilities (n, q), got targets {got} for n = 1"
+        )
+    return targets[0, 0]
 
 
 def _classes(target: Tensor, output: tuple[int, ...]) -> int:
     """C: two for a logit, else as many as there are outputs."""
-    if target.ndim or len(output) > 1:
+    if target.ndim or len(output) > 1 or not bool(target == target.round()):
         raise ValueError(
-            "expected labels that are classes for label_flips, one number a sample, got labels of "
-            f"shape {tuple(target.shape)} for outputs of shape {output}"
+            "expected labels that are classes for label_flips, one number 0, 1, ... a sample, got "
+            f"labels of shape {tuple(target.shape)} such as {target.flatten()[:3].tolist()} for "
+            f"outputs of shape {output}: label_noise is for labels that are real numbers"
         )
     outputs = math.prod(output)
     return 2 if outputs == 1 else outputs

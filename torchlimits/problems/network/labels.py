@@ -194,6 +194,7 @@ class FlippedLabels:
     def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
         """Every class, with its probability."""
         targets, shares = self.labels.law(x_parallel, component)
+        _check_classes(targets, len(self.flips))
         rows = self.flips.to(shares)[targets.long()]  # (n, q, C)
         classes = torch.arange(len(self.flips), device=targets.device).to(targets.dtype)
         return classes.expand(len(targets), -1), (shares[..., None] * rows).sum(1)
@@ -273,6 +274,16 @@ def flip_matrix(flips: object, classes: int) -> Tensor:
             f"{matrix.tolist()}"
         )
     return matrix
+
+
+def _check_classes(targets: Tensor, classes: int) -> None:
+    """ValueError unless labels are numbers from 0 to C - 1."""
+    wrong = (targets != targets.round()) | (targets < 0) | (targets >= classes)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"expected labels that are classes 0 to {classes - 1} for label_flips, got "
+            f"{targets[wrong][0].item()}"
+        )
 
 
 def _certain(values: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 
 import torch
@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
-from torchlimits.statistics import entries, gram, overlaps
+from torchlimits.problems.network.scaled import Scaled
+from torchlimits.statistics import entries, gram, overlaps, second_layer
 from torchlimits.statistics.entry_names import entry_names
+from torchlimits.statistics.quadratic import Quadratic
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 Parts = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -32,6 +34,8 @@ class Layout:
         directions: d.
         weight: the name of W.
         bias: the name of b; None where there is none.
+        scale: m and R are those of W / scale.
+        called: other names for statistics of the head's parameters that are rows, (1, K) or (K,).
 
     Example:
         >>> layout = Layout({"head.weight": (1, 2)}, width=2, directions=1, bias="first.bias")
@@ -46,6 +50,8 @@ class Layout:
     directions: int
     weight: str = "first.weight"
     bias: str | None = None
+    scale: float = 1.0
+    called: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -62,7 +68,12 @@ class Layout:
         """The names of the statistics, in the order of u."""
         K, d = self.width, self.directions
         shapes: list[tuple[str, tuple[int, ...], bool]] = [
-            *((name, tuple(shape), False) for name, shape in self.head.items()),
+            *(
+                (self.called[name], shape[-1:], False)
+                if name in self.called
+                else (name, tuple(shape), False)
+                for name, shape in self.head.items()
+            ),
             *([("b", (K,), False)] if self.bias else []),
             *([("m", (K, d), False)] if d else []),
             ("R", (K, K), True),
@@ -71,9 +82,9 @@ class Layout:
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The shape of each parameter; None stands for N."""
+        """The shape of each parameter, in the order of modules; None stands for N."""
         bias: dict[str, tuple[int | None, ...]] = {self.bias: (self.width,)} if self.bias else {}
-        return {**self.head, **bias, self.weight: (self.width, None)}
+        return {self.weight: (self.width, None), **bias, **self.head}
 
     @property
     def parameter_names(self) -> list[str]:
@@ -88,7 +99,7 @@ class Layout:
     def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
         """The statistics as theta ``(..., P)``, b ``(..., K)``, m ``(..., K, d)`` and R.
 
-        b is 0 where there are no biases; R is the full symmetric matrix.
+        b is 0 where there are no biases; m and R are those of W, R the full symmetric matrix.
 
         Args:
             u: statistics, shape ``(..., k)``.
@@ -96,10 +107,10 @@ class Layout:
         theta, b, m, upper = u.split(self._sizes, dim=-1)
         if not self.bias:
             b = u.new_zeros(*u.shape[:-1], self.width)
-        return theta, b, m.unflatten(-1, (self.width, self.directions)), self._unpacked(upper)
-
-    def _unpacked(self, upper: Tensor) -> Tensor:
-        return _linalg.unpacked(upper, self.width)
+        m, R = m.unflatten(-1, (self.width, self.directions)), _linalg.unpacked(upper, self.width)
+        return (
+            (theta, b, m, R) if self.scale == 1 else (theta, b, self.scale * m, self.scale**2 * R)
+        )
 
     def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
         """The inverse of `split`.
@@ -107,8 +118,10 @@ class Layout:
         Args:
             theta, b, m, R: as `split` returns them.
         """
-        biases = [b] if self.bias else []
-        return torch.cat([theta, *biases, m.flatten(-2), _linalg.packed(R)], dim=-1)
+        biases, upper = [b] if self.bias else [], _linalg.packed(R)
+        if self.scale != 1:
+            m, upper = m / self.scale, upper / self.scale**2
+        return torch.cat([theta, *biases, m.flatten(-2), upper], dim=-1)
 
     def statistics(self, directions: Float[Tensor, "d N"]) -> SummaryStatistics:
         """The summary statistics of a module with these parameters.
@@ -116,12 +129,21 @@ class Layout:
         Args:
             directions: the orthonormal rows e_j, shape ``(d, N)``.
         """
-        functions: dict[str, StatisticFunction] = {name: entries(name) for name in self.head}
+        functions: dict[str, StatisticFunction] = {
+            self.called.get(name, name): second_layer(name)
+            if name in self.called and len(shape) == 2
+            else entries(name)
+            for name, shape in self.head.items()
+        }
         dims = {name: len(shape) for name, shape in self.head.items()}
         if self.bias:
             functions["b"], dims[self.bias] = entries(self.bias), 1
         if self.directions:
-            functions["m"] = overlaps(self.weight, directions)
+            functions["m"] = self._scaled(overlaps(self.weight, directions), 1)
         perpendicular = directions if self.directions else None
-        functions["R"], dims[self.weight] = gram(self.weight, perpendicular_to=perpendicular), 2
+        functions["R"] = self._scaled(gram(self.weight, perpendicular_to=perpendicular), 2)
+        dims[self.weight] = 2
         return SummaryStatistics(functions, symmetric=["R"], parameter_dims=dims)
+
+    def _scaled(self, statistic: Quadratic, degree: int) -> Quadratic:
+        return statistic if self.scale == 1 else Scaled(statistic, self.scale**-degree)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from torchlimits._dir import OwnNames
+from torchlimits._stateless import called, places
 
 
 class FirstLayer(nn.Linear):
@@ -27,7 +28,7 @@ class FirstLayer(nn.Linear):
 
 def has_bias(layer: nn.Linear) -> bool:
     """Whether a linear layer has biases; torch declares them in any case."""
-    return layer._parameters.get("bias") is not None
+    return getattr(layer, "bias", None) is not None
 
 
 class Network(OwnNames, nn.Module):
@@ -53,7 +54,7 @@ class Network(OwnNames, nn.Module):
         self.first = FirstLayer(dim, width, bias=bias, device="cpu")
         self.head = copy.deepcopy(head)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         """The outputs for a batch x, ``(B, N)``."""
         return self.head(self.first(x))
 
@@ -83,21 +84,23 @@ class Copies(OwnNames, nn.Module):
     ) -> None:
         super().__init__()
         shell = copy.deepcopy(module)
-        for name, parameter in list(shell.named_parameters()):
+        stacks = {
+            id(p): nn.Parameter(parameters[name].detach().clone(), requires_grad=p.requires_grad)
+            for name, p in shell.named_parameters()
+        }
+        # every name of those that have several: they stay one
+        for name, parameter in list(shell.named_parameters(remove_duplicate=False)):
             owner, _, last = name.rpartition(".")
-            stacked = nn.Parameter(
-                parameters[name].detach().clone(), requires_grad=parameter.requires_grad
-            )
-            setattr(shell.get_submodule(owner), last, stacked)
+            setattr(shell.get_submodule(owner), last, stacks[id(parameter)])
         self.replicas = replicas
         # ours are the shell's, under the same names; it is no submodule of its own
         self._modules, self._parameters = shell._modules, shell._parameters
         self._buffers = shell._buffers
-        self._shell = (shell,)
+        self._shell = (shell, places(shell))
 
     def forward(self, x: Tensor) -> Tensor:
         """The outputs, ``(*replicas, B, ...)``, for x, ``(*replicas, B, ...)``."""
-        (shell,), depth = self._shell, len(self.replicas)
+        (shell, at), depth = self._shell, len(self.replicas)
         count = prod(self.replicas)
         parameters = {
             name: p if depth == 1 else p.reshape(count, *p.shape[depth:])
@@ -105,7 +108,7 @@ class Copies(OwnNames, nn.Module):
         }
 
         def one(parameters: dict[str, Tensor], x: Tensor) -> Any:
-            return torch.func.functional_call(shell, parameters, (x,))
+            return called(shell, parameters, (x,), at=at)
 
         flat = x if depth == 1 else x.reshape(count, *x.shape[depth:])
         output = torch.func.vmap(one)(parameters, flat)

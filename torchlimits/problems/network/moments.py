@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from torchlimits import _linalg
 from torchlimits.problems.network.kinks import Kinks
@@ -112,7 +111,7 @@ class Integrals:
         theta = theta.detach().requires_grad_()
         h = (psi @ F.detach().mT).requires_grad_()  # (S, M, K)
         with torch.enable_grad():
-            output = self.setting.head(theta, h).flatten(2)
+            output = self.setting.head(theta, h).reshape(*h.shape[:2], -1)
         slopes, shares = self._slopes(theta, h, output)
         mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
         pulled = weight[:, None] * mean
@@ -266,8 +265,12 @@ class _Differentiable(torch.autograd.Function):
         return tuple(x.detach() for x in integrals.values(theta, F))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *by: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "expected first derivatives of averages over nodes, got create_graph=True: second "
+                "derivatives are not known; take differences of the first"
+            )
         if ctx.known is None:  # the same for every row of a Jacobian
             ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors)
         known, (theta, gradient, gram) = ctx.known, by

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.optim.chosen_limit import chosen_limit
+from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
-from torchlimits.problems.network import kinks
+from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
+from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
-from torchlimits.problems.network.trainable import TrainableNetwork
+from torchlimits.problems.network.sample_loss import Loss
+from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
 
-#: models drawn together by `starts`
-_AT_ONCE = 256
 
-
-class NetworkProblem(TrainableNetwork, Problem):
+class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     r"""Train output = head(W x + b), any head, by any loss on a Gaussian mixture with any labels.
 
     Data: :math:`x = c_a + \lambda^{-1/2} z`, z ~ N(0, I_N), component a drawn by its probability;
@@ -84,6 +84,79 @@ class NetworkProblem(TrainableNetwork, Problem):
         Trajectory(23 statistics, 2 times, t = 0 ... 0.5, runs=1)
     """
 
+    @classmethod
+    def of(
+        cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels, snr: float,
+        means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
+        weights: object = None, label_noise: float = 0.0, label_flips: object = None,
+        ridge: float = 0.0, device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> NetworkProblem:  # fmt: skip
+        """The problem of a module of one's own, whose linear layer ``first`` is all that sees x.
+
+        Statistics and predictions carry the module's own parameter names (``2.weight[0,1]``),
+        besides b, m and R. A loop that trains the module with `torchlimits.track` is compared as
+        it stands: ``problem.dynamics(optimizer)`` tells by the parameters themselves which
+        learning rate and weight decay each has. The module is left alone, and what the problem
+        knows of it is what it is now: its frozen parameters and buffers.
+
+        `model` makes copies at new random starts, as the module's parts have them: by their
+        ``reset_parameters()``, the first layer's too; what has none keeps its values. All runs of
+        ``torchlimits.train(problem, start=model)`` start from the module's own parameters.
+
+        Args:
+            model: x ``(batch, N)`` -> outputs; an `nn.Module`. Nothing but a change of shape comes
+                before the layer, which is called once; the rest does not see x.
+            first: the layer's name among ``model.named_modules()``; ``""`` if the module is an
+                `nn.Linear` itself.
+            loss, labels, snr, means, directions, weights, label_noise, label_flips, ridge: as in
+                the class.
+            device, dtype: of data and models where none are asked for; by default the layer's.
+
+        Raises:
+            ValueError: as the class; if ``first`` is no part of the module, is not called exactly
+                once on x itself, shares parameters with the head or computes them (weight norm);
+                if the output depends on x in another way; or if parameters have no values yet.
+            TypeError: as the class; if that part is no `nn.Linear`.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> from torch import nn
+            >>> model = nn.Sequential(nn.Linear(100, 2), nn.Tanh(), nn.Linear(2, 1))
+            >>> problem = tl.NetworkProblem.of(
+            ...     model, "0", loss=nn.functional.mse_loss, snr=4.0, means=torch.eye(2, 100),
+            ...     labels=torch.tensor([1.0, -1.0]),
+            ... )
+            >>> optimizer = torch.optim.SGD(model.parameters(), lr=1 / 100)
+            >>> with tl.track(model, optimizer, problem.statistics) as tracker:
+            ...     for _ in range(50):
+            ...         x, y = problem.sample(1)
+            ...         optimizer.zero_grad()
+            ...         nn.functional.mse_loss(model(x), y).backward()
+            ...         optimizer.step()
+            >>> measured = tracker.trajectory()
+            >>> predicted = problem.dynamics(optimizer).solve(measured.initial, measured.times)
+            >>> predicted.names[:4]
+            ['2.weight[0,0]', '2.weight[0,1]', '2.bias[0]', 'b[0]']
+        """
+        checks.is_loss(loss)
+        network = own_module.copied(model, first).cpu()
+        own_module.check_inputs(network, first)
+        head_checks.check_parts(network)
+        own_module.check_head(network, first)
+        layer = network.get_submodule(first)
+        assert isinstance(layer, nn.Linear)
+        problem = cls.__new__(cls)
+        problem.module = model
+        # copies and pickles are of the module as it is now
+        problem._made_by = partial(cls.of, network, first)
+        problem._begin(
+            network, first, loss, labels, snr=snr, means=means, directions=directions,
+            weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
+            device=device or layer.weight.device, dtype=dtype or layer.weight.dtype,
+        )  # fmt: skip
+        return problem
+
     def dynamics(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
@@ -100,7 +173,8 @@ class NetworkProblem(TrainableNetwork, Problem):
             nodes: of the Gaussian integrals, for each component.
             seed: of the nodes, where they are Sobol points.
             model: whose parameters the optimizer holds; needed only where its groups differ and
-                several parameters of the head have one shape.
+                several parameters of the head have one shape, and it is not the module that `of`
+                was given.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
@@ -126,13 +200,31 @@ class NetworkProblem(TrainableNetwork, Problem):
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None,
+        batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
-        return chosen_limit(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
-            ridge=self.ridge, dim=dim, parameters=self.setting.layout.shapes,
-            dims={self.dim, dim}, model=model,
-        )  # fmt: skip
+        if model is None and optimizer is not None:
+            model = self._held_by(optimizer)
+        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model)
+        if optimizer is not None:
+            return limit
+        return SGDLimit.of(limit.settings, self._unless_frozen(limit.settings))
+
+    def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
+        """Settings for each parameter, if W or b is frozen."""
+        trained = {name for name, p in self.template.named_parameters() if p.requires_grad}
+        names = self.layout.shapes
+        if trained >= {*names}:
+            return None
+        return Layers(settings, {name: settings if name in trained else None for name in names})
+
+    def _held_by(self, optimizer: torch.optim.Optimizer) -> nn.Module | None:
+        """The user's own module, if the optimizer holds parameters of it."""
+        if self.module is None:
+            return None
+        own = {id(p) for p in self.module.parameters()}
+        groups = getattr(optimizer, "param_groups", [])
+        held = any(id(p) in own for group in groups for p in group["params"])
+        return self.module if held else None
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         dims = len(self.setting.reads) + self.width
@@ -143,22 +235,3 @@ class NetworkProblem(TrainableNetwork, Problem):
     def kinks(self) -> Kinks:
         """Where the gradient of a sample jumps, found by following it along random lines."""
         return kinks.found(self.setting)
-
-    def starts(
-        self, count: int, *, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "S k"]:
-        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
-
-        Args:
-            count: how many.
-            generator: of the starts, on the CPU.
-        """
-        _checks.positive_int("count", count)
-        found: list[Tensor] = []
-        # a model's weights are N/K times as many numbers: not all models at once
-        for done in range(0, count, _AT_ONCE):
-            some = (min(_AT_ONCE, count - done),)
-            model = self.model(replicas=some, generator=generator, device="cpu")
-            with torch.no_grad():
-                found.append(self.statistics(dict(model.named_parameters())).double())
-        return torch.cat(found)

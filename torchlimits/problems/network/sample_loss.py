@@ -61,6 +61,7 @@ class SampleLoss:
         graph = output.requires_grad
         with torch.enable_grad():
             leaf = output if graph else output.detach().requires_grad_()
-            total = self(leaf, target).sum()
+            # of the mean over the batch, which the loss is: half the time of the samples' own
+            total = len(leaf) * self.loss(leaf, target)
             (slopes,) = torch.autograd.grad(total, leaf, create_graph=graph, materialize_grads=True)
         return slopes

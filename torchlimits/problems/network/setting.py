@@ -70,13 +70,18 @@ class Setting:
             at_once: samples that are computed together.
         """
 
-        def loss(t: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            return self.losses.loss(self.head(t, x[None]), y[None])
-
-        gradients = torch.func.grad(loss, argnums=(0, 1))
         own = 0 if theta.ndim == 2 else None
+        with torch.no_grad():
+            outputs = self.head(theta, h) if own is None else self.head(theta, h[:, None])[:, 0]
+        # of the loss in one piece: torch.func.vmap takes some losses sample by sample
+        slopes = self.losses.slopes(outputs, target)
+
+        def pulled(t: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+            return (self.head(t, x[None])[0] * slope).sum()
+
+        gradients = torch.func.grad(pulled, argnums=(0, 1))
         each = torch.func.vmap(gradients, in_dims=(own, 0, 0), chunk_size=at_once)
-        return each(theta, h, target)
+        return each(theta, h, slopes)
 
     def right(self, output: Tensor, target: Tensor) -> Float[Tensor, " M"]:
         """1 where the largest output is that of the label's class, 0 where it is not.
@@ -88,7 +93,7 @@ class Setting:
         Raises:
             ValueError: if the labels are no classes.
         """
-        flat = output.flatten(1)
+        flat = output.reshape(len(output), -1)
         if flat.shape[1] == 1:
             y = target.reshape(len(target), -1).to(flat)
             if y.shape[1] == 1 and bool(((y == 0) | (y == 1)).all()):

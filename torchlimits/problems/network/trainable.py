@@ -13,9 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.problems.mixture.coordinates import coordinates_of
-from torchlimits.problems.network import checks, label_laws
+from torchlimits.problems.network import (
+    checks,
+    head_checks,
+    label_laws,
+    law_checks,
+)
 from torchlimits.problems.network.components import GaussianComponents
+from torchlimits.problems.network.directions import coordinates_of
 from torchlimits.problems.network.head import Head
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.layout import Layout
@@ -39,6 +44,11 @@ class TrainableNetwork(Trainable):
         ValueError, TypeError: as `NetworkProblem`.
     """
 
+    #: the user's own module, whose copies start as its parts do; None: W ~ N(0, I/N), b = 0
+    module: nn.Module | None = None
+    #: m and R are those of W over this, and so is the start
+    _scale: float = 1.0
+
     def __init__(
         self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels, snr: float,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
@@ -47,9 +57,13 @@ class TrainableNetwork(Trainable):
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         checks.is_module("head", head)
+        checks.has_values(head, "head.")
+        checks.is_flag("bias", bias)
+        checks.is_loss(loss)
         width = _checks.positive_int("width", width)
         network = Network(_checks.positive_int("dim", dim), width, head, bias=bias)
-        self._own = {"dim": dim, "width": width, "head": head, "bias": bias}
+        own = {"dim": dim, "width": width, "head": network.head, "bias": bias}
+        self._made_by = partial(type(self), **own)
         self._begin(
             network, "first", loss, labels, snr=snr, means=means, directions=directions,
             weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
@@ -68,7 +82,7 @@ class TrainableNetwork(Trainable):
         self.ridge = _checks.non_negative("ridge", given["ridge"], "it is alpha, the weight decay")
         self.snr = _checks.positive("snr", given["snr"], "x = c_a + snr^(-1/2) z")
         self.device = _checks.device(given["device"] or "cpu")
-        self.dtype = given["dtype"] or torch.get_default_dtype()
+        self.dtype = checks.real_dtype(given["dtype"] or torch.get_default_dtype())
         means = checks.means(given["means"], N)
         self.components = GaussianComponents(means, self.snr, given["weights"])
         self.means, self.weights = self.components.means, self.components.weights
@@ -78,17 +92,18 @@ class TrainableNetwork(Trainable):
         head = Head(network, first)
         layout = Layout(
             head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
-            bias=_named(first, "bias") if has_bias(layer) else None,
+            bias=_named(first, "bias") if has_bias(layer) else None, scale=self._scale,
         )  # fmt: skip
         self.statistics = layout.statistics(self.directions)
-        output = checks.head(head, network, self.width)
+        output = head_checks.checked(head, network, self.width)
         self.labels = label_laws.made(
             labels, noise=given["label_noise"], flips=given["label_flips"],
             coordinates=self.coordinates, output=tuple(output.shape[1:]),
         )  # fmt: skip
         losses = SampleLoss(loss)
-        target = checks.labels(self.labels, self.coordinates, self.snr)
-        checks.loss(losses, output[torch.arange(len(target), device="cpu") % len(output)], target)
+        target = law_checks.labels(self.labels, self.coordinates, self.snr)
+        each = torch.arange(len(target), device="cpu") % len(output)
+        law_checks.loss(losses, output[each], target)
         self.setting = Setting(
             layout=layout, head=head, losses=losses, labels=self.labels,
             coordinates=self.coordinates, shares=self._shares(),
@@ -103,12 +118,17 @@ class TrainableNetwork(Trainable):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # made anew from its arguments: statistics are functions, which cannot be pickled
-        return partial(type(self), **self._own, **self._given), ()
+        return partial(self._made_by, **self._given), ()
 
     @property
     def dim(self) -> int:
         """N."""
         return self.means.shape[1]
+
+    @property
+    def layout(self) -> Layout:
+        """The order and names of the statistics."""
+        return self.setting.layout
 
     @property
     def names(self) -> list[str]:
@@ -136,7 +156,9 @@ class TrainableNetwork(Trainable):
 
         def one() -> nn.Module:
             network = copy.deepcopy(self.template)
-            restarted(network, self.first, generator, device)
+            whole = self.module is None
+            first = self.first if whole else None
+            restarted(network, first, generator, device, scale=self._scale)
             return network.to(device=device, dtype=dtype)
 
         if not replicas:

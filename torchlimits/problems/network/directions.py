@@ -1,4 +1,4 @@
-"""Coordinates of a mixture: its means along orthonormal directions, and the names of u."""
+"""Orthonormal directions, and the coordinates of a mixture's means along them."""
 
 from __future__ import annotations
 
@@ -6,56 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks, _linalg
-from torchlimits.statistics import gram, overlaps, second_layer
-from torchlimits.statistics.summary import SummaryStatistics
+from torchlimits import _checks
 
 #: orthonormality and "in the span" are checked to this
 _TOLERANCE = 1e-6
-
-
-def mixture_names(width: int, directions: int) -> list[str]:
-    """v[i], m[i,j], R[i,j] (i <= j) of K neurons and d directions, in the order of u.
-
-    Example:
-        >>> mixture_names(2, 1)
-        ['v[0]', 'v[1]', 'm[0,0]', 'm[1,0]', 'R[0,0]', 'R[0,1]', 'R[1,1]']
-    """
-    neurons = range(width)
-    return [
-        *(f"v[{i}]" for i in neurons),
-        *(f"m[{i},{j}]" for i in neurons for j in range(directions)),
-        *(f"R[{i},{j}]" for i in neurons for j in range(i, width)),
-    ]
-
-
-def split(
-    u: Float[Tensor, "*batch k"], width: int, directions: int
-) -> tuple[Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"], Float[Tensor, "*batch K K"]]:
-    """The statistics u as v, m and the full symmetric R, in the order of `mixture_names`."""
-    K, d = width, directions
-    v, m, upper = u.split([K, K * d, K * (K + 1) // 2], dim=-1)
-    return v, m.unflatten(-1, (K, d)), _linalg.unpacked(upper, K)
-
-
-def join(
-    v: Float[Tensor, "*batch K"], m: Float[Tensor, "*batch K d"], R: Float[Tensor, "*batch K K"]
-) -> Float[Tensor, "*batch k"]:
-    """The inverse of `split`."""
-    return torch.cat([v, m.flatten(-2), _linalg.packed(R)], dim=-1)
-
-
-def mixture_statistics(directions: Float[Tensor, "d N"]) -> SummaryStatistics:
-    """The statistics (v, m, R) of a `TwoLayerNetwork`."""
-    return SummaryStatistics(
-        {
-            "v": second_layer("second.weight"),
-            "m": overlaps("first.weight", directions),
-            "R": gram("first.weight", perpendicular_to=directions),
-        },
-        symmetric=["R"],
-        parameter_dims={"first.weight": 2, "second.weight": 2},
-    )
 
 
 def unit_directions(

@@ -1,0 +1,160 @@
+"""Problems of ``torchlimits run`` with any head: `Network`, `TeacherStudent`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torchlimits.cli.options import Options
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+    from torchlimits.problems.network import teacher_student
+    from torchlimits.problems.network.problem import NetworkProblem
+
+
+@dataclass(kw_only=True)
+class Network(Options):
+    """Train a network with a head of your choice on Gaussian classes, one orthonormal mean each.
+
+    The first layer is linear with biases, the loss cross-entropy. Every parameter of the head is
+    predicted besides the overlaps and lengths of the first layer's rows, and so are the risk and
+    the accuracy.
+    """
+
+    step_size: float = 4.0
+    time: float = 20.0
+    head: Literal["mlp", "gelu", "relu", "tanh"] = "mlp"
+    """What follows the first layer: GELU and a second hidden layer of 5 units of tanh for mlp, one
+    activation for the others; and the outputs."""
+    classes: int = 3
+    """The number of classes."""
+    snr: float = 4.0
+    """The signal-to-noise ratio lambda."""
+    width: int = 4
+    """The number K of neurons of the first layer."""
+    ridge: float = 0.01
+    """The ridge alpha, which is the weight decay of SGD."""
+
+    @property
+    def title(self) -> str:
+        """What pictures call it, with its head."""
+        return f"{self.name}, head {self.head}"
+
+    def check(self) -> None:
+        """Raise ValueError for numbers that no training has, before a folder is made."""
+        super().check()
+        from torchlimits import _checks
+
+        _checks.positive_int("width", self.width)
+        if self.classes < 2:
+            raise ValueError(f"expected classes as an int >= 2, got {self.classes}")
+        if self.dim < self.classes + self.width:
+            raise ValueError(
+                f"expected dim >= classes + width = {self.classes + self.width}, got {self.dim}: "
+                "give a larger --dim"
+            )
+
+    def problem(self, device: str) -> NetworkProblem:
+        """Make the problem.
+
+        Args:
+            device: where its data and models are.
+        """
+        import torch
+
+        from torchlimits.problems.network.problem import NetworkProblem
+
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            head = self._head()
+        return NetworkProblem(
+            dim=self.dim, width=self.width, head=head, loss=torch.nn.functional.cross_entropy,
+            means=torch.eye(self.classes, self.dim), labels=torch.arange(self.classes),
+            snr=self.snr, ridge=self.ridge, device=device,
+        )  # fmt: skip
+
+    def _head(self) -> nn.Module:
+        from torch import nn
+
+        K, C = self.width, self.classes
+        if self.head == "mlp":
+            return nn.Sequential(nn.GELU(), nn.Linear(K, 5), nn.Tanh(), nn.Linear(5, C))
+        kinds = {"gelu": nn.GELU, "relu": nn.ReLU, "tanh": nn.Tanh}
+        return nn.Sequential(kinds[self.head](), nn.Linear(K, C))
+
+    def performance(self, dynamics: EffectiveDynamics) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return risk and accuracy.
+
+        Args:
+            dynamics: of the problem.
+        """
+        from torchlimits.problems.network.dynamics import NetworkDynamics
+
+        assert isinstance(dynamics, NetworkDynamics)
+        return {"risk": dynamics.risk, "accuracy": dynamics.accuracy}
+
+
+@dataclass(kw_only=True)
+class TeacherStudent(Options):
+    """Train a two-layer student on what a two-layer teacher says of normal inputs.
+
+    Students wait on a symmetric plateau until their neurons specialise (Saad and Solla, 1995). The
+    loss is half the mean square; the learning rate eta of the literature is step_size.
+    """
+
+    dim: int = 400
+    time: float = 50.0
+    width: int = 2
+    """The number K of the student's neurons."""
+    teacher_width: int = 2
+    """The number M of the teacher's neurons, whose rows are orthonormal."""
+    activation: Literal["erf", "relu", "square", "linear"] = "erf"
+    """The activation of both; erf is erf(x / sqrt 2)."""
+    noise: float = 0.0
+    """The standard deviation of the label noise."""
+    train_second_layer: bool = False
+    """Train the student's second layer, too; otherwise its weights are 1, as the teacher's are."""
+
+    def check(self) -> None:
+        """Raise ValueError for numbers that no training has, before a folder is made."""
+        super().check()
+        from torchlimits import _checks
+
+        _checks.positive_int("width", self.width)
+        _checks.positive_int("teacher_width", self.teacher_width)
+        _checks.non_negative("noise", self.noise, "it is a standard deviation")
+        if self.dim < self.teacher_width + self.width:
+            raise ValueError(
+                f"expected dim >= teacher_width + width = {self.teacher_width + self.width}, got "
+                f"{self.dim}: give a larger --dim"
+            )
+
+    def problem(self, device: str) -> teacher_student.TeacherStudent:
+        """Make the problem.
+
+        Args:
+            device: where its data and models are.
+        """
+        from torchlimits.problems.network.teacher_student import TeacherStudent
+
+        ones = None if self.start == "random" else [1.0] * self.width
+        return TeacherStudent(
+            dim=self.dim, width=self.width, teacher_width=self.teacher_width,
+            activation=self.activation, noise=self.noise, second_layer=ones,
+            train_second_layer=self.train_second_layer, device=device,
+        )  # fmt: skip
+
+    def performance(self, dynamics: EffectiveDynamics) -> dict[str, Callable[[Tensor], Tensor]]:
+        """Return the generalization error.
+
+        Args:
+            dynamics: of the problem.
+        """
+        from torchlimits.problems.network.dynamics import NetworkDynamics
+
+        assert isinstance(dynamics, NetworkDynamics)
+        return {"generalization error": lambda u: dynamics.risk(u) - self.noise**2 / 2}

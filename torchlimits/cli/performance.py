@@ -1,0 +1,69 @@
+"""`with_performance`: how good the models of a trajectory are, beside their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from torchlimits.trajectory import Trajectory
+
+#: rows of a picture; each is an integral over the data
+_ROWS = 40
+
+
+def with_performance(
+    path: Trajectory, functions: Mapping[str, Callable[[Tensor], Tensor]]
+) -> Trajectory:
+    """Return a trajectory with functions of u in front of u, in some of its rows and NaN elsewhere.
+
+    They have no band.
+
+    Args:
+        path: of the statistics.
+        functions: of u, by name.
+
+    Example:
+        >>> path = Trajectory(torch.zeros(1), torch.zeros(1), torch.tensor([[3.0]]), ["m"])
+        >>> with_performance(path, {"risk": lambda u: u.square().sum(-1)})["risk"]
+        tensor([9.], dtype=torch.float64)
+    """
+    if not functions:
+        return path
+    rows = torch.linspace(0, len(path) - 1, min(len(path), _ROWS)).round().long()
+    shape = (*path.values.shape[:-1], len(functions))
+    found = torch.full(shape, torch.nan, dtype=torch.float64)
+    some = path.values[..., rows, :]
+    for i, function in enumerate(functions.values()):
+        found[..., rows, i] = function(some)
+    std = None
+    if path.std is not None:
+        std = torch.cat([torch.full_like(found, torch.nan), path.std], dim=-1)
+    values = torch.cat([found, path.values], dim=-1)
+    return replace(path, values=values, names=[*functions, *path.names], std=std)
+
+
+def performance_text(measured: Trajectory, predicted: Trajectory, names: Sequence[str]) -> str:
+    """Return a line for each function: where it begins and ends, measured and predicted.
+
+    Args:
+        measured, predicted: as `with_performance` returns them.
+        names: of the functions.
+
+    Example:
+        >>> times, steps = torch.tensor([0.0, 1.0]), torch.tensor([0, 9])
+        >>> path = Trajectory(times, steps, torch.tensor([[1.0], [0.5]]), ["risk"])
+        >>> print(performance_text(path, path, ["risk"]), end="")
+        risk: 1.0000 at the start, 0.5000 at the end; predicted 0.5000
+    """
+    lines: list[str] = []
+    for name in names:
+        begin, end = (measured[name].reshape(-1, len(measured))[:, i].mean() for i in (0, -1))
+        mean = f", means of {measured.runs} runs" if measured.runs > 1 else ""
+        lines.append(
+            f"{name}: {begin:.4f} at the start, {end:.4f} at the end{mean}; predicted "
+            f"{predicted[name][..., -1].mean():.4f}\n"
+        )
+    return "".join(lines)

@@ -1,0 +1,87 @@
+"""`FirstLayerField`: drift and corrector of networks with a linear first layer, from averages."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.contracts.vector_field import VectorField
+from torchlimits.problems.network.geometry import check_gram
+from torchlimits.problems.network.layout import Layout
+
+
+class Averages(NamedTuple):
+    """Averages of one sample's gradient, with g = dl/dh and the mixture's probabilities.
+
+    Attributes:
+        theta: E[dl/dtheta], ``(..., P)``.
+        bias: E[g], ``(..., K)``.
+        signal: E[g x_parallel^T], ``(..., K, d)``.
+        across: E[g P^T], P = W_perp x, ``(..., K, K)``.
+        gram: E[g g^T], ``(..., K, K)``.
+    """
+
+    theta: Float[Tensor, "*batch P"]
+    bias: Float[Tensor, "*batch K"]
+    signal: Float[Tensor, "*batch K d"]
+    across: Float[Tensor, "*batch K K"]
+    gram: Float[Tensor, "*batch K K"]
+
+
+class FirstLayerField(VectorField):
+    """The statistics (theta, b, m, R) of a network with a linear first layer, for any averages.
+
+    Subclasses give `averages`: sums over nodes, closed forms, rules of their own.
+
+    Args:
+        layout: of the statistics.
+        snr: lambda.
+        dim: N.
+    """
+
+    def __init__(self, layout: Layout, *, snr: float, dim: int) -> None:
+        super().__init__(layout.names, dim)
+        self.layout, self.snr = layout, snr
+        self.parameter_names, self.quadratic_in = layout.parameter_names, layout.weight
+
+    @abstractmethod
+    def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
+        """The averages of gradients that drift and corrector consist of.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+
+    def terms(
+        self, u: Float[Tensor, "*batch k"]
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
+        """-f and g, as `VectorField.terms`."""
+        theta, bias, signal, across, gram = self.averages(u)
+        drift = self.layout.join(-theta, -bias, -signal, -across - across.mT)
+        still = [torch.zeros_like(x) for x in (theta, bias, signal)]
+        kick = self.layout.join(still[0], still[1], still[2], gram / self.snr)
+        return drift, kick
+
+    def moves(
+        self, theta: Tensor, gradient: Tensor, w: Tensor, kick: Tensor | None, *, bias: bool = True
+    ) -> Float[Tensor, "*batch k"]:
+        """The change of u by steps of theta and h's gradient, along w = (x_parallel, P)."""
+        d = self.layout.directions
+        dm = gradient[..., :, None] * w[..., None, :d]
+        dR = gradient[..., :, None] * w[..., None, d:]
+        dR = dR + dR.mT
+        db = gradient if bias else torch.zeros_like(gradient)
+        return self.layout.join(theta, db, dm, dR if kick is None else dR + kick)
+
+    def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """theta, b, m and 2 R."""
+        theta, b, m, R = self.layout.split(u)
+        return self.layout.join(theta, b, m, 2 * R)
+
+    def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
+        """ValueError unless R is positive semidefinite."""
+        check_gram(self.layout.split(u0)[3])

@@ -1,0 +1,59 @@
+"""`FirstLayerProblem`: what theory needs of all networks with a linear first layer alike."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torchlimits import _checks
+from torchlimits.optim.chosen_limit import chosen_limit
+from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.network.layout import Layout
+from torchlimits.problems.problem import Trainable
+
+#: models drawn together by `starts`
+_AT_ONCE = 256
+
+
+class FirstLayerProblem(Trainable):
+    """Starts and limits of any head: `NetworkProblem`, `GaussianMixture`."""
+
+    ridge: float
+
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The order and names of the statistics."""
+
+    def starts(
+        self, count: int, *, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "S k"]:
+        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
+
+        Args:
+            count: how many.
+            generator: of the starts, on the CPU.
+        """
+        _checks.positive_int("count", count)
+        found: list[Tensor] = []
+        # a model's weights are N/K times as many numbers: not all models at once
+        for done in range(0, count, _AT_ONCE):
+            some = (min(_AT_ONCE, count - done),)
+            model = self.model(replicas=some, generator=generator, device="cpu")
+            with torch.no_grad():
+                found.append(self.statistics(dict(model.named_parameters())).double())
+        return torch.cat(found)
+
+    def _limit(
+        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
+        batch_size: int, dim: int, model: nn.Module | None = None,
+    ) -> SGDLimit:  # fmt: skip
+        """The limit of an optimizer, parameter by parameter, or of one with the numbers given."""
+        return chosen_limit(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
+            ridge=self.ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},
+            model=model,
+        )  # fmt: skip
