@@ -11,7 +11,12 @@ from torch.nn import functional
 import torchlimits as tl
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.labels import FlippedLabels, FunctionLabels, NoisyLabels
+from torchlimits.problems.network.labels import (
+    FlippedLabels,
+    FunctionLabels,
+    NoisyLabels,
+    WithTrailing,
+)
 from torchlimits.problems.network.moments import Integrals
 from torchlimits.problems.network.nodes import Rule, gauss_hermite, sobol
 
@@ -397,6 +402,21 @@ def test_noise_of_labels_is_normal():
         exact = 0.7**power * moment
         assert float((shares[0] @ targets[0] ** power)[0]) == pytest.approx(exact)
         assert float((drawn**power).mean()) == pytest.approx(exact, rel=0.06)
+
+
+def test_noise_has_as_many_points_as_the_loss_needs():
+    """Three where the loss is quadratic; the results are those of nine."""
+    few = regression(label_noise=0.5)
+    many = regression(label_noise=0.5)
+    assert few.labels.labels.points == 3
+    object.__setattr__(many.setting, "labels", NoisyLabels(few.labels.labels.labels, 0.5))
+    object.__setattr__(many.setting, "labels", WithTrailing(many.setting.labels))
+    u = points(few, 3)
+    one, other = (p.dynamics(step_size=1.0, nodes=256) for p in (few, many))
+    torch.testing.assert_close(one(0.0, u), other(0.0, u), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(one.diffusion(u), other.diffusion(u), rtol=1e-9, atol=1e-12)
+    robust = regression(label_noise=0.5, loss=functional.huber_loss)
+    assert robust.labels.labels.points == 9
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -11,9 +11,6 @@ from torch import Tensor
 
 from torchlimits import _checks
 
-#: points of a normal law: exact for polynomials of degree 17
-_POINTS = 9
-
 
 @runtime_checkable
 class LabelLaw(Protocol):
@@ -139,7 +136,8 @@ class NoisyLabels:
     Args:
         labels: the law without noise.
         noise: s.
-        points: of the normal law in integrals, for each entry of a label.
+        points: of the normal law in integrals, for each entry of a label; n of them are exact for
+            polynomials of degree 2 n - 1.
 
     Example:
         >>> labels = NoisyLabels(ComponentLabels(torch.tensor([1.0])), noise=0.5, points=2)
@@ -147,8 +145,8 @@ class NoisyLabels:
         (tensor([[0.5000, 1.5000]]), tensor([[0.5000, 0.5000]]))
     """
 
-    def __init__(self, labels: LabelLaw, noise: float, points: int = _POINTS) -> None:
-        self.labels, self.noise = labels, noise
+    def __init__(self, labels: LabelLaw, noise: float, points: int = 9) -> None:
+        self.labels, self.noise, self.points = labels, noise, points
         self.reads_inputs = reads_inputs(labels)
         line, weight = np.polynomial.hermite_e.hermegauss(points)
         self._line, self._weight = torch.from_numpy(line), torch.from_numpy(weight / weight.sum())
