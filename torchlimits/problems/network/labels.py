@@ -17,6 +17,25 @@ class LabelLaw(Protocol):
     """The law of a label y, given the component a of a sample and its coordinates x_parallel.
 
     Anything with these two methods can be the ``labels`` of a `torchlimits.NetworkProblem`.
+
+    Example:
+        >>> import torch
+        >>> class Coin:  # the sign of a coordinate, turned round with probability 0.1
+        ...     def law(self, x_parallel, component):
+        ...         sign = x_parallel[:, :1].sign()
+        ...         shares = torch.tensor([0.9, 0.1]).to(sign).expand(len(sign), 2)
+        ...         return torch.cat([sign, -sign], -1), shares
+        ...     def sample(self, x_parallel, component, generator):
+        ...         targets, shares = self.law(x_parallel, component)
+        ...         chosen = torch.multinomial(shares, 1, generator=generator)
+        ...         return targets.gather(1, chosen)[:, 0]
+        >>> labels: LabelLaw = Coin()
+        >>> x, component = torch.tensor([[3.0], [-1.0]]), torch.tensor([0, 0])
+        >>> labels.law(x, component)[0]
+        tensor([[ 1., -1.],
+                [-1.,  1.]])
+        >>> labels.sample(x, component, torch.Generator().manual_seed(0)).shape
+        torch.Size([2])
     """
 
     def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
