@@ -359,6 +359,16 @@ def test_problems_are_pickled_and_described(convention):
         assert facts.field.describe()["averages"] == "closed form, ReLU"
 
 
+def test_no_tensor_is_made_on_the_default_device():
+    with torch.device("meta"):
+        problem = problem_of(teacher_width=2, noise=0.1, overlaps=[[1.0, 0.2], [0.2, 1.0]])
+        u = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
+        u = problem.from_order_parameters(*problem.order_parameters(u)[:2], u[:2])
+        error = problem.generalization_error(u)
+        drift = problem.dynamics(step_size=0.5).drift(u)
+    assert error.device.type == drift.device.type == "cpu"
+
+
 REFUSED = [
     ({"activation": "tanh"}, ValueError, "expected activation 'erf', 'relu'.*torch.tanh"),
     ({"activation": 3}, TypeError, "expected activation as a name, a function"),

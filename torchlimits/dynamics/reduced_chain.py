@@ -219,7 +219,7 @@ class Frame:
     def products(
         self, rows: Float[Tensor, "K columns S"], vectors: Float[Tensor, "vectors columns S"]
     ) -> Float[Tensor, "samples K S"]:
-        """Those of rows with a step's samples."""
+        """The products of rows with a step's samples."""
         if self.folded:
             return torch.einsum("kcs,bcs->bks", rows, vectors[: self.samples])
         return (rows * vectors[:, None]).sum(2)
