@@ -1,5 +1,7 @@
 """The exact chain of any head against SGD of the module itself: two samples of one law?"""
 
+import pickle
+
 import pytest
 import torch
 from real_sgd import train
@@ -287,24 +289,29 @@ def test_a_single_run_leaves_the_start_as_it_is():
     assert torch.equal(path.initial[0], before)
 
 
-class Asks(nn.Module):
-    """Whose operations depend on values, so that no list of them will do."""
+def test_operations_are_written_down_for_each_shape_and_only_where_they_can_be():
+    """A function that asks for values goes on being called."""
+    calls = []
 
-    def forward(self, h):
-        return h.tanh() if bool((h > 0).any()) else h
+    def asks(x):
+        calls.append(len(x))
+        return (x.tanh() if bool((x > 0).all()) else x,)
 
+    def does_not(x):
+        calls.append(len(x))
+        return (x.tanh(),)
 
-def test_heads_whose_operations_depend_on_values():
-    """One run at a time they work: they are called as they are."""
-    problem = tl.NetworkProblem(
-        dim=20, width=2, head=nn.Sequential(Asks(), nn.Linear(2, 1)), loss=F.mse_loss,
-        labels=torch.tensor([1.0]), snr=1.0,
-    )  # fmt: skip
-    exact = problem.reduced_chain(step_size=1.0)
-    exact._fast = Replayed(exact._summed, patience=5)
-    path = exact.run(problem.starts(1)[0], 20, generator=generator(0))
-    assert not exact._fast._operations
-    assert bool(path.values.isfinite().all())
+    for function, shapes in ((asks, 0), (does_not, 2)):
+        calls.clear()
+        fast = Replayed(function, patience=2)
+        for count in (3, 5, 3, 5, 3, 5, 3):
+            for sign in (1, -1):
+                x = sign * torch.rand(count)
+                assert torch.equal(fast(x)[0], function(x)[0])
+        assert len(fast._operations) == shapes
+        # twice and once to write it down, or always and once to try; and each time to compare
+        assert len(calls) == 14 + (14 + 2 if function is asks else 4 + 2)
+        assert not pickle.loads(pickle.dumps(Replayed(torch.tanh)))._operations
 
 
 def test_the_same_chain_as_the_mixtures():
