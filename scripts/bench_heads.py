@@ -61,7 +61,7 @@ def naive(dynamics: NetworkDynamics, u: torch.Tensor) -> Callable[[], object]:
     """The averages by the gradients of single samples."""
     field = dynamics.field
     theta, b, m, R = (x[None] for x in dynamics.split(u))
-    F = field._law(b, m, R).loadings[0]
+    F = field.law(b, m, R).loadings[0]
     psi, weight = field.integrals.nodes(u)
     targets, _ = field.integrals.targets(u)
 
@@ -79,7 +79,7 @@ def one_pass(dynamics: NetworkDynamics, u: torch.Tensor) -> Callable[[], object]
     field = dynamics.field
     _, b, m, R = (x[None] for x in dynamics.split(u))
     psi, _ = field.integrals.nodes(u)
-    h = (psi @ field._law(b, m, R).loadings[0].mT).requires_grad_()
+    h = (psi @ field.law(b, m, R).loadings[0].mT).requires_grad_()
     network = problem_of(1).template
     head, (targets, _) = network.get_submodule("head").double(), field.integrals.targets(u)
 

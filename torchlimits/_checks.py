@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
 import re
-import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from types import FrameType
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -29,10 +30,14 @@ def warn(message: str) -> None:
 
 def warn_user(message: str) -> None:
     """Give a UserWarning that points to the user's own line, the first one outside the package."""
-    depth, frame = 1, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USERS:
-        depth, frame = depth + 1, frame.f_back
-    warnings.warn(message, stacklevel=depth + 1)
+    level, frame = 1, inspect.currentframe()
+    while frame and frame.f_back and _package_of(frame) in _NOT_THE_USERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).split(".")[0]
 
 
 def positive(name: str, value: float, hint: str = "") -> float:

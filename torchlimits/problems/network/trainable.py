@@ -74,7 +74,7 @@ class TrainableNetwork(Trainable):
         self, network: nn.Module, first: str, loss: Loss, labels: Labels, **given: Any
     ) -> None:
         """Set up everything for a module whose linear first layer has a name."""
-        self._given = {"loss": loss, "labels": labels, **given}
+        self._given: dict[str, Any] = {"loss": loss, "labels": labels, **given}
         self.template, self.first, self.loss_function = network, first, loss
         layer = network.get_submodule(first)
         assert isinstance(layer, nn.Linear)
