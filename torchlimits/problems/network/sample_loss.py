@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,7 @@ class SampleLoss:
         self._loss = loss
         self._copies: dict[tuple[torch.device, torch.dtype], Loss] = {}
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+    def loss(self, output: Tensor, target: Tensor) -> Any:
         """The mean over a batch; modules are copied to the outputs' device and dtype.
 
         Args:
