@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any, SupportsFloat
@@ -17,10 +18,21 @@ from torch import Tensor
 #: what numpy cuts off at the end of a text, what csv does not quote, and what UTF-8 cannot hold
 _NO_TEXT = re.compile("[\0\r\ud800-\udfff]")
 
+#: the package, and what checks its arguments in tests
+_NOT_THE_USERS = {"torchlimits", "jaxtyping", "beartype"}
+
 
 def warn(message: str) -> None:
     """Give a RuntimeWarning in the name of the calling module: no line of a user's is at fault."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def warn_user(message: str) -> None:
+    """Give a UserWarning that points to the user's own line, the first one outside the package."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _NOT_THE_USERS:
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(message, stacklevel=depth + 1)
 
 
 def positive(name: str, value: float, hint: str = "") -> float:

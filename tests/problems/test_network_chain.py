@@ -135,7 +135,7 @@ LAYERS = {
 CASES = {
     "softmax": (softmax(), {}, 1),
     "softmax, three samples": (softmax(), {}, 3),
-    "softmax, twelve samples, momentum": (softmax(), {"momentum": 0.6, "dampening": 0.3}, 12),
+    "softmax, many samples, momentum": (softmax(), {"momentum": 0.6, "dampening": 0.3}, 14),
     "softmax, layers that differ": (softmax(ridge=0.0), LAYERS, 2),
     "regression, three samples, Nesterov": (regression(), {"momentum": 0.6, "nesterov": True}, 3),
     "phase retrieval": (phase_retrieval(), {}, 1),
@@ -246,15 +246,14 @@ def test_runs_lie_in_the_band():
     path = problem.reduced_chain(step_size=1.5, batch_size=2).run(
         u0, 1000, runs=1200, every=250, generator=generator(1)
     )
-    predicted = problem.dynamics(step_size=1.5, batch_size=2).solve(u0, path.times, band=True)
+    dynamics = problem.dynamics(step_size=1.5, batch_size=2, nodes=2**10)
+    predicted = dynamics.solve(u0, path.times, band=True)
     error = path.values.std(0)[1:] / 1200**0.5
     gap = (path.values.mean(0) - predicted.values)[1:].abs()
     assert bool((gap < 4.5 * error + 1e-3).all())
     ratio = path.values.std(0)[1:] / predicted.std[1:]
     assert float(ratio.log().abs().max()) < 0.12
     assert 0.97 < float(ratio.median()) < 1.03
-    other = problem.dynamics(step_size=1.5, batch_size=3).solve(u0, path.times, band=True)
-    assert float((path.values.std(0)[1:] / other.std[1:]).median()) > 1.15
 
 
 @pytest.mark.parametrize("runs", [1, 20])
