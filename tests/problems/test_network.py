@@ -281,6 +281,18 @@ def test_derivatives_of_random_labels_weigh_every_target():
     torch.testing.assert_close(change, (up.gram - down.gram) / 2, rtol=1e-5, atol=1e-12)
 
 
+def test_components_that_are_never_drawn_do_not_count():
+    one = classes(weights=[0.4, 0.6, 0.0], label_flips=0.1)
+    other = classes(
+        means=torch.eye(2, 60), directions=torch.eye(3, 60), weights=[0.4, 0.6],
+        labels=torch.tensor([0, 1]), label_flips=0.1,
+    )  # fmt: skip
+    u = points(one, 2)
+    for what in (lambda d: d(0.0, u), lambda d: d.jacobian(u), lambda d: d.diffusion(u)):
+        a, b = (what(p.dynamics(step_size=1.0, nodes=128)) for p in (one, other))
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
 def test_second_derivatives_are_refused():
     dynamics = classes().dynamics(step_size=1.0, nodes=64)
     u = points(classes(), 1).requires_grad_()

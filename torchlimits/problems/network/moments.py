@@ -121,7 +121,7 @@ class Integrals:
             output, (theta, h), pulled, retain_graph=slopes.shape[2] > 1, materialize_grads=True
         )
         if slopes.shape[2] == 1:
-            gram = (by_h / weight[:, None]).mT @ by_h
+            gram = _unweighted(by_h, weight).mT @ by_h
         else:
             gram = _gram(output, h, slopes, shares, weight)
         return Moments(by_theta, by_h.mT @ psi, gram)
@@ -188,7 +188,7 @@ class Integrals:
                 create_graph=True, materialize_grads=True,
             )  # fmt: skip
         second, mixed = _rows(by_theta, theta, h)  # (P, S, P) and (P, S, M, K)
-        g = by_h.detach() / weight[:, None]
+        g = _unweighted(by_h.detach(), weight)
         by_psi = torch.einsum("ismk,me->sike", mixed, psi)
         halves = torch.einsum("ismk,sml->skli", mixed, g)
         if not self.kinks.in_h:
@@ -310,6 +310,11 @@ class _Differentiable(torch.autograd.Function):
             + torch.einsum("skljf,skl->sjf", known.gram_F, gram)
         )
         return by_theta, by_F, None
+
+
+def _unweighted(by_h: Float[Tensor, "S M K"], weight: Tensor) -> Float[Tensor, "S M K"]:
+    """g from its product with the weights; 0 where a component is never drawn."""
+    return by_h / weight.clamp_min(1e-300)[:, None]
 
 
 def _gram(
