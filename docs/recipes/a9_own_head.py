@@ -13,7 +13,7 @@ problem = tl.NetworkProblem(
     directions=torch.eye(2, N),  # what the label reads of x
     labels=lambda x, component: x[:, 0] * x[:, 1], label_noise=0.1,
 )  # fmt: skip
-measured = tl.train(problem, step_size=1.0, time=4.0, progress=False)
+measured = tl.train(problem, step_size=1.0, time=2.0, progress=False)
 dynamics = problem.dynamics(step_size=1.0)  # or an optimizer: its layers' learning rates, momentum
 print(dynamics)  # how many nodes the averages have, and their error
 predicted = dynamics.solve(measured)

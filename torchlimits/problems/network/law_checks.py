@@ -96,6 +96,25 @@ def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise ValueError(f"expected {what}, got {type(error).__name__}: {error}") from error
 
 
+def is_quadratic(losses: SampleLoss, output: Tensor, target: Tensor) -> bool:
+    """Whether a loss is quadratic in the label, and its slope by the output linear.
+
+    Args:
+        losses: of samples.
+        output: ``(M, *out)``.
+        target: ``(M, ...)``, real numbers.
+    """
+    labels = [target + step for step in (0.0, 1.0, 2.0, 3.0)]
+    values = [losses(output, y) for y in labels]
+    slopes = [losses.slopes(output, y) for y in labels[:3]]
+    third = values[3] - 3 * values[2] + 3 * values[1] - values[0]
+    second = slopes[2] - 2 * slopes[1] + slopes[0]
+    sizes = (max(float(x.abs().max()) for x in xs) for xs in (values, slopes))
+    return all(
+        float(x.abs().max()) <= 1e-9 * size for x, size in zip((third, second), sizes, strict=True)
+    )
+
+
 def loss(losses: SampleLoss, output: Tensor, target: Tensor) -> None:
     """Raise ValueError unless a loss is the mean of the losses of samples.
 

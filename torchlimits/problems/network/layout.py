@@ -82,9 +82,9 @@ class Layout:
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
-        """The shape of each parameter; None stands for N."""
+        """The shape of each parameter, in the order of modules; None stands for N."""
         bias: dict[str, tuple[int | None, ...]] = {self.bias: (self.width,)} if self.bias else {}
-        return {**self.head, **bias, self.weight: (self.width, None)}
+        return {self.weight: (self.width, None), **bias, **self.head}
 
     @property
     def parameter_names(self) -> list[str]:
