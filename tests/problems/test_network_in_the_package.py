@@ -106,6 +106,7 @@ def test_empirical_dynamics_have_the_same_right_hand_side():
     assert float(theory.abs().max()) > 0.1
 
 
+@pytest.mark.slow
 def test_conditions_of_the_theorem_are_tested_for_networks():
     def problem_at(n):
         return tl.SizedProblem.of(binary(n), step_size=1.0, generator=generator())
@@ -233,6 +234,7 @@ def test_basins_say_to_which_mean_neurons_turn():
         tl.basins(tl.SpikedTensor(dim=10, snr=2.0).dynamics(step_size=1.0), torch.ones(2))
 
 
+@pytest.mark.slow
 def test_phase_diagrams_are_of_networks_too():
     def make(snr, ridge, classes):
         c = torch.eye(1, 50)
