@@ -93,6 +93,28 @@ def test_relu_mixtures_are_a_special_case(name, reads):
     torch.testing.assert_close(D, exact, rtol=0, atol=5e-3 * float(exact.abs().max()))
 
 
+def test_layers_of_a_relu_mixture_that_differ():
+    """Learning rates, decay and batches of each layer, and the band, by both ways."""
+    mixture = MIXTURES["binary"]
+    problem = like(mixture)
+
+    def limits(model, head):
+        first, second = model.first.weight, model.get_parameter(head)
+        groups = [{"params": [first], "weight_decay": 0.0}, {"params": [second], "lr": 0.06}]
+        optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.5, weight_decay=0.0)
+        return {"optimizer": optimizer, "batch_size": 3}
+
+    ours = problem.dynamics(**limits(problem.model(), "head.1.weight"), nodes=2**14)
+    theirs = mixture.dynamics(**limits(mixture.model(), "second.weight"))
+    u = points(problem, 3)
+    torch.testing.assert_close(ours(0.0, u), theirs(0.0, u), rtol=0, atol=4e-3)
+    one, other = (d.solve(u[0], [0.0, 1.0], band=True) for d in (ours, theirs))
+    torch.testing.assert_close(one.values, other.values, rtol=0, atol=2e-3)
+    torch.testing.assert_close(one.std, other.std, rtol=0.02, atol=1e-4)
+    alike = mixture.dynamics(step_size=1.0, momentum=0.5, batch_size=3)
+    assert float((ours(0.0, u) - alike(0.0, u)).abs().max()) > 0.05
+
+
 @pytest.mark.parametrize("name", ["binary", "xor"])
 def test_derivatives_are_right_at_kinks(name):
     mixture = MIXTURES[name]

@@ -90,9 +90,9 @@ def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return function(*arguments)
-    except ValueError:
-        raise
     except Exception as error:
+        if str(error).startswith("expected "):  # a sentence already
+            raise
         raise ValueError(f"expected {what}, got {type(error).__name__}: {error}") from error
 
 
@@ -125,7 +125,15 @@ def loss(losses: SampleLoss, output: Tensor, target: Tensor) -> None:
     """
     shapes = f"output {tuple(output.shape)}, target {tuple(target.shape)} {target.dtype}"
     what = f"loss(output, target) for {shapes}"
-    value = called(what, losses.loss, output, target)
+    try:
+        value = called(what, losses.loss, output, target)
+    except ValueError as error:
+        if target.is_floating_point():
+            raise
+        raise ValueError(
+            f"{error}: labels that are whole numbers are classes; give real ones, labels=[0.0, "
+            "1.0], to a loss of real numbers or of one logit"
+        ) from error
     if not isinstance(value, Tensor) or value.ndim != 0:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(

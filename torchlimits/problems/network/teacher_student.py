@@ -342,7 +342,7 @@ def _function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor]
 
 
 def _device(activation: object) -> torch.device | str:
-    """The device of an activation's parameters, if it has any."""
+    """The device of the activation's parameters, if it has any."""
     parameters = activation.parameters() if isinstance(activation, nn.Module) else iter(())
     first = next(parameters, None)
     return "cpu" if first is None else first.device
