@@ -212,7 +212,7 @@ def test_odd_heads_have_the_gradients_of_their_modules(name):
         assert torch.allclose(stacked.grad[0], model.get_parameter(key).grad), key
     # the population's, by nodes, against those of data: the head's parameters come first in u
     measured = [alone[key].flatten() for key in alone if key.startswith("head.")]
-    drift = one.dynamics(step_size=1.0).drift(u)
+    drift = one.dynamics(step_size=1.0, nodes=2**9).drift(u)
     assert torch.allclose(drift[: -K - 9 - 6], -torch.cat([u[:0], *measured]), atol=0.03)
 
 
