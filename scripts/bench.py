@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import bench_ensemble
 import bench_estimate
+import bench_heads
 import bench_reduced
 import bench_solver
 import bench_tracking
@@ -25,7 +26,8 @@ from rich.console import Console
 from rich.progress import track
 
 BENCHMARKS = (
-    bench_tracking, bench_writing, bench_ensemble, bench_reduced, bench_estimate, bench_solver
+    bench_tracking, bench_writing, bench_ensemble, bench_reduced, bench_estimate, bench_solver,
+    bench_heads,
 )  # fmt: skip
 
 

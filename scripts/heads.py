@@ -73,8 +73,8 @@ def leaning(problem: tl.TeacherStudent, overlap: float, seed: int) -> nn.Module:
     model = problem.model(generator=torch.Generator().manual_seed(seed))
     E = problem.directions.float()
     with torch.no_grad():
-        W = model.get_parameter("first.weight")
-        W += overlap * E - W @ E.mT @ E
+        weight = model.get_parameter("first.weight")
+        weight += overlap * E - weight @ E.mT @ E
     return model
 
 

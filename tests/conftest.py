@@ -44,6 +44,7 @@ NOT_CHECKED = {
     # ... what restores Python's random numbers, which beartype draws from to look into lists, ...
     "statistics.seeded",
     # ... what torch.compile traces, ...
+    *("_stateless", "problems.network.module"),
     *("problems.two_layer", "problems.mixture.trainable", "problems.spiked.estimate"),
     # ... and what tests hand doubles of CUDA's objects to
     *("ensemble.compiled", "ensemble.cuda_graph", "ensemble.launches"),

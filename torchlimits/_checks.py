@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping
+from types import FrameType
 from typing import Any, SupportsFloat
 
 import numpy as np
@@ -17,10 +19,25 @@ from torch import Tensor
 #: what numpy cuts off at the end of a text, what csv does not quote, and what UTF-8 cannot hold
 _NO_TEXT = re.compile("[\0\r\ud800-\udfff]")
 
+#: the package, and what checks its arguments in tests
+_NOT_THE_USERS = {"torchlimits", "jaxtyping", "beartype"}
+
 
 def warn(message: str) -> None:
     """Give a RuntimeWarning in the name of the calling module: no line of a user's is at fault."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+
+def warn_user(message: str) -> None:
+    """Give a UserWarning that points to the user's own line, the first one outside the package."""
+    level, frame = 1, inspect.currentframe()
+    while frame and frame.f_back and _package_of(frame) in _NOT_THE_USERS:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _package_of(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).split(".")[0]
 
 
 def positive(name: str, value: float, hint: str = "") -> float:

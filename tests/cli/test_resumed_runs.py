@@ -83,7 +83,7 @@ def test_ctrl_c_says_what_was_saved_and_the_run_goes_on_bit_for_bit(monkeypatch,
 def test_an_interrupt_after_the_training_trains_nothing_again(monkeypatch, capsys):
     from torchlimits.cli.story import Story
 
-    def interrupted(self, measured):
+    def interrupted(self, *measured):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

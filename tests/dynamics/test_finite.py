@@ -51,7 +51,7 @@ CASES = {
     "xor, no room": (xor(dim=6, width=2), PLAIN, 1),
     "binary, three samples": (binary(dim=12, width=3), PLAIN, 3),
     "binary, more samples than room": (binary(dim=5, width=2), PLAIN, 6),
-    "xor, many samples, no room, momentum": (xor(dim=6, width=2), MOMENTUM, 9),
+    "xor, many samples, no room, momentum": (xor(dim=6, width=2), MOMENTUM, 14),
     "binary, momentum": (binary(dim=20, width=2), MOMENTUM, 1),
     "xor, Nesterov, two samples": (xor(dim=16, width=3), NESTEROV, 2),
     "binary, dampening": (binary(dim=20, width=2), DAMPED, 1),
@@ -170,7 +170,7 @@ def test_drift_and_diffusion_at_huge_dimensions(make, dim):
 
 def test_many_samples_outside_the_frame():
     """Sums of them have the Gram matrix G^T W G, W a Wishart matrix: its mean and covariance."""
-    S, B, K, n = 20_000, 9, 3, 12
+    S, B, K, n = 20_000, 14, 3, 12
     frame = Frame(n, torch.zeros(K, 1, S).double(), torch.zeros(K, K, S).double(), B, moved=K)
     generator = torch.Generator().manual_seed(0)
     x = next(frame.vectors(generator))[0]

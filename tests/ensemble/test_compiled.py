@@ -8,6 +8,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits import _threads
+from torchlimits.ensemble.compiled import compiled_gradients
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
@@ -88,3 +89,31 @@ def test_a_loss_that_fails_says_so_itself():
     problem = Failing(mixture().means, mixture().labels, width=4, snr=4.0)
     with pytest.raises(RuntimeError, match=r"^no loss today$"):
         trained(problem, True)
+
+
+def test_gradients_lie_as_the_parameters_do(monkeypatch):
+    """Fused optimizers read them so, whatever the compiled function returns; frozen ones stay."""
+
+    def transposing(function, **_):
+        def moved(*arguments):
+            found = function(*arguments)
+            return {name: g.mT.contiguous().mT for name, g in found.items()}
+
+        return moved
+
+    monkeypatch.setattr(torch, "compile", transposing)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False), torch.nn.Linear(3, 2))
+    model[1].bias.requires_grad_(False)
+    x, y = torch.randn(5, 4), torch.randn(5, 2)
+    set_all = compiled_gradients(model, torch.nn.functional.mse_loss, otherwise=lambda x, y: None)
+    set_all(x, y)
+    assert model[1].bias.grad is None
+    found = [p.grad.clone() for p in (model[0].weight, model[1].weight)]
+    for parameter in (model[0].weight, model[1].weight):
+        assert parameter.grad.stride() == parameter.stride()
+        parameter.grad = None
+    torch.nn.functional.mse_loss(model(x), y).backward()
+    assert all(
+        torch.allclose(a, p.grad)
+        for a, p in zip(found, (model[0].weight, model[1].weight), strict=True)
+    )

@@ -232,7 +232,7 @@ def test_other_options_of_the_groups():
     )
     assert found.signs["first.bias"] == -1
     with pytest.warns(UserWarning, match="=0.1 of first.weight is not the problem's ridge") as told:
-        found.check_beside(ridge=0.0, momentum=0.0, stacklevel=3)
+        found.check_beside(ridge=0.0, momentum=0.0)
     assert len(told) == 1
     assert told[0].filename == __file__
     one.update(weight_decay=0.0)

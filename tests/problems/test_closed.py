@@ -305,6 +305,16 @@ def test_leading_dimensions_are_points_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_tensors_are_made_where_the_covariance_is(name):
+    """With another default device, on which nothing has values."""
+    S, v = covariance(4, seed=15), numbers(2, seed=16)
+    with torch.device("meta"):
+        averages = TwoLayerAverages.of(CLOSED_FORMS[name], S, v, v, noise=0.1)
+    assert averages.gram.device.type == "cpu"
+    assert averages.gram.dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
 def test_a_wide_student_of_a_wide_teacher(name):
     K = 8 if name == "relu" else 16  # half a second
     S, ones = covariance(2 * K, seed=18), torch.ones(K, **DOUBLE)

@@ -11,7 +11,12 @@ from torch.nn import functional
 import torchlimits as tl
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.labels import FlippedLabels, FunctionLabels, NoisyLabels
+from torchlimits.problems.network.labels import (
+    FlippedLabels,
+    FunctionLabels,
+    NoisyLabels,
+    WithTrailing,
+)
 from torchlimits.problems.network.moments import Integrals
 from torchlimits.problems.network.nodes import Rule, gauss_hermite, sobol
 
@@ -79,13 +84,35 @@ def test_relu_mixtures_are_a_special_case(name, reads):
     ours, theirs = problem.dynamics(nodes=2**14, **options), mixture.dynamics(**options)
     u = points(problem, 8 if mixture.width == 2 else 3)
     assert [n.replace("head.1.weight[0,", "v[") for n in ours.names] == theirs.names
-    error = (ours(0.0, u) - theirs(0.0, u)).abs()
+    error = 0.7 * (ours(0.0, u) - theirs(0.0, u)).abs()  # in units of plain SGD's speed
     assert float(error.max()) < 1e-3
-    assert float(error.amax(-1).median()) < 4e-4  # at speed 1/0.7
+    assert float(error.amax(-1).median()) < 2e-4
     # the corrector is seen
     assert float((ours.drift(u) - theirs(0.0, u)).abs().amax(-1).median()) > 0.02
     D, exact = ours.diffusion(u), theirs.diffusion(u)
     torch.testing.assert_close(D, exact, rtol=0, atol=5e-3 * float(exact.abs().max()))
+
+
+def test_layers_of_a_relu_mixture_that_differ():
+    """Learning rates, decay and batches of each layer, and the band, by both ways."""
+    mixture = MIXTURES["binary"]
+    problem = like(mixture)
+
+    def limits(model, head):
+        first, second = model.first.weight, model.get_parameter(head)
+        groups = [{"params": [first], "weight_decay": 0.0}, {"params": [second], "lr": 0.06}]
+        optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.5, weight_decay=0.0)
+        return {"optimizer": optimizer, "batch_size": 3}
+
+    ours = problem.dynamics(**limits(problem.model(), "head.1.weight"), nodes=2**14)
+    theirs = mixture.dynamics(**limits(mixture.model(), "second.weight"))
+    u = points(problem, 3)
+    torch.testing.assert_close(ours(0.0, u), theirs(0.0, u), rtol=0, atol=4e-3)
+    one, other = (d.solve(u[0], [0.0, 1.0], band=True) for d in (ours, theirs))
+    torch.testing.assert_close(one.values, other.values, rtol=0, atol=2e-3)
+    torch.testing.assert_close(one.std, other.std, rtol=0.02, atol=1e-4)
+    alike = mixture.dynamics(step_size=1.0, momentum=0.5, batch_size=3)
+    assert float((ours(0.0, u) - alike(0.0, u)).abs().max()) > 0.05
 
 
 @pytest.mark.parametrize("name", ["binary", "xor"])
@@ -183,8 +210,11 @@ def test_risk_and_accuracy_are_those_of_fresh_data(name):
         with pytest.raises(ValueError, match="labels that are classes"):
             dynamics.accuracy(u)
         return
-    right = output.argmax(-1) == y if "classes" in name else (output[:, 0] > 0) == (y[:, 0] > 0)
-    z = (right.double().mean() - dynamics.accuracy(u)) / (right.double().std() / len(y) ** 0.5)
+    if "classes" in name:
+        right = (output.argmax(-1) == y).double()
+    else:  # a logit of 0 counts half: no neuron is active
+        right = ((1 + output.sign() * (2 * y - 1)) / 2)[:, 0]
+    z = (right.mean() - dynamics.accuracy(u)) / (right.std() / len(y) ** 0.5)
     assert abs(float(z)) < 4
 
 
@@ -249,6 +279,18 @@ def test_derivatives_of_random_labels_weigh_every_target():
     up, down = (integrals.values(theta, F + sign * step) for sign in (1, -1))
     change = torch.einsum("skljf,sjf->skl", found.gram_F, step)
     torch.testing.assert_close(change, (up.gram - down.gram) / 2, rtol=1e-5, atol=1e-12)
+
+
+def test_components_that_are_never_drawn_do_not_count():
+    one = classes(weights=[0.4, 0.6, 0.0], label_flips=0.1)
+    other = classes(
+        means=torch.eye(2, 60), directions=torch.eye(3, 60), weights=[0.4, 0.6],
+        labels=torch.tensor([0, 1]), label_flips=0.1,
+    )  # fmt: skip
+    u = points(one, 2)
+    for what in (lambda d: d(0.0, u), lambda d: d.jacobian(u), lambda d: d.diffusion(u)):
+        a, b = (what(p.dynamics(step_size=1.0, nodes=128)) for p in (one, other))
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_second_derivatives_are_refused():
@@ -396,6 +438,21 @@ def test_noise_of_labels_is_normal():
         assert float((drawn**power).mean()) == pytest.approx(exact, rel=0.06)
 
 
+def test_noise_has_as_many_points_as_the_loss_needs():
+    """Three where the loss is quadratic; the results are those of nine."""
+    few = regression(label_noise=0.5)
+    many = regression(label_noise=0.5)
+    assert few.labels.labels.points == 3
+    object.__setattr__(many.setting, "labels", NoisyLabels(few.labels.labels.labels, 0.5))
+    object.__setattr__(many.setting, "labels", WithTrailing(many.setting.labels))
+    u = points(few, 3)
+    one, other = (p.dynamics(step_size=1.0, nodes=256) for p in (few, many))
+    torch.testing.assert_close(one(0.0, u), other(0.0, u), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(one.diffusion(u), other.diffusion(u), rtol=1e-9, atol=1e-12)
+    robust = regression(label_noise=0.5, loss=functional.huber_loss)
+    assert robust.labels.labels.points == 9
+
+
 # --- training -------------------------------------------------------------------------------------
 
 
@@ -446,16 +503,17 @@ def rms(z):
     return float(z.square().mean().sqrt())
 
 
-@pytest.mark.parametrize("name", ["classes, flips", "regression, noise"])
-def test_sgd_follows_the_prediction(name):
+@pytest.mark.parametrize(("name", "c"), [("classes, flips", 4.0), ("regression, noise", 2.0)])
+def test_sgd_follows_the_prediction(name, c):
     problem = {"classes, flips": classes, "regression, noise": regression}[name](
         N=100, snr=1.0, ridge=0.05,
         **({"label_flips": 0.1} if "flips" in name else {"label_noise": 0.5}),
     )  # fmt: skip
     measured = tl.train(
-        problem, step_size=2.0, time=3.0, runs=32, every=50, progress=False, dtype=torch.float64
-    )
-    dynamics = problem.dynamics(step_size=2.0, nodes=2**11)
+        problem, step_size=c, time=3.0, runs=32, every=round(100 / c), progress=False,
+        dtype=torch.float64,
+    )  # fmt: skip
+    dynamics = problem.dynamics(step_size=c, nodes=2**11)
     with_it, without = (dynamics.solve(measured, corrector=c) for c in (True, False))
 
     def z(predicted):
@@ -463,5 +521,5 @@ def test_sgd_follows_the_prediction(name):
         return difference.mean(0) / (difference.std(0) / len(difference) ** 0.5)
 
     assert rms(z(with_it)) < 1.5
-    family = [i for i, name in enumerate(measured.names) if name.startswith("R")]
-    assert rms(z(without)[:, family]) > 4
+    squares = [measured.names.index(f"R[{i},{i}]") for i in range(problem.width)]
+    assert rms(z(without)[:, squares]) > 4

@@ -212,7 +212,7 @@ def test_odd_heads_have_the_gradients_of_their_modules(name):
         assert torch.allclose(stacked.grad[0], model.get_parameter(key).grad), key
     # the population's, by nodes, against those of data: the head's parameters come first in u
     measured = [alone[key].flatten() for key in alone if key.startswith("head.")]
-    drift = one.dynamics(step_size=1.0).drift(u)
+    drift = one.dynamics(step_size=1.0, nodes=2**9).drift(u)
     assert torch.allclose(drift[: -K - 9 - 6], -torch.cat([u[:0], *measured]), atol=0.03)
 
 
@@ -242,7 +242,8 @@ LOSSES = {
     "several": (lambda o, y: (F.cross_entropy(o, y), o), "tuple"),
     "a float": (lambda o, y: F.cross_entropy(o, y).item(), "float"),
     "coupled": (contrastive, "couple samples"),
-    "class weights": (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0]).double()), "class weights"),
+    "class weights": (nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 3.0])), "class weights"),
+    "real labels": (nn.BCEWithLogitsLoss(), "give real ones"),
     "a root of the mean": (lambda o, y: F.cross_entropy(o, y).sqrt(), "couple samples"),
     "random": (noisy, "without randomness"),
     "not finite": (lambda o, y: F.cross_entropy(o, y) / 0, "finite loss"),
@@ -281,6 +282,9 @@ def test_losses_of_torch_and_outputs_of_any_shape_are_taken():
 
     numbers, means = torch.tensor([0.5, -1.0, 2.0]), torch.eye(3, N)
     finite(problem(loss=nn.CrossEntropyLoss(label_smoothing=0.1)))
+    weighted = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0]))  # in float32
+    logit = nn.Sequential(nn.Tanh(), nn.Linear(K, 1))
+    finite(problem(loss=weighted, head=logit, labels=torch.tensor([0.0, 1.0, 0.0])))
     finite(problem(loss=nn.MultiMarginLoss()))
     finite(problem(labels=torch.eye(3)))  # soft labels
     one_output = nn.Sequential(nn.Tanh(), nn.Linear(K, 1))

@@ -166,6 +166,15 @@ def test_statistics_and_predictions_have_the_modules_own_names(name):
     problem.loss(one(x[0]), y[0]).backward()
 
 
+def test_a_module_that_is_trained_in_another_mode_is_refused():
+    model = nn.Sequential(nn.Linear(N, K), nn.Dropout(0.5), nn.Linear(K, 1)).eval()
+    problem, optimizer = of(model), torch.optim.SGD(model.parameters(), lr=1 / N)
+    problem.dynamics(optimizer)
+    model.train()
+    with pytest.raises(ValueError, match=r"Dropout\(0\.5\)"):
+        problem.dynamics(optimizer)
+
+
 def two_alike():
     torch.manual_seed(0)
     return nn.Sequential(

@@ -220,58 +220,49 @@ def test_runs_follow_the_prediction(activation, train_second_layer, convention):
 # --- conventions
 
 
-def test_both_conventions_have_the_same_limit():
+def trained_by(problem, first, second):
+    """An SGD with a learning rate for each layer; None: there is one group without the second."""
+    model = problem.model()
+    groups = [{"params": model.first.parameters(), "lr": first}]
+    if second is not None:
+        groups.append({"params": model.head.parameters(), "lr": second})
+    return torch.optim.SGD(groups)
+
+
+@pytest.mark.parametrize("eta_v", [None, 0.3])
+def test_both_conventions_have_the_same_limit(eta_v):
     """sqrt: the learning rate is eta, not eta/N; the clock adds up eta, N times as much."""
-    N, eta, times = 400, 0.7, torch.tensor([0.0, 1.0], **DOUBLE)
-    plain, scaled = (
-        problem_of(
-            width=2, teacher_width=2, dim=N, noise=0.2, train_second_layer=False, convention=c
-        )
-        for c in ("torch", "sqrt")
-    )
-    u = plain.starts(1, generator=torch.Generator().manual_seed(0))[0]
-    assert scaled.names == plain.names
-    model, other = plain.model(), scaled.model()
-    one = plain.dynamics(torch.optim.SGD(model.parameters(), lr=eta / N))
-    two = scaled.dynamics(torch.optim.SGD(other.parameters(), lr=eta))
-    first, second = (
-        dynamics.solve(u, clock * times, band=True, rtol=1e-6)
-        for dynamics, clock in ((one, 1), (two, N))
-    )
-    assert torch.allclose(first.values, second.values, atol=1e-5)
-    assert torch.allclose(first.std, second.std, rtol=1e-3, atol=1e-7)
-
-
-def test_a_learning_rate_for_each_layer_has_a_limit_in_both_conventions():
-    """eta/N and eta_v/N, or eta and eta_v/N: one ODE, which the exact chain follows."""
-    N, eta, eta_v, times = 300, 0.7, 0.3, torch.tensor([0.0, 0.7], **DOUBLE)
-    found, u = [], None
-    for convention, lr in (("torch", eta / N), ("sqrt", eta)):
-        problem = problem_of(width=2, teacher_width=2, dim=N, noise=0.2, convention=convention)
+    N, eta = 400, 0.7
+    rates, noises, u = [], [], None
+    for convention, clock in (("torch", 1), ("sqrt", N)):
+        problem = problem_of(
+            width=2, teacher_width=2, dim=N, noise=0.2, convention=convention,
+            train_second_layer=eta_v is not None,
+        )  # fmt: skip
         if u is None:
             u = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
-        model = problem.model()
-        optimizer = torch.optim.SGD(
-            [{"params": model.first.parameters(), "lr": lr},
-             {"params": model.head.parameters(), "lr": eta_v / N}]
-        )  # fmt: skip
-        clock = lr / (eta / N)
-        path = problem.dynamics(optimizer).solve(u, clock * times, rtol=1e-6)
-        chain = problem.reduced_chain(optimizer).run(
-            u, steps=round(0.7 * N / eta), runs=200, every=round(0.7 * N / eta),
-            generator=torch.Generator().manual_seed(1),
-        )  # fmt: skip
-        assert rms(deviations(chain, path)) < 1.6
-        found.append(path.final)
-    assert torch.allclose(found[0], found[1], atol=1e-5)
-    one_rate = problem.dynamics  # of the second layer beside the first
-    with pytest.raises(ValueError, match=r"whose learning rate is 1 times"):
-        one_rate(torch.optim.SGD(model.parameters(), lr=eta))
-    slow = torch.optim.SGD(
-        [{"params": model.first.parameters(), "lr": 0.0},
-         {"params": model.head.parameters(), "lr": eta_v / N}]
-    )  # fmt: skip
-    assert problem.dynamics(slow).names == problem.names
+        second = None if eta_v is None else eta_v / N
+        dynamics = problem.dynamics(trained_by(problem, clock * eta / N, second))
+        rates.append(clock * dynamics.forward(0.0, u))
+        noises.append(clock * dynamics.diffusion(u))
+    assert torch.allclose(rates[0], rates[1], rtol=1e-10, atol=1e-12)
+    assert torch.allclose(noises[0], noises[1], rtol=1e-10, atol=1e-12)
+
+
+def test_the_exact_chain_follows_a_learning_rate_for_each_layer():
+    """With inputs over sqrt(N), eta and eta_v/N."""
+    N, eta, eta_v, time = 300, 0.7, 0.3, 0.7
+    problem = problem_of(width=2, teacher_width=2, dim=N, noise=0.2, convention="sqrt")
+    u = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
+    optimizer, steps = trained_by(problem, eta, eta_v / N), round(time * N / eta)
+    path = problem.dynamics(optimizer).solve(u, [0.0, N * time], rtol=1e-6)
+    chain = problem.reduced_chain(optimizer).run(
+        u, steps=steps, runs=200, every=steps, generator=torch.Generator().manual_seed(1)
+    )
+    assert rms(deviations(chain, path)) < 1.6
+    wrong = problem.dynamics(trained_by(problem, eta, 2 * eta_v / N))
+    other = wrong.solve(u, [0.0, N * time], rtol=1e-4)
+    assert rms(deviations(chain, other)) > 3
 
 
 @pytest.mark.parametrize("convention", ["torch", "sqrt"])
@@ -308,6 +299,8 @@ def test_one_learning_rate_with_the_sqrt_convention_is_refused():
         with pytest.raises(ValueError, match=r"a second layer whose learning rate is 1 times .*"
                            r"'lr': eta_v / dim"):  # fmt: skip
             problem.dynamics(**given)
+    slow = trained_by(problem, 0.0, 0.1 / 400)  # the first layer stays where it is
+    assert problem.dynamics(slow).names == problem.names
     frozen = problem_of(convention="sqrt", dim=400, train_second_layer=False)
     assert frozen.dynamics(step_size=0.5).names == frozen.names
     with pytest.raises(ValueError, match=r"expected dim=400, the problem's own, with convention"):
@@ -357,6 +350,16 @@ def test_problems_are_pickled_and_described(convention):
     facts = problem.dynamics(step_size=0.5) if convention == "torch" else None
     if facts is not None:
         assert facts.field.describe()["averages"] == "closed form, ReLU"
+
+
+def test_no_tensor_is_made_on_the_default_device():
+    with torch.device("meta"):
+        problem = problem_of(teacher_width=2, noise=0.1, overlaps=[[1.0, 0.2], [0.2, 1.0]])
+        u = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
+        u = problem.from_order_parameters(*problem.order_parameters(u)[:2], u[:2])
+        error = problem.generalization_error(u)
+        drift = problem.dynamics(step_size=0.5).drift(u)
+    assert error.device.type == drift.device.type == "cpu"
 
 
 REFUSED = [

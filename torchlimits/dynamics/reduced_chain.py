@@ -17,6 +17,8 @@ from torchlimits.trajectory import Trajectory
 
 #: new directions that the frame takes up before it is turned and cut
 _FRESH = 6
+#: samples of a step from which on it pays to fold them, and those for each row
+_MANY, _MANY_A_ROW = 12, 4
 #: chains up to which one thread is faster than several
 _SHARED = 5000
 
@@ -139,7 +141,7 @@ class Frame:
         self.space = dim - self.d  # dimensions orthogonal to the signal
         self.samples = samples
         #: whether the samples of a step are folded into fewer vectors outside the frame
-        self.folded = samples > max(moved, _FRESH)
+        self.folded = samples > max(_MANY, _MANY_A_ROW * moved)
         #: directions that a step adds
         self.new = moved if self.folded else samples
         room = 2 * self.new if self.folded else self.new
@@ -217,7 +219,7 @@ class Frame:
     def products(
         self, rows: Float[Tensor, "K columns S"], vectors: Float[Tensor, "vectors columns S"]
     ) -> Float[Tensor, "samples K S"]:
-        """Those of rows with a step's samples."""
+        """The products of rows with a step's samples."""
         if self.folded:
             return torch.einsum("kcs,bcs->bks", rows, vectors[: self.samples])
         return (rows * vectors[:, None]).sum(2)

@@ -20,9 +20,7 @@ def chosen_limit(
 ) -> SGDLimit:  # fmt: skip
     """The limit of an SGD, parameter by parameter, or of one with the numbers given.
 
-    An optimizer whose weight decay is not the problem's ridge draws a warning, on behalf of the
-    caller of the caller's caller: of a problem's ``dynamics`` or ``reduced_chain``, which ask for
-    it by a method of their own.
+    An optimizer whose weight decay is not the problem's ridge draws a warning.
 
     Args:
         optimizer, step_size, momentum, batch_size, dim: as in a problem's ``dynamics``.
@@ -48,7 +46,7 @@ def chosen_limit(
         optimizer, parameters=parameters, dims=dims, dim=dim, batch_size=batch_size, model=model
     )
     if isinstance(found, Layers):
-        found.check_beside(ridge=ridge, momentum=momentum, stacklevel=6)
+        found.check_beside(ridge=ridge, momentum=momentum)
         return SGDLimit.of(found.reference, found)
-    found.check_beside(ridge=ridge, momentum=momentum, stacklevel=5)
+    found.check_beside(ridge=ridge, momentum=momentum)
     return SGDLimit.of(found)

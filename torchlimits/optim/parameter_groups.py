@@ -116,11 +116,11 @@ class Layers:
         """1, or -1 where the loss is maximised, for each parameter."""
         return {name: s.sign if s else 1.0 for name, s in self.settings.items()}
 
-    def check_beside(self, *, ridge: float, momentum: float, stacklevel: int = 4) -> None:
+    def check_beside(self, *, ridge: float, momentum: float) -> None:
         """Check as `SGDSettings.check_beside` does, for the parameters that move.
 
         Args:
-            ridge, momentum, stacklevel: as there.
+            ridge, momentum: as there.
         """
         alike: dict[tuple[float, float], list[str]] = {}
         for name, s in self.settings.items():
@@ -130,7 +130,7 @@ class Layers:
             settings = self.settings[names[0]]
             assert settings is not None
             of = f" of {', '.join(names)}"
-            settings.check_beside(ridge=ridge, momentum=momentum, layer=of, stacklevel=stacklevel)
+            settings.check_beside(ridge=ridge, momentum=momentum, layer=of)
 
     def describe(self) -> dict[str, Any]:
         """The settings of all parameters in one flat dict."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -129,21 +128,18 @@ class SGDSettings:
         settings.check_beside(ridge=ridge, momentum=momentum)
         return settings
 
-    def check_beside(
-        self, *, ridge: float, momentum: float, layer: str = "", stacklevel: int = 4
-    ) -> None:
+    def check_beside(self, *, ridge: float, momentum: float, layer: str = "") -> None:
         """Compare what was read from an optimizer with the problem's ridge and a momentum given.
 
-        Warns if the ridge is another one, on behalf of the caller ``stacklevel`` frames up.
+        Warns if the ridge is another one.
 
         Raises:
             ValueError: if the momentum is another one.
         """
         if abs(self.weight_decay - ridge) > 1e-12 + 1e-6 * ridge:
-            warnings.warn(
+            _checks.warn_user(
                 f"the optimizer's weight_decay={self.weight_decay:g}{layer} is not the problem's "
-                f"ridge={ridge:g}: the prediction takes the optimizer's, which is what trains",
-                stacklevel=stacklevel,
+                f"ridge={ridge:g}: the prediction takes the optimizer's, which is what trains"
             )
         if momentum not in (0.0, self.momentum):
             raise ValueError(

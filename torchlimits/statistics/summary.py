@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,8 @@ from torchlimits.statistics.quadratic import Parameters, Quadratic, near
 from torchlimits.statistics.reads import Reading, ReadRecorder
 from torchlimits.statistics.statistic_error import failed, given
 
-StatisticFunction = Callable[[Parameters], Tensor]
+#: of a plain dict of what it reads, which may be annotated as dict or as Mapping
+StatisticFunction = Callable[[Any], Tensor]
 
 
 class SummaryStatistics:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -99,7 +98,7 @@ def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:
     found = Regime(kind, constant, exponent)
     if above:
         advice = f"lower lr to about 1/dim = {1 / dims[largest]:.3g}"
-        warnings.warn(f"{found}; {advice}", stacklevel=2)
+        _checks.warn_user(f"{found}; {advice}")
     return found
 
 

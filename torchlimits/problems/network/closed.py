@@ -66,7 +66,7 @@ class TwoLayerAverages:
 
         Args:
             form: of the activation.
-            S: covariance of the fields, ``(..., K + M, K + M)``; singular is fine.
+            S: covariance of the fields, ``(..., K + M, K + M)``, float64; singular is fine.
             v: the student's second layer, ``(..., K)``.
             w: the teacher's, ``(..., M)``.
             noise: s, the standard deviation of the noise in the teacher's output.

@@ -59,7 +59,7 @@ class Erf(ClosedForm):
         variance: Float[Tensor, ""],
     ) -> Float[Tensor, "*batch K K"]:
         """The kernel of the fields tilted by each pair of phi', between the weights a."""
-        i, j, place = pairs(K)
+        i, j, place = pairs(K, S.device)
         one, other, both = 1 + S[..., i, i], 1 + S[..., j, j], S[..., i, j]
         determinant = one * other - both.square()
         # S - C^T (1 + S_ij)^-1 C, with the two rows C of the pair: `first` are those of inv C

@@ -58,7 +58,7 @@ class ClosedField(NetworkField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """That of the closed forms where u is of order 1."""
+        """The error of the closed forms where u is of order 1."""
         return self.teacher.form.error
 
     @property

@@ -99,20 +99,21 @@ def outer(x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n n"]:
     return x[..., :, None] * x[..., None, :]
 
 
-def pairs(K: int) -> tuple[Tensor, Tensor, Tensor]:
+def pairs(K: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs i <= j of K numbers, and where each (i, j) stands among them, shape ``(K, K)``.
 
     Args:
         K: at least 1.
+        device: of the results.
 
     Example:
-        >>> pairs(2)[2]
+        >>> pairs(2, torch.device("cpu"))[2]
         tensor([[0, 1],
                 [1, 2]])
     """
-    i, j = torch.triu_indices(K, K)
-    place = torch.zeros(K, K, dtype=torch.long)
-    place[i, j] = place[j, i] = torch.arange(len(i))
+    i, j = torch.triu_indices(K, K, device=device)
+    place = torch.zeros(K, K, dtype=torch.long, device=device)
+    place[i, j] = place[j, i] = torch.arange(len(i), device=device)
     return i, j, place
 
 

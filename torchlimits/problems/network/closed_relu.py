@@ -95,7 +95,7 @@ def _off_diagonal(S: Tensor, p: Tensor, r: Tensor, a: Tensor) -> Tensor:
         a: weights, a row for each h_i, ``(..., K, L)``.
     """
     K, L = p.shape[-2:]
-    i, j = torch.triu_indices(K, K, 1)
+    i, j = torch.triu_indices(K, K, 1, device=S.device)
     p_i, r_ij, a = p[..., i, :], r[..., i, j], a[..., i, :]
     sine = (1 - r_ij.square()).clamp_min(0).sqrt()
     # where h_i and h_j are the same, any direction is as good: that of a field of its own
@@ -107,7 +107,7 @@ def _off_diagonal(S: Tensor, p: Tensor, r: Tensor, a: Tensor) -> Tensor:
         sector(
             _for_each(S, p_i[..., k, :]), p_i[..., k, :], q[..., k, :], r_ij[..., k], a[..., k, :]
         )
-        for k in torch.arange(len(i)).split(size)
+        for k in torch.arange(len(i), device=S.device).split(size)
     ]
     upper = torch.zeros_like(r)
     upper[..., i, j] = torch.cat(chunks, dim=-1)

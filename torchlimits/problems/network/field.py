@@ -66,14 +66,19 @@ class NetworkField(FirstLayerField):
 
     def _averages(self, u: Float[Tensor, "S k"]) -> Averages:
         theta, b, m, R = self.layout.split(u)
-        law = self._law(b, m, R)
+        law = self.law(b, m, R)
         by_theta, along, gram = self.integrals(theta, law.loadings)
         A, r = len(law.means), law.B.shape[1]
         total = along[..., :A]  # of every component
         signal, across = law.along(along[..., A : A + r], along[..., A + r :])
         return Averages(by_theta, total.sum(-1), signal + total @ law.means, across, gram)
 
-    def _law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
+    def law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
+        """The law of the pre-activations at given statistics.
+
+        Args:
+            b, m, R: of S starts.
+        """
         setting = self.setting
         return PreActivations(b, m, R, setting.coordinates, setting.basis, 1 / setting.snr)
 
@@ -94,7 +99,7 @@ class NetworkField(FirstLayerField):
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         theta, b, m, R = (x[None] for x in self.layout.split(u))
-        law, setting = self._law(b, m, R), self.setting
+        law, setting = self.law(b, m, R), self.setting
         psi, weight = self.integrals.nodes(u)
         targets, shares = self.integrals.targets(u)
         M, q = shares.shape
@@ -152,7 +157,7 @@ class NetworkField(FirstLayerField):
 
     def _average_of(self, u: Float[Tensor, "S k"], value: Any) -> Float[Tensor, " S"]:
         theta, b, m, R = self.layout.split(u)
-        return self.integrals.average(theta, self._law(b, m, R).loadings, value)
+        return self.integrals.average(theta, self.law(b, m, R).loadings, value)
 
     # --- the rest of the contract -----------------------------------------------------------------
 

@@ -124,7 +124,7 @@ class Head:
 
 
 class _Given(nn.Module):
-    """In place of the first layer: returns h, whatever the input is.
+    """Stands for the first layer: it returns h, whatever the input is.
 
     A copy of it: what follows may work in place.
     """

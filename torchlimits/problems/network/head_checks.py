@@ -130,7 +130,7 @@ def _check_used(network: nn.Module, dim: int) -> None:
 
 
 def _check_gradients(head: Head, h: Tensor, output: Tensor) -> None:
-    """By torch.func, which makes those of single samples."""
+    """Refuse heads that torch.func, which makes the gradients of single samples, cannot take."""
 
     def one(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         value = head(theta, x[None])[0]

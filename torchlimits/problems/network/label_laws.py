@@ -23,13 +23,16 @@ from torchlimits.problems.network.labels import (
 )
 from torchlimits.problems.network.law_checks import called
 
-#: numbers of a label that may have noise: integrals have 9 points for each
+#: points of normal noise in integrals; 3 are exact to the fourth moment, which is what the noise of
+#: a step needs of the label's where the loss is quadratic in it
+POINTS, FEW_POINTS = 9, 3
+#: numbers of a label that may have noise: integrals have so many points for each
 _MOST_NOISY = 3
 
 
 def made(
     labels: object, *, noise: float, flips: object, coordinates: Float[Tensor, "A d"],
-    output: tuple[int, ...],
+    output: tuple[int, ...], points: int = POINTS,
 ) -> LabelLaw:  # fmt: skip
     """The law of the labels.
 
@@ -40,6 +43,7 @@ def made(
         flips: probabilities of flips of labels that are classes, see `flip_matrix`; None: none.
         coordinates: of the means along the directions.
         output: the shape of the head's output for one sample.
+        points: of normal noise in integrals, for each number of a label.
 
     Raises:
         TypeError: if labels are something else.
@@ -62,7 +66,7 @@ def made(
                 f"shape {tuple(target.shape)}: integrals over more would take too long; give "
                 "labels as an object with law(...) and sample(...), whose law is finite"
             )
-        law = NoisyLabels(law, noise)
+        law = NoisyLabels(law, noise, points)
     if target.is_floating_point() and (*target.shape, 1) == output:
         law = WithTrailing(law)
     return law

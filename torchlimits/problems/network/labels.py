@@ -11,15 +11,31 @@ from torch import Tensor
 
 from torchlimits import _checks
 
-#: points of a normal law: exact for polynomials of degree 17
-_POINTS = 9
-
 
 @runtime_checkable
 class LabelLaw(Protocol):
     """The law of a label y, given the component a of a sample and its coordinates x_parallel.
 
     Anything with these two methods can be the ``labels`` of a `torchlimits.NetworkProblem`.
+
+    Example:
+        >>> import torch
+        >>> class Coin:  # the sign of a coordinate, turned round with probability 0.1
+        ...     def law(self, x_parallel, component):
+        ...         sign = x_parallel[:, :1].sign()
+        ...         shares = torch.tensor([0.9, 0.1]).to(sign).expand(len(sign), 2)
+        ...         return torch.cat([sign, -sign], -1), shares
+        ...     def sample(self, x_parallel, component, generator):
+        ...         targets, shares = self.law(x_parallel, component)
+        ...         chosen = torch.multinomial(shares, 1, generator=generator)
+        ...         return targets.gather(1, chosen)[:, 0]
+        >>> labels: LabelLaw = Coin()
+        >>> x, component = torch.tensor([[3.0], [-1.0]]), torch.tensor([0, 0])
+        >>> labels.law(x, component)[0]
+        tensor([[ 1., -1.],
+                [-1.,  1.]])
+        >>> labels.sample(x, component, torch.Generator().manual_seed(0)).shape
+        torch.Size([2])
     """
 
     def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +155,8 @@ class NoisyLabels:
     Args:
         labels: the law without noise.
         noise: s.
-        points: of the normal law in integrals, for each entry of a label.
+        points: of the normal law in integrals, for each entry of a label; n of them are exact for
+            polynomials of degree 2 n - 1.
 
     Example:
         >>> labels = NoisyLabels(ComponentLabels(torch.tensor([1.0])), noise=0.5, points=2)
@@ -147,8 +164,8 @@ class NoisyLabels:
         (tensor([[0.5000, 1.5000]]), tensor([[0.5000, 0.5000]]))
     """
 
-    def __init__(self, labels: LabelLaw, noise: float, points: int = _POINTS) -> None:
-        self.labels, self.noise = labels, noise
+    def __init__(self, labels: LabelLaw, noise: float, points: int = 9) -> None:
+        self.labels, self.noise, self.points = labels, noise, points
         self.reads_inputs = reads_inputs(labels)
         line, weight = np.polynomial.hermite_e.hermegauss(points)
         self._line, self._weight = torch.from_numpy(line), torch.from_numpy(weight / weight.sum())

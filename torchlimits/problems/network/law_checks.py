@@ -90,10 +90,29 @@ def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return function(*arguments)
-    except ValueError:
-        raise
     except Exception as error:
+        if str(error).startswith("expected "):  # a sentence already
+            raise
         raise ValueError(f"expected {what}, got {type(error).__name__}: {error}") from error
+
+
+def is_quadratic(losses: SampleLoss, output: Tensor, target: Tensor) -> bool:
+    """Whether a loss is quadratic in the label, and its slope by the output linear.
+
+    Args:
+        losses: of samples.
+        output: ``(M, *out)``.
+        target: ``(M, ...)``, real numbers.
+    """
+    labels = [target + step for step in (0.0, 1.0, 2.0, 3.0)]
+    values = [losses(output, y) for y in labels]
+    slopes = [losses.slopes(output, y) for y in labels[:3]]
+    third = values[3] - 3 * values[2] + 3 * values[1] - values[0]
+    second = slopes[2] - 2 * slopes[1] + slopes[0]
+    sizes = (max(float(x.abs().max()) for x in xs) for xs in (values, slopes))
+    return all(
+        float(x.abs().max()) <= 1e-9 * size for x, size in zip((third, second), sizes, strict=True)
+    )
 
 
 def loss(losses: SampleLoss, output: Tensor, target: Tensor) -> None:
@@ -106,7 +125,15 @@ def loss(losses: SampleLoss, output: Tensor, target: Tensor) -> None:
     """
     shapes = f"output {tuple(output.shape)}, target {tuple(target.shape)} {target.dtype}"
     what = f"loss(output, target) for {shapes}"
-    value = called(what, losses.loss, output, target)
+    try:
+        value = called(what, losses.loss, output, target)
+    except ValueError as error:
+        if target.is_floating_point():
+            raise
+        raise ValueError(
+            f"{error}: labels that are whole numbers are classes; give real ones, labels=[0.0, "
+            "1.0], to a loss of real numbers or of one logit"
+        ) from error
     if not isinstance(value, Tensor) or value.ndim != 0:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(

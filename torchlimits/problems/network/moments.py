@@ -18,6 +18,8 @@ from torchlimits.problems.network.setting import Setting
 CUT = 1e-7
 #: pre-activations that are held at once
 PIECE = 2**21
+#: nodes of all starts whose derivatives are computed together
+TOGETHER = 2**14
 #: single samples whose gradients are held at once
 SAMPLES = 2**13
 
@@ -119,7 +121,7 @@ class Integrals:
             output, (theta, h), pulled, retain_graph=slopes.shape[2] > 1, materialize_grads=True
         )
         if slopes.shape[2] == 1:
-            gram = (by_h / weight[:, None]).mT @ by_h
+            gram = _unweighted(by_h, weight).mT @ by_h
         else:
             gram = _gram(output, h, slopes, shares, weight)
         return Moments(by_theta, by_h.mT @ psi, gram)
@@ -155,9 +157,10 @@ class Integrals:
             psi, weight, targets = psi[kept], weight[kept], targets.flatten(0, 1)[kept]
         else:
             targets = targets[:, 0]
+        together = max(1, TOGETHER // len(weight))
         parts = [
-            self._derivatives(theta[i : i + 1], F[i : i + 1], psi, weight, targets)
-            for i in range(len(theta))
+            self._derivatives(some, loadings, psi, weight, targets)
+            for some, loadings in zip(theta.split(together), F.split(together), strict=True)
         ]
         return Derivatives(*(torch.cat(x) for x in zip(*parts, strict=True)))
 
@@ -174,38 +177,60 @@ class Integrals:
         self, theta: Tensor, F: Tensor, psi: Tensor, weight: Tensor, targets: Tensor
     ) -> Derivatives:
         theta = theta.detach().requires_grad_()
-        h = (psi @ F.detach().mT).requires_grad_()  # (1, M, K)
+        h = (psi @ F.detach().mT).requires_grad_()  # (S, M, K)
         with torch.enable_grad():
-            losses = self.setting.losses(self.setting.head(theta, h)[0], targets)
-            by_theta, by_h = torch.autograd.grad(
-                (weight * losses).sum(), (theta, h), create_graph=True, materialize_grads=True
+            output = self.setting.head(theta, h).flatten(0, 1)
+            losses = self.setting.losses(
+                output, targets.expand(len(h), *targets.shape).flatten(0, 1)
             )
-        second, mixed = _rows(by_theta, theta, h)  # (P, P) and (P, M, K)
-        g = by_h[0].detach() / weight[:, None]
-        by_psi = torch.einsum("imk,me->ike", mixed, psi)
-        halves = torch.einsum("imk,ml->kli", mixed, g)
+            by_theta, by_h = torch.autograd.grad(
+                (weight * losses.unflatten(0, h.shape[:2])).sum(), (theta, h),
+                create_graph=True, materialize_grads=True,
+            )  # fmt: skip
+        second, mixed = _rows(by_theta, theta, h)  # (P, S, P) and (P, S, M, K)
+        g = _unweighted(by_h.detach(), weight)
+        by_psi = torch.einsum("ismk,me->sike", mixed, psi)
+        halves = torch.einsum("ismk,sml->skli", mixed, g)
         if not self.kinks.in_h:
-            (own,) = _rows(by_h, h)  # (K, M, K): of entry k by entry j
-            gradient = torch.einsum("kmj,me,mf->kejf", own, psi, psi)
-            gram = torch.einsum("kmj,ml,mf->kljf", own, g, psi)
-            gram = gram + gram.transpose(0, 1)
+            (own,) = _rows(by_h, h)  # (K, S, M, K): of entry k by entry j
+            # one sum over samples, whatever its place: products of psi first
+            pairs = (psi[:, :, None] * psi[:, None, :]).flatten(1)
+            gradient = torch.einsum("ksmj,mx->skjx", own, pairs)
+            e = psi.shape[1]
+            gradient = gradient.unflatten(-1, (e, e)).transpose(2, 3)
+            gram = torch.einsum("ksmj,sml,mf->skljf", own, g, psi)
+            gram = gram + gram.transpose(1, 2)
         else:
-            score, inverse = self._score(F[0], psi)  # (M, K, e) and (K, K)
-            weighted = weight[:, None] * g
-            gradient = torch.einsum("mk,me,mjf->kejf", weighted, psi, score)
-            K = len(inverse)
-            moved = torch.einsum("mk,ej,mf->kejf", weighted, inverse, psi)
-            gradient[:, -K:] -= moved
-            gram = torch.einsum("mk,ml,mjf->kljf", weighted, g, score)
+            each = [self._by_density(*some, psi, weight) for some in zip(F, g, strict=True)]
+            gradient, gram = (torch.stack(x) for x in zip(*each, strict=True))
             if self.kinks.steps_in_h:
-                own_theta, _ = self.setting.sample_gradients(
-                    theta[0].detach(), h[0].detach(), targets, SAMPLES
-                )
-                by_psi = torch.einsum("m,mi,mjf->ijf", weight, own_theta, score)
+                by_psi = self._steps(theta.detach(), F, h.detach(), psi, weight, targets)
         return Derivatives(
-            second[None], by_psi[None], torch.einsum("imk,me->kei", mixed, psi)[None],
-            gradient[None], (halves + halves.transpose(0, 1))[None], gram[None],
+            second.transpose(0, 1), by_psi, torch.einsum("ismk,me->skei", mixed, psi),
+            gradient, halves + halves.transpose(1, 2), gram,
         )  # fmt: skip
+
+    def _by_density(
+        self, F: Float[Tensor, "K e"], g: Float[Tensor, "M K"], psi: Tensor, weight: Tensor
+    ) -> tuple[Float[Tensor, "K e K e"], Float[Tensor, "K K K e"]]:
+        """Derivatives by F of E[g psi^T] and E[g g^T], of the density alone."""
+        score, inverse = self._score(F, psi)  # (M, K, e) and (K, K)
+        weighted, K = weight[:, None] * g, len(inverse)
+        gradient = torch.einsum("mke,mjf->kejf", weighted[:, :, None] * psi[:, None, :], score)
+        gradient[:, -K:] -= torch.einsum("mk,ej,mf->kejf", weighted, inverse, psi)
+        pairs = weighted[:, :, None] * g[:, None, :]
+        return gradient, torch.einsum("mkl,mjf->kljf", pairs, score)
+
+    def _steps(
+        self, theta: Tensor, F: Tensor, h: Tensor, psi: Tensor, weight: Tensor, targets: Tensor
+    ) -> Float[Tensor, "S P K e"]:
+        """Derivatives by F of E[dl/dtheta], of the density alone."""
+        found: list[Tensor] = []
+        for some, loadings, at in zip(theta, F, h, strict=True):
+            own, _ = self.setting.sample_gradients(some, at, targets, SAMPLES)
+            score, _ = self._score(loadings, psi)
+            found.append(torch.einsum("m,mi,mjf->ijf", weight, own, score))
+        return torch.stack(found)
 
     def _score(self, F: Tensor, psi: Tensor) -> tuple[Float[Tensor, "M K e"], Float[Tensor, "K K"]]:
         """Derivative of the density's logarithm by F at the nodes, and S^+."""
@@ -287,6 +312,11 @@ class _Differentiable(torch.autograd.Function):
         return by_theta, by_F, None
 
 
+def _unweighted(by_h: Float[Tensor, "S M K"], weight: Tensor) -> Float[Tensor, "S M K"]:
+    """g from its product with the weights; 0 where a component is never drawn."""
+    return by_h / weight.clamp_min(1e-300)[:, None]
+
+
 def _gram(
     output: Tensor, h: Tensor, slopes: Tensor, shares: Tensor, weight: Tensor
 ) -> Float[Tensor, "S K K"]:
@@ -307,7 +337,7 @@ def _gram(
 
 
 def _rows(entries: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Derivatives of each entry, ``(1, ..., entries)``, summed over what is between."""
+    """Derivatives of each entry, ``(S, ..., entries)``, summed over what is between."""
     with torch.enable_grad():
         totals = [entry.sum() for entry in entries.unbind(-1)]
     rows = [
@@ -318,5 +348,5 @@ def _rows(entries: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         for total in totals
     ]
     if not rows:
-        return tuple(x.new_zeros(0, *x.shape[1:]) for x in inputs)
-    return tuple(torch.stack([row[i][0] for row in rows]) for i in range(len(inputs)))
+        return tuple(x.new_zeros(0, *x.shape) for x in inputs)
+    return tuple(torch.stack([row[i] for row in rows]) for i in range(len(inputs)))

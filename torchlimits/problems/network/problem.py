@@ -38,6 +38,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     of the neurons' parts orthogonal to all e_j. They close: the loss depends on W through
     h = W x + b alone, which is Gaussian given a with a law that m and R know.
 
+    `of` makes the problem of a module of one's own instead.
+
     Source: Theorem 2.2 of arXiv 2206.04030; sections 4 and 5 there are one head, ReLU and a second
     layer (`GaussianMixture`), and Saad and Solla (1995) the committee machine.
 
@@ -224,7 +226,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         own = {id(p) for p in self.module.parameters()}
         groups = getattr(optimizer, "param_groups", [])
         held = any(id(p) in own for group in groups for p in group["params"])
-        return self.module if held else None
+        if not held:
+            return None
+        head_checks.check_parts(self.module)  # it may be in another mode by now
+        return self.module
 
     def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
         dims = len(self.setting.reads) + self.width

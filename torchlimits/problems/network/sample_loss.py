@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -27,7 +29,21 @@ class SampleLoss:
     """
 
     def __init__(self, loss: Loss) -> None:
-        self.loss = loss
+        self._loss = loss
+        self._copies: dict[tuple[torch.device, torch.dtype], Loss] = {}
+
+    def loss(self, output: Tensor, target: Tensor) -> Any:
+        """The mean over a batch; modules are copied to the outputs' device and dtype.
+
+        Args:
+            output, target: as in a call.
+        """
+        if not isinstance(self._loss, nn.Module):
+            return self._loss(output, target)
+        key = (output.device, output.dtype)
+        if key not in self._copies:  # its weights are those of training, in float32 maybe
+            self._copies[key] = copy.deepcopy(self._loss).to(*key)
+        return self._copies[key](output, target)
 
     def __call__(self, output: Tensor, target: Tensor) -> Float[Tensor, " M"]:
         """The losses of M samples.

@@ -324,7 +324,7 @@ def _function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor]
             f"expected activation as a name, a function or a torch.nn.Module, got "
             f"{type(activation).__name__}"
         )
-    x = torch.zeros(2, 3)
+    x = torch.zeros(2, 3, device=_device(activation))
     try:
         with torch.no_grad():
             y: object = activation(x)
@@ -339,6 +339,13 @@ def _function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor]
             f"expected an activation that acts entry by entry, got {got} for shape (2, 3)"
         )
     return activation
+
+
+def _device(activation: object) -> torch.device | str:
+    """The device of the activation's parameters, if it has any."""
+    parameters = activation.parameters() if isinstance(activation, nn.Module) else iter(())
+    first = next(parameters, None)
+    return "cpu" if first is None else first.device
 
 
 def _name(function: object) -> str:

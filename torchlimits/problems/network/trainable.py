@@ -74,7 +74,7 @@ class TrainableNetwork(Trainable):
         self, network: nn.Module, first: str, loss: Loss, labels: Labels, **given: Any
     ) -> None:
         """Set up everything for a module whose linear first layer has a name."""
-        self._given = {"loss": loss, "labels": labels, **given}
+        self._given: dict[str, Any] = {"loss": loss, "labels": labels, **given}
         self.template, self.first, self.loss_function = network, first, loss
         layer = network.get_submodule(first)
         assert isinstance(layer, nn.Linear)
@@ -96,20 +96,30 @@ class TrainableNetwork(Trainable):
         )  # fmt: skip
         self.statistics = layout.statistics(self.directions)
         output = head_checks.checked(head, network, self.width)
-        self.labels = label_laws.made(
-            labels, noise=given["label_noise"], flips=given["label_flips"],
-            coordinates=self.coordinates, output=tuple(output.shape[1:]),
-        )  # fmt: skip
         losses = SampleLoss(loss)
-        target = law_checks.labels(self.labels, self.coordinates, self.snr)
-        each = torch.arange(len(target), device="cpu") % len(output)
-        law_checks.loss(losses, output[each], target)
+        self.labels = self._label_law(losses, output)
         self.setting = Setting(
             layout=layout, head=head, losses=losses, labels=self.labels,
             coordinates=self.coordinates, shares=self._shares(),
             reads=label_laws.reads(self.labels, len(self.directions)), snr=self.snr,
         )  # fmt: skip
         self._outputs = output.ndim - 1
+
+    def _label_law(self, losses: SampleLoss, output: Tensor) -> LabelLaw:
+        """The law of the labels, if the loss goes with it."""
+        made = partial(
+            label_laws.made, self._given["labels"], noise=self._given["label_noise"],
+            flips=self._given["label_flips"], coordinates=self.coordinates,
+            output=tuple(output.shape[1:]),
+        )  # fmt: skip
+        law = made()
+        target = law_checks.labels(law, self.coordinates, self.snr)
+        each = torch.arange(len(target), device="cpu") % len(output)
+        law_checks.loss(losses, output[each], target)
+        noisy = self._given["label_noise"] > 0
+        if noisy and law_checks.is_quadratic(losses, output[each], target):
+            return made(points=label_laws.FEW_POINTS)
+        return law
 
     def _shares(self) -> Float[Tensor, " A"]:
         A = len(self.means)
