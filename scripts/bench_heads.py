@@ -37,7 +37,7 @@ SMOKE = Options(rounds=1, nodes=64, time=0.1, repeats=1)
 
 
 def problem_of(components: int) -> tl.NetworkProblem:
-    """As many classes as components, or one class of three."""
+    """A problem with one class for each component."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.GELU(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     return tl.NetworkProblem(
