@@ -35,9 +35,10 @@ def overlay(
     Each family of statistics has its panels: ``v[i]`` one, ``m[i,j]`` one for each j, a symmetric
     ``R[i,j]`` one for the diagonal and one for the rest, and the entries of a parameter under its
     own name, ``head.1.weight[i,j]``, one. Each first index has the same colour everywhere. Runs
-    that share their start are averaged, with the standard error of the mean as error bars; runs with different starts, which may go to different fixed points, are
-    drawn in rows of their own, the first four of them. Statistics match by name; those that only
-    one side has are drawn without the other.
+    that share their start are averaged, with the standard error of the mean as error bars; runs
+    with different starts, which may go to different fixed points, are drawn in rows of their own,
+    the first four of them. Statistics match by name; those that only one side has are drawn without
+    the other.
 
     Args:
         measured: values ``(..., T, k)``.

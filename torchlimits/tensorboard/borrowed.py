@@ -44,9 +44,8 @@ class Borrowed(Live):
     Nothing can be taken back from it, so rows are not thinned out later: every step is shown at
     first, then about 40 for each doubling of the step (for 1000 points), which lasts for 10^9
     steps. It never purges anything: the user's points and ours stay. To resume, the user makes the
-    first writer with
-    ``purge_step=0`` (TensorBoard ignores the first START of a folder) and the next one with
-    ``purge_step=`` the checkpoint's step + 1.
+    first writer with ``purge_step=0`` (TensorBoard ignores the first START of a folder) and the
+    next one with ``purge_step=`` the checkpoint's step + 1.
     """
 
     def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 3) -> None:
