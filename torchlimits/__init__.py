@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     from torchlimits.statistics.summary import SummaryStatistics
     from torchlimits.trajectory import Trajectory
 
-    # for type checkers, who read it here
+    # for type checkers, which read the names here
     __all__ = [
         "CSV",
         "Basins",
@@ -134,7 +134,7 @@ if TYPE_CHECKING:
         "train",
     ]
 
-#: what is public in which module, opened when one of its names is first asked for
+#: the public names of each module, which is loaded when one of them is first asked for
 _PUBLIC = {
     # recording
     "record.track": "track",
@@ -193,7 +193,7 @@ def __getattr__(name: str) -> Any:
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"torchlimits.{_HOMES[name]}"), name)
     elif name == "__all__":
-        # `import *` asks for it, finds none, and takes what has been opened by then: all of it.
+        # `import *` asks for it, finds none, and takes what has been loaded by then: all names.
         # With a list of names, help(torchlimits) would print every class in full, 7,800 lines.
         for public in __dir__():
             __getattr__(public)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-#: what numpy cuts off at the end of a text, what csv does not quote, and what UTF-8 cannot hold
+#: what numpy cuts off the end of a text, what csv does not quote, and what UTF-8 cannot hold
 _NO_TEXT = re.compile("[\0\r\ud800-\udfff]")
 
 #: the package, and what checks its arguments in tests
@@ -24,7 +24,7 @@ _NOT_THE_USERS = {"torchlimits", "jaxtyping", "beartype"}
 
 
 def warn(message: str) -> None:
-    """Give a RuntimeWarning in the name of the calling module: no line of a user's is at fault."""
+    """Give a RuntimeWarning in the name of the calling module: no user's line is at fault."""
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
@@ -41,13 +41,13 @@ def _package_of(frame: FrameType) -> str:
 
 
 def positive(name: str, value: float, hint: str = "") -> float:
-    """A finite number > 0, or ValueError (TypeError if it is no number)."""
+    """A finite number > 0, or ValueError (TypeError if it is not a number)."""
     number = _number(name, value, hint)
     return _in_range(name, number, 0 < number < math.inf, "a finite number > 0", hint)
 
 
 def non_negative(name: str, value: float, hint: str = "") -> float:
-    """A finite number >= 0, or ValueError (TypeError if it is no number)."""
+    """A finite number >= 0, or ValueError (TypeError if it is not a number)."""
     number = _number(name, value, hint)
     return _in_range(name, number, 0 <= number < math.inf, "a finite number >= 0", hint)
 
@@ -62,7 +62,7 @@ def positive_int(name: str, value: int) -> int:
 def float64(name: str, value: object) -> Tensor:
     """A float64 tensor on the CPU made from a tensor, array or nested list, or TypeError."""
     try:
-        # neither the default device nor the digits of the default dtype are what was given
+        # neither the default device nor the precision of the default dtype applies to the value
         tensor = value.detach() if isinstance(value, Tensor) else _on_cpu(value)
         if not tensor.is_complex():
             return tensor.to("cpu", torch.float64)
@@ -78,12 +78,12 @@ def _on_cpu(value: object) -> Tensor:
         return torch.as_tensor(np.asarray(value), device="cpu")
     try:
         return torch.as_tensor(value, dtype=torch.float64, device="cpu")
-    except TypeError:  # complex numbers, or none
+    except TypeError:  # complex numbers, or no numbers at all
         return torch.as_tensor(value, device="cpu")
 
 
 def names(values: Iterable[object]) -> list[str]:
-    """Names that every file can hold, or TypeError, ValueError."""
+    """Names that every file can hold, or TypeError or ValueError."""
     result: list[str] = []
     for value in values:
         if not isinstance(value, str):
@@ -109,7 +109,7 @@ def json_text(name: str, value: Mapping[str, Any]) -> str:
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> str:
-    """Names, shapes and types for a message; of the first twenty."""
+    """The names, shapes and types of the first twenty tensors, for a message."""
     few = itertools.islice(tensors.items(), 20)
     told = [f"{n} {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}" for n, x in few]
     rest = len(tensors) - len(told)
@@ -130,13 +130,13 @@ def device(value: torch.device | str) -> torch.device:
 
 
 def generator(value: torch.Generator | None, device: torch.device) -> None:
-    """None, or a torch.Generator on the device; or TypeError, ValueError."""
+    """None, or a torch.Generator on the device; otherwise TypeError or ValueError."""
     if not isinstance(value, (torch.Generator, type(None))):
         raise TypeError(f"expected a torch.Generator or None, got {type(value).__name__}")
     if value is not None and value.device.type != device.type:
         raise ValueError(
             f"expected a generator on the device {device}, got one on {value.device}: "
-            f"make it by torch.Generator(device={str(device)!r})"
+            f"make it with torch.Generator(device={str(device)!r})"
         )
 
 

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: so many runs of one statistic have a colour and a line of the legend each
+#: at most so many runs of one statistic have a colour and a line of the legend each
 _RUNS_TOLD = 10
-#: so many entries are told apart by matplotlib's own colours, and more by a scale of colours
+#: at most so many entries have matplotlib's own colours, and more are on a scale of colours
 _COLOURS = 10
-#: so many lines the legend of a family has; of more entries some stand for all
+#: the legend of a family has at most so many lines; of more entries, some stand for all
 _LEGEND = 16
 
 
@@ -40,7 +40,7 @@ class Curves:
 
 
 def new_panels(count: int) -> list[Axes]:
-    """Axes for so many panels, at most three beside each other, in a figure nobody else holds."""
+    """Axes for so many panels, at most three side by side, in a figure that nobody else holds."""
     from matplotlib.figure import Figure
 
     across = min(3, max(1, count))
@@ -51,7 +51,7 @@ def new_panels(count: int) -> list[Axes]:
 
 
 def draw(axes: Axes, curves: Curves, x_label: str, style: dict[str, Any]) -> None:
-    """Draw every run of every statistic as a line, and say in words what is what."""
+    """Draw every run of every statistic as a line, with labels and a legend."""
     runs, alone = len(curves.values), len(curves.names) == 1
     colours, before = _colours(len(curves.names)), bool(axes.lines)
     told = set(axes.get_legend_handles_labels()[1])
@@ -64,7 +64,7 @@ def draw(axes: Axes, curves: Curves, x_label: str, style: dict[str, Any]) -> Non
             told.add(own["label"])
             _line(axes, curves, run, i, own)
     axes.set_xlabel(x_label)
-    # of what is drawn above each other the legend tells the names
+    # where different statistics are drawn over each other, only the legend tells their names
     same = not before or axes.get_ylabel() == curves.title
     axes.set_ylabel(curves.title if same else "")
     _legend(axes, runs if not alone else 1)
@@ -107,7 +107,7 @@ def _legend(axes: Axes, runs: int) -> None:
     if len(labels) > _LEGEND:
         rows = np.linspace(0, len(labels) - 1, _LEGEND // 2).round().astype(int)
         handles, labels = [handles[r] for r in rows], [labels[r] for r in rows]
-    # above the curves, which it would hide, where the layout makes room for it and no title is
+    # above the curves, which it could hide, where the layout makes room and there is no title
     titled = any(axes.get_title(loc=side) for side in ("left", "center", "right"))
     above = not titled and getattr(axes.figure, "get_layout_engine", lambda: None)() is not None
     place: dict[str, Any] = {

@@ -16,7 +16,7 @@ _INHERITED = frozenset(dir(nn.Module)) | frozenset(vars(nn.Module()))
 
 
 class OwnNames:
-    """Leaves most of what `torch.nn.Module` brings out of ``dir()``; all of it can be called.
+    """Leaves out of ``dir()`` most of what `torch.nn.Module` has; all of it can be called.
 
     Example:
         >>> class Net(OwnNames, nn.Module):

@@ -16,7 +16,7 @@ _TYPES = ("cpu", "cuda")
 
 @contextmanager
 def exactly() -> Generator[None]:
-    """Neither autocast nor TensorFloat-32 nor autograd, until the end of the block.
+    """Turn off autocast, TensorFloat-32 and autograd until the end of the block.
 
     A flush comes wherever the user's loop happens to be. Inside ``torch.autocast`` matrix products
     would be rounded to bfloat16, and with ``torch.set_float32_matmul_precision("high")`` to ten
@@ -45,7 +45,7 @@ class _HighestPrecision:
     """Full precision of matrix products in the whole program, while any thread is inside.
 
     Threads come and go in any order: the first one to enter finds what the last one to leave has to
-    put back. An interrupt may come before anybody can leave, or give back a lock: who is inside is
+    put back. An interrupt may come before a thread can leave or give back a lock: who is inside is
     known by an object that does not outlive its block.
     """
 
@@ -54,7 +54,7 @@ class _HighestPrecision:
         self._put_back: Callable[[], None] = _nothing
 
     def enter(self, block: object) -> Callable[[], object]:
-        """Raise the precision; returns what ends that, as the end of the ``block`` object does."""
+        """Raise the precision; return a function that undoes it, as the end of ``block`` does."""
         leave = weakref.finalize(block, self._leave, id(block))
         leave.atexit = False
         with self._lock:
@@ -66,7 +66,7 @@ class _HighestPrecision:
     def _leave(self, block: int) -> None:
         try:
             self._without(block)
-        finally:  # an interrupt may have come to the first
+        finally:  # an interrupt may have ended the first try
             self._without(block)
 
     def _without(self, block: int) -> None:
@@ -100,7 +100,7 @@ class _BriefLock:
 
 
 def _raise_precision() -> Callable[[], None]:
-    """Sets the highest precision; returns what sets the one before."""
+    """Set the highest precision; return a function that sets the one before."""
     matmul: Any = torch.backends.cuda.matmul
     if not hasattr(matmul, "fp32_precision"):  # before torch 2.9
         before = torch.get_float32_matmul_precision()
@@ -108,7 +108,7 @@ def _raise_precision() -> Callable[[], None]:
             return _nothing
         torch.set_float32_matmul_precision("highest")
         return lambda: torch.set_float32_matmul_precision(before)
-    # later the older interface warns of a mixture
+    # from 2.9 on, the older interface warns if both are used
     onednn: Any = torch.backends.mkldnn
     backends = [(one, one.fp32_precision) for one in (matmul, onednn.matmul)]
     lower = [(one, value) for one, value in backends if value not in ("ieee", "none")]

@@ -1,4 +1,4 @@
-"""Small matrices, as many as there are, on any device: eigenvalues, inverses, roots, packing."""
+"""Small matrices, any number of them, on any device: eigenvalues, inverses, roots, packing."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def pinv(matrices: Tensor, rtol: float | None = None, *, hermitian: bool = False
 
     Args:
         matrices: ``(..., M, N)``.
-        rtol: singular values below this part of the largest count as 0; by default those below
+        rtol: singular values below this fraction of the largest count as 0; by default those below
             rounding.
         hermitian: whether they are symmetric.
 
@@ -84,7 +84,7 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
     roots = values.clamp_min(0).sqrt()
     root = (vectors * roots[..., None, :]) @ vectors.mT
     total = roots[..., :, None] + roots[..., None, :]
-    # eigenvalues below rounding are zeros: their roots are not to be divided by
+    # eigenvalues below rounding are zeros: nothing may be divided by their roots
     solvable = total > 1e-7 * roots[..., -1:, None]
     inverse = torch.where(solvable, 1 / total.where(solvable, 1.0), 0.0)
     # zero in value, with the derivative of the root
@@ -128,7 +128,7 @@ def packed(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch entries
 
 
 def unpacked(upper: Float[Tensor, "*batch entries"], K: int) -> Float[Tensor, "*batch K K"]:
-    """The symmetric K x K matrix whose entries `packed` has in a row.
+    """The symmetric K x K matrix whose entries `packed` returns.
 
     Args:
         upper: ``(..., K (K + 1)/2)``.
@@ -163,7 +163,7 @@ def factor_gaussian(
     Returns:
         L and Q. Values are right for every R >= 0. First derivatives are right where [m, S] has
         rank K. At aligned neurons or R = 0 the drift has none in R (it grows like R^{-1/2} towards
-        the edge of the cone); what comes then is finite and drops the directions out of the range.
+        the edge of the cone); what is returned is finite and drops directions outside the range.
 
     Example:
         >>> import torch

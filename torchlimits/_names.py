@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 
-#: so many names are listed one by one in a message, and more as families
+#: at most so many names are listed one by one in a message, and more as families
 _LISTED = 8
 
 
@@ -46,10 +46,10 @@ def families(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def chosen(asked: object, names: Sequence[str]) -> list[str]:
-    """The names that ``asked`` stands for: the one that is it, or else those that it begins.
+    """The names that ``asked`` stands for: the same name, or else those of the family.
 
     Raises:
-        ValueError: if there are none; it says which names there are.
+        ValueError: if there are none; the message says which names there are.
 
     Example:
         >>> names = ["m[0,0]", "m[0,1]", "loss", "loss/train", "mean"]

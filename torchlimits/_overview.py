@@ -1,4 +1,4 @@
-"""What a notebook shows of values along time: where each statistic starts, ends and goes."""
+"""What a notebook shows of values along time: each statistic's start, end and range."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from torchlimits._text import Table
 
-#: so many statistics are listed
+#: at most so many statistics are listed
 _SHOWN = 30
 
 
 def overview(title: str, names: Sequence[str], values: np.ndarray) -> Table:
-    """A row for each statistic; of several runs from where to where, and never an average.
+    """A row for each statistic; for several runs their range, and never an average.
 
     Args:
         title: above the table.
@@ -42,7 +42,7 @@ def overview(title: str, names: Sequence[str], values: np.ndarray) -> Table:
 
 
 def span(values: np.ndarray | float, form: str) -> str:
-    """The one value of all runs, or from which to which they go.
+    """The one value of all runs, or their smallest and largest values.
 
     Example:
         >>> span(np.array([0.5, 2.0]), ".2f"), span(1.0, ".4g")

@@ -19,7 +19,7 @@ _Begun = tuple[Callable[[], None], Future[None]]
 def generators(
     seed: int, numbers: Iterable[int], purpose: int = 0, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:
-    """Return generators, each of which depends on seed, its number and purpose only.
+    """Return generators, each of which depends only on seed, its number and purpose.
 
     torch takes 32 bits of a seed: the seeds run through them in odd strides, so that no two
     generators of one run are the same, which hashing would allow once in 10^5.
@@ -63,7 +63,7 @@ def stream(
         sources: one generator for each group.
         lanes: the number of replicas in a group.
         length: the number of steps that are drawn at once.
-        workers: the number of threads that share the groups; where they are late, this one helps.
+        workers: the number of threads that share the groups; where they are late, the caller helps.
 
     Example:
         >>> def sample(replicas, generator):

@@ -1,4 +1,4 @@
-"""Modules called with other parameters and buffers, where parts have several names, too."""
+"""Modules called with other parameters and buffers, also where parts have several names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.func import functional_call
 
 
 def places(module: nn.Module) -> dict[str, str]:
-    """Every place of a parameter or buffer -> the name that ``named_parameters()`` has for it.
+    """Map every place of a parameter or buffer to its name in ``named_parameters()``.
 
-    A part that has two names is one place for each of its tensors, as there is one part; a tensor
+    A part that has two names gives one place for each of its tensors, as it is one part; a tensor
     that two parts share is in two places.
 
     Args:
@@ -43,15 +43,15 @@ def called(
 ) -> Any:  # fmt: skip
     """What a module returns with other tensors in place of its own.
 
-    `torch.func.functional_call` with names of its own choice replaces the tensors of a part that
+    `torch.func.functional_call`, left to find the names itself, replaces the tensors of a part that
     has two names twice, and then puts the first replacement back instead of what was there.
 
     Args:
-        module: is the same afterwards.
-        tensors: by the names that ``named_parameters()`` and ``named_buffers()`` have for them;
-            what is not there stays as it is.
-        inputs: positional ones.
-        options: named ones.
+        module: the module, which is the same afterwards.
+        tensors: the replacements by the names that ``named_parameters()`` and ``named_buffers()``
+            have for them; all other tensors stay as they are.
+        inputs: the positional arguments.
+        options: the keyword arguments.
         at: the module's `places`, if they are known.
 
     Example:

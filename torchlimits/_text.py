@@ -1,4 +1,4 @@
-"""`Table`: the one table that results are shown as, in terminals, pipes, rich and notebooks."""
+"""`Table`: the one kind of table for results, in terminals, pipes, rich and notebooks."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Table:
     """Rows of cells, with a line that says what each column is.
 
     Args:
-        rows: the header and one row for each entry, all of the same length. The first column is to
-            the left, the others to the right.
+        rows: the header and one row for each entry, all of the same length. The first column is
+            aligned to the left, the others to the right.
         notes: for each column that is explained beneath, its header and what it says.
         title: above the table.
         below: lines beneath the table.
-        prose: whether the last column holds sentences, which begin below each other.
+        prose: whether the last column holds sentences, which are aligned to the left.
 
     Example:
         >>> table = Table([["statistic", "u", "at t"], ["m", "0.25", "1"]], {"at t": "when"})
@@ -61,7 +61,7 @@ class Table:
     def text(self, width: int | None = None) -> str:
         """The table as text, without a line longer than ``width`` where words allow that.
 
-        A table that is too wide goes on beneath, its first column repeated; where not even two
+        A table that is too wide goes on beneath, with its first column repeated; where not even two
         columns fit, every cell has a line of its own. None of the columns is lost.
         """
         lines = "\n".join([self.title] * bool(self.title) + list(self._lines(width))).split("\n")
@@ -101,7 +101,7 @@ class Table:
                 yield line if len(line) <= limit else f"{_GAP}{name}:\n{_GAP * 2}{cell}"
 
     def rich(self) -> RichTable:
-        """The table as one of rich, to be put beside others; it may cut what is too wide."""
+        """The table as a rich table, to be put beside others; rich may cut what is too wide."""
         from rich import box
         from rich.markup import escape
         from rich.table import Table as RichTable
@@ -154,7 +154,7 @@ def _blocks(widths: Sequence[int], least: Sequence[int], limit: int) -> list[lis
 
 
 def _folded(line: str, indent: str, width: int | None) -> str:
-    """Words after an indent, the lines that follow below the first word."""
+    """Words after an indent; the lines that follow begin below the first word."""
     if width is None or len(indent) + len(line) <= width:
         return indent + line
     hang = len(indent) if len(indent) + _PROSE <= width else 2
@@ -167,7 +167,7 @@ def _folded(line: str, indent: str, width: int | None) -> str:
 def terminal_width() -> int | None:
     """The columns of the terminal that is printed to, or those of the variable COLUMNS.
 
-    None where there is no such thing, for a pipe or a file: whoever reads it may fold it.
+    None where there is neither, for a pipe or a file: whoever reads that may fold the lines.
     """
     if os.environ.get("COLUMNS", "").isdigit():
         return int(os.environ["COLUMNS"]) or None
@@ -178,7 +178,7 @@ def terminal_width() -> int | None:
 
 
 class Tabular(ABC):
-    """Shows itself as a `Table`: printed, by rich, and in notebooks."""
+    """Shows itself as a `Table` when it is printed, with rich too, and in notebooks."""
 
     @abstractmethod
     def _table(self) -> Table:

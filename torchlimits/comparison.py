@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class WorstRuns:
-    """The run with the largest difference, of each statistic, where starts differ.
+    """The run with the largest difference for each statistic, where starts differ.
 
     Attributes:
         run: its number, counted from 0 over all leading dimensions, shape ``(k,)``.
@@ -37,10 +37,10 @@ class WorstRuns:
 
 @dataclass(frozen=True, eq=False)
 class Comparison(Tabular):
-    """What `compare` found, an entry for each statistic; print it, by rich too, or show it.
+    """What `compare` found, with an entry for each statistic; print it, with rich too, or show it.
 
-    The table says beneath what its columns are, and folds in a narrow terminal. Runs from one start
-    are averaged. Of runs from different starts, whose means would tell little, it shows for each
+    The table explains its columns beneath, and folds in a narrow terminal. Runs from one start are
+    averaged. Of runs from different starts, whose means would tell little, the table shows for each
     statistic the run that is worst predicted, beside the mean difference.
 
     Attributes:
@@ -111,7 +111,7 @@ class Comparison(Tabular):
         return pandas.DataFrame(numbers, index=pandas.Index(self.names, name="statistic"))
 
     def table(self) -> RichTable:
-        """The rich table, to be put beside others; a comparison that is printed itself folds."""
+        """The rich table, to be put beside others; only a printed comparison folds."""
         return self._table().rich()
 
     def _table(self) -> Table:
@@ -191,7 +191,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
     Statistics match by name, whatever their order; those that only one side has are listed. Where
     one side has no value (NaN, as `Tracker.log` leaves it), there is no difference. Runs (leading
     dimensions) are averaged; a prediction without runs is compared with each. Each run may have a
-    start and so a prediction of its own: the standard errors are those of the differences, run by
+    start, and so a prediction, of its own: the standard errors are those of the differences, run by
     run, and `Comparison.worst_runs` says which run is predicted worst.
 
     Args:
@@ -252,7 +252,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
 
 
 def _largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The largest of each column that is a number, and its row."""
+    """The largest value of each column that is not NaN, and its row."""
     rows = sizes.nan_to_num(nan=-1.0, posinf=torch.inf).argmax(dim=0)
     return sizes.gather(0, rows[None])[0], rows
 
@@ -312,7 +312,7 @@ class Match:
 
     @property
     def all_names(self) -> list[str]:
-        """Every statistic: the measured ones in their order, then those that are predicted only."""
+        """Every statistic: the measured ones in their order, then those that are only predicted."""
         return list(dict.fromkeys(name for path in self.sides.values() for name in path.names))
 
     @property
@@ -339,8 +339,8 @@ def matched(measured: object, predicted: object) -> Match:
         measured, predicted: a `Trajectory` each, one of which may be None.
 
     Raises:
-        ValueError: if neither is given, one is empty, no statistic is in both, or there is not
-            one predicted run for each measured one or one for all.
+        ValueError: if neither is given, one is empty, no statistic is in both, or the predicted
+            runs are neither one for each measured run nor one for all.
         TypeError: if an argument is not a `Trajectory`.
 
     Example:

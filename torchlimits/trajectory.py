@@ -36,13 +36,13 @@ BAND = 1.96
 class Trajectory:
     r"""Summary statistics along a run: :math:`u(t_0), \dots, u(t_{T-1})`, in float64 on the CPU.
 
-    Measured and predicted trajectories are the same thing to everyone who reads them.
+    Measured and predicted trajectories are objects of the same kind.
 
     Args:
         times: limit time t = (sum of the learning rates so far), shape ``(T,)``. They do not fall,
             and repeat where the learning rate is 0.
-        steps: optimizer steps, shape ``(T,)``. They do not fall; recorded ones increase, those of a
-            prediction repeat where its times are closer than a step.
+        steps: optimizer steps, shape ``(T,)``. They do not fall; recorded ones increase, and those
+            of a prediction repeat where its times are closer than a step.
         values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs.
         names: the k statistics' names.
         std: predicted standard deviation, of the shape of ``values``, or None.
@@ -97,9 +97,9 @@ class Trajectory:
         times, steps, values = (tuple(x.shape) for x in (self.times, self.steps, self.values))
         if len(times) != 1 or steps != times or values[-2:] != (*times, len(self.names)):
             raise ValueError(
-                f"expected values of shape (..., T, k={len(self.names)}), one column a name, and "
-                f"times and steps of shape (T,), got {values}, {times} and {steps}: give one row "
-                "a time"
+                f"expected values of shape (..., T, k={len(self.names)}), a column for each name, "
+                f"and times and steps of shape (T,), got {values}, {times} and {steps}: give one "
+                "row for each time"
             )
         if self.std is not None and self.std.shape != self.values.shape:
             raise ValueError(
@@ -114,7 +114,7 @@ class Trajectory:
             _checks.never_fall("steps", self.steps)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What is pickled and copied: the values shown, not all those of the memory behind."""
+        """What is pickled and copied: these values, not all the memory that they are a part of."""
         return {name: _compact(value) for name, value in self.__dict__.items()}
 
     @property
@@ -149,15 +149,15 @@ class Trajectory:
         """The values of one statistic, or of all that belong to a family.
 
         Args:
-            name: ``"m[0,1]"``, a statistic, or ``"m"``, the family of all names that go on with
-                ``[`` or ``/``. Where a name is both, it is the statistic.
+            name: ``"m[0,1]"``, a statistic, or ``"m"``, the family of all names that continue it
+                with ``[`` or ``/``. A name that is both stands for the statistic.
 
         Returns:
             Shape ``(..., T)`` for a statistic and ``(..., T, k_m)`` for a family of k_m, in the
             order of `names`; ``select(name).names`` says which they are.
 
         Raises:
-            ValueError: for an unknown name; it says which there are.
+            ValueError: for an unknown name; the message lists the known ones.
         """
         columns = [list(self.names).index(one) for one in _names.chosen(name, self.names)]
         return self.values[..., columns[0] if name in self.names else columns]
@@ -170,7 +170,7 @@ class Trajectory:
         return [*dict.fromkeys([*_names.families(self.names), *self.names])]
 
     def index(self, name: str) -> int:
-        """The column of a statistic; ValueError, naming those there are, for an unknown name."""
+        """The column of a statistic; for an unknown name, a ValueError that lists those known."""
         if name not in self.names:
             raise ValueError(
                 f"expected one of the statistics {_names.listed(self.names)}, got {name!r}"
@@ -181,11 +181,12 @@ class Trajectory:
         """The trajectory of some of its statistics, in the order of ``names``.
 
         Args:
-            names: of statistics and families, or one of them; a family stands for its statistics.
+            names: names of statistics and families, or one such name; a family stands for all of
+                its statistics.
 
         Raises:
-            ValueError: for an unknown name; it says which there are. Also if a statistic is asked
-                for twice.
+            ValueError: for an unknown name; the message lists the known ones. Also if a statistic
+                is asked for twice.
         """
         asked = [names] if isinstance(names, str) else list(names)
         if asked == list(self.names):
@@ -262,9 +263,9 @@ class Trajectory:
         self, name: str | None = None, axes: Axes | None = None, *,
         x: Literal["time", "step"] = "time", **style: Any,
     ) -> Axes | list[Axes]:  # fmt: skip
-        """Draw a statistic or a family: every run a line, with its 95 % band if there is one.
+        """Draw a statistic or a family, each run as a line, with its 95 % band if there is one.
 
-        The y axis has its name and a legend tells the entries or the runs. A family has a colour
+        The y axis has its name, and a legend names the entries or the runs. A family has a colour
         for each entry, the same for all runs. Draw another trajectory into the same axes, with
         ``linestyle="--"`` for instance, and its entries have the same colours. Where a value is NaN
         because the loop gave none (`Tracker.log`), the line goes on to the next one.
@@ -276,7 +277,8 @@ class Trajectory:
             style: for matplotlib's ``plot``.
 
         Returns:
-            The axes, or without a name a list of those of all panels; ``.figure`` is theirs.
+            The axes or, without a name, a list of the axes of all panels; their ``.figure`` is the
+            figure.
 
         Raises:
             ValueError: for an unknown statistic or x, or if axes are given without a name.
@@ -342,12 +344,12 @@ class Trajectory:
         """Read what `save` or a recording (``.rows``, ``.unfinished``) wrote, exactly.
 
         Nothing is unpickled, and every bit is checked. A large recording is memory-mapped: its
-        values are read when they are used. A torn row at the end of one that was not finished, its
-        program was killed, is left out. Its layout is that of `torchlimits.files.row_file`.
+        values are read when they are used. A torn row at the end of an unfinished recording, whose
+        program was killed, is left out. `torchlimits.files.row_file` describes the layout.
 
         Args:
-            path: the file. If there is none, but ``<path>.unfinished``, of a run that goes on or
-                was killed, that is read, and a warning says so.
+            path: the file. If there is none, but there is a ``<path>.unfinished`` of a run that
+                goes on or was killed, that is read, and a warning says so.
 
         Raises:
             ValueError: if the file is not a trajectory, or damaged.
@@ -367,7 +369,7 @@ class Trajectory:
                 if file.read(len(MAGIC)) == MAGIC:
                     return trajectory_of_rows(*row_reader.read(path))
                 return cls(**npz.read(file))
-            # whatever a damaged file makes of the libraries that read it
+            # whatever error a damaged file causes in the libraries that read it
             except Exception as error:
                 raise ValueError(
                     f"expected a trajectory file, {path} cannot be read: "
@@ -376,11 +378,11 @@ class Trajectory:
 
 
 def trajectory_of_rows(header: Header, rows: np.ndarray) -> Trajectory:
-    """The trajectory that recorded rows make, without a copy of them.
+    """The trajectory made of recorded rows, which are not copied.
 
     Args:
         header: what all rows share; see `torchlimits.files.row_file`.
-        rows: of ``header.row``, shape ``(T,)``.
+        rows: rows of the type ``header.row``, shape ``(T,)``.
 
     Example:
         >>> header = Header(["m"], (), {})

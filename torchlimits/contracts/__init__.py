@@ -1,1 +1,1 @@
-"""What parts promise each other: base classes of what people write themselves."""
+"""What the parts of the package promise each other: base classes of what users write themselves."""

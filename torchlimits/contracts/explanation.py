@@ -1,4 +1,4 @@
-"""`Explanation`: what of the statistics' change along a run drift and corrector explain."""
+"""`Explanation`: what drift and corrector explain of the statistics' change along a run."""
 
 from __future__ import annotations
 

@@ -27,15 +27,15 @@ class Velocity(Protocol):
         ...
 
     def on(self, field: Any) -> Velocity:
-        """The same optimizer along another `VectorField`."""
+        """The right-hand side of another `VectorField` with the same optimizer."""
         ...
 
 
 class Geometry:
-    """The space that a `VectorField` lives in; this one is all of R^k, the field smooth on it.
+    """The space that a `VectorField` lives in; here all of R^k, with a field smooth on it.
 
-    Fixed points, bands and Langevin dynamics ask it. Subclasses replace what their space has:
-    borders (R >= 0), kinks, pieces, starts.
+    Fixed points, bands and Langevin dynamics ask it. Subclasses override what differs in their
+    space: borders (R >= 0), kinks, pieces, starts.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ class Geometry:
         >>> HalfLine().project(torch.tensor([-1.0, 2.0]))
         tensor([0., 2.])
 
-    What it is asked, of a smooth field on all of R^k:
+    What it answers for a smooth field on all of R^k:
 
         >>> import torchlimits as tl
         >>> velocity = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
@@ -102,7 +102,7 @@ class Geometry:
         return (error * u.abs().amax(-1, keepdim=True)).expand_as(u)
 
     def persists(self, velocity: Velocity, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
-        """False at zeros of -f + g that any perturbation leaves: it is not Lipschitz there.
+        """False at zeros that any perturbation leaves, as -f + g is not Lipschitz there.
 
         Args:
             velocity: the right-hand side.
@@ -113,7 +113,7 @@ class Geometry:
     def starts(
         self, velocity: Velocity, count: int, generator: torch.Generator
     ) -> Float[Tensor, "S k"]:
-        """Random points from where the fixed points are looked for.
+        """Random points from which fixed points are looked for.
 
         Args:
             velocity: the right-hand side.

@@ -1,4 +1,4 @@
-"""`Observer`: what follows a training run beside the recorded statistics, and the way to one."""
+"""`Observer`: what follows a run beside the recorded statistics; a `Watcher` makes one."""
 
 # methods that an observer may leave out do nothing
 # ruff: noqa: B027
@@ -19,7 +19,7 @@ from torchlimits.statistics.summary import SummaryStatistics
 class Observer(ABC):
     """Follows one training run; its tracker tells it of steps and keeps its state.
 
-    See `Watcher` for the way to one.
+    A `Watcher` makes one for each run.
 
     Example:
         >>> class Counter(Observer):
@@ -52,14 +52,14 @@ class Observer(ABC):
         """
 
     def moved(self, parameters: Mapping[str, Tensor]) -> None:
-        """Go on with these parameters of the model: it was moved, or they were replaced.
+        """Go on with these parameters: the model was moved, or they were replaced.
 
         Args:
             parameters: all that the model now has, by name.
         """
 
     def explanation(self) -> Explanation | None:
-        """What was found so far, for `Tracker.explanation` and for sinks; by default None."""
+        """What has been found so far, for `Tracker.explanation` and for sinks; by default None."""
         return None
 
     def state_dict(self) -> Any:

@@ -22,12 +22,12 @@ class Sink(ABC):
 
     A sink that knows its newest step belongs to one tracker at a time. One that raises an exception
     does not end the training: a warning says so, once, and rows whose `add` did not return are
-    given again later, after a `flush` that did. Its `str` is what warnings call it.
+    given again later, after a `flush` that did return. Its `str` is what warnings call it.
 
     Attributes:
         newest: the last step that the sink has taken, -1 if none. Keep it if `add` can fail
             half-way, or if the sink may have less of a run than it was given: when it falls back,
-            to -1 if somebody deleted a file for instance, the rows after it are given again. None,
+            for instance to -1 if somebody deleted a file, the rows after it are given again. None,
             the default, leaves it to the tracker to remember what it gave.
         logdir: the folder that the sink writes into, or None. There the tracker leaves the
             trajectory if it was given no ``path``.
@@ -45,7 +45,7 @@ class Sink(ABC):
         ...     optimizer.step()
         [0, 1] [[1.0], [1.0]]
 
-    What it leaves out has no effect:
+    Methods that it leaves out have no effect:
 
         >>> sink = Printed()
         >>> sink.add(tl.Trajectory([0.0], [0], [[1.0]], ["n"]))
@@ -84,7 +84,7 @@ class Sink(ABC):
 
     @property
     def explains(self) -> bool:
-        """Whether there is an `explain` for which an explanation is worth its computation."""
+        """Whether the sink has an `explain` of its own, for which an explanation is computed."""
         return type(self).explain is not Sink.explain
 
     def state_dict(self) -> Any:
@@ -99,13 +99,13 @@ class Sink(ABC):
         """Go on with the state that `state_dict` gave.
 
         Raises:
-            ValueError: if it is another or damaged; then nothing has changed.
+            ValueError: if it is another sink's or damaged; then nothing has changed.
         """
 
     def finish(self) -> None:
         """Write what is held back: the tracker is closed, and has no more rows.
 
-        It may be called again, after an interrupt for instance, and rows may still follow.
+        It may be called again, for instance after an interrupt, and rows may still follow.
         """
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ def check_continues(first: Trajectory, chunk: Trajectory, sink: str) -> Trajecto
 
 
 def nothing_of(chunk: Trajectory) -> Trajectory:
-    """A trajectory of the same statistics and runs with no rows, on no memory of the chunk's."""
+    """A trajectory of the same statistics and runs with no rows, in memory of its own."""
     values = torch.empty(*chunk.values.shape[:-2], 0, len(chunk.names), device="cpu")
     nothing = torch.empty(0, device="cpu")
     return Trajectory(nothing, nothing.long(), values, list(chunk.names))

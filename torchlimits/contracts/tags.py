@@ -19,7 +19,7 @@ def tag(name: str) -> str:
     Tags are made of what all loggers allow: MLflow, for one, drops commas and brackets.
 
     Args:
-        name: of the statistic.
+        name: the statistic's name.
 
     Example:
         >>> tag("v[0]"), tag("m[1,10]"), tag("r2"), tag("layer 1/norm")
@@ -63,7 +63,7 @@ def tags_of(names: Sequence[str], *, style: str = LEVELS) -> list[str]:
 
 
 def check_different(tags: Sequence[str], names: Sequence[str]) -> None:
-    """Raise ValueError if a tag occurs twice; the names repeat where there are more tags."""
+    """Raise ValueError if a tag occurs twice; names are used again where there are more tags."""
     owners: dict[str, str] = {}
     for one, name in zip(tags, itertools.cycle(names), strict=False):
         if one in owners:

@@ -33,7 +33,7 @@ class VectorField(OwnNames, nn.Module, ABC):
         quadratic_in: the name of the parameter whose step enters the statistics to second order.
         rtol, atol: the tolerances of `EffectiveDynamics.solve`, no finer than `error`.
         error: the absolute error of `terms` where u is of order 1.
-        settling_time: `EffectiveDynamics.fixed_points` lets its starts flow for so long.
+        settling_time: how long `EffectiveDynamics.fixed_points` lets its starts flow.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -92,8 +92,8 @@ class VectorField(OwnNames, nn.Module, ABC):
     ) -> Float[Tensor, "*batch k k"]:
         r"""The limit of :math:`Cov(u(X_{l+1}) - u(X_l)) / \delta^2` of one step of plain SGD.
 
-        Without weight decay; with the increment's second-order part where that is of the same
-        order as the first, times ``step_size``.
+        Weight decay is left out; the increment's second-order part, times ``step_size``, is
+        included where it is of the same order as the first.
 
         Args:
             u: statistics, shape ``(..., k)``, float64.
@@ -168,7 +168,7 @@ class VectorField(OwnNames, nn.Module, ABC):
         return torch.stack(rows, dim=-2)
 
     def for_band(self) -> VectorField:
-        """The same field, as fast as can be for derivatives that are right to 1e-3."""
+        """The same field, as fast as possible for derivatives that are right to 1e-3."""
         return self
 
     def for_ascent(self) -> VectorField:
@@ -190,7 +190,7 @@ class VectorField(OwnNames, nn.Module, ABC):
         return {}
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, in markdown.
+        """The equation, in Markdown.
 
         Args:
             corrector: False leaves the corrector out.

@@ -16,12 +16,12 @@ from torchlimits.trajectory import BAND
 
 _LINE_POINTS = 300
 GREY = "#666666"
-#: inches
+#: the height of a line in inches
 LEGEND_LINE = 0.16
 
 
 def draw(axes: Axes, panel: Panel, row: Row, max_points: int) -> None:
-    """Draw the statistics of a panel: lines where they are predicted, dots where measured."""
+    """Draw the statistics of a panel: as lines where predicted, as dots where measured."""
     for name, colour in zip(panel.names, panel.colours, strict=True):
         if row.predicted is not None and name in row.predicted.names:
             _line(axes, row.predicted, name, colour)
@@ -55,10 +55,10 @@ def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -
 
 
 def _rows(times: Tensor, values: Tensor, points: int) -> Tensor:
-    """At most so many rows to draw, evenly spread: of those of one time, the first and the last.
+    """At most so many rows to draw, evenly spread; of rows at one time, the first and the last.
 
-    Where limit time stands still, rows lie upon each other, and would take the points of the rest;
-    so would those for which a loop has logged no value.
+    Where limit time stands still, rows lie upon each other, and would take up the points of the
+    rest; so would rows for which a loop has logged no value.
     """
     there = (~values.isnan()).nonzero()[:, 0]
     if not len(there):
@@ -87,12 +87,12 @@ def dress(axes: Axes) -> None:
 
 
 def legend_lines(panel: Panel) -> int:
-    """How many lines the colours of a panel take in its legend."""
+    """How many lines the colours of a panel take up in its legend."""
     return 0 if len(panel.names) == 1 else 1 if len(panel.key) <= 4 else 2
 
 
 def legend(axes: Axes, panel: Panel, lines: int) -> None:
-    """The panel's title, and between it and the panel at most two lines of colours."""
+    """Add the panel's title, and between it and the panel at most two lines of colours."""
     alone = len(panel.names) == 1
     title = panel.labels[0] if alone else panel.title
     axes.set_title(title, loc="left", fontsize=11, pad=6 + 72 * LEGEND_LINE * lines)
@@ -110,7 +110,7 @@ def legend(axes: Axes, panel: Panel, lines: int) -> None:
 
 
 def share_y(column: list[Axes]) -> None:
-    """The same y range for all rows, so that runs can be compared by eye."""
+    """Set the same y range for all rows, so that runs can be compared by eye."""
     limits = [axes.get_ylim() for axes in column]
     for axes in column:
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))

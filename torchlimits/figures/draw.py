@@ -32,18 +32,18 @@ def overlay(
 ) -> Figure:
     r"""All statistics along limit time: measured as dots over predicted lines, bands shaded.
 
-    One panel for each family of statistics: ``v[i]`` in one, ``m[i,j]`` in one for each j, a
-    symmetric ``R[i,j]`` in one for the diagonal and one for the rest, all entries of a parameter
-    under its own name, ``head.1.weight[i,j]``, in one. The first index has the same colour
-    everywhere. Runs that share their start are averaged, with the standard error of the
-    mean as error bars; runs with different starts, which may go to different fixed points, are
-    drawn in rows of their own, the first four of them. Statistics match by name; those that only
-    one side has are drawn without the other.
+    Each family of statistics has its panels: ``v[i]`` one, ``m[i,j]`` one for each j, a symmetric
+    ``R[i,j]`` one for the diagonal and one for the rest, and the entries of a parameter under its
+    own name, ``head.1.weight[i,j]``, one. Each first index has the same colour everywhere. Runs
+    that share their start are averaged, with the standard error of the mean as error bars; runs
+    with different starts, which may go to different fixed points, are drawn in rows of their own,
+    the first four of them. Statistics match by name; those that only one side has are drawn without
+    the other.
 
     Args:
         measured: values ``(..., T, k)``.
         predicted: values ``(..., T, k)``, one run for each measured one or one for all; its times
-            may be others.
+            may be different.
         max_points: how many dots are drawn for each statistic.
 
     Raises:
@@ -91,8 +91,8 @@ def png(figure: Figure, *, dpi: int = 100) -> bytes:
     r"""The figure as a PNG file's bytes.
 
     Args:
-        figure: of `overlay`, or any other of matplotlib's.
-        dpi: dots an inch.
+        figure: one made by `overlay`, or any other of matplotlib's.
+        dpi: dots per inch.
 
     Example:
         >>> png(Figure(figsize=(1, 1)))[:4]
@@ -107,9 +107,9 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 200) -> None:
     """Write the figure in the format that the name ends in (``.png``, ``.pdf``, ``.svg`` ...).
 
     Args:
-        figure: of `overlay`, or any other of matplotlib's.
+        figure: one made by `overlay`, or any other of matplotlib's.
         path: the file; its folder is made if it is not there.
-        dpi: dots an inch, where the format has dots.
+        dpi: dots per inch, where the format has dots.
 
     Raises:
         ValueError: if matplotlib does not know the format; it lists those that it does. Also if
@@ -145,7 +145,7 @@ def _grid(
 
 
 def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[Row]) -> None:
-    """Title and the key to dots, lines and bands."""
+    """Add the title and the key to dots, lines and bands."""
     width, height = figure.get_size_inches()
     title = _title(given)
     if title:

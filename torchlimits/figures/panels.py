@@ -31,7 +31,7 @@ class Panel:
 def panels_of(names: Sequence[str]) -> list[Panel]:
     """Families of statistics; m by its columns, R by diagonal and rest; `MOST_PANELS` at most."""
     panels = [panel for stem, own in families(names).items() for panel in _split(stem, own)]
-    # a symmetric family may be given without its diagonal, or be nothing else
+    # a symmetric family may be given without its diagonal, or as the diagonal alone
     return [panel for panel in panels if panel.names][:MOST_PANELS]
 
 

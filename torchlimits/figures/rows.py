@@ -24,7 +24,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of one side in one row: of one run, or means over several."""
+    """The curves of one side in one row: those of one run, or means over several."""
 
     times: Float[Tensor, " T"]
     values: Float[Tensor, "T k"]

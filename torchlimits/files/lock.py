@@ -13,20 +13,20 @@ from typing import Any
 
 try:
     import fcntl
-except ImportError:  # a system without them: there, only this process is looked after
+except ImportError:  # a system without such locks: only this process is looked after
     fcntl = None
 
-#: what a file system answers that has no locks
+#: the errors of a file system that has no locks
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class Taken(OSError):
-    """Somebody else who is alive holds the lock; the message says who."""
+    """Another tracker or process holds the lock; the message says which."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """A lock that an object of this process has."""
+    """A lock that an object of this process holds."""
 
     file: Any
     process: int
@@ -74,7 +74,7 @@ class Lock:
         return entry is not None and entry.owner() is self
 
     def _entry(self) -> _Entry | None:
-        """Who in this process has it."""
+        """The entry of the lock, if an object of this process holds it."""
         entry = _held.get(self._key)
         return None if entry is None or entry.process != os.getpid() else entry
 
@@ -90,7 +90,7 @@ class Lock:
         """
         entry = self._entry()
         if entry is not None and entry.owner() not in (None, self) and not over:
-            gc.collect()  # one that nobody can reach any more may still wait for its collection
+            gc.collect()  # an owner that nobody can reach any more may not be collected yet
             entry = self._entry()
             if entry is not None and entry.owner() not in (None, self):
                 raise Taken(errno.EBUSY, "another tracker of this program writes there")
@@ -105,7 +105,7 @@ class Lock:
 
 def _release(key: str, owner: weakref.ref[Lock]) -> None:
     entry = _held.get(key)
-    # two references to one object are equal, also when it is gone if they are one object
+    # two references to one object are equal, and the same reference is also when it is gone
     if entry is None or entry.process != os.getpid() or entry.owner != owner:
         return
     with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ def _locked(path: Path) -> Any:
         if not _got(file):
             holder = path.read_bytes()[:20].decode(errors="replace")
             raise Taken(errno.EBUSY, f"process {holder or '?'} writes there")
-        # whoever had it may have removed it between our opening and our locking
+        # whoever had the lock may have removed the file between our opening and our locking
         if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
             break
     with contextlib.suppress(OSError):  # a full disk: the lock is what counts

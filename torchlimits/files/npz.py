@@ -1,9 +1,8 @@
 """The `.npz` file of a saved trajectory: one array for each field, which numpy alone can read.
 
 The comment of the zip archive, its last bytes, is the crc32c of all bytes before it: a file that
-was damaged anywhere is refused. Files of format ``torchlimits.Trajectory/1`` do not have it; those
-must hold the known arrays and no others. Whoever makes such a file with `numpy.savez` takes that
-format.
+was damaged anywhere is refused. Files of format ``torchlimits.Trajectory/1`` do not have it; they
+must hold the known arrays and no others. Whoever makes a file with `numpy.savez` takes that format.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torchlimits.files.rows import check_texts
 from torchlimits.files.whole import replacing
 
 FORMAT = "torchlimits.Trajectory/2"
-#: of before, without a checksum; still read
+#: the format before, without a checksum; it is still read
 FIRST_FORMAT = "torchlimits.Trajectory/1"
 #: what the file holds, and of what kind
 _ARRAYS = {
@@ -76,7 +75,7 @@ def _comment(checksum: int) -> bytes:
 
 
 def _crc32c(file: BinaryIO, size: int) -> int:
-    """The checksum of so many bytes of a file, its first."""
+    """The checksum of the first ``size`` bytes of a file."""
     result = 0
     file.seek(0)
     while size > 0 and (piece := file.read(min(size, _PIECE_BYTES))):
@@ -131,13 +130,13 @@ def begins(content: bytes) -> bool:
 
 
 def _check_comment(file: BinaryIO, size: int) -> bool:
-    """Whether the file ends with its checksum; ValueError if that is another file's."""
+    """Whether the file ends with its checksum; ValueError if that is not the right one."""
     file.seek(max(size - _COMMENT_BYTES, 0))
     comment = file.read()
     if not comment.startswith(_COMMENT):
         return False
     if comment != _comment(_crc32c(file, size - _COMMENT_BYTES)):
-        raise ValueError("it is damaged: its checksum is another")
+        raise ValueError("it is damaged: its checksum is not that of its content")
     return True
 
 
@@ -164,7 +163,7 @@ def _check_members(members: list[str]) -> None:
 
 
 def _check_kinds(found: Mapping[str, np.ndarray]) -> None:
-    """Raise ValueError for arrays of another type, or names that are not as many as columns."""
+    """Raise ValueError for arrays of another type, or if names and columns differ in number."""
     for name, array in found.items():
         kind = _ARRAYS[name]
         text = kind == "U" and array.dtype.kind == "U" and array.dtype.itemsize > 0

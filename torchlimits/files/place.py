@@ -26,7 +26,7 @@ UNFINISHED = ".unfinished"
 
 
 def unfinished(path: Path) -> Path:
-    """The file of a run whose trajectory is at ``path`` in the end."""
+    """The file of an unfinished run whose trajectory will be at ``path``."""
     return path.with_name(path.name + UNFINISHED)
 
 
@@ -44,10 +44,10 @@ def lock(file: FileIO) -> bool:
 
 
 def taken(place: Path) -> bool:
-    """Whether a tracker must not put its rows at a place, whose file it could not replace.
+    """Whether a tracker must not put its rows at a place, as it may not replace the file there.
 
     That is so if another tracker has the file, or no tracker has written it. What a program that
-    was killed left is nobody's, an empty file and a symbolic link are nothing.
+    was killed left is nobody's; an empty file and a symbolic link do not count.
     """
     try:
         found = place.lstat()
@@ -55,7 +55,7 @@ def taken(place: Path) -> bool:
             return False
         if not stat.S_ISREG(found.st_mode):
             return True
-        # for writing: some network file systems lock no other
+        # for writing: some network file systems lock no file that is open only for reading
         with place.open("r+b", buffering=0) as file:
             return not lock(file) or file.read(len(MAGIC)) not in (b"", MAGIC)
     except FileNotFoundError:

@@ -16,10 +16,11 @@ of one size, little-endian throughout. numpy alone reads it::
         count = (os.path.getsize(path) - offset) // row.itemsize
     rows = np.memmap(path, row, "r", offset=offset, shape=count)
 
-``crc32c`` is that of the first line followed by the row's other bytes, so that neither a torn row
-nor another header is ever taken for what was recorded. The second line tells how many rows there
-are once the run has ended, and has the checksum of the first followed by that number. Files of
-format ``torchlimits.Rows/1``, which do not have it, are read as those of a run that goes on.
+``crc32c`` is the checksum of the first line followed by the row's other bytes, so that neither a
+torn row nor another header is ever taken for what was recorded. The second line tells how many rows
+there are once the run has ended, and has the checksum of the first line followed by that number.
+Files of format ``torchlimits.Rows/1``, which have no such line, are read as those of a run that
+goes on.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from torchlimits.files.whole import append_whole, beside, replacing
 
 __all__ = ["Header", "RowFile", "append_whole", "replacing"]
 
-#: a file that is smaller is kept in memory when it is closed
+#: the rows of a file that is smaller are kept in memory when it is closed
 SMALL = 2**24
 _open: weakref.WeakSet[RowFile] = weakref.WeakSet()
 
@@ -68,7 +69,7 @@ class RowFile:
     """A file that grows by whole rows; belongs to a `Recording`.
 
     It begins its life under a name that nobody knows, and comes to its place by `move`. As long as
-    it is open, other trackers know it from its lock; `close` releases its descriptor.
+    it is open, its lock keeps other trackers away; `close` releases its descriptor.
 
     Args:
         header: of the file.
@@ -94,7 +95,7 @@ class RowFile:
         self._seed = google_crc32c.value(header.line)
         self._offset = len(header.line) + STATE_BYTES
         self._committed = _Committed(0, -1)
-        self._ended = False  # whether the second line tells, or may tell, that it has
+        self._ended = False  # whether the second line says, or may say, so
         self._kept: np.ndarray | None = None  # the rows, once it is closed
         self._published: tuple[Path | None, os.stat_result | None] = None, None
         self._partial: Path | None = None
@@ -121,7 +122,7 @@ class RowFile:
 
     @property
     def newest(self) -> int:
-        """The step of the last row; -1: there is none."""
+        """The step of the last row; -1 if there is none."""
         return self._committed.newest
 
     @property
@@ -134,7 +135,7 @@ class RowFile:
         return self._offset + self.count * self.header.row.itemsize
 
     def reopen(self) -> None:
-        """Have another descriptor of the same file, without the lock."""
+        """Take another descriptor of the same file, without the lock."""
         with contextlib.suppress(OSError, ValueError):
             name = f"/dev/fd/{self._file.fileno()}"
             fresh = os.open(name, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
@@ -146,7 +147,8 @@ class RowFile:
     def append(self, rows: np.ndarray) -> None:
         """Add the rows that are later than the newest one; their checksums are filled in.
 
-        With an OSError as many of them as there was room for, in pieces of some MB: `newest` tells.
+        After an OSError, as many were added as there was room for, in pieces of some MB: `newest`
+        tells which.
         """
         if self._ended:
             self._write_state(None)
@@ -163,7 +165,7 @@ class RowFile:
         self._file.seek(begin)
         before = self._file.read(STATE_BYTES)
         self._file.seek(begin)
-        # within one sector of any disk; where files may not be so long, a part of it
+        # within one sector of any disk; only a part is written where files may not be so long
         written = self._file.write(line)
         if written < len(line):
             self._file.seek(begin)
@@ -190,12 +192,12 @@ class RowFile:
         return os.fstat(self._file.fileno()).st_size
 
     def move(self, path: Path) -> None:
-        """Come to a place; what is there is replaced."""
+        """Move the file to a place; what is there is replaced."""
         assert self._partial is not None
         self._partial.replace(path)
 
     def publish(self, place: Path, path: Path) -> None:
-        """Say that it is whole and rename it, from its place to the final one."""
+        """Say in the file that it is whole, and rename it from its place to the final one."""
         self._ended = True
         self._file.truncate(self._end)
         self._write_state(self.count)
@@ -214,13 +216,13 @@ class RowFile:
         return mapped(self._file, self.header.row, self._offset, self.count)
 
     def _mapped_again(self) -> np.ndarray | None:
-        """The rows from the published file, if it is there still."""
+        """The rows from the published file, if it is still there."""
         place, before = self._published
         if place is None or before is None:
             return None
         try:
             with place.open("rb", buffering=0) as file:
-                # the mapped rows keep its number from being given to another file
+                # the mapped rows keep its inode number from being given to another file
                 if os.path.samestat(os.fstat(file.fileno()), before):
                     return mapped(file, self.header.row, self._offset, self.count)
         except OSError:
@@ -228,7 +230,7 @@ class RowFile:
         return None
 
     def _take_note_of_cuts(self) -> None:
-        """Another program may have emptied the file: then rows are lost, and no more is read."""
+        """Warn of rows that are lost because another program has cut the file."""
         width, count = self.header.row.itemsize, self.count
         left = max(self._size() - self._offset, 0) // width
         if left < count:
@@ -249,7 +251,7 @@ class RowFile:
 
 
 def _unlock_in_child() -> None:
-    """Give a forked process descriptors of its own: it may live on when the tracker's has died."""
+    """Give a forked process descriptors of its own: it may outlive the tracker's process."""
     for one in _open:
         one.reopen()
 

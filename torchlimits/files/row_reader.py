@@ -89,7 +89,7 @@ def _whole(rows: np.ndarray, seed: int) -> int:
         if first_bad == len(rows) and not good.all():
             first_bad = begin + int(good.argmin())
         if first_bad < len(rows) and good[max(first_bad - begin, 0) :].any():
-            raise ValueError(f"row {first_bad} is damaged, rows after it are not")
+            raise ValueError(f"row {first_bad} is damaged, but rows after it are not")
         begin += len(piece)
     if len(rows) and not first_bad:
         raise ValueError("its header or all of its rows are damaged")

@@ -1,6 +1,6 @@
 """What rows of a trajectory look like, in memory and in a file: their `Header`, type and checksums.
 
-The layout of the file is told in `torchlimits.files.row_file`.
+The layout of the file is described in `torchlimits.files.row_file`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torchlimits import _checks
 
 FORMAT = "torchlimits.Rows/2"
-#: of before, without the line that tells how many rows there are; still read
+#: the format before, without the line that tells how many rows there are; it is still read
 FIRST_FORMAT = "torchlimits.Rows/1"
 #: how such a file begins
 MAGIC = b'{"format": "torchlimits.Rows/'
@@ -33,7 +33,7 @@ STATE_BYTES = 64
 
 #: the longest header: room for a million names
 LONGEST_LINE = 2**26
-#: names make a rectangle of so many bytes at most, in a file of numpy's: the longest times all
+#: in a file of numpy's, names take as many bytes as their number times the longest: at most these
 _LONGEST_NAMES = 2**28
 _LARGEST_ROW = 2**31
 #: the most leading dimensions: numpy has 32 or 64 in all
@@ -149,7 +149,7 @@ def state_line(seed: int, count: int | None) -> bytes:
 
     Args:
         seed: the checksum of the first line, which this one vouches for.
-        count: of the rows.
+        count: the number of rows.
     """
     number = json.dumps(count)
     checksum = google_crc32c.extend(seed, number.encode())
@@ -170,13 +170,13 @@ def later(rows: np.ndarray, step: int) -> np.ndarray:
 
 
 def checksums(seed: int, rows: np.ndarray) -> list[int]:
-    """crc32c of the header's line, whose own is ``seed``, and of each row up to its checksum."""
+    """crc32c of the header's line (alone: ``seed``) and each row up to its checksum."""
     data, width, extend = rows.tobytes(), rows.itemsize, google_crc32c.extend
     return [extend(seed, data[begin : begin + width - 8]) for begin in range(0, len(data), width)]
 
 
 def widened(rows: np.ndarray, row: np.dtype) -> np.ndarray:
-    """Rows with NaN in the columns that their type ``row`` has more, copied if there are any."""
+    """Rows of the type ``row``, with NaN in columns that they lack; copied if there are any."""
     if rows.dtype == row:
         return rows
     wide = np.empty(len(rows), row)
@@ -187,7 +187,7 @@ def widened(rows: np.ndarray, row: np.dtype) -> np.ndarray:
 
 
 def in_memory(file: FileIO, row: np.dtype, offset: int, count: int) -> np.ndarray:
-    """Rows of a file, read."""
+    """Rows of a file, read into memory."""
     if not count:
         return np.empty(0, row)
     file.seek(offset)
@@ -202,7 +202,7 @@ def in_memory(file: FileIO, row: np.dtype, offset: int, count: int) -> np.ndarra
 
 
 def mapped(file: FileIO, row: np.dtype, offset: int, count: int) -> np.ndarray:
-    """Rows of a file, read when they are used; whoever writes into them changes his own copy.
+    """Rows of a file, read when they are used; writing into them changes only the copy in memory.
 
     They need no descriptor, of which a process has few: neither ``file``'s, which may be closed,
     nor, where the system has names for open files, one of their own.

@@ -1,4 +1,4 @@
-"""What is written whole or not at all: beside its place and then renamed into it, or at an end."""
+"""Writing whole or not at all: beside the place and then renamed into it, or at the file's end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def beside(path: Path) -> Path:
 def replacing(path: Path) -> Generator[Path]:
     """An empty file to write beside ``path``, in whose place it is put at the end of the block.
 
-    So a crash never leaves half a file under the real name; after an error what was there stays,
+    So a crash never leaves half a file under the real name; after an error, what was there stays,
     and the new file is gone. It has the mode of the file that it replaces, or that of a new one.
     What is at ``path`` is replaced whatever it is, a symbolic link too: give ``os.path.realpath``
     of a user's path. The folder is made if it is not there.

@@ -1,4 +1,4 @@
-"""`close_at_exit`: what a program leaves open when it ends is closed, and what it recorded kept."""
+"""`close_at_exit`: what a program leaves open is closed at its end, and its records are kept."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def close_at_exit(one: Closable) -> None:
 
 
 def close_quietly(one: Closable) -> None:
-    """Close what its owner did not, where nobody can catch an exception; a warning tells of it.
+    """Close what its owner did not; a warning tells of an exception, which nobody could catch.
 
-    A forked process, a data loader's worker for instance, leaves it to the one that it came from.
+    A forked process, for instance a data loader's worker, leaves this to its parent.
     """
     if os.getpid() != _process:
         return

@@ -23,7 +23,7 @@ Begun = tuple[tuple[int, float], float, Tensor | None, int, Any, bool]
 
 
 def version_of(parameter: Tensor | None) -> int:
-    """How often a parameter was changed in place."""
+    """How many times a parameter was changed in place."""
     return 0 if parameter is None else parameter._version
 
 
@@ -35,10 +35,10 @@ def happened(
     Args:
         begun: the step.
         ended: one whose end was seen, and the version of its parameter then. If the version was the
-            one before the step (fused kernels do not count), this one's does not tell either; nor
-            does that of a parameter that is not the optimizer's any more. Then only a closure is
-            believed to raise errors.
-        optimizer: whose step it is.
+            one before the step (fused kernels do not count), this step's version tells nothing
+            either; nor does that of a parameter that the optimizer no longer holds. Then only a
+            closure is believed to raise errors.
+        optimizer: the optimizer whose step it is.
     """
     _, _, parameter, version, found_inf, closure = begun
     if found_inf is not None and bool(found_inf):
@@ -60,7 +60,7 @@ def witness_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
         True
     """
     held = (p for group in optimizer.param_groups for p in group["params"])
-    # those of inference mode have no versions
+    # parameters of inference mode have no versions
     few = list(
         itertools.islice((p for p in held if p.requires_grad and not p.is_inference()), _LOOKED_AT)
     )

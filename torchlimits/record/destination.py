@@ -17,7 +17,7 @@ _RECORDED = "recorded.rows"
 
 
 def identity(path: Path | None) -> tuple[int, ...] | None:
-    """Return what tells a file from one that is written there later; None: there is none."""
+    """Return what tells a file from one that is written there later; None if there is no file."""
     try:
         found = None if path is None else path.stat()
     except OSError:
@@ -26,7 +26,7 @@ def identity(path: Path | None) -> tuple[int, ...] | None:
 
 
 def holds(trajectory: Trajectory, path: Path) -> bool:
-    """Tell whether the trajectory has all that is in a file: then it may be replaced."""
+    """Tell whether the trajectory has all that is in a file: then the file may be replaced."""
     try:
         found = Trajectory.load(path)
     except (OSError, ValueError):
@@ -44,7 +44,7 @@ def holds(trajectory: Trajectory, path: Path) -> bool:
 
 
 def say_in_use(path: Path, place: Path) -> None:
-    """Warn that a path is another tracker's, and this one's is ``place``."""
+    """Warn that a path is another tracker's, and that this tracker's is ``place``."""
     warn(
         f"another tracker, of this program (was it closed?) or of another one, records to {path}, "
         f"or {unfinished(path).name} is no file of a tracker: the rows of this one go to {place}"
@@ -52,7 +52,7 @@ def say_in_use(path: Path, place: Path) -> None:
 
 
 def place_of(path: str | Path | None, logdir: str | Path | None) -> Path | None:
-    """Where a trajectory goes, after making sure, before hours of training, that it can.
+    """Where a trajectory goes, after making sure, before hours of training, that it can be written.
 
     Args:
         path: as in `tl.track`.

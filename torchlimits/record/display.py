@@ -65,7 +65,7 @@ class Display:
             one.close()
 
     def state_dict(self) -> Any:
-        """The state of the sink, of several a list; after `close`, of before the last row."""
+        """The sink's state, or a list for several; after `close`, the state before the last row."""
         states = [one.state_dict() for one in self._shown]
         return states if self._many else next(iter(states), None)
 
@@ -73,7 +73,7 @@ class Display:
         """Go on with the sink's state, or None, of a run whose last recorded step is ``step``.
 
         Raises:
-            ValueError: if the state is another's or damaged; then nothing has changed.
+            ValueError: if the state is another sink's or damaged; then nothing has changed.
         """
         undo: list[Callable[[], None]] = []
         try:
@@ -90,7 +90,7 @@ class Display:
         if not self._many or state is None:
             return [state] * count
         if not isinstance(state, list):
-            # of a run that was shown in one place only
+            # the state of a run that was shown in one place only
             return [state, *[None] * (count - 1)][:count]
         if len(state) != count:
             raise ValueError(

@@ -23,14 +23,14 @@ _AUTOCAST = ("cpu", "cuda")
 
 
 class Surroundings:
-    """Evaluates as at the start: without autocast, autograd or inference mode, with its defaults.
+    """Evaluates without autocast, autograd or inference mode, and with the defaults at the start.
 
     A row is a function of the model's state: it depends neither on the default device and dtype
     that a later flush finds, nor on the generators of random numbers.
 
     Attributes:
-        draws: whether statistics draw random numbers; then each row has its own, and always the
-            same, and the generators of the training are as before afterwards.
+        draws: whether statistics draw random numbers; then these are the same for each row, and
+            afterwards the generators of the training are as they were before.
 
     Example:
         >>> surroundings = Surroundings()
@@ -88,7 +88,7 @@ class Surroundings:
 
 
 def _cuda() -> range:
-    # asking for more would start it, which takes time and memory
+    # asking for more would start CUDA, which takes time and memory
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 

@@ -12,7 +12,7 @@ from torchlimits.record.sources import Gradient, Parameter, Source
 
 
 class Followed(Mapping[str, Tensor]):
-    """Some tensors of a training by name, whole and detached, as they are when they are asked for.
+    """Some tensors of a training by name, whole and detached, as they are when asked for.
 
     What takes the place of a parameter or a buffer, in the model or by ``.data``, is followed as
     long as shape, dtype and device stay the same.
@@ -37,12 +37,12 @@ class Followed(Mapping[str, Tensor]):
         self, state: ModelState, names: Sequence[str], *, all_there_are: bool = False
     ) -> None:
         sources = {name: state.source(name) for name in names}
-        # parameters stay where they are; all else may be another tensor after every step
+        # parameters stay where they are; all others may be new tensors after every step
         self._still = [one for one in sources.values() if type(one) is Parameter]
         self._moving = [one for one in sources.values() if type(one) is not Parameter]
         self._sources: dict[str, Source] = {one.name: one for one in (*self._still, *self._moving)}
         self.sharded = state.sharded
-        #: the gradients that there were none of when `present` was last called
+        #: the names of gradients that were not there when `present` was last called
         self.without: list[str] = []
         # fully_shard itself replaces sharded parameters
         self._links = [] if self.sharded else state.links(names)
@@ -90,9 +90,9 @@ class Followed(Mapping[str, Tensor]):
         return self._with_moving(self._aliases)
 
     def _in_place(self) -> bool:
-        """Whether no parameter was moved, by module.to(...) or ``.data`` for instance."""
+        """Whether no parameter was moved, for instance by module.to(...) or ``.data``."""
         try:
-            # same address, shape and strides; without a line of Python for each
+            # same address, shape and strides, without a line of Python for each
             return all(map(Tensor.is_set_to, self._parameters, self._aliases))
         except NotImplementedError:  # on the meta device
             return False

@@ -36,7 +36,7 @@ class Follower(Tracker):
         self._closed = True
         Steps.__init__(self, model, optimizer, every, time_of)
         self._path, self._recording = None, None
-        # without room: it finds out what is read just as the first process does
+        # without room for records: it finds out what is read just as the first process does
         state = ModelState(model, self._optimizers)
         self._ring = ring_of(statistics, state, Surroundings(), max_bytes=0)
         self._loop = LoopValues(self._ring.names, ())
@@ -78,7 +78,7 @@ class Follower(Tracker):
         """Continue at the step of a state of this or of the first process.
 
         Raises:
-            ValueError: if it is no such state.
+            ValueError: if it is not such a state.
         """
         if not isinstance(state, Mapping) or not {"step", "time"} <= set(state):
             raise ValueError(

@@ -22,7 +22,7 @@ class HeldRows:
     Args:
         header: of the rows in memory; that of the file may have fewer names.
         memory: room for rows, of which the first ``count`` are recorded.
-        count: of those.
+        count: the number of those.
         file: the rows before, or None.
         previous: this tracker's files, one of which ``file`` may have to replace.
         resumed: whether what an earlier run left is to be replaced.
@@ -61,20 +61,20 @@ class HeldRows:
 
     @property
     def newest(self) -> int:
-        """The step of the last row; -1: there is none."""
+        """The step of the last row; -1 if there is none."""
         if self.open is not None:
             return int(self.open["step"][0])
         return max(self._written, int(self.memory["step"][self.count - 1]) if self.count else -1)
 
     @property
     def unwritten(self) -> np.ndarray:
-        """The rows that are in memory only and can be written."""
+        """The rows that are only in memory and can be written."""
         rows = self.memory[: self.count]
         return rows if self.file is None else later(rows, self._written)
 
     @property
     def _written(self) -> int:
-        """The step of the last row of the file that counts; -1: there is none."""
+        """The step of the last row of the file that counts; -1 if there is none."""
         if self.file is None:
             return -1
         return self.file.newest if self.until is None else min(self.file.newest, self.until - 1)
@@ -88,7 +88,7 @@ class HeldRows:
         return [rows if self.until is None else _before(rows, self.until), *parts]
 
     def with_rows(self, rows: np.ndarray) -> HeldRows:
-        """Append rows to a copy; the last one is the one that may still get values."""
+        """Append rows to a copy; only the last row may still get values."""
         if not self.opens or not len(rows):
             return self._with_settled(rows)
         return dataclasses.replace(self.settled()._with_settled(rows[:-1]), open=rows[-1:].copy())
@@ -127,7 +127,7 @@ class HeldRows:
         return dataclasses.replace(self, header=header, memory=memory, open=last)
 
     def without_memory(self) -> HeldRows:
-        """Return a copy with the file's rows, and in memory only one that may still get values."""
+        """Return a copy with the file's rows, and in memory only the one that may still change."""
         return dataclasses.replace(self, memory=self.memory[:0].copy(), count=0)
 
 
@@ -136,5 +136,5 @@ def _before(rows: np.ndarray, step: int) -> np.ndarray:
 
 
 def _bytes_of(rows: np.ndarray) -> np.ndarray:
-    # rows are copied at once, not field by field
+    # so rows are copied at once, not field by field
     return rows.view(np.uint8)

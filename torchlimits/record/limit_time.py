@@ -1,4 +1,4 @@
-"""`LimitTime`: which learning rates limit time is the sum of, however parameter groups change."""
+"""`LimitTime`: the learning rates that add up to limit time, however parameter groups change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchlimits._checks import warn
 from torchlimits.record.model_state import ModelState
 
-#: names that a message lists at most
+#: a message lists at most so many names
 _SHOWN = 20
 
 
@@ -27,7 +27,7 @@ class LimitTime:
 
     Args:
         model: any module.
-        optimizers: of which one at least holds a parameter of the model.
+        optimizers: at least one of them holds a parameter of the model.
         time_of: the parameter's name; by default the first one in the optimizers' groups that is
             trained: it requires a gradient and has a learning rate > 0, now or, with a scheduler
             that warms up from 0, later.
@@ -68,11 +68,11 @@ class LimitTime:
 
     @property
     def stands_still(self) -> bool:
-        """Whether there is no learning rate, which was told when there was none at the start."""
+        """Whether there is no learning rate, as a warning said if there was none at the start."""
         return self._at.group.get("lr") is None
 
     def rate(self) -> float:
-        """The learning rate now; 0 if there is none any more, NaN if it is no number."""
+        """The learning rate now; 0 if there is none any more, NaN if it is not a number."""
         at = self._at
         try:
             # as in `group`, at every step
@@ -123,7 +123,7 @@ class LimitTime:
         return None
 
     def _go_to(self, parameter: Tensor | None) -> bool:
-        """Whether the optimizers hold a parameter; if so it is the one from here on."""
+        """Whether the optimizers hold a parameter; if so, that one counts from here on."""
         for place in _places(self._optimizers):
             if place.parameter is parameter:
                 self._at, self._lost = place._replace(name=self._at.name), False
@@ -186,13 +186,13 @@ def _places(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[_Place]:
 
 
 def _trained_first(held: list[_Place]) -> _Place:
-    """The first that is trained, as far as that can be told."""
+    """The first place whose parameter is trained, as far as that can be told."""
 
     def moves(place: _Place, key: str) -> bool:
         return place.parameter.requires_grad and number(place.group.get(key)) > 0
 
     by_now = (place for place in held if moves(place, "lr"))
-    # schedulers keep there what the rate will be
+    # there, schedulers keep what the rate will be
     later = (place for place in held if moves(place, "initial_lr"))
     some_time = (place for place in held if place.parameter.requires_grad)
     return next(itertools.chain(by_now, later, some_time, held))
@@ -201,7 +201,7 @@ def _trained_first(held: list[_Place]) -> _Place:
 class _Rate:
     """Reads learning rates as numbers.
 
-    A learning rate on a device is read when it was changed, not each time, as that waits for the
+    A learning rate on a device is read when it has changed, not each time, as reading waits for the
     device; a change that a replayed CUDA graph makes is not seen.
     """
 
@@ -210,7 +210,7 @@ class _Rate:
         self._version, self._value = -1, math.nan
 
     def of(self, group: dict[str, Any]) -> float:
-        """The learning rate of a parameter group; NaN if it is no number."""
+        """The learning rate of a parameter group; NaN if it is not a number."""
         lr = group.get("lr")
         if not isinstance(lr, Tensor) or lr.device.type == "cpu" or lr.is_inference():
             return number(lr)
@@ -222,7 +222,7 @@ class _Rate:
 
 
 def number(lr: Any) -> float:
-    """A learning rate as a number; NaN if it is none."""
+    """A learning rate as a number; NaN if it is not one."""
     try:
         return float(lr)
     except (TypeError, ValueError, RuntimeError):

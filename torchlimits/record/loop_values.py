@@ -1,4 +1,4 @@
-"""`LoopValues`: numbers that the training loop has already, kept for the rows of their steps."""
+"""`LoopValues`: numbers that the training loop already has, kept for the rows of their steps."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class LoopValues:
         self._kept: dict[int, dict[str, Tensor | float]] = {}
 
     def keep(self, step: int, values: Mapping[Any, Any]) -> None:
-        """Note values of a step; of two with one name the later one stays.
+        """Note values of a step; of two with one name, the later one stays.
 
         Raises:
-            TypeError: if a value is no real number.
-            ValueError: if a name is a statistic's, or a tensor has more than one entry a run.
+            TypeError: if a value is not a real number.
+            ValueError: if a name is a statistic's, or a tensor has more than one entry per run.
         """
         new = [name for name in _checks.names(values) if name not in self.names]
         kept = {name: self._value(name, value) for name, value in values.items()}
@@ -48,7 +48,7 @@ class LoopValues:
             raise ValueError(
                 f"expected names that no statistic has, got {clashes}: rename the values"
             )
-        # names first: one without values does no harm, values without a name would
+        # names first: a name without values does no harm, but values without a name would
         self.names = [*self.names, *new]
         self._kept[step] = {**self._kept.get(step, {}), **kept}
 

@@ -43,7 +43,7 @@ class ModelState(Mapping[str, Tensor]):
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> None:
         reshard(model)
         self.model, self.optimizers = model, list(optimizers)
-        #: as they are in the model, sharded ones in shards
+        #: the parameters as they are in the model, sharded ones in shards
         self.parameters: dict[str, nn.Parameter] = {}
         self._places: dict[str, tuple[dict[str, Any], str]] = {}
         self._paths: dict[str, str] = {}
@@ -51,7 +51,7 @@ class ModelState(Mapping[str, Tensor]):
             self.parameters[self._noted(path, "_parameters")] = parameter
         for path, _ in model.named_buffers():
             self._noted(path, "_buffers")
-        #: whether one has to be gathered
+        #: whether a parameter has to be gathered
         self.sharded = any(is_sharded(p) for p in self.parameters.values())
 
     def _noted(self, path: str, kind: str) -> str:
@@ -97,7 +97,7 @@ class ModelState(Mapping[str, Tensor]):
         return len(list(iter(self)))
 
     def live(self, *, optimizers: bool = True) -> dict[str, Tensor]:
-        """All tensors of the training that are there now, those of the ``optimizers`` too."""
+        """All tensors that the training has now, those of the ``optimizers`` included."""
         tensors = {name: owner[leaf] for name, (owner, leaf) in self._places.items()}
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
@@ -124,7 +124,7 @@ class ModelState(Mapping[str, Tensor]):
         return list(found.values())
 
     def places(self) -> list[dict[str, Any]]:
-        """Where all modules have what they consist of."""
+        """The dicts in which all modules keep what they consist of."""
         return [
             place
             for module in self.model.modules()

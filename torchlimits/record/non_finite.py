@@ -13,7 +13,7 @@ class NonFiniteStatistic(ValueError):
     """Raised when a statistic became NaN or infinite: most often, SGD diverged.
 
     Attributes:
-        step: the optimizer step after which it did.
+        step: the optimizer step after which it was so.
         name: the name of the statistic.
         value: its value, NaN or infinite.
         trajectory: all that was recorded before that step.

@@ -25,8 +25,8 @@ class Steps(ABC):
 
     A hook before the step notes that it began, a hook after it counts it. Number and time of a step
     are one value, replaced by one assignment: whatever interrupts a hook, the step is counted once.
-    If the hook after the step did not come to that, the next step's begins with it, provided that
-    the step moved a parameter: one that raised an error before counts as none.
+    If the hook after the step did not come to that, the hook before the next step does it first,
+    provided that the step moved a parameter: a step that raised an error before does not count.
 
     Args:
         model: a module.
@@ -36,8 +36,8 @@ class Steps(ABC):
         time_of: the parameter whose learning rates limit time adds up, see `LimitTime`.
 
     Attributes:
-        step: steps so far.
-        time: limit time so far.
+        step: the number of steps so far.
+        time: the limit time so far.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class Steps(ABC):
         self._begun: Begun | None = None
         #: the last step whose end was seen, and the version of its parameter then
         self._ended: tuple[Begun, int] | None = None
-        #: the last one within which another call of ``step`` began
+        #: the last step within which another call of ``step`` began
         self._nested: Begun | None = None
         self._captured = self._in_hook = self._by_hand = False
         self._model, self._optimizers = model, followed(model, optimizer)
-        #: the one whose steps are seen
+        #: the optimizer whose steps are seen
         self._optimizer = self._optimizers[-1]
         self._limit_time = LimitTime(model, self._optimizers, time_of)
         self._told = self._limit_time.stands_still
@@ -65,17 +65,17 @@ class Steps(ABC):
         self._lock = threading.RLock()
 
     def __deepcopy__(self, memo: object) -> Steps:
-        # whatever holds it may be copied, a model for instance: that copy's training is another
+        # what holds it, a model for instance, may be copied: the training of the copy is another
         return self
 
     @property
     def step(self) -> int:
-        """Optimizer steps so far."""
+        """The number of optimizer steps so far."""
         return self._counted[0]
 
     @property
     def time(self) -> float:
-        """Limit time so far, the sum of the learning rates."""
+        """The limit time so far, the sum of the learning rates."""
         return self._counted[1]
 
     def _find_group(self) -> None:
@@ -109,7 +109,7 @@ class Steps(ABC):
         begun, counted = self._begun, self._counted
         if begun is not None and begun[0] is counted:
             if not self._settle(1):
-                # it is under way: a subclass calls the step of its base, which has hooks as well
+                # the step is under way: a subclass calls that of its base, which has hooks as well
                 self._nested = begun
                 return
             counted = self._counted
@@ -135,7 +135,7 @@ class Steps(ABC):
         if begun is not None and begun is self._nested and running(optimizer) > 1:
             return  # the step of the subclass goes on
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            # nothing runs now; what were recorded here would be copied by every replay
+            # nothing runs now; a copy that were recorded here would be made by every replay
             self._begun = None
             if not self._captured:
                 self._captured = True
@@ -162,9 +162,9 @@ class Steps(ABC):
         """Take note of an optimizer step."""
 
     def _advance(self) -> bool:
-        """Count a step; returns whether it is one to record."""
+        """Count a step; return whether it is to be recorded."""
         if not self._in_hook:
-            # by hand, maybe after a step whose hook was interrupted
+            # called by hand, maybe after a step whose hook was interrupted
             self._by_hand = True
             self._settle(0)
         step, time = self._counted
@@ -211,9 +211,9 @@ class Steps(ABC):
     def unseen(self) -> str | None:
         """What to say if parameters changed and no step, or none since some step, was seen.
 
-        That is so if another optimizer steps than the one that is tracked: the loop makes a new
-        one, for instance. A few changes after the last step, as of loading the best parameters or
-        averaging them, are nothing to tell. None also if steps were told of by `stepped`.
+        That is so if an optimizer other than the tracked one steps: for instance, the loop makes a
+        new one. A few changes after the last step, as from loading the best parameters or
+        averaging them, are not worth a word. None also if `stepped` was called by hand.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -242,7 +242,7 @@ class Steps(ABC):
 
 
 def _later(time: float, lr: float) -> float:
-    """The limit time after a step; it stands still where the rate is no number >= 0."""
+    """The limit time after a step; it stands still where the rate is not a number >= 0."""
     later = time + lr
     return later if time <= later < math.inf else time
 
@@ -251,6 +251,6 @@ def _call(hook: Any, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -
     hook(optimizer, args, kwargs)
 
 
-#: calls a hook as it is: traced, it would be compiled again and again. Only compiled steps come
-#: here: what keeps a hook from being traced takes longer than the hook
+#: calls a hook untraced: if traced, it would be compiled again and again. Only compiled steps come
+#: here, as keeping a hook from being traced takes longer than the hook itself
 _untraced: Any = torch.compiler.disable(_call)

@@ -1,4 +1,4 @@
-"""The names that a model's user gave its tensors, whatever was wrapped around the model since."""
+"""The names that the user gave a model's tensors, whatever has been wrapped around it since."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor; if processes share it, all of them have to ask at the same time."""
+    """All of a tensor; if processes share it, all of them have to ask for it at the same time."""
     tensor = tensor.detach()
     shared: Any = tensor
     return shared.full_tensor() if is_sharded(tensor) else tensor
 
 
 def reshard(model: nn.Module) -> None:
-    """Have the trained parameters in their place: a forward pass under fully_shard leaves others.
+    """Put the trained parameters in their place, where a forward pass of fully_shard leaves others.
 
-    Those come back when they are needed; `state_dict` does the same.
+    The others come back when they are needed; `state_dict` does the same.
     """
     if "torch.distributed.fsdp" not in sys.modules:
         return  # then there is no fully_shard, and the import would take half a second

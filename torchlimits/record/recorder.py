@@ -31,27 +31,26 @@ class Recorder(Steps):
     """Records the steps that it counts; what a `Tracker` adds is for those who look at them.
 
     An interrupt may come anywhere. A record is pending until its row is kept, rows that are kept
-    are known by their steps, and what was interrupted is done again: nothing is lost or there
-    twice.
+    are known by their steps, and what was interrupted is done again: nothing is lost or kept twice.
     """
 
     def _begin(
         self, statistics: SummaryStatistics, facts: Mapping[str, Any], path: Path | None,
         max_bytes: int | None,
     ) -> None:  # fmt: skip
-        """Be ready for the first record.
+        """Get ready for the first record.
 
         Args:
             statistics, max_bytes: as in `track`.
-            facts: for the trajectory's metadata.
-            path: where it is in the end.
+            facts: what the trajectory's metadata are to say.
+            path: where the trajectory is in the end.
         """
         self._statistics, self._facts_given, self._path = statistics, dict(facts), path
         self._max_bytes, self._surroundings = max_bytes, Surroundings()
         self._ring = self._new_ring()
         if not self._ring.names:
             raise ValueError("expected statistics with at least one entry, got empty tensors only")
-        # records that were evaluated; those of them in the ring: number, step and time of each
+        # how many records were evaluated; and those in the ring: number, step and time of each
         self._records = 0
         self._pending: list[tuple[int, int, float]] = []
         self._failure: Exception | None = None
@@ -88,7 +87,7 @@ class Recorder(Steps):
         if not self._ring.store(number):
             self._move(number)
         if self._recording is None:
-            # whatever is there, no step has used it
+            # whatever gradient is there, no step has used it
             self._ring.mark(number, self._ring.followed.gradients)
         self._pending.append((number, *self._counted))
 
@@ -119,7 +118,7 @@ class Recorder(Steps):
 
     def _evaluate_pending(self) -> None:
         pending, newest = self._pending, -1 if self._recording is None else self._rows.newest
-        # what is kept already: only the end of its evaluation was interrupted
+        # some rows may be kept already: only the end of their evaluation was interrupted
         new = pending if not pending or pending[0][1] > newest else _later(pending, newest)
         self._keep_loop_values()
         failure = self._evaluate(new) if new else None
@@ -135,9 +134,9 @@ class Recorder(Steps):
             raise failure
 
     def _evaluate(self, pending: list[tuple[int, int, float]]) -> Exception | None:
-        """Keep the rows of records; returns the fault of a statistic that ends the record.
+        """Keep the rows of records; return the error of a statistic that ends the recording.
 
-        What else goes wrong, for want of memory for instance, is raised, and tried again later.
+        Whatever else goes wrong, a lack of memory for instance, is raised, and tried again later.
         """
         numbers, steps, times = map(list, zip(*pending, strict=True))
         values, error = self._ring.take(numbers)
@@ -162,7 +161,7 @@ class Recorder(Steps):
         self._rows.append(steps, times, values)
 
     def _keep_loop_values(self) -> None:
-        """Give those of the newest row to it; there may be further columns by now."""
+        """Give the newest row its values from the loop; there may be further columns by now."""
         if self._recording is None:
             return
         if len(self.names) > len(self._rows.header.names):

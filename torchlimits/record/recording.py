@@ -1,4 +1,4 @@
-"""`Recording`: the rows of a run, on disk as it goes on, in memory no more than a bound."""
+"""`Recording`: the rows of a run, on disk as it goes on, and in memory up to a bound."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Recording:
     takes a name like it (`another`) and says so in a warning; so it does if somebody wrote to the
     path meanwhile.
 
-    Rows have steps, by which those that are given twice are known: after an exception, of whatever
-    line, the call can be repeated and nothing is lost or there twice.
+    Rows that are given twice are known by their steps: after an exception in whatever line, the
+    call can be repeated, and nothing is lost or kept twice.
 
     Args:
         header: what all rows share.
@@ -58,7 +58,7 @@ class Recording:
     """
 
     def __init__(self, header: Header, path: Path | None, max_bytes: int) -> None:
-        #: where the trajectory is in the end: not what was asked for, if somebody else was there
+        #: where the trajectory is in the end: not the path asked for, if somebody else had that
         self.path = path
         self.max_bytes = max_bytes
         self._state = HeldRows.none(header)
@@ -78,7 +78,7 @@ class Recording:
 
     @property
     def newest(self) -> int:
-        """The step of the last row; -1: there is none."""
+        """The step of the last row; -1 if there is none."""
         return self._state.newest
 
     def __len__(self) -> int:
@@ -127,9 +127,9 @@ class Recording:
             self._state = self._state.with_names(names).opened()
 
     def amend(self, values: Tensor) -> None:
-        """Give the newest row values of its last columns, ``(..., columns)``; NaN is none.
+        """Give the newest row values of its last columns, ``(..., columns)``; NaN is no value.
 
-        After `widen` that row is in memory only, until there is a later one.
+        After `widen`, that row is only in memory until there is a later one.
         """
         state, new = self._state.opened(), values.numpy()
         if state.open is None:
@@ -211,7 +211,7 @@ class Recording:
         self._state = state.without_memory()
 
     def _goes_on(self, file: RowFile) -> bool:
-        """Whether rows can be added to a file: not if it was deleted, or has fewer names."""
+        """Whether rows can be added to a file; not if it was deleted or has fewer names."""
         as_wide = file.header is self.header and self._state.until is None
         return as_wide and file.is_intact(self.unfinished)
 
@@ -239,7 +239,7 @@ class Recording:
     # --- reading -----------------------------------------------------------------------------
 
     def trajectory(self) -> Trajectory:
-        """All rows, which change no more; those in a file are memory-mapped."""
+        """All rows, which no longer change; those in a file are memory-mapped."""
         self.write()
         parts = [widened(part, self.header.row) for part in self._state.parts()]
         whole = [part for part in parts if len(part)]

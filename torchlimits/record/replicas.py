@@ -48,7 +48,7 @@ class Replicated(OwnNames, nn.Module):
         return self.__dict__["_template"]
 
     def forward(self, *inputs: Tensor, **options: Tensor) -> Any:
-        """The outputs of all copies, ``(R, ...)``, of inputs ``(R, ...)``; dropout differs."""
+        """The outputs of all copies, ``(R, ...)``, for inputs ``(R, ...)``; dropout differs."""
         for value in (*inputs, *options.values()):
             if not isinstance(value, Tensor) or value.shape[:1] != (self.replicas,):
                 what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -83,7 +83,7 @@ def replicate(model: nn.Module | Sequence[nn.Module], replicas: int | None = Non
         replicas: R, with a single module.
 
     Raises:
-        ValueError: if R is no int >= 1, or the modules' parameters differ in name or shape.
+        ValueError: if R is not an int >= 1, or the modules' parameters differ in name or shape.
         TypeError: if ``model`` is neither a module nor several.
 
     Example:

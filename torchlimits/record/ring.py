@@ -21,7 +21,7 @@ from torchlimits.statistics.summary import SummaryStatistics
 
 #: a ring on the CPU stays in the cache: a larger one costs more in memory traffic than it saves
 _CACHE_BYTES = 2**22
-#: room for snapshots that is taken on any device
+#: the room that snapshots may take on any device
 _LEAST_BYTES = 2**26
 #: no more snapshots are evaluated at once: that would cost time at a flush, and gain none
 _MOST = 4096
@@ -46,11 +46,11 @@ class Ring(ABC):
         self.statistics, self.shapes = trial.statistics, trial.shapes
         self.names = self.statistics.entry_names(self.shapes)
         self._columns = _columns_of(trial, self.names)
-        # the numbers of records without some gradients, and the columns that are none there
+        # the numbers of records without some gradients, and the columns without a value there
         self._undefined: dict[int, list[int]] = {}
 
     def full(self, first: int, number: int) -> bool:
-        """Whether record ``number`` has no room beside those since ``first``, not yet taken."""
+        """Whether there is no room for record ``number`` beside those since ``first``."""
         return number // self.capacity > first // self.capacity
 
     def _row(self, tensors: dict[str, Tensor]) -> Tensor:
@@ -73,13 +73,13 @@ class Ring(ABC):
         return _runs_first(torch.stack([row.to(rows[0].device) for row in rows]))
 
     def store(self, number: int) -> bool:
-        """Record the present values; called after every recorded step.
+        """Record the present values; called after every step that is to be recorded.
 
         False, and nothing is recorded, if they are of another dtype, device or shape than before or
         were replaced in the model: another ring must take over.
 
         Args:
-            number: of the record, one more than the last.
+            number: the record's number, one more than the last.
 
         Raises:
             ValueError: if an optimizer does not keep what a statistic reads.
@@ -111,10 +111,10 @@ class Ring(ABC):
         """Keep the values, or what the statistics make of them."""
 
     def take(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
-        """Evaluate records; (..., T, k) in float64 on the CPU, and None.
+        """Evaluate records: (..., T, k) in float64 on the CPU, and None.
 
-        If a statistic failed or changed its shape: the records before that, and the error.
-        Statistics of gradients that there were none of are NaN.
+        If a statistic failed or changed its shape, the records before that, and the error.
+        Statistics of gradients that were not there are NaN.
         """
         values, error = self._taken(numbers)
         for row, number in enumerate(numbers[: values.shape[-2]]):
@@ -130,13 +130,13 @@ class Ring(ABC):
         return self._undefined.get(number, [])
 
     def forget(self, before: float = math.inf) -> None:
-        """Give up what is known of records before a number, or of all."""
+        """Forget what is known of records before a number, or of all."""
         for number in [one for one in self._undefined if one < before]:
             del self._undefined[number]
 
 
 class SnapshotRing(Ring):
-    """Copies of the tensors, made by one fused kernel a step, evaluated all at once.
+    """Copies of the tensors, made by one fused kernel at each step and evaluated all at once.
 
     Matrix products of a batch depend, in the last bits, on the batch's size and on the place in it.
     So every slot is evaluated in every `take`, old copies too, and a record has the slot that its
@@ -170,10 +170,10 @@ class SnapshotRing(Ring):
                 try:
                     return self._all_at_once(slots), None
                 except torch.OutOfMemoryError:
-                    pass  # one snapshot at a time this time; there may be room at the next
+                    pass  # one snapshot at a time, this once; next time there may be room
                 except (RuntimeError, TypeError, ValueError):
-                    # .item(), data-dependent control flow, numpy: fine, one snapshot at a time;
-                    # if a statistic fails, that says where
+                    # .item(), data-dependent control flow, numpy: fine, one snapshot at a time,
+                    # which also says where, if a statistic fails
                     self._vectorised = False
             rows: list[Tensor] = []
             try:
@@ -199,7 +199,7 @@ class SnapshotRing(Ring):
 class EvaluatedRing(Ring):
     """The statistics themselves, evaluated at every step: for models too large to be copied.
 
-    It is full after 1024 records, or where one more would have over ``max_bytes``.
+    It is full after 1024 records, or where one more would exceed ``max_bytes``.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class EvaluatedRing(Ring):
                 tensors = zip(self.followed, map(exact, values), strict=True)
                 row = self._row(dict(tensors))
             self._row_bytes, self._rows[number] = row.nbytes, row
-        except (TypeError, ValueError) as error:  # of this record and no later one
+        except (TypeError, ValueError) as error:  # the error of this record and no later one
             self._error = number, error
 
     def full(self, first: int, number: int) -> bool:
@@ -257,7 +257,7 @@ def ring_of(
     """
     trial = tried(_of_model(statistics, state.model), state, surroundings)
     followed = Followed(state, trial.names, all_there_are=trial.lists)
-    # gathered once, whatever the ring: processes do so together
+    # gathered once, whatever the ring: the processes gather together
     present = dict(followed)
     trial = trial.near({name: exact(value) for name, value in present.items()})
     on_cpu = all(p.device.type == "cpu" for p in present.values())

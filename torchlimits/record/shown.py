@@ -15,32 +15,32 @@ from torchlimits.contracts.sink import Sink
 from torchlimits.record.recording import Recording
 from torchlimits.trajectory import Trajectory
 
-#: who gives rows to a sink, by the number of the sink, which is that of an object that lives
+#: who gives rows to a sink, by the id of the sink, which is valid while that object lives
 _users: weakref.WeakValueDictionary[int, Shown] = weakref.WeakValueDictionary()
 
 
 class Shown:
     """A sink, given the rows of one recording; belongs to a `Display`.
 
-    Every method may be interrupted anywhere and called again: what a sink has is its own to tell
-    (`Sink.newest`), ``shown`` is a hint for those that do not.
+    Every method may be interrupted anywhere and called again: a sink itself tells what it has
+    (`Sink.newest`), and ``shown`` is a hint for sinks that do not.
 
     Args:
         sink: what takes the rows.
-        owned: whether to close it is the tracker's.
+        owned: whether it is for the tracker to close it.
     """
 
     def __init__(self, sink: Sink, owned: bool) -> None:
         self.sink, self._owned = sink, owned
-        #: the last step that the sink was given; -1: none
+        #: the last step that the sink was given; -1 if none
         self.shown = -1
         self._begun = self._failed = self._warned = self._closed = False
         self._last_state: Any = None
 
     def check(self, chunk: Trajectory) -> None:
-        """Raise an exception if the sink does not take these rows, or takes another's."""
+        """Raise an exception if the sink does not take these rows, or takes another tracker's."""
         if self.sink.newest is not None and self._is_anothers():
-            gc.collect()  # one that nobody can reach any more may still wait for its collection
+            gc.collect()  # a user that nobody can reach any more may not be collected yet
             if self._is_anothers():
                 raise ValueError(
                     f"expected a writer of its own for each tracker, got {self.sink}, which "
@@ -118,7 +118,7 @@ class Shown:
         except Exception as error:
             self._forgive(error)
         if self._failed or self._fell_back():
-            # it may have taken a part of what it failed at
+            # it may have taken a part of what it was given when it failed
             taken = self.shown if self.sink.newest is None else self.sink.newest
             warn(
                 f"{self.sink} failed and may not show all steps (the last one it took is "
@@ -134,10 +134,10 @@ class Shown:
         """Go on with the sink's state, or None, of a run whose last recorded step is ``step``."""
         if state is not None:
             self.sink.load_state_dict(state)
-        # one that has nothing of the run, on another machine for instance, is given all of it
+        # a sink that has nothing of the run, on another machine for instance, is given all of it
         newest = self.sink.newest
         self.shown, self._begun = step if newest is None else newest, True
 
     def restoring(self) -> Callable[[], None]:
-        """What takes a `load_state_dict` that comes after this call back."""
+        """A function that undoes a `load_state_dict` that comes after this call."""
         return partial(self.load_state_dict, self.sink.state_dict(), self.shown)

@@ -53,7 +53,7 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Parameter(Source):
-    """A parameter, in the place where its module has it."""
+    """A parameter, in the place where its module keeps it."""
 
     name: str
     owner: dict[str, Any]
@@ -73,7 +73,7 @@ class Parameter(Source):
 
 @dataclass(frozen=True)
 class Shard(Source):
-    """A parameter that several processes share: whole ones take its place for a while."""
+    """A parameter that several processes share: a whole one takes its place for a while."""
 
     name: str
     parameter: nn.Parameter
@@ -106,7 +106,7 @@ class Gradient(Source):
         return self.parameter.grad
 
     def absent(self) -> Tensor:
-        """Zeros: the recorder knows that they are none."""
+        """Zeros: the recorder knows that they stand for no gradient."""
         return torch.zeros_like(whole(self.parameter), memory_format=torch.contiguous_format)
 
 
@@ -132,13 +132,13 @@ class OptimizerState(Source):
         return torch.tensor(float(value), device=self.parameter.device)
 
     def absent(self) -> Tensor:
-        """Zeros, in the shape that they will have."""
+        """Zeros, in the shape that the state will have."""
         return self._zeros.clone()
 
     @cached_property
     def _zeros(self) -> Tensor:
         known = _first_state(self.optimizer, self.parameter)
-        if known is None:  # nobody knows before the first step: as most have it
+        if known is None:  # nobody knows before the first step: the shape that most have
             return torch.zeros_like(whole(self.parameter))
         if known.get(self.key) is None:
             raise KeyError(self.name)
@@ -146,7 +146,7 @@ class OptimizerState(Source):
 
 
 def _first_state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:
-    """What an optimizer of the same kind keeps for such a parameter after a step; None: unknown."""
+    """What an optimizer of the same kind keeps for such a parameter after a step, or None."""
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     twin = nn.Parameter(torch.zeros_like(whole(parameter)))
     twin.grad = torch.zeros_like(twin)

@@ -20,7 +20,7 @@ class TrackerState:
         step, time: the number of the last optimizer step, and the limit time after it.
         records: how many records were made.
         rows: what was recorded.
-        logged: the names of the loop's own values among its columns, the last ones.
+        logged: the names of the loop's own values, which are the last columns of the rows.
         sink, probe: the states of the sink and of the probe's observer, not checked here, or None.
     """
 
@@ -34,7 +34,7 @@ class TrackerState:
 
     @classmethod
     def of(cls, state: Any, names: list[str], runs: tuple[int, ...]) -> TrackerState:
-        """Check a state_dict, and have its parts by name.
+        """Check a state_dict, and return its parts by name.
 
         Args:
             state: anything.

@@ -35,21 +35,22 @@ def track(
 
     **Statistics** are functions of ``p``, a plain dict ``{name: tensor}`` of what they read right
     after the step: parameters; buffers; gradients, as ``p["weight.grad"]``, which are those that
-    the step used (NaN stands for a statistic of a gradient that there is none of, at step 0 for
-    one); and what the optimizer keeps for a parameter, as ``p["weight.exp_avg_sq"]`` (zeros before
-    the first step). To iterate over ``p`` gives parameters and floating-point buffers, all else has
-    to be asked for by name. Each is evaluated once by `track`, on copies, which shows what it
-    reads. It is refused if it reads the live model, its gradients or its optimizer's state beside
-    ``p``, changes what it is given, or runs the model in whatever mode that is; for functions of
-    the module itself there is `tl.statistics.of_model`. What nobody can see is that a statistic
-    reads another model that is trained as well (an average, a teacher): it would be read at the
-    flush, not at the step.
+    the step used (a statistic of a gradient that is not there, as at step 0, is NaN); and what the
+    optimizer keeps for a parameter, as ``p["weight.exp_avg_sq"]`` (zeros before the first step). To
+    iterate over ``p`` gives parameters and floating-point buffers; all else has to be asked for by
+    name. `track` evaluates each statistic once, on copies, to see what it reads. A statistic is
+    refused if it reads the live model, its gradients or its optimizer's state beside ``p``, changes
+    what it is given, or runs the model in whatever mode that is; for functions of the module itself
+    there is `tl.statistics.of_model`. What nobody can see is that a statistic reads another model
+    that is trained as well (an average, a teacher): that model would be read at the flush, not at
+    the step.
 
     Nothing recorded is lost: with a ``path`` (or a log directory) rows are appended to
     ``<path>.unfinished`` at every flush. A program that is killed leaves that file, which
     `Trajectory.load` opens; `Tracker.close` turns it into ``path``, and so does the end of a
-    program without it. What a full disk or a broken writer refuses is kept and tried again, while
-    training goes on: see `Recording`. An interrupt loses at most the row of its own step.
+    program that did not call it. What a full disk or a broken writer refuses is kept and tried
+    again, while training goes on: see `Recording`. An interrupt loses at most the row of its own
+    step.
 
     To resume, put `Tracker.state_dict` into your checkpoint, make the tracker with the same
     arguments in the new program, and call `Tracker.load_state_dict` before the first step.
@@ -65,7 +66,7 @@ def track(
     trained, or that of ``time_of``. Where the learning rate is 0, None, or too small to change the
     sum, steps are recorded all the same, and limit time stands still.
 
-    **Models.** Whatever is around the model (`torch.compile`, DataParallel,
+    **Models.** Whatever is wrapped around the model (`torch.compile`, DataParallel,
     DistributedDataParallel, Lightning Fabric), names are those of the user's own module. Tied
     parameters are one, by the first of their names. Parameters that are moved
     (``model.to(...)``) or replaced in the model are followed, as long as the statistics keep their
@@ -75,7 +76,7 @@ def track(
     **Processes.** With DistributedDataParallel, ``fully_shard`` or other DTensor parameters, make
     the tracker on every rank, of the wrapped model: rank 0 records the whole parameters, the others
     take part in gathering them at every recorded step, and ignore ``writer`` and ``path`` (see
-    `Follower` for what else their trackers do). `Tracker.remove` and `Tracker.close` are for all
+    `Follower` for what else their trackers do). Call `Tracker.remove` and `Tracker.close` on all
     ranks at the same step. Gathering costs the communication of one forward pass; ``every`` saves
     it.
 
@@ -88,16 +89,16 @@ def track(
         statistics: a `SummaryStatistics`, or a dict ``{name: function}`` as it takes, see above.
             They get half-precision tensors in float32; values are recorded in float64.
         every: record every so many steps.
-        writer: where to show them live: a log directory, a `tl.tensorboard.Writer`, a
+        writer: where to show the statistics live: a log directory, a `tl.tensorboard.Writer`, a
             SummaryWriter (to resume torch's, made with ``purge_step=0`` in the first program and
             the checkpoint's step + 1 in the next), a `tl.CSV`, a function ``log(dict, step)``, any
             `Sink`, or a list of such. A log directory and a CSV file take one tracker at a time.
         path: where the trajectory is after `Tracker.close`, also when the loop ends in an
             exception: as `Trajectory.save` writes it or, if the suffix is ``.rows``, as it was
-            recorded, which takes no time and can be memory-mapped. If another tracker has it, a
-            name like it, with a warning (`Tracker.path`); a file there that is no trajectory is
-            refused. Without one, and with a log
-            directory or a `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
+            recorded, which takes no time and can be memory-mapped. If another tracker has it, this
+            one takes a similar name, with a warning (`Tracker.path`); a file there that is not a
+            trajectory is refused. Without a path, and with a log directory or a
+            `tl.tensorboard.Writer`: ``recorded.rows`` in that directory.
         max_bytes: bound on the ring; by default 64 MiB, or a 64th of a CUDA device's memory if that
             is more. If not even two snapshots fit, the statistics are evaluated in the hook itself,
             which takes a launch or more for each of them at every step.
@@ -121,8 +122,8 @@ def track(
             ``step`` (SAM; the message says what to track), every < 1, the statistics read nothing,
             the live model or a tensor on the meta device, change what they are given, or are not
             finite at the start. During training, at a flush: `NonFiniteStatistic`, or a
-            `StatisticError` if a statistic fails or changes its shape, with the step after which it
-            did and the rows before it kept; at a step: a ValueError if parameters were replaced by
+            `StatisticError` if a statistic fails or changes its shape, which says after which step;
+            the rows before it are kept. At a step: a ValueError if parameters were replaced by
             others that cannot be followed.
         OSError: if the folder of ``path`` or the log directory cannot be written to, or another
             tracker writes there.

@@ -41,8 +41,8 @@ class Tracker(Recorder):
             as there.
 
     Attributes:
-        step: optimizer steps so far.
-        time: limit time so far.
+        step: the number of optimizer steps so far.
+        time: the limit time so far.
         names: the names of the k statistics.
 
     Example:
@@ -110,7 +110,7 @@ class Tracker(Recorder):
 
     @property
     def path(self) -> Path | None:
-        """Where the trajectory is after `close`: a name like the one given, if another has that."""
+        """Where the trajectory is after `close`: a path like the one given, if that was taken."""
         return self._path if self._recording is None else self._recording.path
 
     def __repr__(self) -> str:
@@ -140,20 +140,21 @@ class Tracker(Recorder):
                 self._observe()
 
     def log(self, values: Mapping[str, Any] | None = None, /, **named: Any) -> None:
-        """Record numbers that the loop has already, the loss of a batch for instance.
+        """Record numbers that the loop already has, the loss of a batch for instance.
 
         They are columns of the trajectory after those of the statistics, in files and sinks too. A
         value belongs to the row of the present `step`: before ``optimizer.step()`` to the
         parameters that a loss was computed with, after it to those that the step has led to. It is
-        NaN where none was given, and of two the later one stays. Where `step` is not recorded, as
-        ``every`` has it, values are not either. Tensors stay on their device until the next flush.
+        NaN where none was given, and of two the later one stays. Where ``every`` leaves out the
+        present `step`, it leaves out the values too. Tensors stay on their device until the next
+        flush.
 
         Args:
-            values: ``{name: value}``, for names that are no Python names.
+            values: ``{name: value}``, for names that are not Python names.
             named: values by name: numbers, or tensors with one entry (or one for each run).
 
         Raises:
-            TypeError: if a value is no real number.
+            TypeError: if a value is not a real number.
             ValueError: if a name is that of a statistic, or a tensor has another shape.
 
         Example:
@@ -185,8 +186,8 @@ class Tracker(Recorder):
 
         Raises:
             NonFiniteStatistic: if a statistic is NaN or infinite; the rows before it are kept.
-            StatisticError: if a statistic failed or changed its shape, which its message tells
-                with the step; the rows before it are kept.
+            StatisticError: if a statistic failed or changed its shape; the message says at which
+                step, and the rows before it are kept.
         """
         with self._lock:
             self._flushed_at = time.monotonic()
@@ -202,7 +203,7 @@ class Tracker(Recorder):
         self._display.show(self._rows, self._observer, last)
 
     def trajectory(self) -> Trajectory:
-        """All that was recorded so far, step 0 included, values ``(T, k)`` or ``(runs, T, k)``.
+        """All that was recorded so far, step 0 included: values ``(T, k)`` or ``(runs, T, k)``.
 
         Rows that are on disk are memory-mapped.
         """
@@ -257,7 +258,7 @@ class Tracker(Recorder):
             }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken; what was recorded otherwise is dropped.
+        """Continue where `state_dict` was taken; whatever else was recorded is dropped.
 
         Call it before the first step, after loading the model and the optimizer. ``path`` and a log
         directory may be those of the run that ended: what they hold beyond the state is replaced.
@@ -286,10 +287,10 @@ class Tracker(Recorder):
         self._rows.restore(checked.rows, opens=bool(checked.logged))
 
     def close(self) -> None:
-        """Flush, detach, save to ``path`` if there is one, close the writer if it is ours.
+        """Flush, detach, save to ``path`` if there is one, and close the writer if it is ours.
 
-        Warnings say what could not be saved or shown. A program that ends without it does the same
-        when it ends, or when model and optimizer are gone.
+        Warnings say what could not be saved or shown. Without this call, the same is done when the
+        program ends, or when model and optimizer are gone.
 
         Raises:
             OSError: if there is a ``path`` and nothing could be saved, there or beside it.
@@ -332,10 +333,10 @@ class Tracker(Recorder):
             close_quietly(self)
 
     def left_open(self) -> bool:
-        """Whether there is something to keep that `close` was not called for.
+        """Whether there is something to keep, and `close` was not called.
 
-        Not if no step was recorded: the files of an earlier run, whose state could not be loaded
-        for instance, are worth more.
+        It is False if no step was recorded: the files of an earlier run, whose state could not be
+        loaded for instance, are worth more.
 
         Example:
             >>> import torch, torchlimits as tl

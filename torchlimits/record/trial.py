@@ -56,7 +56,7 @@ def tried(statistics: SummaryStatistics, state: ModelState, surroundings: Surrou
     were.
 
     Args:
-        statistics: of the model.
+        statistics: those of the model.
         state: the tensors that they may read.
         surroundings: how to evaluate; it is told whether the statistics draw random numbers.
 
@@ -64,7 +64,7 @@ def tried(statistics: SummaryStatistics, state: ModelState, surroundings: Surrou
         ValueError: if a statistic reads the live model beside its argument, changes its argument or
             the model, gives another value in training mode than in evaluation mode, or if none
             reads anything; a `StatisticError` if one fails.
-        TypeError: if one returns no tensor.
+        TypeError: if one does not return a tensor.
     """
     with torch.inference_mode(False), torch.no_grad():
         copies = _Copies(state)
@@ -74,7 +74,7 @@ def tried(statistics: SummaryStatistics, state: ModelState, surroundings: Surrou
     with Untouched(state, surroundings) as untouched, surroundings.entered():
         for name in statistics.functions:
             recorder = _evaluated(name, statistics, copies, shapes)
-            # `in` asks for what need not be there
+            # not what was asked about by `in`, which need not be there
             reads[name] = list(recorder.read)
             lists = lists or recorder.lists
     if untouched.changed:
@@ -99,7 +99,7 @@ def tried(statistics: SummaryStatistics, state: ModelState, surroundings: Surrou
 def _evaluated(
     name: str, statistics: SummaryStatistics, copies: _Copies, shapes: dict[str, tuple[int, ...]]
 ) -> ReadRecorder:
-    """Evaluate one statistic, note its value's shape, and see that it has nothing but `copies`."""
+    """Evaluate one statistic, note its value's shape, and see that it uses nothing but `copies`."""
     alone = statistics.select([name])
     recorder = ReadRecorder(copies, copies.state.parameters)
     with _Watch(copies.state) as watch:
@@ -160,7 +160,7 @@ class _Copies(Mapping[str, Tensor]):
     def _copied(self, name: str) -> Tensor:
         if self.watch is None:
             return self._copy(name)
-        # the copying itself is none of what is watched for
+        # the copying itself is not what is watched for
         before, self.watch.paused = self.watch.paused, True
         try:
             return self._copy(name)
@@ -197,7 +197,7 @@ class _Watch(TorchDispatchMode):
     def __init__(self, state: ModelState) -> None:
         super().__init__()
         self._live = {_address(tensor): name for name, tensor in state.live().items()}
-        self._live.pop(0, None)  # those without entries
+        self._live.pop(0, None)  # tensors without entries
         self._modules = list(state.model.modules())
         self.paused = False
         self.seen: set[str] = set()
@@ -226,7 +226,7 @@ class _Watch(TorchDispatchMode):
 
 
 def _address(tensor: Tensor) -> int:
-    """Where the memory of a tensor begins; 0 if it has none that can be told."""
+    """Where the memory of a tensor begins; 0 if that cannot be told."""
     try:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):

@@ -11,15 +11,15 @@ from torch import Tensor
 from torchlimits.record.begun import Begun, version_of
 from torchlimits.record.wrappers import inner, others_that_hold
 
-#: parameters that are looked at, and entries of each
+#: how many parameters are looked at, and how many entries of each
 _LOOKED_AT, _ENTRIES = 8, 8
-#: a loop may change parameters after its last step, to load its best or to average, a few times:
+#: a loop may change parameters a few times after its last step, to load the best or to average:
 #: this is more often than that, in steps
 _MANY = 10
 
 
 class Versions:
-    """Notes at the start what some parameters of an optimizer are, and how often they changed.
+    """Notes at the start what some parameters of an optimizer are and how often they have changed.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -44,7 +44,7 @@ class Versions:
         """Whether the parameters changed otherwise than by being loaded or moved once."""
         return any(
             p._version - version > 1
-            # by what does not count: fused kernels, p.data
+            # by what the version does not count: fused kernels, p.data
             or (p._version == version and p.data_ptr() == address and _differ(p, entries))
             for p, version, address, entries in self._noted
         )
@@ -96,7 +96,7 @@ def _cause(optimizers: Sequence[torch.optim.Optimizer]) -> str:
 
 
 def _entries(parameter: Tensor) -> Tensor:
-    # of a sharded one, those that are here
+    # of a sharded one, the entries that are here
     here = parameter.detach()
     here = here.to_local() if hasattr(here, "to_local") else here  # type: ignore[attr-defined]
     return here.flatten()[:_ENTRIES].clone()

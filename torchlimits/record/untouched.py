@@ -17,10 +17,10 @@ class Untouched:
 
     Args:
         state: the tensors of the training.
-        surroundings: whose generators.
+        surroundings: what gives and restores the generators' states.
 
     Attributes:
-        changed: the names of the tensors and modes that were others at the end of the block.
+        changed: the names of the tensors and modes that were different at the end of the block.
         drawn: whether random numbers were drawn.
 
     Example:

@@ -22,7 +22,7 @@ def followed(model: object, given: object) -> tuple[torch.optim.Optimizer, ...]:
     """The optimizers whose steps are followed, the last of them the one that ends a step.
 
     Args:
-        model: has to be a module.
+        model: it has to be a module.
         given: an optimizer, or a list of several for one model.
 
     Raises:
@@ -70,7 +70,7 @@ def _check_steps(what: str, optimizer: torch.optim.Optimizer) -> None:
     """Refuse an optimizer whose steps no hook sees."""
     kind, inside = type(optimizer).__name__, inner(optimizer)
     if not hasattr(optimizer, "_optimizer_step_post_hooks") or (
-        # one that makes the place for hooks itself, and does not have them called
+        # an optimizer that makes the place for hooks itself, and does not have them called
         inside is not None and not getattr(type(optimizer).step, "hooked", False)
     ):
         raise ValueError(
@@ -107,7 +107,7 @@ def inner(optimizer: object) -> tuple[str, torch.optim.Optimizer] | None:
     """The attribute of an optimizer that holds another one of the same parameters, and that one."""
     mine = {id(p) for p in _parameters(optimizer)}
     for name, value in getattr(optimizer, "__dict__", {}).items():
-        # by type: isinstance asks proxies, which may answer anything
+        # by type: isinstance would ask proxies, which may answer anything
         if issubclass(type(value), torch.optim.Optimizer) and value is not optimizer:
             theirs = {id(p) for p in _parameters(value)}
             if theirs & mine or not mine:

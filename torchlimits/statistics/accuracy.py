@@ -1,4 +1,4 @@
-"""`accuracy`: the fraction of fixed data that a network classifies rightly."""
+"""`accuracy`: the fraction of fixed data that a network classifies correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OTHERS = "take another accuracy by tl.statistics.of_model"
 
 
 def accuracy(inputs: Inputs, targets: Tensor, batch: int | None = None) -> OfModel:
-    r"""The fraction of fixed data that the network classifies rightly, :math:`\hat y_s = y_s`.
+    r"""The fraction of fixed data that the network classifies correctly, :math:`\hat y_s = y_s`.
 
     With outputs ``(n, C, ...)`` of C > 1 classes and integer targets ``(n, ...)``, as
     `torch.nn.functional.cross_entropy` has them, the class is that of the largest output. With one
@@ -34,9 +34,9 @@ def accuracy(inputs: Inputs, targets: Tensor, batch: int | None = None) -> OfMod
         A statistic for `tl.track`, a scalar, as `of_model` returns it.
 
     Raises:
-        TypeError: if inputs or targets are no tensors.
-        ValueError: if they differ in n, batch is no int >= 1, or, at `tl.track`, targets do not
-            belong to the outputs.
+        TypeError: if inputs or targets are not tensors.
+        ValueError: if they differ in n, batch is not an int >= 1, or, at `tl.track`, targets do not
+            fit the outputs.
 
     Example:
         >>> import torch, torchlimits as tl

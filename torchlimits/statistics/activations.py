@@ -29,9 +29,9 @@ def activations(
 
     The network is in evaluation mode. ``reduce`` sees the output before later layers can change it
     in place. Each unit's own mean square is ``reduce=lambda h: h.square().mean(0)``, and the
-    fraction of units that are on ``reduce=lambda h: (h > 0).float().mean()``.
+    fraction of active units is ``reduce=lambda h: (h > 0).float().mean()``.
 
-    Cost: a forward pass of the whole network a recorded step, as `held_out`.
+    Cost: a forward pass of the whole network for each recorded step, as for `held_out`.
 
     Args:
         layer: its name, one of ``named_modules()``; ``""`` is the whole network.
@@ -43,7 +43,7 @@ def activations(
         A statistic for `tl.track`, as `of_model` returns it.
 
     Raises:
-        TypeError: if ``layer`` is no text, ``reduce`` not callable, or inputs are no tensors.
+        TypeError: if ``layer`` is not a text, ``reduce`` not callable, or inputs are not tensors.
         ValueError: at `tl.track`, if the module has no such layer, or the layer is not called
             exactly once.
 
@@ -80,7 +80,7 @@ class _Activations(OnData):
             # a view of the output would change with it
             seen.append(value.clone() if isinstance(value, Tensor) else value)
 
-        # the module is this evaluation's own, and the hook goes with it
+        # the module belongs to this evaluation alone, and the hook goes with it
         module.get_submodule(self.layer).register_forward_hook(see)
         self.data.output(module)
         if len(seen) != 1:

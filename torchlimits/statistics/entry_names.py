@@ -1,4 +1,4 @@
-"""The entries of a statistic's value: their names, and their numbers in a type that keeps them."""
+"""The entries of a statistic's value: their names, and a type that keeps all their digits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def as_float(entries: Tensor) -> Tensor:
 
 
 def entry_names(name: str, shape: Sequence[int], symmetric: bool) -> list[str]:
-    """The names of the entries of a value of a shape, those with i <= j of a symmetric one.
+    """The names of the entries of a value; of a symmetric one, only those with i <= j.
 
     Example:
         >>> entry_names("R", (2, 2), True)

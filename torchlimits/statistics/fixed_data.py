@@ -25,7 +25,7 @@ class FixedData:
         positional: what the module is called with, each ``(n, ...)``.
         named: the same, by name.
         targets: ``(n, ...)`` or None.
-        batch: how many samples the module gets at once; None: all.
+        batch: how many samples the module gets at once; None stands for all.
 
     Example:
         >>> data = FixedData.of(torch.arange(5.0)[:, None], torch.zeros(5), batch=2)
@@ -40,14 +40,14 @@ class FixedData:
 
     @classmethod
     def with_targets(cls, inputs: Any, targets: Any, batch: int | None = None) -> FixedData:
-        """Copies of inputs and targets that a user gave, or TypeError, ValueError."""
+        """Copies of inputs and targets that a user gave, or TypeError or ValueError."""
         if targets is None:
             raise TypeError("expected targets as a tensor (n, ...), got None")
         return cls.of(inputs, targets, batch)
 
     @classmethod
     def of(cls, inputs: Any, targets: Any = None, batch: int | None = None) -> FixedData:
-        """Copies of inputs that a user gave, or TypeError, ValueError."""
+        """Copies of inputs that a user gave, or TypeError or ValueError."""
         named = dict(inputs) if isinstance(inputs, Mapping) else {}
         single = isinstance(inputs, Tensor)
         positional = (inputs,) if single else () if named else _tuple_of(inputs)
@@ -68,7 +68,7 @@ class FixedData:
         )
 
     def near(self, parameters: Parameters) -> FixedData:
-        """The same data beside the parameters: floats in their dtype, if they have but one."""
+        """The same data on the parameters' device: floats in their dtype, if they have just one."""
         floats = [x for x in parameters.values() if x.is_floating_point()]
         if not floats:
             return self
@@ -89,7 +89,7 @@ class FixedData:
         return len(next(iter([*self.positional, *self.named.values()])))
 
     def output(self, module: nn.Module) -> Any:
-        """What the module returns of all inputs."""
+        """What the module returns for all inputs."""
         return module(*self.positional, **self.named)
 
     def parts(self) -> Iterator[tuple[FixedData, float]]:
@@ -111,12 +111,12 @@ class FixedData:
 
 @dataclass(frozen=True, eq=False)
 class OnData(OfModel):
-    """A statistic of the module on fixed data, which is moved beside the parameters."""
+    """A statistic of the module on fixed data, which is moved to the parameters' device."""
 
     data: FixedData
 
     def near(self, parameters: Parameters) -> OfModel:
-        """The same statistic, with the data beside ``parameters``."""
+        """The same statistic, with the data on the device of ``parameters``."""
         return replace(self, data=self.data.near(parameters))
 
 
@@ -139,7 +139,7 @@ def mean(of: Callable[[FixedData], Tensor], data: FixedData) -> Tensor:
 
 
 def check_loss(loss: object) -> None:
-    """Something to call, or TypeError."""
+    """Raise TypeError unless the loss is something to call."""
     if not callable(loss) or isinstance(loss, type):
         raise TypeError(
             "expected loss as a function loss(output, target), such as "

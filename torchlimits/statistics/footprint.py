@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class Footprint(TorchDispatchMode):
-    """Adds up what the operations in a block make: a bound on what they hold at a time.
+    """Adds up what the operations in a block make: a bound on what they hold at any time.
 
-    The shapes alone decide, and not what the allocator does: the same on every run.
+    The shapes alone decide, and not what the allocator does: the sum is the same on every run.
 
     Attributes:
         nbytes: the sum, without views.
@@ -64,7 +64,7 @@ class _Count:
 
 
 class _Levels(torch.autograd.Function):
-    """Nothing, of which each level of vmap that is around it tells its size."""
+    """A function of nothing, to which each level of vmap around it tells its size."""
 
     @staticmethod
     def forward(count: _Count, *tensors: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def gradient_norm(loss: Loss, inputs: Inputs, targets: Tensor, batch: int | None
     gradients when `tl.track` was called. The network is in evaluation mode; the trained
     parameters' own ``.grad`` is neither read nor written.
 
-    Cost: a forward and a backward pass of n samples a recorded step, for many steps at once by
+    Cost: a forward and a backward pass of n samples a recorded step; for many steps at once by
     `torch.func.vmap` where the network allows that and memory suffices, as in `of_model`; one by
     one where it has autograd functions of its own that do not work with `torch.func`.
 
@@ -42,8 +42,8 @@ def gradient_norm(loss: Loss, inputs: Inputs, targets: Tensor, batch: int | None
         A statistic for `tl.track`, a scalar, as `of_model` returns it.
 
     Raises:
-        TypeError: if the loss is not callable, inputs or targets are no tensors.
-        ValueError: if they differ in n, batch is no int >= 1, or, at `tl.track`, no parameter
+        TypeError: if the loss is not callable, or inputs or targets are not tensors.
+        ValueError: if they differ in n, batch is not an int >= 1, or, at `tl.track`, no parameter
             requires a gradient or the loss is not one number.
 
     Example:
@@ -101,7 +101,7 @@ class _GradientNorm(OnData):
 
 
 def check_trainable(private: PrivateCopy) -> None:
-    """Raise ValueError unless at least one parameter has a gradient."""
+    """Raise ValueError unless at least one parameter requires a gradient."""
     if not private.trainable:
         raise ValueError(
             "expected a module with parameters that require gradients, got none: call "

@@ -24,11 +24,11 @@ def held_out(loss: Loss, inputs: Inputs, targets: Tensor, batch: int | None = No
     r"""The mean loss on fixed data, :math:`\frac1n \sum_{s=1}^n \ell(f_\theta(x_s), y_s)`.
 
     The network is in evaluation mode. Inputs are copied, and moved to the device of the parameters;
-    floats get the parameters' dtype, as the statistics get them (half precision in float32).
+    floats get the dtype in which the statistics get the parameters (half precision in float32).
 
     Cost: a forward pass of n samples a recorded step, for many steps at once by `torch.func.vmap`
     where the network allows that and memory suffices, as in `of_model`; with many samples, give a
-    ``batch`` and record ``every`` so many steps.
+    ``batch`` and record less often (``every``).
 
     Args:
         loss: ``loss(output, target)`` -> the *mean* over the samples it is given.
@@ -41,9 +41,9 @@ def held_out(loss: Loss, inputs: Inputs, targets: Tensor, batch: int | None = No
         A statistic for `tl.track`, a scalar, as `of_model` returns it.
 
     Raises:
-        TypeError: if the loss is not callable, inputs or targets are no tensors.
-        ValueError: if they differ in n, batch is no int >= 1, or, at `tl.track`, the loss is not
-            one number.
+        TypeError: if the loss is not callable, or inputs or targets are not tensors.
+        ValueError: if they differ in n, batch is not an int >= 1, or, at `tl.track`, the loss is
+            not one number.
 
     Example:
         >>> import torch, torchlimits as tl

@@ -1,4 +1,4 @@
-"""`of_model`: a statistic that is a function of the module, with the tensors of a step."""
+"""`of_model`: a statistic that is a function of the module, which holds the tensors of a step."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class OfModel(ABC):
 
     Attributes:
         train: whether it is evaluated in training mode.
-        seed: where its random numbers start in every evaluation.
+        seed: the seed of its random numbers in every evaluation.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -45,11 +45,11 @@ class OfModel(ABC):
         """The function of the parameters and buffers.
 
         Args:
-            private: makes modules that hold them.
+            private: what makes modules that hold them.
         """
 
     def near(self, parameters: Parameters) -> OfModel:
-        """The same statistic, with the data that it holds beside ``parameters``."""
+        """The same statistic, with its data on the device of ``parameters``."""
         return self
 
     def bound(self, module: nn.Module) -> Bound:
@@ -82,11 +82,11 @@ class Bound:
     ) -> None:
         self._statistic, self._private = statistic.near(near), private
         self._evaluate = self._statistic.evaluation(private)
-        #: what an evaluation takes, known after the first one outside of vmap
+        #: the bytes that an evaluation takes, known after the first one outside of vmap
         self._nbytes = nbytes
 
     def near(self, parameters: Parameters) -> Bound:
-        """The same function, with what it holds beside ``parameters``."""
+        """The same function, with what it holds on the device of ``parameters``."""
         return Bound(self._statistic, self._private, parameters, self._nbytes)
 
     def __call__(self, parameters: Parameters) -> Tensor:
@@ -97,11 +97,11 @@ class Bound:
                 value = self._measured(tensors)
             except RuntimeError as error:
                 raise self._explained(error) from error
-        # of what is no tensor, SummaryStatistics says which statistic it is
+        # if it is not a tensor, SummaryStatistics says which statistic returned it
         return value.detach() if isinstance(value, Tensor) and not transformed() else value
 
     def _measured(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The value, by vmap for so many steps only as there is room for."""
+        """The value, by vmap only for as many steps as there is room for."""
         if transformed():
             self._check_room(list(tensors.values()))
             return self._evaluate(tensors)
@@ -115,7 +115,7 @@ class Bound:
     def _check_room(self, tensors: list[Tensor]) -> None:
         """Raise RuntimeError where all at once would take too much: recorders then go one by one.
 
-        Such evaluations are long: beside them, what is saved by making them together is nothing.
+        Such evaluations take long: making them together would save next to nothing.
         """
         room = _ROOM_ON_CPU if all(x.device.type == "cpu" for x in tensors) else _ROOM
         if self._nbytes and self._nbytes > room // multiplicity(tensors):
@@ -141,9 +141,9 @@ class Bound:
 
 @contextmanager
 def _calm() -> Generator[None]:
-    """Neither autocast nor gradients, except where torch.func asks for them."""
+    """Turn off autocast and gradients, except where torch.func asks for them."""
     if transformed():
-        yield  # within exactly() already, or in a derivative, which no_grad would make 0
+        yield  # already within exactly(), or in a derivative, which no_grad would make 0
         return
     # a user's inference mode would make tensors that can have no gradient
     with torch.inference_mode(False), exactly():
@@ -160,7 +160,7 @@ def _widened(tensors: Parameters) -> dict[str, Tensor]:
 
 
 def of_model(f: Callable[[nn.Module], Tensor], *, train: bool = False, seed: int = 0) -> OfModel:
-    """A statistic that is a function of the module, with the parameters and buffers of a step.
+    """A statistic that is a function of the module, which holds a step's parameters and buffers.
 
     ``f(module)`` gets a private copy, made for this evaluation alone: what f does to it (gradients,
     running means, ``module.to(...)``, values set to 0) reaches neither the training nor the next
@@ -175,7 +175,7 @@ def of_model(f: Callable[[nn.Module], Tensor], *, train: bool = False, seed: int
     `torch.autograd.grad` work, and `torch.func.grad` in any case.
 
     **Random numbers** (torch's, Python's and numpy's own) start at ``seed`` in every evaluation and
-    are restored after it: rows differ by the parameters alone.
+    are restored after it: rows differ through the parameters and buffers alone.
 
     **Hooks.** Forward hooks that are objects or methods of the module are copied with it and run
     (`torch.nn.utils.spectral_norm`, pruning). One that is a function is refused, for it may keep
@@ -189,7 +189,7 @@ def of_model(f: Callable[[nn.Module], Tensor], *, train: bool = False, seed: int
 
     Args:
         f: function of a module, returning a tensor of any fixed shape.
-        train: whether the module is in training mode; its running means are its own.
+        train: whether the copy is in training mode; its running means are its own.
         seed: an int >= 0.
 
     Returns:

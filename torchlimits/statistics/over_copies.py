@@ -40,7 +40,7 @@ class OverCopies:
 
     def __call__(self, parameters: Any) -> Tensor:
         """The values of all copies, with the leading dimensions of the parameters."""
-        # all at once is for plain dicts; what is read of anything else, one copy shows
+        # vmap takes plain dicts only; of anything else, one copy shows what is read
         given = parameters if type(parameters) is dict else self._read(parameters)
         leading = next(
             (x.ndim - self._dims_of(n) for n, x in given.items() if self._known(n)), None

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-#: where a module has what is registered
+#: where a module keeps what is registered
 _REGISTERED = ("_parameters", "_buffers", "_modules")
 #: hooks that see the gradients on their way: the derivative of a loss is the same without them
 _BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
 
 
 class PrivateCopy:
-    """Twins of a module that share nothing with it, made by `holding`.
+    """Makes twins of a module that share nothing with it; see `holding`.
 
     A twin is made for each evaluation, by `copy.deepcopy` of a copy without values. So whatever a
     function does to its twin (changes values, modes or attributes, fills a cache, is interrupted)
@@ -31,7 +31,7 @@ class PrivateCopy:
         train: whether twins are in training mode.
 
     Raises:
-        TypeError, ValueError: if it cannot be copied, see `of_model`.
+        TypeError, ValueError: if the module cannot be copied, see `of_model`.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -43,16 +43,16 @@ class PrivateCopy:
     def __init__(self, module: nn.Module, train: bool = False) -> None:
         _check(module)
         parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-        #: names of the parameters that have a gradient
+        #: names of the parameters that require a gradient
         self.trainable = [name for name, p in parameters.items() if p.requires_grad]
-        #: of all of them, whether a gradient is wanted
+        #: for each parameter, whether it requires a gradient
         self._gradient = {name: p.requires_grad for name, p in parameters.items()}
         registered = {**buffers, **parameters}
-        #: what stands in the copy for each tensor
+        #: what stands for each tensor in the copy
         self.places = {name: _nothing_like(x) for name, x in registered.items()}
         memo: dict[int, Any] = {id(x): self.places[name] for name, x in registered.items()}
         kept = list(_kept(module, set(memo)))
-        # what was computed from parameters in training (older weight_norm keeps its weight so)
+        # what training computes from parameters (the older weight_norm keeps its weight like this)
         computed = [one for one in kept if one.tensor.grad_fn is not None]
         self._stale = [Stale(one.where) for one in computed]
         memo.update(zip([id(one.tensor) for one in computed], self._stale, strict=True))
@@ -64,18 +64,18 @@ class PrivateCopy:
         for one in self._copy.modules():
             for hooks in _BACKWARD:
                 vars(one).get(hooks, {}).clear()
-            # Accelerate puts one that turns autocast on in its place
+            # Accelerate replaces the forward by one that turns autocast on
             if "_original_forward" in vars(one):
                 vars(one)["forward"] = vars(one).pop("_original_forward")
         self._copy.train(train)
-        #: names of the module's layers, a shared one under each of its names
+        #: the names of the module's layers; a shared layer is under each of its names
         self.layers = [name for name, _ in self._copy.named_modules(remove_duplicate=False)]
 
     def holding(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """A twin with copies of these tensors.
 
-        Outside of `torch.func`, parameters are `nn.Parameter` again, with and without gradient as
-        in the module.
+        Outside of `torch.func`, parameters are `nn.Parameter` again, and require gradients as they
+        do in the module.
 
         Args:
             tensors: ``{name: tensor}`` of all parameters and buffers.
@@ -102,26 +102,26 @@ def transformed() -> bool:
 
 
 class Stale(Tensor):
-    """What stands for a tensor whose value of a step nobody knows: using it is an error.
+    """What stands for a tensor whose value at a step nobody knows: using it is an error.
 
     A tensor on the meta device would not do: on the CPU, matrix products with it return whatever
     is in the memory.
 
     Args:
-        attribute: what the module calls it.
+        attribute: the name of the module's attribute.
     """
 
     attribute: str
 
     def __new__(cls, attribute: str) -> Stale:
-        """Make one."""
+        """Make a stand-in for the attribute."""
         result = Tensor._make_subclass(cls, torch.empty(0, device="cpu"))  # pyright: ignore
         result.attribute = attribute
         return result
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Raise ValueError."""
+        """Raise ValueError: nothing may use it."""
         found = [x.attribute for x in tree_leaves((args, kwargs)) if isinstance(x, Stale)]
         raise ValueError(
             f"expected a function of the module that uses its parameters and buffers, got one that "
@@ -143,7 +143,7 @@ class _Kept(NamedTuple):
 
     @property
     def changed(self) -> bool:
-        """Whether training has written to it since, or put another one in its place."""
+        """Whether training has since written to it, or put another tensor in its place."""
         replaced = self.name is not None and self.attributes.get(self.name) is not self.tensor
         return replaced or _version(self.tensor) != self.version
 
@@ -175,7 +175,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _version(tensor: Tensor) -> int:
-    # tensors of inference mode are not counted
+    # tensors of inference mode have no version
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -205,7 +205,7 @@ def _check(module: nn.Module) -> None:
 
 
 def _check_hook(path: str, hook: object) -> None:
-    """Objects and methods are copied with the module; functions are not."""
+    """Refuse functions: only objects and methods are copied with the module."""
     while isinstance(hook, partial):
         hook = hook.func
     if isinstance(hook, (types.FunctionType, types.BuiltinFunctionType)):

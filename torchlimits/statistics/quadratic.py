@@ -15,10 +15,10 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class OuterGradient:
-    r"""Gradients of a weight that are outer products, :math:`g_s = a_s x_s^T`, one a sample.
+    r"""Gradients of a weight that are outer products, :math:`g_s = a_s x_s^T`, one for each sample.
 
-    Those of a linear layer are: a is the gradient of its output, x its input. Numbers of size
-    K + N a sample stand for K N.
+    Gradients of a linear layer are: a is the gradient of its output, and x its input. For each
+    sample, K + N numbers stand for K N.
 
     Args:
         left: a, shape ``(B, K)``.
@@ -30,7 +30,7 @@ class OuterGradient:
     _overlaps: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     def overlaps(self, directions: Float[Tensor, "d N"]) -> Float[Tensor, "B d"]:
-        """<x_s, e_j>, made once for statistics that share their directions."""
+        """<x_s, e_j>, computed once for statistics that share their directions."""
         if id(directions) not in self._overlaps:
             self._overlaps[id(directions)] = self.right @ directions.to(self.right).mT
         return self._overlaps[id(directions)]
@@ -40,7 +40,7 @@ class OuterGradient:
         return self.left[:, :, None] * self.right[:, None, :]
 
     def sum(self) -> Float[Tensor, "K N"]:
-        """Over the samples."""
+        """The sum over the samples."""
         if len(self.left) % 2:
             return self.left.mT @ self.right
         # two halves in a batch: BLAS takes half the time for them that it takes for the whole
@@ -52,12 +52,12 @@ Gradient = Tensor | OuterGradient
 
 
 def near(function: Any, parameters: Parameters) -> Any:
-    """A statistic with the tensors it holds beside the parameters; any other function as it is."""
+    """A statistic with its own tensors on the parameters' device; any other function as it is."""
     return function.near(parameters) if hasattr(function, "near") else function
 
 
 def total(gradient: Gradient) -> Tensor:
-    """Over the samples, in the parameter's shape."""
+    """The sum over the samples, in the parameter's shape."""
     return gradient.sum() if isinstance(gradient, OuterGradient) else gradient.sum(0)
 
 
@@ -96,10 +96,10 @@ class Quadratic(ABC):
     def near(self, parameters: Parameters) -> Quadratic:
         """The same statistic, its directions on the device and in the dtype of the parameter.
 
-        Evaluated there, it copies nothing from the host, for which it would wait.
+        Evaluated there, it need not wait for a copy from the host.
 
         Args:
-            parameters: where they are, ``{name: tensor}``.
+            parameters: the parameters, ``{name: tensor}``.
 
         Example:
             >>> import torch
@@ -122,11 +122,11 @@ class Quadratic(ABC):
     def changes(
         self, parameters: Parameters, gradient: Gradient, centre: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Du[g_s], and half of D^2 u along g_s - centre and along g_s, twice; None: 0.
+        """Du[g_s], and half of D^2 u twice along g_s - centre and twice along g_s; None is 0.
 
         Args:
             parameters: the point, ``{name: tensor}``.
             gradient: the g_s, B gradients of this statistic's parameter.
-            centre: about their mean, in the parameter's shape.
+            centre: about the mean of the g_s, in the parameter's shape.
         """
         return self.along(parameters, gradient), None, None

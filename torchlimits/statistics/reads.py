@@ -20,7 +20,7 @@ class ReadRecorder(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatib
 
     Args:
         parameters: ``{name: tensor}``, read when they are looked at and not before.
-        sources: the same, of which errors tell names and shapes.
+        sources: the same tensors, whose names and shapes error messages tell.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ class ReadRecorder(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatib
         self.lists = False
 
     def known(self) -> Parameters:
-        """Each as it was read, or its source."""
+        """Each tensor as it was read, or its source."""
         return {**self._sources, **self.read}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -60,7 +60,7 @@ class ReadRecorder(  # pyright: ignore[reportGeneralTypeIssues, reportIncompatib
 
 
 class Reading:
-    """A statistic that is given a plain dict of what it reads, whatever else there is.
+    """A statistic that is given a plain dict of what it reads and nothing else.
 
     Args:
         function: a function of ``{name: tensor}``.
@@ -82,7 +82,7 @@ class Reading:
 
     def __call__(self, parameters: Parameters) -> Tensor:
         """The statistic's value."""
-        # torch.func.grad and all else that takes dicts apart knows plain ones only
+        # torch.func.grad and whatever else takes dicts apart knows plain ones only
         return self.function({name: parameters[name] for name in self.names})
 
 
@@ -95,7 +95,7 @@ def _unflatten(tensors: Any, names: list[str]) -> dict[str, Tensor]:
     return dict(zip(names, tensors, strict=True))
 
 
-# torch.func takes apart, and gives derivatives in the form of, what it has been told of
+# torch.func takes apart, and gives derivatives in the form of, registered types only
 pytree.register_pytree_node(
     ReadRecorder, _flatten, _unflatten, serialized_type_name="torchlimits.ReadRecorder"
 )

@@ -79,7 +79,7 @@ class Overlaps(Quadratic):
     directions: Float[Tensor, "d N"]
 
     def near(self, parameters: Parameters) -> Overlaps:
-        """Return a copy with the directions beside the parameter, as `Quadratic.near` does."""
+        """Return a copy with the directions where the parameter is, as `Quadratic.near` does."""
         return replace(self, directions=self.directions.to(parameters[self.parameter]))
 
     def __call__(self, parameters: Parameters) -> Tensor:
@@ -116,7 +116,7 @@ class Gram(Quadratic):
     degree = 2
 
     def near(self, parameters: Parameters) -> Gram:
-        """Return a copy with the directions beside the parameter, as `Quadratic.near` does."""
+        """Return a copy with the directions where the parameter is, as `Quadratic.near` does."""
         if self.perpendicular_to is None:
             return self
         return replace(self, perpendicular_to=self.perpendicular_to.to(parameters[self.parameter]))
@@ -177,7 +177,7 @@ class SquaredLengths(Quadratic):
     degree = 2
 
     def near(self, parameters: Parameters) -> SquaredLengths:
-        """Return a copy with the directions beside the parameter, as `Quadratic.near` does."""
+        """Return a copy with the directions where the parameter is, as `Quadratic.near` does."""
         return replace(self, perpendicular_to=self._gram.near(parameters).perpendicular_to)
 
     def __call__(self, parameters: Parameters) -> Tensor:
@@ -224,19 +224,19 @@ def row_norms(parameter: str) -> Callable[[Parameters], Tensor]:
 def norms(model: nn.Module) -> dict[str, Callable[[Parameters], Tensor]]:
     r"""Euclidean norms of all parameters of a model: ``norm.<name>``, :math:`|\theta_i|`.
 
-    They are those of all layers in one line, for `tl.track`, frozen ones included; a parameter that
-    layers share is one. Beside others: ``{**norms(model), "loss": ...}``.
+    They are the norms of all layers in one line, for `tl.track`, frozen ones included; a parameter
+    that layers share is one. Put them beside others by ``{**norms(model), "loss": ...}``.
 
-    Cost: one pass over the parameters a recorded step.
+    Cost: one pass over the parameters for each recorded step.
 
     Args:
-        model: the user's own module, not a wrapper around it, whose names are others.
+        model: the user's own module, not a wrapper around it, whose names are different.
 
     Returns:
         ``{name: function of the parameters}``.
 
     Raises:
-        TypeError: if ``model`` is no module.
+        TypeError: if ``model`` is not a module.
         ValueError: if it has no parameters.
 
     Example:

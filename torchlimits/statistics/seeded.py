@@ -1,4 +1,4 @@
-"""`seeded`: random numbers that start at a seed, and leave everybody else's where they were."""
+"""`seeded`: random numbers from a seed, which leave everybody else's generators as they were."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class _Source(NamedTuple):
 def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Generator[None]:
     """Have the program's generators start at a seed inside the block, and restore them after it.
 
-    They are torch's on the CPU and on the devices, Python's ``random`` and numpy's. States are set
-    and no seed is given to torch: that would reach the generators of all devices, and start CUDA.
+    They are torch's on the CPU and on the devices, Python's ``random`` and numpy's. States are set,
+    and torch is given no seed: that would reach the generators of all devices, and start CUDA.
 
     Args:
         seed: an int >= 0.
@@ -53,7 +53,7 @@ def seeded(seed: int, devices: Iterable[torch.device] = ()) -> Generator[None]:
         finally:
             restore()
     finally:
-        # once more: an interrupt may come in the first
+        # once more: an interrupt may have ended the first
         restore()
 
 
@@ -74,7 +74,7 @@ def _sources(seed: int, devices: frozenset[torch.device]) -> list[_Source]:
 
 def _on_device(device: torch.device, seed: int) -> _Source:
     room: Any = torch.get_device_module(device)
-    if device.type == "mps":  # there is one, and its functions take no device
+    if device.type == "mps":  # there is one such device, and its functions take no argument for it
         return _Source(room.get_rng_state, room.set_rng_state, _start(device, seed))
     return _Source(
         lambda: room.get_rng_state(device),

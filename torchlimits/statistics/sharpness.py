@@ -35,16 +35,17 @@ def sharpness(
     r"""The largest eigenvalue of the Hessian of the mean loss, :math:`\lambda_1(\nabla^2 \hat L)`.
 
     :math:`\hat L` is what `held_out` records, as a function of the parameters that required
-    gradients when `tl.track` was called. The largest eigenvalue, not the one of largest modulus:
-    negative ones do not matter. Above :math:`2/\eta`, gradient descent with step size :math:`\eta`
-    is unstable (Cohen et al., arXiv 2103.00065).
+    gradients when `tl.track` was called. It is the largest eigenvalue, not the one of largest
+    modulus: negative ones do not matter. Above :math:`2/\eta`, gradient descent with step size
+    :math:`\eta` is unstable (Cohen et al., arXiv 2103.00065).
 
-    Lanczos iteration with full reorthogonalisation, from the same random vector at every step. The
-    value :math:`\mu` is a Ritz value: up to rounding it never exceeds :math:`\lambda_1`. It ends
-    when the residual of its vector, :math:`|Hv - \mu v|` with :math:`|v| = 1`, is at most
-    ``tolerance`` times :math:`|\mu|`: then an eigenvalue is that near to it, and as a rule it is
-    :math:`\lambda_1`, with the square of this accuracy. If ``iterations`` do not suffice, a warning
-    says so, and :math:`\mu` is what it was: a lower bound.
+    It is found by Lanczos iteration with full reorthogonalisation, from the same random vector at
+    every step. The value :math:`\mu` is a Ritz value: up to rounding it never exceeds
+    :math:`\lambda_1`. The iteration ends when the residual of its vector, :math:`|Hv - \mu v|` with
+    :math:`|v| = 1`, is at most ``tolerance`` times :math:`|\mu|`: then an eigenvalue is that near
+    to it, and as a rule it is :math:`\lambda_1`, with the square of this accuracy. If
+    ``iterations`` do not suffice, a warning says so, and :math:`\mu` is returned as it was: a lower
+    bound.
 
     Cost: each iteration costs two to three backward passes, typically 10 to 30 of them a recorded
     step, one step at a time (no `torch.func.vmap`), and keeps a vector as long as the parameters,
@@ -63,9 +64,9 @@ def sharpness(
         Hessian is not finite.
 
     Raises:
-        TypeError: if the loss is not callable, inputs or targets are no tensors.
-        ValueError: if they differ in n, iterations or seed is no int in its range, tolerance is not
-            positive, or, at `tl.track`, no parameter requires a gradient or the loss is not one
+        TypeError: if the loss is not callable, or inputs or targets are not tensors.
+        ValueError: if they differ in n, iterations or seed is not an int in its range, tolerance is
+            not positive, or, at `tl.track`, no parameter requires a gradient or the loss is not one
             number.
 
     Example:
@@ -128,12 +129,12 @@ def largest_eigenvalue(
 
     Args:
         product: v -> H v.
-        start: a vector that has a part along the eigenvector, of any length.
+        start: a vector of any length with a component along the eigenvector.
         iterations: at most so many products.
         tolerance: the residual over the modulus of the eigenvalue at which it ends.
 
     Returns:
-        Both NaN if a product is not finite.
+        Both; both are NaN if a product is not finite.
 
     Example:
         >>> H = torch.diag(torch.tensor([1.0, 3.0, -9.0]))

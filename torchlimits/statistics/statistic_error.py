@@ -1,4 +1,4 @@
-"""`StatisticError`: a statistic's function failed; what it was asked and what it was given."""
+"""`StatisticError`: a statistic's function failed; its message says what the function was given."""
 
 from __future__ import annotations
 

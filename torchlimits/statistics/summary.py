@@ -16,7 +16,7 @@ from torchlimits.statistics.quadratic import Parameters, Quadratic, near
 from torchlimits.statistics.reads import Reading, ReadRecorder
 from torchlimits.statistics.statistic_error import failed, given
 
-#: of a plain dict of what it reads, which may be annotated as dict or as Mapping
+#: a function of a plain dict of what it reads, which may be annotated as dict or as Mapping
 StatisticFunction = Callable[[Any], Tensor]
 
 
@@ -76,7 +76,7 @@ class SummaryStatistics:
         >>> runs.batch_dims(stacked), runs(stacked).shape, runs.of_runs(4)(stacked).shape
         (1, torch.Size([7, 2]), torch.Size([4, 2]))
 
-    Statistics beside those of a problem; of two of one name the right one counts:
+    Statistics beside those of a problem; of two with the same name, the right one counts:
 
         >>> import torchlimits as tl
         >>> problem = tl.SpikedTensor(dim=50, order=2, snr=2.0)
@@ -105,13 +105,13 @@ class SummaryStatistics:
         self.functions = dict(functions)
         self.symmetric = frozenset(symmetric)
         self.parameter_dims = None if parameter_dims is None else dict(parameter_dims)
-        self._runs: int | None = None  # of the replicas so many count; the others fill up a group
+        self._runs: int | None = None  # how many replicas count; the others fill up a group
 
     @classmethod
     def of(
         cls, statistics: SummaryStatistics | Mapping[str, StatisticFunction]
     ) -> SummaryStatistics:
-        """The statistics themselves, or made of a dict.
+        """The statistics themselves, or statistics made of a dict.
 
         Args:
             statistics: a `SummaryStatistics`, or ``{name: function}``.
@@ -171,7 +171,7 @@ class SummaryStatistics:
             self._entries(name, value, batch) for name, value in self._evaluate(parameters).items()
         ]
         devices = {row.device for row in rows}
-        if len(devices) > 1:  # one made on the CPU, of .item() for instance
+        if len(devices) > 1:  # one was made on the CPU, from .item() for instance
             device = max(devices, key=lambda device: device.type != "cpu")
             rows = [row.to(device) for row in rows]
         u = torch.cat(rows, dim=-1)
@@ -188,7 +188,8 @@ class SummaryStatistics:
 
         Args:
             parameters: ``{name: tensor}``, read when they are looked at and not before.
-            sources: the same, of which errors tell names and shapes; by default ``parameters``.
+            sources: the same tensors, whose names and shapes error messages tell; by default
+                ``parameters``.
         """
         recorder = ReadRecorder(parameters, parameters if sources is None else sources)
         with torch.no_grad():
@@ -267,7 +268,7 @@ class SummaryStatistics:
         ]
 
     def jacobian(self, parameters: Parameters) -> dict[str, Float[Tensor, "k *shape"]]:
-        r"""The Jacobian :math:`J = \nabla u` of one model, ``(k, *shape)`` a parameter.
+        r"""The Jacobian :math:`J = \nabla u` of one model, ``(k, *shape)`` for each parameter.
 
         Args:
             parameters: ``{name: tensor}`` of one model.
@@ -280,7 +281,7 @@ class SummaryStatistics:
         return torch.func.jacrev(self.__call__)(dict(parameters))  # type: ignore[return-value]
 
     def select(self, names: Collection[str]) -> SummaryStatistics:
-        """The statistics of the given function names only (``"v"``, not ``"v[0]"``)."""
+        """Only the statistics with the given function names (``"v"``, not ``"v[0]"``)."""
         unknown = [name for name in names if name not in self.functions]
         if unknown:
             raise ValueError(f"expected names among {list(self.functions)}, got {unknown}")
@@ -291,7 +292,7 @@ class SummaryStatistics:
         )
 
     def near(self, parameters: Parameters) -> SummaryStatistics:
-        """The same statistics, with all that they hold beside these parameters.
+        """The same statistics, with all that they hold on the device of these parameters.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -353,7 +354,7 @@ class SummaryStatistics:
         try:
             value = function(parameters)
         except (torch.OutOfMemoryError, MemoryError):
-            raise  # it says nothing of the statistic
+            raise  # it says nothing about the statistic
         except Exception as error:
             raise failed(name, error, parameters) from error
         if not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""`borrowed`: a trajectory in a SummaryWriter of the user's while it grows."""
+"""`borrowed`: writes a growing trajectory into the user's own SummaryWriter."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from torchlimits.tensorboard.explained import write_explanation
 from torchlimits.tensorboard.live import Live
 from torchlimits.trajectory import Trajectory
 
-#: where torch has its own
+#: where torch has its own SummaryWriter
 _TORCH = "torch.utils.tensorboard"
 
 
 def borrowed(writer: Any) -> Borrowed:
-    """The sink of a SummaryWriter, of torch's or of somebody else's.
+    """The sink for a SummaryWriter, torch's or somebody else's.
 
     Raises:
-        TypeError: if it cannot be written to.
+        TypeError: if the writer cannot be written to.
     """
     made_by_torch = _is_torchs(writer) and _is_torchs(writer._get_file_writer())
     return Borrowed(writer) if made_by_torch else Foreign(writer)
@@ -42,16 +42,16 @@ class Borrowed(Live):
     """Writes into torch's SummaryWriter, which stays open; run r has tags ``.../run r``.
 
     Nothing can be taken back from it, so rows are not thinned out later: every step is shown at
-    first, then about 40 a doubling of the step (for 1000 points), which lasts for 10^9 steps.
-    It never purges anything: both sides' points stay. To resume, the user makes the first one with
-    ``purge_step=0`` (TensorBoard ignores the first START of a folder) and the next with
-    ``purge_step=`` the checkpoint's step + 1.
+    first, then about 40 for each doubling of the step (for 1000 points), which lasts for 10^9
+    steps. It never purges anything: the user's points and ours stay. To resume, the user makes the
+    first writer with ``purge_step=0`` (TensorBoard ignores the first START of a folder) and the
+    next one with ``purge_step=`` the checkpoint's step + 1.
     """
 
     def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 3) -> None:
         super().__init__(max_points, None)
         self._writer, self._max_runs = writer, max_runs
-        #: the step, and how many of its values, that the writer was given last
+        #: the step that the writer was given last, and how many of its values
         self._given: tuple[int, int] = (-1, 0)
 
     def _write(self, rows: Trajectory, wall_times: Float[np.ndarray, " T"]) -> None:
@@ -99,7 +99,7 @@ class Borrowed(Live):
 class Foreign(Borrowed):
     """Writes into a SummaryWriter that is not torch's, tensorboardX's for one.
 
-    By its public ``add_scalar(tag, value, step, walltime)`` alone: what is inside is not known.
+    It uses only the public ``add_scalar(tag, value, step, walltime)``: what is inside is not known.
     """
 
     def __init__(self, writer: Any, max_points: int | None = 1000, max_runs: int = 3) -> None:
@@ -126,7 +126,7 @@ class Foreign(Borrowed):
         return isinstance(_folder_of(self._writer), str)
 
     def explain(self, explanation: Explanation) -> None:
-        """Write an explanation into the folder ``explained`` of the writer's."""
+        """Write an explanation into the subfolder ``explained`` of the writer's folder."""
         write_explanation(str(_folder_of(self._writer)), explanation)
 
     def flush(self) -> None:

@@ -33,17 +33,17 @@ _STEM = "events.out.tfevents"
 _MARK = "torchlimits.Events/1 "
 #: room for the first two events
 _HEAD = 2**14
-#: where our files are in a folder in which somebody else has some
+#: the subfolder for our files in a folder in which somebody else has some
 ROOM = "torchlimits"
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """Where everything that an `EventFile` was given is.
+    """Where everything is that an `EventFile` was given.
 
     Attributes:
         pending: what is in memory only.
-        path, inode, size: the file and how much of it is written; bytes beyond that are of an
+        path, inode, size: the file and how much of it is written; bytes beyond that are those of an
             append that was interrupted.
         newest: the last step of the scalars.
     """
@@ -62,15 +62,15 @@ _open: weakref.WeakValueDictionary[Path, EventFile] = weakref.WeakValueDictionar
 class EventFile:
     """An event file that grows at each `flush`; nothing is held open in between.
 
-    Every method may be interrupted anywhere and called again with the same.
+    Every method may be interrupted anywhere and called again with the same arguments.
 
     Args:
         folder: the run directory; made if it is not there.
         root: the folder of the recording, ``folder`` itself if there are no independent runs.
-        partial: under a name that TensorBoard does not read, until `publish`.
+        partial: whether the file has a name that TensorBoard does not read, until `publish`.
         purge_step: readers forget what earlier files of the folder hold from this step on.
-        began: seconds since 1970 in its first event, by which TensorBoard orders runs; None: when
-            it is made.
+        began: seconds since 1970 in its first event, by which TensorBoard orders runs; None stands
+            for the time at which the file is made.
 
     Example:
         >>> import tempfile
@@ -95,7 +95,7 @@ class EventFile:
 
     @property
     def path(self) -> Path | None:
-        """Where it is, once it was begun."""
+        """Where the file is, once it has been begun."""
         return self._kept.path
 
     @property
@@ -120,9 +120,9 @@ class EventFile:
         self, tags: Sequence[str], steps: Int[np.ndarray, " T"],
         wall_times: Float[np.ndarray, " T"], values: Float[np.ndarray, "T k"],
     ) -> None:  # fmt: skip
-        """Append T events of k scalars, except those of steps that it has.
+        """Append T events of k scalars, except those of steps that the file has.
 
-        Arguments as in `scalar_records`.
+        The arguments are those of `scalar_records`.
         """
         (new,) = np.nonzero(steps > self._kept.newest)
         for rows in np.split(new, range(ROWS, len(new), ROWS)):
@@ -142,10 +142,11 @@ class EventFile:
         """Hand everything added so far to the operating system.
 
         Raises:
-            OSError: if it cannot be written; it is kept for the next flush, and the file is whole.
+            OSError: if that cannot be written; then it is kept for the next flush, and the file is
+                whole.
         """
         if self._kept.path is None or self.gone:
-            # the first flush, or a later writer replaced the file: go on in a new one
+            # at the first flush, or if a later writer replaced the file: go on in a new one
             self._begin()
         kept, data = self._kept, b"".join(self._kept.pending)
         assert kept.path is not None
@@ -200,13 +201,13 @@ class EventFile:
 
 
 def _free_name(folder: Path, stem: str, suffix: str) -> Path:
-    """A name that sorts after all there are: TensorBoard reads a run's files in that order.
+    """A name that sorts after all others: TensorBoard reads a run's files in that order.
 
-    So it does if the clock was set back since they were written.
+    It does so even if the clock has been set back since they were written.
     """
     host = socket.gethostname() or "localhost"
     stamps = [re.match(rf"{re.escape(stem)}\.(\d+)", path.name) for path in folder.iterdir()]
-    # others write seconds, we nanoseconds: as texts, 17 and 170 stand before 171
+    # others write seconds, we write nanoseconds: as texts, 17 and 170 stand before 171
     newest = max((int(stamp[1].ljust(19, "0")) for stamp in stamps if stamp), default=0)
     # a second back: somebody's file that is made after ours in the same second is to sort after it
     for moment in itertools.count(max(time.time_ns() - 10**9, newest + 1)):
@@ -223,11 +224,10 @@ def own_files(root: Path, *, numbered: bool = False) -> list[Path]:
     """The event files of a recording in a folder, finished or not.
 
     They are known by a mark in them, which says for which folder they were written. In the folder
-    itself, those without a mark count as well whose names are of an earlier version of this
-    package.
+    itself, files without a mark count as well if an earlier version of this package named them.
 
     Args:
-        root: need not exist.
+        root: the folder, which need not exist.
         numbered: also those in its subdirectories 0, 1, 2 ... (independent runs).
     """
     folders = [root]
@@ -263,7 +263,7 @@ def _is_of(path: Path, root: Path) -> bool:
 
 
 def _mark_of(path: Path) -> str | None:
-    """The folder in the mark of a file, relative to the recording's; None: it has no mark."""
+    """The folder in the mark of a file, relative to the recording's; None if it has no mark."""
     if not path.is_file():
         return None
     try:
@@ -276,7 +276,7 @@ def _mark_of(path: Path) -> str | None:
 
 
 def scalars_in(contents: Iterable[bytes]) -> dict[int, list[bytes]]:
-    """The records of scalars by their steps, of files in order, without those that are purged."""
+    """The records of scalars in files in order, by their steps, without those that are purged."""
     found: dict[int, list[bytes]] = {}
     for content in contents:
         for data in data_of(content, len(content)):
@@ -291,9 +291,9 @@ def scalars_in(contents: Iterable[bytes]) -> dict[int, list[bytes]]:
 def retire(paths: Sequence[Path]) -> None:
     """Remove event files that newer ones replace, and numbered run directories left with none.
 
-    The newest of each folder is only emptied, up to its mark, and deleted when it is found so:
+    The newest file of each folder is only emptied, up to its mark, and deleted when it is found so:
     without its data server, TensorBoard never leaves a file that vanished while it was the one
-    being read. A symbolic link is deleted, what it leads to is left as it is.
+    being read. A symbolic link is deleted, but what it leads to is left as it is.
     """
     newest = {path.parent: path for path in sorted(paths) if path.name.endswith(SUFFIX)}
     for path in paths:
@@ -313,7 +313,7 @@ def _remove_empty(folder: Path) -> None:
 
 
 def _emptied(path: Path) -> bool:
-    """Cut a file after its mark; False if there is nothing more, or no file."""
+    """Cut a file after its mark; False if there is nothing after it, or no file."""
     if path.is_symlink() or not path.exists():
         return False
     with path.open("r+b") as file:

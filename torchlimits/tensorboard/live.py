@@ -1,4 +1,4 @@
-"""`Live`: what the sinks of TensorBoard share, few enough rows of a trajectory that grows."""
+"""`Live`: what the TensorBoard sinks share, which show few enough rows of a growing trajectory."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LONGEST = 10**9
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a trajectory came; changed by one assignment, after what it tells of was done.
+    """How far a trajectory has come; changed by one assignment, once what it tells of is done.
 
     Attributes:
-        newest: the last step that was taken; -1: none.
-        written: the last step that was written; -1: none.
+        newest: the last step that was taken; -1 if none.
+        written: the last step that was written; -1 if none.
         tail: the newest row, if it is not written, and when it was made.
-        clock: until when the rows that were taken were made, in seconds since 1970.
+        clock: when the last of the rows taken was made, in seconds since 1970.
         style: how tags are written.
         level: the rows that are written are thinned out to every 2^level-th.
         shown: the steps that are written, where rows can be thinned out.
@@ -76,12 +76,12 @@ class Live(Sink):
         if not len(steps) or steps[-1] <= before.newest:
             return
         level, keep = self._chosen(steps)
-        # nobody noted when each row was made: evenly, since the last piece
+        # nobody noted when each row was made: they are spread evenly since the last piece
         wall_times = np.linspace(before.clock, time.time(), len(steps) + 1)[1:]
         shown = before.shown if level == before.level else self._thin(level)
         if keep.any():
             self._write(chunk.slice(torch.from_numpy(keep)), wall_times[keep])
-        # a piece of its own, not one of a file that is mapped
+        # a copy, not a piece of a file that is mapped
         last = chunk.slice(torch.tensor([len(steps) - 1], device="cpu"))
         self._progress = replace(
             before,
@@ -110,7 +110,7 @@ class Live(Sink):
         )
 
     def _thin(self, level: int) -> tuple[int, ...]:
-        """Write the rows again that stay, and return their steps."""
+        """Write again the rows that stay, and return their steps."""
         raise NotImplementedError
 
     @property

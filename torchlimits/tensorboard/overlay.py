@@ -62,23 +62,24 @@ def write(
     *Custom Scalars* has one chart for each statistic of each experiment, in categories that carry
     the last two levels of ``logdir``. A chart finds its runs by their tags, so these curves have
     tags of their own, ``±1.96 sd/<experiment>/<tag>/value``. With a predicted standard deviation,
-    ``.../lower`` and ``.../upper`` hold the value -+ 1.96 of them, drawn as a band. The other side
-    repeats its value there, as TensorBoard leaves out a run that lacks them: so write both sides in
-    one call. Without one, the tag is ``· Custom Scalars/<experiment>/<tag>``.
+    ``.../lower`` and ``.../upper`` hold the value -+ 1.96 such deviations, drawn as a band. The
+    other side repeats its value there, as TensorBoard leaves out a run that lacks them: so write
+    both sides in one call. Without such a deviation, the tag is
+    ``· Custom Scalars/<experiment>/<tag>``.
 
     TensorBoard colours a run by its place in the list of runs: of two runs, both sides of the first
     have a warm colour and both sides of the second a cool one, if nothing stands before them in the
     log directory. It draws about 20 markers on each curve of *Custom Scalars*, which cannot be
     switched off; *Time Series* and *Scalars* have none.
 
-    The step axis is the optimizer step, for both sides that of the measured one if they have the
-    same times. The wall time of a row is the limit time t in hours: so
-    TensorBoard's *Relative* axis, which counts hours, is t (*Time Series* writes "12 hr").
+    The step axis is the optimizer step; for both sides, it is that of the measured one if they have
+    the same times. The wall time of a row is the limit time t in hours: so TensorBoard's *Relative*
+    axis, which counts hours, is t (*Time Series* writes "12 hr").
 
     Writing again replaces, once the new files are complete, those that this package wrote for the
     sides given, live ones included; their names end in ``.torchlimits``. A running TensorBoard
-    follows. Files of others are not touched; where there are some, ours are in a subdirectory
-    ``torchlimits``.
+    follows. Files of other programs are not touched; where there are some, ours are in a
+    subdirectory ``torchlimits``.
 
     Args:
         logdir: the experiment's folder; made if it is not there. Live files directly in it, of
@@ -87,7 +88,7 @@ def write(
         predicted: values ``(..., T, k)``, one run for each measured one or one for all.
         hparams: scalars for the hparams dashboard, over those of ``metadata["parameters"]``.
         max_points: at most so many rows, evenly spread, first and last included (of more than
-            1000, TensorBoard shows a random thousand); None: all.
+            1000, TensorBoard shows a random thousand); None stands for all.
         max_runs: at most so many runs of each side; the text panel says what is left out.
 
     Raises:
@@ -120,7 +121,7 @@ def _replace(
     """Write the files of the sides given, then remove those that they replace."""
     band = any(path.std is not None for path in match.sides.values())
     experiment = experiment_of(path_of(logdir))
-    # refuses two statistics of one tag, before there is a folder
+    # this refuses two statistics with one tag, before there is a folder
     all_tags(match.all_names, experiment, band=band)
     folder, now = log_folder(logdir), time.time()
     old = [file for side in match.sides for file in _replaceable(folder, side)]
@@ -180,7 +181,7 @@ def _add_sessions(
     parameters: Mapping[str, bool | int | float | str],
     trial: str,
 ) -> None:
-    """Hyperparameters and how far theory is off, for each run; one row for all runs together."""
+    """Add hyperparameters and how far theory is off, for each run; all runs make one row."""
     from tensorboard.plugins.hparams import summary_v2
 
     if match.comparable:
@@ -197,7 +198,7 @@ def _add_sessions(
 
 
 def _trial(folder: Path) -> str:
-    """What the hparams dashboard calls an experiment; folders of one name stay apart."""
+    """What the hparams dashboard calls an experiment; folders with the same name stay apart."""
     whole = folder.resolve()
     return f"{whole.name} ({hashlib.sha256(str(whole).encode()).hexdigest()[:6]})"
 

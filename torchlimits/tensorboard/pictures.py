@@ -21,7 +21,7 @@ def pictures(match: Match) -> list[Summary]:
 
     A thumbnail of TensorBoard is about 400 pixels wide. The panels show the first run.
     """
-    # matplotlib takes most of a second to load: only for those who write
+    # matplotlib takes most of a second to load: only those who write need it
     from torchlimits import figures
     from torchlimits.figures.panels import panels_of
 

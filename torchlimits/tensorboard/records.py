@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 
-#: rows framed at a time: some MB
+#: how many rows are framed at a time, which take some MB
 ROWS = 8192
 _FRAME_HEADER, _FRAME_FOOTER = 12, 4
 
@@ -53,11 +53,12 @@ def scalar_records(
     wall_times: Float[np.ndarray, " T"],
     values: Float[np.ndarray, "T k"],
 ) -> Iterator[bytes]:
-    """Records of T events, one a step, each holding the k scalars; blocks of a few MB.
+    """Records of T events, one for each step with its k scalars, in blocks of a few MB.
 
-    Events whose steps take as many bytes differ only in fixed places: one is serialised by
-    protobuf, and numpy fills in those of all the others. NaN is no value: there is no point for
-    it, and scalars that have values at other steps than the first one's are in events of their own.
+    Events whose steps take equally many bytes differ only in fixed places: one is serialised by
+    protobuf, and numpy fills in the places of all the others. NaN is no value: there is no point
+    for it, and scalars that have values at other steps than the first one are in events of their
+    own.
 
     Args:
         tags: the k tags.
@@ -68,7 +69,7 @@ def scalar_records(
     values = np.asarray(values)
     with np.errstate(over="ignore"):
         floats = values.astype("<f4")
-    # the sum is NaN if one of them is, and where infinities meet: cheaper than to ask them all
+    # the sum is NaN if one of them is, or if infinities meet: cheaper than testing each of them
     with np.errstate(invalid="ignore"):
         missing = np.isnan(values) if np.isnan(floats.sum()) else None
     if missing is None or not missing.any():
@@ -96,7 +97,7 @@ def _records_of_all(
     tags: Sequence[str], steps: Int[np.ndarray, " T"], wall_times: Float[np.ndarray, " T"],
     floats: Float[np.ndarray, "T k"],
 ) -> Iterator[bytes]:  # fmt: skip
-    """`scalar_records` of values that are all there."""
+    """The same as `scalar_records`, if no value is missing."""
     sizes = _varint_size(np.asarray(steps, dtype=np.uint64))
     groups = np.split(np.arange(len(steps)), np.flatnonzero(np.diff(sizes)) + 1)
     for group in groups:

@@ -1,4 +1,4 @@
-"""Summaries that are no scalars: text, image, the layout of the custom scalars dashboard."""
+"""Summaries other than scalars: text, image, the layout of the custom scalars dashboard."""
 
 # protobuf makes its classes at import time, where a type checker does not see them:
 # pyright: reportAttributeAccessIssue=false
@@ -16,7 +16,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2 as layouts
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 
-#: charts: what the other dashboards put on one page
+#: how many charts the other dashboards put on one page
 _MOST_OPEN = 12
 
 
@@ -46,20 +46,20 @@ def image(tag: str, png: bytes) -> Summary:
 
 
 def line_chart(title: str, tag: str) -> layouts.Chart:
-    """One tag, by an anchored regular expression: v/1 alone would also match v/10."""
+    """A chart of one tag, by an anchored regular expression: v/1 alone would also match v/10."""
     pattern = f"^{re.escape(tag)}$"
     return layouts.Chart(title=title, multiline=layouts.MultilineChartContent(tag=[pattern]))
 
 
 def band_chart(title: str, tag: str, lower: str, upper: str) -> layouts.Chart:
-    """One tag inside the band between two others; a run that lacks either is not drawn."""
+    """A chart of one tag in the band between two others; a run that lacks either is not drawn."""
     margin = layouts.MarginChartContent
     series = margin.Series(value=tag, lower=lower, upper=upper)
     return layouts.Chart(title=title, margin=margin(series=[series]))
 
 
 def layout(categories: Mapping[str, Sequence[layouts.Chart]]) -> Summary:
-    """The custom scalars dashboard: charts by category; later ones, if large, are closed at first.
+    """The custom scalars dashboard: charts by category; later, large categories start closed.
 
     The charts of open categories load all at once.
     """

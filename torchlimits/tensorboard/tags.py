@@ -18,7 +18,7 @@ from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttr
 from torchlimits.trajectory import BAND, Trajectory
 
 _HOUR = 3600.0
-#: seconds between the starts that two runs tell
+#: seconds between the starts that the files of two runs tell
 APART = 1e-3
 
 #: the charts of an experiment have tags of their own, or they would show other experiments' runs as
@@ -56,7 +56,7 @@ def chart_tags(one: str, experiment: str, band: bool) -> list[str]:
 def all_tags(
     names: Sequence[str], experiment: str, *, band: bool = False, style: str = LEVELS
 ) -> list[str]:
-    """The tags of the statistics, followed by those of the charts: what `columns_of` belongs to.
+    """The tags of the statistics, then those of the charts, as the columns of `columns_of`.
 
     Raises:
         ValueError: if two statistics have the same tag.
@@ -118,7 +118,7 @@ def place_of(run: int, predicted: bool, runs: int) -> int:
 
 
 def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T columns"]:
-    """What belongs to `all_tags`."""
+    """The columns of values that belong to `all_tags`."""
     columns = torch.cat([path.values, path.values], dim=-1)
     if band:
         half = torch.zeros_like(path.values) if path.std is None else BAND * path.std
@@ -127,12 +127,12 @@ def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T column
 
 
 def wall_times_of(path: Trajectory, now: float) -> Float[np.ndarray, " T"]:
-    """Limit time in hours, the unit of TensorBoard's relative axis; ends now, in no future."""
+    """Limit time in hours, the unit of TensorBoard's relative axis; it ends now, not later."""
     return now + _HOUR * (path.times - path.times[-1]).double().numpy()
 
 
 def check_cap(max_points: int | None) -> None:
-    """An int >= 4 or None, or ValueError."""
+    """Raise ValueError unless the cap is an int >= 4 or None."""
     if max_points is not None:
         _checks.positive_int("max_points", max_points)
         if max_points < 4:

@@ -1,4 +1,4 @@
-"""`Writer`: a trajectory in a TensorBoard log directory while it grows."""
+"""`Writer`: writes a growing trajectory into a TensorBoard log directory."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Writer(Live):
 
     There are at most ``max_points`` rows at any moment: every recorded one at first; whenever there
     would be more, they are thinned out to every second of them, then every fourth and so on, so
-    that they stay evenly spread. Step 0 is always there, and from `close` on the last step. The
-    *Text* tab says so. With ``total_steps``, rows are spread from the beginning as they will be at
-    the end. After the run, `write` replaces the live file. Wall times are real ones.
+    that they stay evenly spread. Step 0 is always there and, from `close` on, so is the last step.
+    The *Text* tab says so. With ``total_steps``, rows are spread from the beginning as they will be
+    at the end. After the run, `write` replaces the live file. Wall times are real ones.
 
     **Whose files.** Event files of an earlier run of the same folder are replaced at the first
     `add`, which the log says by name, unless a tracker's state is loaded first: then they are
@@ -53,16 +53,16 @@ class Writer(Live):
     are written again, with all rows, at the next flush.
 
     **One writer at a time.** Until it is closed, a writer holds the file ``.torchlimits.lock`` in
-    the folder. A second program is refused. A second writer in the same program, of a notebook's
-    cell that is run again for instance, takes the folder over: the first one stops, says so in a
+    the folder. A second program is refused. A second writer in the same program, for instance from
+    a notebook cell that is run again, takes the folder over: the first one stops, says so in a
     warning, and writes nothing more.
 
     Args:
         logdir: the run directory itself, ``<logdir>/measured`` for a later
             ``write(logdir, ...)``; several runs go to its subdirectories 0, 1, 2 ...
-        max_points: how many rows at most; None: all.
+        max_points: how many rows are shown at most; None stands for all.
         total_steps: how many optimizer steps there will be, if that is known.
-        max_runs: how many runs at most; the *Text* tab says what is left out.
+        max_runs: how many runs are shown at most; the *Text* tab says what is left out.
 
     Raises:
         ValueError: if a number is out of range.
@@ -94,13 +94,13 @@ class Writer(Live):
         # the folder behind a symbolic link, which is made if the link leads nowhere yet
         self.logdir: Path = log_folder(os.path.realpath(logdir))
         self._files: tuple[events.EventFile, ...] = ()
-        #: files that those replace and that are still there
+        #: the files that those replace and that are still there
         self._old: list[Path] = []
         #: how many statistics have charts
         self._charts = 0
         self._locks: list[Lock] = []
         self._stopped = False
-        #: whether somebody took files away that have been begun anew since
+        #: whether somebody took away files that have been begun anew since
         self._lost = False
         self._experiment = experiment_of(self.logdir)
 
@@ -160,7 +160,7 @@ class Writer(Live):
         if self._is_stopped() or not shown or self._like is None:
             return shown
         if not self._files:
-            # go on from a state, and thin out what there is: it is read until new files are there
+            # going on from a state: thin out what is there, which is read until new files are there
             self._start(self._like, begin=False)
         self._lost |= any(file.gone and not file.retired for file in self._files)
         folders = {file.folder for file in self._files}
@@ -197,9 +197,9 @@ class Writer(Live):
         return summaries.text("torchlimits/about", "\n\n".join(lines))
 
     def _start(self, like: Trajectory, *, begin: bool = True) -> None:
-        """Files that are there before those that they replace go.
+        """Begin new files, before the files that they replace go.
 
-        After `load_state_dict` they continue those that are there.
+        After `load_state_dict`, they continue the files that are there.
         """
         purge_step = self._progress.written + 1
         old = [] if purge_step else events.own_files(self.logdir, numbered=True)
@@ -225,7 +225,7 @@ class Writer(Live):
         bases = [f.parent.parent if f.parent.name == events.ROOM else f.parent for f in files]
         rooms = [events.room(base, self.logdir) for base in bases]
         if not files or rooms != [file.parent for file in files]:
-            # none, or where other people's are by now
+            # there are none, or they are where other people's are by now
             self._progress = Progress()
         elif self._thins:
             place = min(file.parent for file in files)
@@ -248,7 +248,7 @@ class Writer(Live):
             )
             self._files, self._progress = (), Progress()
         if not self._files and self._progress.written >= 0 and self._like is not None:
-            # a state was loaded: what came after it is dropped, also if there is no step more
+            # a state was loaded: what came after it is dropped, even if no further step comes
             self._start(self._like)
         for file in self._files:
             file.flush()

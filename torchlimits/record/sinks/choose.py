@@ -11,7 +11,7 @@ from torchlimits.trajectory import Trajectory
 
 
 def chosen(writer: Any) -> tuple[Sink | None, bool]:
-    """The sink, or None, and whether closing it is the tracker's to do.
+    """The sink, or None, and whether it is for the tracker to close it.
 
     Args:
         writer: None; a log directory; a `Sink` or another object with ``add`` and ``flush``; a
@@ -57,7 +57,7 @@ def chosen(writer: Any) -> tuple[Sink | None, bool]:
 
 
 class _Adapted(Sink):
-    """An object with ``add`` and ``flush`` that is no `Sink`; what else it has of one is used."""
+    """An object with ``add`` and ``flush`` that is not a `Sink`; other methods of one are used."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
@@ -76,7 +76,7 @@ class _Adapted(Sink):
 
     @property
     def newest(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The present one of the object, if it has one."""
+        """The object's own ``newest``, if it has one."""
         return getattr(self._writer, "newest", None)
 
     @property

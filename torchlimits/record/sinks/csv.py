@@ -30,14 +30,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Written:
-    """What is in the file; bytes beyond it are of an append that was interrupted.
+    """What is in the file; bytes beyond it are those of an append that was interrupted.
 
     Attributes:
         newest: the last step, -1 if nothing is written.
-        columns: how many statistics.
+        columns: how many statistics there are.
         header: the first line.
-        size: how many bytes.
-        inode: the number of the file.
+        size: how many bytes there are.
+        inode: the inode number of the file.
     """
 
     newest: int = -1
@@ -50,20 +50,20 @@ class _Written:
 class CSV(Sink):
     """Recorded statistics as a CSV file; give it to `tl.track` as ``writer``.
 
-    One row a record, with columns ``step``, ``time`` (limit time), ``run`` where there are
-    independent runs (then one row a record and run), and the statistics by name, as in
-    `Trajectory.to_pandas`. Numbers have as many digits as float64 needs: ``pandas.read_csv`` gives
-    the recorded ones bit for bit (before pandas 3 with ``float_precision="round_trip"``). A cell
-    is empty where a statistic has no value at a step. Rows reach the file at every flush, whole
-    ones only. Statistics that are added during the run come at the end of the header, in a file
+    There is one row for each record, with columns ``step``, ``time`` (limit time), ``run`` where
+    there are independent runs (then one row for each record and run), and the statistics by name,
+    as in `Trajectory.to_pandas`. Numbers have as many digits as float64 needs: ``pandas.read_csv``
+    gives the recorded ones bit for bit (before pandas 3 with ``float_precision="round_trip"``). A
+    cell is empty where a statistic has no value at a step. Only whole rows reach the file, at every
+    flush. Statistics that are added during the run come at the end of the header, in a file
     that replaces the shorter one.
 
     A file that a `CSV` wrote before is replaced at the first row, unless a tracker's state is
     loaded first: then it is cut after the state's last step and continued. A file that is deleted
     or emptied during the run is written again, with all rows, at the next flush.
 
-    One file takes one tracker at a time, also among several programs: until that one is closed, a
-    hidden lock file ``.<name>.lock`` lies beside it.
+    One file takes one tracker at a time, also among several programs: until that tracker is closed,
+    a hidden lock file ``.<name>.lock`` lies beside the file.
 
     Args:
         path: the file; its folder is made if it is not there.
@@ -141,7 +141,7 @@ class CSV(Sink):
             ) from error
 
     def add(self, chunk: Trajectory) -> None:
-        """Append the chunk's rows that are not in the file yet: all or, with an OSError, none.
+        """Append the chunk's rows that are not in the file yet: all, or none after an OSError.
 
         If somebody deleted or emptied the file, nothing is written and `newest` falls back to -1:
         the rows are needed from the first one on.

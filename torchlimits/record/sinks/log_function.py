@@ -10,16 +10,16 @@ from torchlimits.contracts.sink import Sink
 from torchlimits.contracts.tags import LEVELS, style_of, tags_of
 from torchlimits.trajectory import Trajectory
 
-#: of independent runs, so many are shown, as in TensorBoard
+#: at most so many independent runs are shown, as in TensorBoard
 _MOST_RUNS = 16
 
 
 class Logged(Sink):
     """A sink that gives each recorded row to a function; `tl.track` makes it from a ``writer``.
 
-    Rows come up to some seconds after their steps. A logger that takes steps in order only drops
-    those that are earlier than what the loop itself has logged meanwhile; Weights & Biases does. In
-    a run that both log to, make the step a metric::
+    Rows come up to some seconds after their steps. A logger that takes steps only in order (Weights
+    & Biases, for one) drops those that are earlier than what the loop itself has logged meanwhile.
+    In a run that both log to, make the step a metric::
 
         run.define_metric("m/*", step_metric="optimizer_step")
         writer = lambda row, step: run.log({**row, "optimizer_step": step})
@@ -30,7 +30,7 @@ class Logged(Sink):
             statistic that has no value at a step is left out.
 
     Raises:
-        TypeError: if it cannot be called with two arguments.
+        TypeError: if ``log`` cannot be called with two arguments.
 
     Example:
         >>> import torch
@@ -52,7 +52,7 @@ class Logged(Sink):
                 f"{self}: {error}"
             ) from error
         except ValueError:
-            pass  # functions written in C need not tell
+            pass  # functions written in C need not tell their arguments
 
     def check(self, chunk: Trajectory) -> None:
         """Raise ValueError if two statistics have the same tag."""
