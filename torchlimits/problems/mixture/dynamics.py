@@ -87,7 +87,7 @@ class MixtureDynamics(EffectiveDynamics):
             cosine: of the largest angle.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -105,7 +105,7 @@ class MixtureDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
 
         Example:
             >>> import torch, torchlimits as tl

@@ -46,7 +46,7 @@ class NetworkDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and u.requires_grad):
             return self.field.risk(self.checked(u))
@@ -78,7 +78,7 @@ class NetworkDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         _, _, m, R = self.split(u)
         square = m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
@@ -98,7 +98,7 @@ class NetworkDynamics(EffectiveDynamics):
 
         Raises:
             ValueError: if all means are 0.
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         means = self.field.setting.coordinates
         if not bool(means.any()):

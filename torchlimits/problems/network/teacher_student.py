@@ -163,7 +163,7 @@ class TeacherStudent(NetworkProblem):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         exact = _checks.statistics(u, len(self.names))
         field = self._field(self.dim, 2**12, 0)
@@ -182,7 +182,7 @@ class TeacherStudent(NetworkProblem):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         _, _, m, R = self.setting.layout.split(_checks.statistics(u, len(self.names)))
         own = (R + m @ m.mT) / self._scale**2
