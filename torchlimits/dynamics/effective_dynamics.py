@@ -46,7 +46,7 @@ class EffectiveDynamics(Flow):
             `OptimizerLimit`.
         step_size: c_delta = lr * dim, instead of an optimizer; 0 is gradient flow.
         momentum: with ``step_size``.
-        batch_size: fresh samples averaged in one step.
+        batch_size: the number of fresh samples averaged in one step.
         weight_decay: the problem's ridge; an optimizer's own weight decay counts instead, with a
             warning if they differ.
         schedule: c_delta(t), a function of limit time, or the optimizer's LR scheduler.

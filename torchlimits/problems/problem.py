@@ -117,7 +117,7 @@ class Problem(Trainable, Protocol):
             step_size: c_delta, instead of an optimizer; 0 is gradient flow, and the ridge is then
                 the problem's.
             momentum: with ``step_size``.
-            batch_size: fresh samples averaged in one step.
+            batch_size: the number of fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
                 optimizer's LR scheduler, stepped after every step; see
                 `torchlimits.optim.schedule`.

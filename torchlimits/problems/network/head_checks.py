@@ -1,4 +1,4 @@
-"""Checks of a head: each sample by itself, no randomness, finite, and torch.func can take it."""
+"""Checks that a head treats samples singly, is deterministic and finite, and fits torch.func."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchlimits.problems.network.head import Head
 
-#: samples of the checks
+#: the number of samples in the checks
 _COUNT = 8
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (
@@ -29,7 +29,7 @@ def checked(head: Head, network: nn.Module, width: int) -> Tensor:
 
     Raises:
         ValueError: if it has none: samples of a batch are coupled, outputs are random, not finite
-            or no floating-point tensor, or gradients are not those of one sample.
+            or not a floating-point tensor, or gradients are not those of one sample.
     """
     check_parts(network)
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ def _check_output(output: object, h: Tensor) -> None:
 
 
 def _check_used(network: nn.Module, dim: int) -> None:
-    """Whether every trained parameter has a gradient: SGD leaves others as they are."""
+    """Check that every trained parameter has a gradient, as SGD leaves others as they are."""
     network = copy.deepcopy(network).to("cpu", torch.float64)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if not trained:

@@ -1,4 +1,4 @@
-"""A user's own module as a network whose named linear layer is all that sees the inputs."""
+"""A user's own module as a network in which only the named linear layer sees the inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchlimits.problems.network.checks import has_values, is_module
 from torchlimits.problems.network.head import Head
 
-#: samples of the checks
+#: the number of samples in the checks
 _COUNT = 8
 
 
@@ -24,7 +24,8 @@ def copied(model: object, first: object) -> nn.Module:
         first: the name of a linear layer in it, ``""`` if it is one itself.
 
     Raises:
-        TypeError: if model is no module, the named part no `nn.Linear`, or it cannot be copied.
+        TypeError: if model is not a module or cannot be copied, or the named part is not an
+            `nn.Linear`.
         ValueError: if parameters of the layer are shared, computed from others, or have no values.
     """
     is_module("model", model)
@@ -156,7 +157,7 @@ def check_head(network: nn.Module, first: str) -> None:
 
 
 def _headed(head: Head, theta: Tensor, h: Tensor) -> Tensor | None:
-    """The head's output; None if it has none."""
+    """The head's output; None if the head fails."""
     try:
         return head(theta, h)
     except Exception:
