@@ -61,7 +61,7 @@ class Checkpoint:
         except Exception as error:  # whatever a damaged file makes of torch
             raise ValueError(
                 f"expected a checkpoint, {self.path} cannot be read: {type(error).__name__}; "
-                "remove it to begin anew"
+                "remove it to start again"
             ) from error
         if not known or kept["call"] != self._call:
             raise ValueError(

@@ -123,7 +123,7 @@ def train(
     if checkpoint is not None and not ensemble.on_cpu:
         raise ValueError(
             f"expected checkpoint=None on {device}, got {checkpoint}: only trainings on the CPU "
-            "can be gone on with"
+            "can be continued"
         )
     if processes == 1:
         return Shard.of(group, runs, ensemble.lanes).gathered(training, path)

@@ -178,5 +178,5 @@ def _state_of(text: str) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged text makes of base64 and torch
         raise ValueError(
-            f"expected the recorded steps of a checkpoint, they are damaged: {error}"
+            f"expected the recorded steps of a checkpoint, got damaged ones: {error}"
         ) from error

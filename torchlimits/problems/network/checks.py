@@ -65,7 +65,7 @@ def is_loss(value: object) -> None:
         raise ValueError(
             f"expected a loss without parameters of its own, got {type(value).__name__} with "
             f"{', '.join(name for name, _ in value.named_parameters())}: what is trained belongs "
-            "into the head"
+            "in the head"
         )
 
 

@@ -64,7 +64,7 @@ def check_parts(network: nn.Module) -> None:
             raise ValueError(
                 f"expected a head that treats each sample by itself, got {type(part).__name__} "
                 f"({name}), which couples the samples of a batch: there is no closed limit; take "
-                "LayerNorm, or train with it in eval mode and put it into eval mode here"
+                "LayerNorm, or train with it in eval mode and put it in eval mode here"
             )
         if isinstance(part, _DROPOUTS) and part.training and part.p:
             raise ValueError(
@@ -80,7 +80,7 @@ def _called(head: Head, h: Tensor) -> Any:
         raise ValueError(
             f"expected a head that takes h of shape (batch, {h.shape[1]}) and dtype float64, in "
             f"which theory is computed, got {type(error).__name__}: {error}: constants belong "
-            "into buffers, which follow the dtype"
+            "in buffers, which follow the dtype"
         ) from error
 
 
@@ -153,6 +153,6 @@ def _check_gradients(head: Head, h: Tensor, output: Tensor) -> None:
         )
     if not torch.allclose(alone, output):
         raise ValueError(
-            "expected a head that gives a sample in a batch of its own what it gives it beside "
+            "expected a head that gives a sample the same output alone and in a batch with "
             "others, got other outputs: there is no closed limit for a head that couples samples"
         )
