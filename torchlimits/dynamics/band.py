@@ -27,7 +27,7 @@ def fluctuations(
 
     .. math:: \dot P = A P + P A^T + D/n, \quad A = \nabla(-f + g)(u(t)), D = D(u(t)),
 
-    the linear-noise approximation, with D the full one-step increment's (`diffusion`).
+    the linear-noise approximation, with D that of the full one-step increment (`diffusion`).
 
     A and D are evaluated at 41 times that are dense where u moves, and are linear in between. The
     covariance is carried by the exponentials of short steps, which keep it positive semidefinite.

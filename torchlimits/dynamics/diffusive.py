@@ -18,7 +18,7 @@ from torchlimits.trajectory import Trajectory
 
 #: a solver step is this fraction of the fastest relaxation time
 _RESOLUTION = 0.05
-#: in a trajectory's metadata, that it is one of u~ and not of u
+#: marks, in a trajectory's metadata, that its values are u~ and not u
 _RESCALED = "rescaled"
 
 
@@ -30,7 +30,7 @@ class DiffusiveDynamics(ABC):
     Source: Theorem 2.2 of arXiv 2206.04030, applied to rescaled statistics.
 
     Args:
-        names: of the k statistics.
+        names: the names of the k statistics.
         dim: the dimension n.
         limit: what the optimizer does.
         centre: u*, shape ``(k,)``.
@@ -90,9 +90,10 @@ class DiffusiveDynamics(ABC):
                 rescaled, unless it comes from `rescale`.
             times: limit times, shape ``(T,)``; they may repeat and do not fall. By default those of
                 the trajectory.
-            paths: independent paths from every start; None: one each, no dimension of their own.
-            generator: of the noise, on u0's device; the same seed gives the same paths.
-            max_step: longest step; by default a twentieth of the fastest relaxation time.
+            paths: the number of independent paths from every start; None: one, without a dimension
+                for it.
+            generator: the source of the noise, on u0's device; the same seed gives the same paths.
+            max_step: the longest step; by default a twentieth of the fastest relaxation time.
 
         Returns:
             `Trajectory` of u~, values ``(paths, ..., T, k)``, float64.
@@ -137,14 +138,14 @@ class DiffusiveDynamics(ABC):
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata())
 
     def _begun(self, u0: Any, times: Any) -> tuple[Any, Any]:
-        """Start and times: of u~, whether a trajectory is one of u or, by `rescale`, one of u~."""
+        """The start, in u~, and the times, from a trajectory of u or, after `rescale`, of u~."""
         start, instants = begun(u0, times, self.names)
         if isinstance(u0, Trajectory) and not u0.metadata.get(_RESCALED):
             start = (start - self.centre.cpu()) * self.scale.cpu()
         return start, instants
 
     def _advance(self, u: Tensor, step: float, brownian: Tensor) -> Tensor:
-        """One step of Euler-Maruyama, the drift averaged over start and predicted end."""
+        """One step of Euler-Maruyama, with the drift averaged over start and predicted end."""
         kick = (self._noise_factor(u) @ brownian[..., None])[..., 0]
         slope = self.drift(u)
         predicted = u + step * slope + kick
@@ -177,7 +178,7 @@ class LinearDiffusion(DiffusiveDynamics):
 
     .. math:: d\tilde u = A \tilde u\, dt + D^{1/2} dB, \quad A = \nabla(-f + g)(u^*), D = D(u^*),
 
-    often degenerate: D of low rank, A with zero eigenvalues along a component of fixed points.
+    often degenerate: D has low rank, A has zero eigenvalues along a component of fixed points.
 
     Source: Theorem 2.2; Propositions 3.3, 4.3 and 5.1 of arXiv 2206.04030 are special cases.
 
@@ -202,7 +203,7 @@ class LinearDiffusion(DiffusiveDynamics):
         return u @ self.jacobian.to(u).mT
 
     def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
-        """D, whatever u~."""
+        """D, whatever u~ is."""
         return self.matrix.to(u).expand(*u.shape[:-1], *self.matrix.shape)
 
     def _noise_factor(self, u: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ class LinearDiffusion(DiffusiveDynamics):
     def covariance(self, times: Float[Tensor, " T"] | Sequence[float]) -> Float[Tensor, "T k k"]:
         r"""Cov of u~(t) from a fixed start at t = 0: :math:`\int_0^t e^{sA} D e^{sA^T} ds`, exact.
 
-        Times must be >= 0 and not fall. By van Loan's block exponential.
+        Times must be >= 0 and not fall. The integral is found by van Loan's block exponential.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -246,7 +247,7 @@ class LinearDiffusion(DiffusiveDynamics):
         r"""P with :math:`A P + P A^T + D = 0` (Lyapunov), the law that u~ settles into.
 
         Raises:
-            ValueError: if it does not settle: A has an eigenvalue of real part >= 0.
+            ValueError: if u~ does not settle: A has an eigenvalue of real part >= 0.
         """
         values = torch.linalg.eigvals(self.jacobian.cpu()).real
         if not float(values.max()) < -1e-9 * max(1.0, float(values.abs().max())):

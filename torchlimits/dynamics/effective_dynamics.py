@@ -46,9 +46,9 @@ class EffectiveDynamics(Flow):
             `OptimizerLimit`.
         step_size: c_delta = lr * dim, instead of an optimizer; 0 is gradient flow.
         momentum: with ``step_size``.
-        batch_size: fresh samples averaged in one step.
-        weight_decay: the problem's ridge; an optimizer's own counts, with a warning if it is
-            another one.
+        batch_size: the number of fresh samples averaged in one step.
+        weight_decay: the problem's ridge; an optimizer's own weight decay counts instead, with a
+            warning if they differ.
         schedule: c_delta(t), a function of limit time, or the optimizer's LR scheduler.
 
     Raises:
@@ -117,10 +117,10 @@ class EffectiveDynamics(Flow):
             starts: shape ``(S, k)``; by default ``count`` random ones of the problem's choosing.
             count, seed: of the random starts.
             flow: every start is tried as it is and after flowing for this long; 0 leaves the
-                second out, and by default the problem says.
+                second out, and by default the problem chooses the time.
 
         Raises:
-            ValueError: if starts are no finite ``(S, k)``, or none are given and none are known.
+            ValueError: if starts are not a finite ``(S, k)``, or none are given and none are known.
             RuntimeError: if no start leads to a fixed point.
         """
         self.check_autonomous("fixed points")
@@ -175,28 +175,29 @@ class EffectiveDynamics(Flow):
         approximation; see `covariance`, also for where it fails.
 
         Args:
-            u0: start, shape ``(..., k)``; every leading index is a solution of its own, and each
+            u0: start, shape ``(..., k)``; every leading index is a solution of its own, which
                 obeys the tolerance by itself. Or a measured `Trajectory`: the start is its first
-                row, found by the names of the statistics; what else it has recorded is left out,
+                row, found by the names of the statistics; its other statistics are left out,
                 with a warning.
-            times: limit times, shape ``(T,)``; they may repeat, as those of a run do whose learning
+            times: limit times, shape ``(T,)``; they may repeat, as in a run whose learning
                 rate is 0 for some steps, and do not fall. By default those of the trajectory.
             rtol, atol: the solver's tolerances; the defaults fit the error of the right-hand side.
             corrector: False leaves the corrector out: gradient flow on the population loss.
             band: also predict the standard deviations, ``Trajectory.std``.
-            initial_covariance: with ``band``, that of u at ``times[0]`` where the start is random;
-                by default 0, a measured start. Shape ``(k, k)``, or one for each start.
+            initial_covariance: with ``band``, the covariance of u at ``times[0]`` where the start
+                is random; by default 0, for a measured start. Shape ``(k, k)``, or one for each
+                start.
 
         Returns:
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.
 
         Raises:
             ValueError: if times fall or u0 is not ``(..., k)`` and finite, a trajectory lacks a
-                statistic, or a band is asked without the corrector.
+                statistic, or a band is asked for without the corrector.
             TypeError: if u0 is neither a float32 or float64 tensor nor a trajectory, or there are
                 no times.
             RuntimeError: if the solver cannot reach the tolerance.
-            NotImplementedError: if a band is asked and the diffusion matrix is not known.
+            NotImplementedError: if a band is asked for and the diffusion matrix is not known.
 
         Example:
             >>> import torchlimits as tl
@@ -238,8 +239,8 @@ class EffectiveDynamics(Flow):
 
         .. math:: \dot P = A P + P A^T + D/n, \quad A = \nabla(-f + g)(u(t)), D = D(u(t)),
 
-        around the solution u(t) of the ballistic limit, with D the full one-step increment's
-        (`diffusion`): its first order alone, delta J V J^T, is 8 to 12 % off in R.
+        around the solution u(t) of the ballistic limit, with D that of the full one-step increment
+        (`diffusion`): the first order alone, delta J V J^T, is 8 to 12 % off in R.
 
         It holds where fluctuations, of size n^(-1/2), stay small beside the distance over which the
         dynamics bend. Near saddles they do not: runs leave a saddle in several directions and at
@@ -281,7 +282,7 @@ class EffectiveDynamics(Flow):
         )
 
     def langevin(self) -> LangevinDynamics:
-        r"""The same dynamics with their noise at dimension n, an SDE: see `LangevinDynamics`.
+        r"""The same dynamics with their noise at dimension n, as an SDE: see `LangevinDynamics`.
 
         Example:
             >>> import torch, torchlimits as tl

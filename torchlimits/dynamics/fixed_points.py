@@ -15,7 +15,7 @@ from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.solver import integrate
 
 Kind = Literal["stable", "unstable", "marginal"]
-#: in which points are listed
+#: the order in which points are listed
 ORDER: dict[Kind, int] = {"stable": 0, "marginal": 1, "unstable": 2}
 
 _ITERATIONS = 200
@@ -31,15 +31,16 @@ class FixedPoint:
 
     Attributes:
         u: the point, shape ``(k,)``.
-        eigenvalues: of the Jacobian of -f + g there, shape ``(k,)``, complex, by falling real
-            part. Where -f + g has a kink, of the one-sided Jacobian that grows fastest.
-        kind: ``"stable"``: all real parts negative; ``"unstable"``: one is positive, or none is
+        eigenvalues: those of the Jacobian of -f + g there, shape ``(k,)``, complex, by falling real
+            part; where -f + g has a kink, those of the one-sided Jacobian that grows fastest.
+        kind: ``"stable"``: all real parts are negative; ``"unstable"``: one is positive, or none is
             but the dynamics leave along a direction of zero real part (to second or higher
-            order); ``"marginal"``: real parts zero and nothing leaves that way, as within a
+            order); ``"marginal"``: some are zero and nothing leaves that way, as within a
             component (a circle of fixed points, say) or exactly at a phase transition.
-        dimension: of the component, that is the number of zero eigenvalues at marginal points.
-        residual: largest entry of \\|-f + g\\| at u.
-        members: the points found on the same component, u the first, shape ``(count, k)``.
+        dimension: the dimension of the component, that is the number of zero eigenvalues at
+            marginal points.
+        residual: the largest entry of \\|-f + g\\| at u.
+        members: the points found on the same component, u first, shape ``(count, k)``.
 
     Example:
         >>> import torchlimits as tl
@@ -58,7 +59,7 @@ class FixedPoint:
 
     @property
     def stable(self) -> bool:
-        """All eigenvalues have negative real parts."""
+        """Whether all eigenvalues have negative real parts."""
         return self.kind == "stable"
 
     def __repr__(self) -> str:
@@ -71,8 +72,8 @@ class FixedPoints(list[FixedPoint]):
     """Fixed points in a list that shows itself as a table.
 
     Args:
-        points: a `FixedPoint` each.
-        names: of the k statistics.
+        points: the `FixedPoint` objects.
+        names: the names of the k statistics.
 
     Example:
         >>> import torchlimits as tl
@@ -115,9 +116,10 @@ class FixedPoints(list[FixedPoint]):
 def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100.0) -> FixedPoints:
     r"""Fixed points of the ballistic limit, :math:`-f(u) + g(u) = 0`.
 
-    All starts at once: Levenberg-Marquardt with the derivatives of torch.func, projected on the
-    values that parameters can have (R >= 0); from the starts themselves, which finds saddles, and
-    from where they flow to, which finds attractors. Points of one connected component count once.
+    All starts are refined at once by Levenberg-Marquardt with the derivatives of torch.func,
+    projected on the values that parameters can have (R >= 0); from the starts themselves, which
+    finds saddles, and from where they flow to, which finds attractors. Points of one connected
+    component count once.
 
     Args:
         flow: an `EffectiveDynamics`.
@@ -125,14 +127,14 @@ def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100
         settling_time: limit time that the second set of starts flows for; 0 leaves it out.
 
     Returns:
-        The points, stable ones first. A point not found is no proof that there is none: give more
-        starts. Zeros of -f + g that no solution stays at are left out (parallel neurons at
-        c_delta > 0: see `MixtureDynamics`). The residual is of rounding's size for closed forms,
-        and of that of the right-hand side's own error where it is an integral
+        The points, stable ones first. That a point is not found does not prove that there is none:
+        give more starts. Zeros of -f + g that no solution stays at are left out (parallel neurons
+        at c_delta > 0: see `MixtureDynamics`). The residual is as small as rounding for closed
+        forms, and as the error of the right-hand side where that is an integral
         (`EffectiveDynamics.error`).
 
     Raises:
-        ValueError: if starts are no finite ``(S, k)``.
+        ValueError: if starts are not a finite ``(S, k)``.
         RuntimeError: if no start converges.
 
     Example:
@@ -169,14 +171,14 @@ def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100
 
 
 def in_order(points: list[FixedPoint], names: Sequence[str]) -> FixedPoints:
-    """Stable ones first, then marginal, then unstable ones; each by the entries of u."""
+    """Stable points first, then marginal, then unstable ones; each kind by the entries of u."""
     ordered = sorted(points, key=lambda p: (ORDER[p.kind], *(round(x, 6) for x in p.u.tolist())))
     return FixedPoints(ordered, names)
 
 
 def classify(flow: Flow, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
     """Eigenvalues, kind and dimension of a fixed point; see `FixedPoint`."""
-    # one small matrix or a few: on the CPU, for which torch always has it
+    # one small matrix or a few: on the CPU, for which torch always has eig
     values, vectors = torch.linalg.eig(flow.geometry.pieces(flow, u).cpu())
     fastest = int(values.real.max(dim=-1).values.argmax())
     values, vectors = values[fastest], vectors[fastest]
@@ -209,7 +211,7 @@ def _flown(flow: Flow, starts: Tensor, time: float) -> Tensor:
 def _levenberg(flow: Flow, starts: Tensor, *, polish: bool = True) -> Tensor:
     """The starts that converged, (C, k).
 
-    With ``polish`` until nothing moves any more, without until -f + g is small.
+    With ``polish`` they go on until nothing moves any more, without it until -f + g is small.
     """
     u = starts.clone()
     value = flow(0.0, u)
@@ -248,7 +250,7 @@ def _small(flow: Flow, u: Tensor, value: Tensor) -> Tensor:
 
 
 def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
-    """-(J^T J + mu s_1^2)^+ J^T f by singular values, which null directions do not disturb."""
+    """-(J^T J + mu s_1^2)^+ J^T f by singular values, undisturbed by null directions."""
     left, s, right = torch.linalg.svd(slope)
     largest = s[:, :1].clamp_min(1e-300)
     relative = s / largest

@@ -20,7 +20,7 @@ POINTS = 32
 
 
 class Flow(OwnNames, nn.Module):
-    """The right-hand side -f + g of the effective dynamics, its derivatives and its noise.
+    """The right-hand side -f + g of the effective dynamics, with its derivatives and noise.
 
     Args:
         field: drift and corrector of the statistics.
@@ -49,7 +49,7 @@ class Flow(OwnNames, nn.Module):
 
     @property
     def geometry(self) -> Geometry:
-        """What is known of the space of the statistics."""
+        """What is known about the space of the statistics."""
         return self.field.geometry
 
     @property
@@ -85,7 +85,7 @@ class Flow(OwnNames, nn.Module):
 
         Args:
             u: statistics, shape ``(..., k)``.
-            t: limit time, of which c_delta is taken where there is a schedule.
+            t: limit time, at which c_delta is taken if there is a schedule.
 
         Raises:
             ValueError, TypeError: as in `forward`.
@@ -98,7 +98,7 @@ class Flow(OwnNames, nn.Module):
         """The right-hand side -f(u) + g(u), shape ``(..., k)``, on u's device and dtype.
 
         Args:
-            t: limit time, of which c_delta is taken where there is a schedule.
+            t: limit time, at which c_delta is taken if there is a schedule.
             u: statistics, shape ``(..., k)``.
 
         Raises:
@@ -121,10 +121,10 @@ class Flow(OwnNames, nn.Module):
 
         Args:
             u: statistics, shape ``(..., k)``.
-            t: limit time, of which c_delta is taken where there is a schedule.
+            t: limit time, at which c_delta is taken if there is a schedule.
 
         Raises:
-            NotImplementedError: if it is not known for this problem.
+            NotImplementedError: if D is not known for this problem.
             ValueError, TypeError: as in `forward`.
         """
         exact = self.checked(u).double()
@@ -137,7 +137,7 @@ class Flow(OwnNames, nn.Module):
 
         Args:
             u: S points, shape ``(S, k)``.
-            t: limit time, of which c_delta is taken where there is a schedule.
+            t: limit time, at which c_delta is taken if there is a schedule.
         """
         pieces = self.checked(u).split(POINTS)
         return torch.cat([self.field.jacobian(partial(self, float(t)), piece) for piece in pieces])
@@ -173,7 +173,7 @@ class Flow(OwnNames, nn.Module):
         return (instants / learning_rate).round().long()
 
     def checked(self, u: object) -> Tensor:
-        """u, if it can be what the statistics' tensor is.
+        """u itself, if it can be a tensor of the statistics.
 
         Args:
             u: statistics, shape ``(..., k)``.
@@ -203,7 +203,7 @@ class Flow(OwnNames, nn.Module):
             )
 
     def describe(self) -> dict[str, Any]:
-        """The parameters that a reader of the prediction wants to see, as JSON takes them."""
+        """The parameters that a reader of the prediction wants to see, in a form JSON can hold."""
         schedule = {} if self.schedule is None else {"schedule": self.schedule.describe()}
         return {**self.field.describe(), "dim": self.dim, **self.limit.describe(), **schedule}
 

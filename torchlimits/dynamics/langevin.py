@@ -15,16 +15,16 @@ class LangevinDynamics(DiffusiveDynamics):
 
     .. math:: du = (-f + g)(u)\, dt + (D(u)/n)^{1/2} dB,
 
-    D the full one-step increment's covariance (`EffectiveDynamics.diffusion`).
+    where D is the covariance of the full one-step increment (`EffectiveDynamics.diffusion`).
 
-    Many steps of SGD at once, their sum being nearly normal: right to O(1/n) in drift and
-    diffusion, at saddles too, where runs part and a band means nothing; so it reaches dimensions
-    and times, 10^9 and n log n steps, that the exact `ReducedChain` does not.
+    It takes many steps of SGD at once, since their sum is nearly normal. It is right to O(1/n) in
+    drift and diffusion, at saddles too, where runs part and a band means nothing; so it reaches
+    dimensions and times, 10^9 and n log n steps, that the exact `ReducedChain` does not.
 
     Source: diffusion approximation of the chain of Theorem 2.2 of arXiv 2206.04030 (Kurtz).
 
     Args:
-        flow: gives -f + g, D and n; made by its `EffectiveDynamics.langevin`.
+        flow: gives -f + g, D and n; made by `EffectiveDynamics.langevin`.
     """
 
     def __init__(self, flow: Flow) -> None:

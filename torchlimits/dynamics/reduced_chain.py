@@ -17,9 +17,9 @@ from torchlimits.trajectory import Trajectory
 
 #: new directions that the frame takes up before it is turned and cut
 _FRESH = 6
-#: samples of a step from which on it pays to fold them, and those for each row
+#: the number of samples in a step from which folding them pays, and that number for each row
 _MANY, _MANY_A_ROW = 12, 4
-#: chains up to which one thread is faster than several
+#: the number of chains up to which one thread is faster than several
 _SHARED = 5000
 
 
@@ -28,11 +28,11 @@ class ReducedChain(ABC):
 
     Data are isotropic outside d signal directions. So all that matters of them there are their
     coordinates in a *frame*, orthonormal directions that span what rows (neurons, and their
-    momentum) have outside the signal, and the part outside the frame: a chi with as many degrees
-    of freedom as there are dimensions left, along one new direction of the frame. SGD is run in
-    these coordinates, as it is in the full space; whenever the frame is full it is turned until
-    the rows need no more directions than there are rows, and the others are dropped. Every step is
-    exact in law at every n, whatever the rank of R: nothing is inverted.
+    momentum) have outside the signal, and their part outside the frame: a chi variable with as many
+    degrees of freedom as there are dimensions left, along one new direction of the frame. SGD is
+    run in these coordinates, as it is in the full space; whenever the frame is full it is turned
+    until the rows need no more directions than there are rows, and the others are dropped. Every
+    step is exact in law at every n, whatever the rank of R: nothing is inverted.
 
     In float64 the chi-square of n degrees of freedom, a Gamma variable, has full relative
     precision; the rows outside the signal are carried by their coordinates, not by R, so that
@@ -40,7 +40,7 @@ class ReducedChain(ABC):
     n may be 10^12 and more.
 
     Args:
-        names: of the k statistics.
+        names: the names of the k statistics.
         dim: n.
         limit: what the optimizer does.
     """
@@ -58,10 +58,10 @@ class ReducedChain(ABC):
 
         Args:
             u0: the start, shape ``(..., k)``; momentum starts at rest.
-            steps: of SGD.
-            runs: independent paths from every start.
-            every: record every so many steps, besides the first and the last.
-            generator: of the randomness, on u0's device; the same seed gives the same paths.
+            steps: the number of steps of SGD.
+            runs: the number of independent paths from every start.
+            every: the number of steps between two records; the first and the last are recorded too.
+            generator: the source of randomness, on u0's device; the same seed gives the same paths.
 
         Returns:
             `Trajectory` with values ``(runs, ..., T, k)``; without the first dimension for one run
@@ -114,14 +114,14 @@ class ReducedChain(ABC):
     def _walk(
         self, starts: Float[Tensor, "S k"], at: list[int], generator: torch.Generator | None
     ) -> list[Float[Tensor, "S k"]]:
-        """The statistics after each of the steps ``at``, the first of which is 0."""
+        """The statistics after each of the numbers of steps ``at``, the first of which is 0."""
 
 
 class Frame:
     """Coordinates of rows, shape (rows, columns, S): d signal directions, then the frame's.
 
-    Each of a step's B samples adds a direction, along which all of it lies that is outside the
-    frame. But a step moves K rows only, along G^T X with G (B, K) known from what is inside, and
+    Each of a step's B samples adds a direction, along which all of its part outside the frame
+    lies. But a step moves K rows only, along G^T X with G (B, K) known from what is inside, and
     rows of X that are independent normals outside. With G^T = L Q, L lower triangular and Q's rows
     orthonormal, G^T X = L Z there, with K rows Z of independent normals. So where B is large the
     samples are drawn inside the frame alone, and K more vectors outside; `outside` gives L.
@@ -130,7 +130,7 @@ class Frame:
         dim: n.
         signal: the rows' overlaps with the signal directions, ``(rows, d, S)``.
         across: their coordinates in a frame orthogonal to it, ``(rows, columns, S)``.
-        samples: B, of one step.
+        samples: B, the number of samples of one step.
         moved: K, the rows that a step moves by combinations of its samples.
     """
 
@@ -174,7 +174,7 @@ class Frame:
         widths = range(used + new, self.rows.shape[1] + 1, new)
         sizes = [(self.samples, w - new, new, new) if self.folded else (new, w) for w in widths]
         counts = [sum(map(prod, zip(size[::2], size[1::2], strict=True))) for size in sizes]
-        # all at once: short draws take longer
+        # all at once: many short draws take longer
         flat = torch.randn(
             (sum(counts), S), generator=generator, dtype=self.rows.dtype, device=self.rows.device
         )
@@ -252,7 +252,7 @@ def _triangular(across: Float[Tensor, "rows columns S"]) -> None:
         # a tenth of the time of linalg.vector_norm
         length = mirror.square().sum(0).sqrt_()
         mirror[0] += length.copysign(mirror[0])
-        half = mirror.square().sum(0).div_(2).clamp_min_(1e-300)  # of no row: 0 / 1e-300
+        half = mirror.square().sum(0).div_(2).clamp_min_(1e-300)  # for a row of zeros: 0 / 1e-300
         along = (across[j:, j:] * mirror).sum(1).div_(half)
         across[j:, j:].addcmul_(along[:, None], mirror, value=-1)
         across[j, j + 1 :] = 0

@@ -1,4 +1,4 @@
-"""torchdiffeq for many starts at once: an error bound for each, and none waits for a stiff one."""
+"""torchdiffeq for many starts at once: each has its own error bound, none waits for a stiff one."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def integrate(
         \Big(\frac{e_{rj}}{atol + rtol\,|u_{rj}|}\Big)^2\Big)^{1/2} \le 1,
 
     where torchdiffeq's own norm averages over the starts r as well, so that the error of one is
-    diluted by the others. A group that is not through after a thousand evaluations begins again in
-    two parts, one of the starts that limited its steps: what is stiff is soon by itself. Groups are
-    solved side by side, by as many threads as torch uses.
+    diluted by the others. A group that has not finished after a thousand evaluations begins again
+    in two parts, one of them the starts that limited its steps: stiff starts are soon by
+    themselves. Groups are solved side by side, by as many threads as torch uses.
 
     Args:
         right_hand_side: F(t, u), ``(rows, k)`` -> ``(rows, k)``, row by row; called from threads.
         u0: starts, shape ``(..., k)``.
         times: shape ``(T,)``, float64; they may repeat and do not fall.
         rtol, atol: relative and absolute tolerance of a step.
-        method: of torchdiffeq, with steps of its own choice.
+        method: a method of torchdiffeq that chooses its own steps.
 
     Returns:
         Shape ``(..., T, k)``, float64: in float32 the control of the steps stalls near 4e-7.
@@ -71,7 +71,7 @@ def integrate(
 
 
 def _side_by_side(solver: _Solver, rows: Tensor, groups: tuple[Tensor, ...]) -> list[Tensor]:
-    # glibc asks the system for memory at every operation until it has seen so much freed at once
+    # glibc asks the system for memory at every operation until it has seen this much freed at once
     torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
     workers = min(len(groups), torch.get_num_threads())
     if workers == 1 or rows.device.type != "cpu":
@@ -120,7 +120,7 @@ class _Attempt:
         self.solver, self.rows, self.group, self.patience = solver, rows, group, patience
         self.evaluations = 0
         self.worst = torch.tensor(0, device="cpu")
-        # of each start, summed over the steps: its error over the largest
+        # for each start, summed over the steps: its error divided by the largest
         self.share = torch.zeros(len(group), dtype=rows.dtype, device=rows.device)
 
     def solution(self) -> Tensor:
@@ -150,7 +150,7 @@ class _Attempt:
         self.evaluations += 1
         if self.patience is not None and self.evaluations > self.patience:
             raise _Impatience
-        # not even beyond the end by rounding
+        # never beyond the end, not even through rounding
         return self.solver.right_hand_side(torch.minimum(t, self.solver.times[-1].to(t)), u)
 
     def _largest_row_rms(self, error: Tensor) -> Tensor:

@@ -14,13 +14,13 @@ def begun(u0: Any, times: Any, names: Sequence[str]) -> tuple[Any, Any]:
 
     Args:
         u0: a tensor, which is taken as it is; or a trajectory, whose first row is the start. Its
-            statistics are found by name; others that it has are left out, with a warning.
-        times: limit times; None: those of the trajectory.
-        names: of the k statistics that the dynamics have.
+            statistics are found by name; any others are left out, with a warning.
+        times: limit times; None stands for those of the trajectory.
+        names: the names of the k statistics that the dynamics have.
 
     Raises:
         TypeError: if there are neither times nor a trajectory.
-        ValueError: if the trajectory lacks a statistic, or has no rows.
+        ValueError: if the trajectory lacks a statistic, or it has no rows.
 
     Example:
         >>> import torch

@@ -32,7 +32,7 @@ class Checkpoint:
 
     Args:
         path: the file.
-        call: JSON-able facts that say which training it is of.
+        call: facts that say which training it is, in a form that JSON can hold.
         model, optimizer, tracker, data: what is kept.
     """
 
@@ -51,7 +51,7 @@ class Checkpoint:
         """Go on from the file, and return whether there is one.
 
         Raises:
-            ValueError: if it is damaged, or of another training.
+            ValueError: if it is damaged, or belongs to another training.
         """
         if not self.path.exists():
             return False
@@ -61,7 +61,7 @@ class Checkpoint:
         except Exception as error:  # whatever a damaged file makes of torch
             raise ValueError(
                 f"expected a checkpoint, {self.path} cannot be read: {type(error).__name__}; "
-                "remove it to begin anew"
+                "remove it to start again"
             ) from error
         if not known or kept["call"] != self._call:
             raise ValueError(

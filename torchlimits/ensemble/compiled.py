@@ -20,7 +20,8 @@ def compiled_gradients(
     """Return a compiled function (x, y) that sets ``.grad`` to the gradients of the loss.
 
     A pass through autograd costs some hundred microseconds before a number is computed. Here it is
-    taken once, by `torch.func.grad` while it is traced, and what it does is made one C++ function.
+    taken once, by `torch.func.grad` while it is traced, and its operations are made one C++
+    function.
 
     Args:
         model: a module; its parameters have to stay where they are.
@@ -28,7 +29,7 @@ def compiled_gradients(
         otherwise: a function that does the same and takes over, with a warning, where compilation
             fails: without a C++ compiler, or where the model or the loss cannot be traced.
     """
-    # frozen ones stay the model's own: what has a gradient is moved
+    # frozen parameters stay the model's own: only those with a gradient are moved
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # the same memory without gradient
     values = {name: p.detach() for name, p in parameters.items()}
@@ -43,7 +44,7 @@ def compiled_gradients(
         # laid out as the parameters are, as autograd's are: fused optimizers read them so
         return {name: g.contiguous() for name, g in found.items()}
 
-    # torch.compile keeps what it made with the code, and refuses to make more than eight of one
+    # torch.compile keeps its results with the code, and refuses to make more than eight for one
     gradients.__code__ = gradients.__code__.replace()
     compiled = torch.compile(
         gradients,
@@ -66,7 +67,7 @@ def compiled_gradients(
             set_all(x, y)
         except Exception as error:
             chosen = otherwise
-            otherwise(x, y)  # if it fails too, that tells why
+            otherwise(x, y)  # if it fails too, its error tells why
             what = str(error).strip().partition("\n")[0]
             warn(f"torch.compile failed, training goes on without: {what}")
 

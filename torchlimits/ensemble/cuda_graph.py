@@ -7,9 +7,9 @@ go through memory, 5 N (data are drawn, shifted in place, and read by forward an
 (read by forward; the gradient written; gradient and parameter read, and written, by SGD; what the
 backward pass reads again). No way with separate passes goes below 2 N + 2 P. Measured on an H100
 (`scripts/cuda.md`): 5 to 7 times the time of a copy of those 2 N + 2 P for R >= 10^4, and launches
-below R = 10^3. Data drawn by one compiled kernel gained nothing, the whole step compiled a factor
-of 3; a problem's own `Kernel` 20 to 30 where it keeps everything in registers (N <= 1000), 5 where
-it goes through the cache (N = 10,000).
+below R = 10^3. Data drawn by one compiled kernel gained nothing, and compiling the whole step a
+factor of 3; a problem's own `Kernel` gains 20 to 30 where it keeps everything in registers (N <=
+1000), 5 where it goes through the cache (N = 10,000).
 """
 
 from __future__ import annotations

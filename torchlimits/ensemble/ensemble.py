@@ -26,7 +26,7 @@ from torchlimits.record.tracker import Tracker
 _LANES = 32
 #: unless a group's numbers in one step are more than these; then every replica is a group
 _GROUP_NUMBERS = 2**19
-#: data that a replica draws at once, for as many steps as they last
+#: numbers that a replica draws at once, for as many steps as they last
 _BLOCK_NUMBERS = 2**14
 
 
@@ -121,7 +121,7 @@ class Ensemble:
             x, y = self.problem.sample(self.batch_size, generator=self._generator, **options)
             gradients(x, y)
             optimizer.step()
-            # those of eager steps would lie beside the graph's
+            # the gradients of eager steps would lie beside the graph's
             optimizer.zero_grad()
 
         return replayed(step, self._generator, tracker)

@@ -10,7 +10,7 @@ from torch import nn
 from torchlimits.contracts.kernel import BrokenKernelError, Kernel, KnowsKernel, NoKernelError
 from torchlimits.record.tracker import Tracker
 
-#: steps of one launch at most: a screen that hangs on the same GPU waits for it to end
+#: at most this many steps in one launch, as a screen on the same GPU waits for it to end
 _AT_ONCE = 64
 
 

@@ -39,8 +39,8 @@ _GRACE = 5
 def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     """The process group that ``torchrun`` asks for, closed at the end; None without torchrun.
 
-    Of gloo on every device: what the processes tell each other is on the CPU. On CUDA every process
-    takes the GPU of its local rank; if there are more processes than GPUs, they share them.
+    It is a gloo group on every device, as the processes exchange data on the CPU. On CUDA every
+    process takes the GPU of its local rank; if there are more processes than GPUs, they share them.
 
     Example:
         >>> with process_group() as group:  # not started by torchrun
@@ -54,7 +54,7 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     distributed.init_process_group("gloo")
     try:
-        # once all have met: who does not come to the meeting is not waited for
+        # once all have met: a process that does not come to the meeting is not waited for
         yield distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     finally:
         _leave()

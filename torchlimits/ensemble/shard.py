@@ -50,7 +50,7 @@ def unless_diverged(outcomes: Sequence[Outcome], whole: Trajectory) -> Trajector
 
 @dataclass(frozen=True)
 class Shard:
-    """The groups of replicas that this process trains.
+    """The groups of replicas that one process trains.
 
     Attributes:
         rank, ranks: the number of this process, and of how many.
@@ -129,7 +129,7 @@ class Shard:
 
     @contextmanager
     def ends_on_signal(self, path: str | Path | None) -> Generator[None]:
-        """Make SIGTERM, sent when another process has died, a SystemExit: what runs is closed."""
+        """Turn SIGTERM, sent when another process has died, into SystemExit, which closes files."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread is told of signals
             return
@@ -169,7 +169,7 @@ class Shard:
             RuntimeError: if another process is gone.
         """
         if self.ranks == 1:
-            return trained(self, lambda: None)  # which has saved all there is
+            return trained(self, lambda: None)  # it has saved all there is
         with self.ends_on_signal(path):
             mine = self.attempted(trained, path)
             try:
@@ -183,7 +183,7 @@ class Shard:
         if path is not None and own is not None:
             if self.first:
                 whole.save(path)
-            # the barrier: nobody's part goes before the whole is there
+            # a barrier: no process removes its part before the whole is there
             distributed.barrier(self.group)
             own.unlink(missing_ok=True)
         return unless_diverged(outcomes, whole)

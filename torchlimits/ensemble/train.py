@@ -53,15 +53,15 @@ def train(
         problem: `GaussianMixture`, `SpikedTensor`, or any other
             `torchlimits.problems.problem.Trainable`.
         step_size: c_delta; the learning rate is c_delta / dim.
-        time: limit time to train for; ``time * dim / step_size`` steps, rounded.
-        runs: number of independent runs R, each from its own random start.
+        time: the limit time to train for; ``time * dim / step_size`` steps, rounded.
+        runs: the number of independent runs R, each from its own random start.
         momentum, batch_size: SGD's momentum, and the number of fresh samples in a step.
         seed: the seed of starts and data, an int >= 0.
         device, dtype: where, and in which real numbers, to train; float32 by default.
         every: the number of steps from one record to the next; by default there are about 1000.
         progress: show a progress bar with steps/s and the time left.
         logdir: show the run live in TensorBoard, in ``<logdir>/measured``.
-        path: save the trajectory there, also where the training ends in an exception.
+        path: save the trajectory there, also if the training ends in an exception.
         start: a module whose parameters all runs start from; by default each has its own start.
         group: a torch.distributed process group whose ranks share the runs: all call `train` alike,
             rank 0 gets all runs, the others their own. See `torchlimits.ensemble.shard`.
@@ -73,14 +73,14 @@ def train(
             `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
             autograd spends on its own account at every step, which is much for small networks.
             Trajectories are the same to rounding. Without a C++ compiler there is a warning, and no
-            difference. On CUDA, True asks for the problem's kernel and refuses to do without,
-            False for autograd and torch.optim, captured; they agree in law. By default the kernel
-            is taken where there is one.
+            difference. On CUDA, True asks for the problem's kernel and raises an error without
+            one, False asks for autograd and torch.optim, captured; they agree in law. By default
+            the kernel is taken where there is one.
         checkpoint: a file in which the training keeps what it needs to go on, written every ten
             seconds and at an interrupt, and removed at the end. If it is there already, the
             training goes on from it, and gives the same numbers as one that was never interrupted,
             bit for bit; with several processes there is a file for each. On the CPU only.
-        max_runs: at most so many runs are shown in TensorBoard while they are trained.
+        max_runs: at most this many runs are shown in TensorBoard while they are trained.
         statistics: what to record in place of the problem's own, for instance
             ``problem.statistics | {"mine": f}``. Functions in a dict are of one network, and are
             evaluated for each run.
@@ -90,8 +90,8 @@ def train(
 
     Raises:
         ValueError: if an argument is out of range, there is no kernel for ``compiled=True``, or
-            ``checkpoint`` is damaged, of another training, or asked for on another device than the
-            CPU.
+            ``checkpoint`` is damaged, belongs to another training, or is asked for on a device
+            other than the CPU.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
         TypeError: if ``problem`` is not a problem, ``start`` not a module, ``statistics`` neither a
             `SummaryStatistics` nor a dict, or ``dtype`` not a type of real numbers.
@@ -123,7 +123,7 @@ def train(
     if checkpoint is not None and not ensemble.on_cpu:
         raise ValueError(
             f"expected checkpoint=None on {device}, got {checkpoint}: only trainings on the CPU "
-            "can be gone on with"
+            "can be continued"
         )
     if processes == 1:
         return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
@@ -193,14 +193,14 @@ class _Training:
         return tracker.trajectory()
 
     def _call(self, shard: Shard) -> dict[str, Any]:
-        """What tells this training from others, JSON-able."""
+        """What tells this training from others, in a form that JSON can hold."""
         place = {key: str(value) for key, value in self.ensemble.place.items()}
         own = {"steps": self.steps, "every": self.every, "momentum": self.momentum}
         runs = [shard.runs.start, shard.runs.stop]
         return {**self._facts(), **own, **place, "runs": runs, "compiled": bool(self.compiled)}
 
     def _recorded(self, model: nn.Module, runs: int) -> SummaryStatistics:
-        """The statistics, of each replica by itself, and of those only that are runs."""
+        """The statistics of each replica by itself, and only of replicas that are runs."""
         one_model = {name: p.ndim - 1 for name, p in model.named_parameters()}
         return self.statistics.of_copies(one_model).of_runs(runs)
 
@@ -275,7 +275,7 @@ def _copy_start(model: nn.Module, start: nn.Module) -> None:
         )
     with torch.no_grad():
         for name, parameter in given.items():
-            # moved first: copy_ would expand it to all replicas where it is
+            # moved first, as copy_ would expand it to all replicas on its own device
             own[name].copy_(parameter.to(own[name].device))
 
 

@@ -29,9 +29,9 @@ from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.statistics.summary import SummaryStatistics
 
-#: half the distance of central differences, over 1 + |u|
+#: half the distance of central differences, relative to 1 + |u|
 _DIFFERENCE = 0.05
-#: a start whose lift has other statistics by this much, over 1 + |u|, is none
+#: a start is refused if its lift's statistics are off by this much, relative to 1 + |u|
 _UNLIKE = 0.05
 
 
@@ -51,10 +51,10 @@ class EmpiricalDynamics(EffectiveDynamics):
         model, loss, sampler, statistics: as in `torchlimits.estimate`.
         step_size: c_delta = lr * dim; 0 is gradient flow.
         dim: the dimension n, that of ``model``.
-        lift: u -> ``{parameter name: tensor}``; by default a `Lift` made for the statistics.
-        samples: how many; they are held in memory.
-        momentum, weight_decay, batch_size: of torch.optim.SGD.
-        seed: of samples and remainder.
+        lift: a function u -> ``{parameter name: tensor}``; by default a `Lift` for the statistics.
+        samples: the number of samples, which are held in memory.
+        momentum, weight_decay, batch_size: those of torch.optim.SGD.
+        seed: the seed of samples and remainder.
 
     Raises:
         ValueError: if a number is out of its range, or there is no ready-made lift.
@@ -121,17 +121,17 @@ class EmpiricalField(VectorField):
     """Drift and corrector estimated at parameters that a lift gives; see `EmpiricalDynamics`.
 
     Args:
-        estimator: of f, g and Sigma, from the samples of ``data``.
+        estimator: estimates f, g and Sigma from the samples of ``data``.
         data: serves the same samples at every evaluation.
-        lift: u -> ``{parameter name: tensor}``.
+        lift: a function u -> ``{parameter name: tensor}``.
         dim: n.
-        samples: how many.
-        seed: of the samples.
-        weight_decay: alpha, of the whole steps whose increments are estimated: their covariance
+        samples: the number of samples.
+        seed: the seed of the samples.
+        weight_decay: alpha in the whole steps whose increments are estimated; their covariance
             depends on it to order 1/n.
     """
 
-    #: no finer than the steps that single samples make in the right-hand side
+    #: no finer than the jumps that single samples make in the right-hand side
     rtol = 1e-3
     atol = 1e-4
     settling_time = 0.0
@@ -193,7 +193,7 @@ class EmpiricalField(VectorField):
     def terms(
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """-f and g, as `VectorField.terms`."""
+        """-f and g; see `VectorField.terms`."""
         dual = unpack_dual(u).tangent is not None
         if dual or (u.requires_grad and torch.is_grad_enabled()):
             raise ValueError(
@@ -222,8 +222,8 @@ class EmpiricalField(VectorField):
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
-        """The covariance of one step, as `VectorField.increment_covariance`."""
-        step_size = step_size or 1.0  # gradient flow: any, the diffusion takes it times 0
+        """The covariance of one step; see `VectorField.increment_covariance`."""
+        step_size = step_size or 1.0  # any value for gradient flow: the diffusion takes it times 0
         delta = step_size / self.dim
         rows = [
             self.estimate(row, step_size, self.weight_decay) for row in u.reshape(-1, u.shape[-1])
@@ -238,15 +238,15 @@ class EmpiricalField(VectorField):
         u = u.detach()
         h = _DIFFERENCE * (1 + u.abs().amax(-1))[:, None, None]
         moves = h * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-        # as far as there are parameters: beyond R >= 0 there are none
+        # only as far as there are parameters, which there are not beyond R >= 0
         ahead, behind = self.statistics(u[:, None] + moves), self.statistics(u[:, None] - moves)
         rise = velocity(ahead) - velocity(behind)
-        # on the CPU, whose driver does not take the rank for full: at R = 0 it is not
+        # on the CPU, whose driver does not assume full rank, which fails at R = 0
         spread, rise = (ahead - behind).cpu(), rise.cpu()
         return torch.linalg.lstsq(spread, rise).solution.mT.to(u)
 
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
-        """ValueError if the lift of a start has other statistics."""
+        """Raise ValueError if the lift of a start has other statistics."""
         gap = (self.statistics(u0) - u0).abs().reshape(-1, u0.shape[-1]).amax(0)
         worst = int(gap.argmax())
         if float(gap[worst]) > _UNLIKE * (1 + float(u0.abs().max())):
@@ -256,7 +256,7 @@ class EmpiricalField(VectorField):
             )
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, as `VectorField.equation`."""
+        """The equation; see `VectorField.equation`."""
         return f"{super().equation(corrector)}, estimated from {self.samples} samples"
 
 
@@ -272,7 +272,7 @@ class EmpiricalGeometry(Geometry):
 
 
 class _Replay:
-    """A sampler that draws so many samples once, and serves them from the first on."""
+    """A sampler that draws a number of samples once, and serves them from the first on."""
 
     def __init__(self, sampler: Sampler, samples: int) -> None:
         self._sampler, self._samples = sampler, samples
@@ -280,7 +280,7 @@ class _Replay:
         self._served = 0
 
     def restart(self) -> None:
-        """The next sample is the first again."""
+        """Make the first sample the next one again."""
         self._served = 0
 
     def __call__(self, batch: int, generator: torch.Generator | None = None) -> Any:

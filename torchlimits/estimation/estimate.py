@@ -24,7 +24,7 @@ from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 Loss = Callable[..., Tensor]
 Sampler = Callable[..., Any]
 
-#: samples whose mean gradient stands for grad Phi where spreads are measured from a centre
+#: the samples whose mean gradient stands for grad Phi as the centre of spreads
 _PILOT = 128
 #: samples in one piece at most
 _PIECE = 4096
@@ -42,7 +42,7 @@ class Estimate(Tabular):
         drift: -f = -<grad Phi, grad u>, shape ``(k,)``.
         corrector: g = delta Lgen u, shape ``(k,)``.
         diffusion: Sigma = delta J V J^T, shape ``(k, k)``.
-        increment: E[u(X_1) - u(x)] / delta of one whole SGD step from x, all orders in delta.
+        increment: E[u(X_1) - u(x)] / delta of one whole SGD step from x, to all orders in delta.
         increment_covariance: Cov(u(X_1) - u(x)) / delta of the same step, shape ``(k, k)``; where
             statistics are quadratic it differs from ``diffusion`` at every n.
         step_size: delta, the learning rate.
@@ -130,7 +130,7 @@ def estimate(
         statistics: a `SummaryStatistics`, or ``{name: function of the parameters}``. Ready-made
             ones, which know their derivatives, are the fastest; torch.func differentiates others.
         step_size: delta, the learning rate itself.
-        samples: the number of samples; errors fall with its square root.
+        samples: the number of samples; errors fall as its inverse square root.
         weight_decay: the optimizer's alpha; the ridge is part of f and of the step.
         generator: handed to the sampler. With one, results are reproducible, dropout in the model
             included, and the global generators are left as they were.
@@ -214,7 +214,7 @@ class Estimator:
         along, curved, whole, ridge, excess = self.rows(
             parameters, delta, samples, alpha, generator
         )
-        # the centre is not quite the mean gradient: what that adds to the spread is taken away
+        # the centre is not quite the mean gradient: its contribution to the spread is subtracted
         curvature = (curved.sum(0) - samples * excess) / (samples - 1)
         diffusion, spread = covariance(along, delta), covariance(whole, delta)
         return Estimate(
@@ -240,8 +240,8 @@ class Estimator:
         Returns:
             Three tensors ``(S, k)`` with a row for each sample: J g; the curvature
             (g - c)^T grad^2 u (g - c) / 2 with a centre c near the mean gradient; and
-            (u(X_1) - u(x)) / delta. Then two of shape ``(k,)``: J x, and the curvature with the
-            mean gradient for g.
+            (u(X_1) - u(x)) / delta. Then come two of shape ``(k,)``: J x, and the curvature with
+            the mean gradient for g.
         """
         pilot, centre = self._pilot(parameters, samples, generator)
         step = Step(parameters, centre, delta, alpha)
@@ -364,7 +364,7 @@ def checked_sampler(sampler: Sampler, model: nn.Module) -> Sampler:
     asked = [
         name
         for name in ("device", "dtype")
-        # another default is a choice of its author's
+        # any other default is its author's choice
         if name in parameters and parameters[name].default in (None, inspect.Parameter.empty)
     ]
 

@@ -68,7 +68,7 @@ def increments_of(name: str, function: StatisticFunction, step: Step) -> Increme
 
 
 class QuadraticIncrements(Increments):
-    """Increments of a quadratic function, which have no more than two orders."""
+    """Increments of a quadratic function, which end with the second order."""
 
     def __init__(self, function: Quadratic, step: Step) -> None:
         self.function, self.step = function, step
@@ -117,7 +117,7 @@ class GeneralIncrements(Increments):
         self.moving = {n: step.parameters[n] for n in step.centre}
         self.fixed = {n: p for n, p in step.parameters.items() if n not in self.moving}
         self.along_centre = self.first(step.centre)
-        # differences of numbers delta apart: in float64, if the function does with it
+        # differences of numbers delta apart: in float64, if the function accepts it
         exact = {n: p.double() for n, p in step.parameters.items()}
         try:
             function(exact)
@@ -156,7 +156,7 @@ class GeneralIncrements(Increments):
         return found[0], found[1]
 
     def _of(self, moving: Mapping[str, Tensor]) -> Tensor:
-        # + 0: vmap wants a value that depends on what it maps over
+        # + 0, as vmap wants a value that depends on what it maps over
         return self.function({**self.fixed, **moving}) + 0 * _any_entry(moving)
 
     def _exact(self, moving: Mapping[str, Tensor]) -> Tensor:

@@ -33,7 +33,7 @@ class Lift:
 
     Args:
         model: its parameters give shapes, dtypes and devices.
-        statistics: made of `torchlimits.statistics.entries`, ``second_layer``, ``overlaps``,
+        statistics: made by `torchlimits.statistics.entries`, ``second_layer``, ``overlaps``,
             ``gram`` and ``squared_lengths``, those of the package's mixtures for instance.
         remainder: ``"random"`` draws Q uniformly, ``"aligned"`` takes Q as near to coordinate axes
             as the directions allow. Where the data are not Gaussian these may behave differently.
@@ -172,7 +172,7 @@ class _Placed:
             square = values[self.lengths[0]] - inside.diagonal()
         else:
             square = self.present.diagonal()
-        # angles between neurons are open: from all parallel to nearly orthogonal
+        # angles between neurons are free: from all parallel to nearly orthogonal
         K = len(square)
         rank = int(torch.randint(1, K + 1, (), generator=generator, device="cpu"))
         rows = torch.randn(K, rank, generator=generator, dtype=torch.float64, device="cpu")
@@ -230,11 +230,11 @@ def _orthonormal(
     if remainder == "random":
         rows = torch.randn(N, count, generator=generator, dtype=torch.float64, device="cpu")
     else:
-        # axes that the directions use least
+        # the axes that the directions use least
         order = torch.randperm(N, generator=generator, device="cpu")
         load = basis.square().sum(-1)[order]
         axes = order[load.argsort(stable=True)[:count]]
         rows = torch.eye(N, dtype=torch.float64, device="cpu")[:, axes]
-    for _ in range(2):  # twice: rounding
+    for _ in range(2):  # twice, because of rounding
         rows = torch.linalg.qr(rows - basis @ (basis.mT @ rows)).Q
     return rows.mT

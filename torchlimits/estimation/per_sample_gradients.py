@@ -72,7 +72,7 @@ class PerSampleGradients:
                 self._compare(gradients, parameters, batch)
             return gradients
         except torch.OutOfMemoryError:
-            raise  # it says nothing of the model
+            raise  # it says nothing about the model
         except (_NotOuterError, RuntimeError):
             self._layers = None
             return self._dense(parameters, batch)
@@ -162,9 +162,9 @@ class PerSampleGradients:
     def _compare(
         self, gradients: dict[str, Gradient], parameters: Mapping[str, Tensor], batch: Any
     ) -> None:
-        """Raise _NotOuterError if samples alone have other gradients than in the batch."""
+        """Raise _NotOuterError if gradients of samples alone differ from those in the batch."""
         sizes = torch.stack([_largest_entries(g) for g in gradients.values()]).amax(0)
-        # those that have most to say: of a gradient 0, any is a multiple
+        # samples with the largest gradients, as a gradient of 0 says nothing
         largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
         for s in largest:
             reference = self._one(parameters, pytree.tree_map(lambda x, s=s: x[s : s + 1], batch))
@@ -177,7 +177,7 @@ class PerSampleGradients:
                 tolerance = 1e3 * torch.finfo(got.dtype).eps * float(expected.abs().max())
                 if not float((got - expected).abs().max()) <= tolerance:
                     raise _NotOuterError
-        # a sample in a batch of its own says nothing of what others do to it
+        # a sample in a batch of its own says nothing about what others do to it
         self._checked = len(largest) == _COMPARED and bool(sizes[largest[-1]] > 0)
 
     def _one(self, parameters: Mapping[str, Tensor], sample: Any) -> dict[str, Tensor]:
@@ -200,14 +200,14 @@ class PerSampleGradients:
 
     def _loss_of(self, parameters: Mapping[str, Tensor], sample: Any) -> Tensor:
         """The loss of a batch of one."""
-        # buffers anew for each: torch.func wants what it changes made inside
+        # new buffers for each, as torch.func wants what it changes to be made inside
         everything = {**parameters, **self._buffers()}
         state = {f"model.{n}": p for n, p in everything.items()}
         at = {f"model.{place}": f"model.{name}" for place, name in self._places.items()}
         return _number(called(self._lossy, state, (sample,), at=at))
 
     def _buffers(self) -> dict[str, Tensor]:
-        # copies: a module that counts its calls must not count ours
+        # copies, as a module that counts its calls must not count ours
         return {n: b.detach().clone() for n, b in self.model.named_buffers()}
 
     def _check_batch(self, batch: Any) -> None:

@@ -1,4 +1,4 @@
-"""`Probe`: along a training run, what of the statistics' change do drift and corrector explain?"""
+"""`Probe`: how much of the statistics' change in training do drift and corrector explain?"""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Probe(Watcher):
         loss: ``loss(model_output, target)`` or ``loss(model, batch)``, as in
             `torchlimits.estimate`: the loss that is trained, for a batch of one.
         sampler: ``sampler(batch, generator=...)`` returns fresh samples of the training data.
-        every: estimate after every so many optimizer steps.
-        samples: how many samples make an estimate; its errors fall with their square root.
-        batch_size: how many samples one step of the training loop averages; g is divided by it.
+        every: the number of optimizer steps between two estimates.
+        samples: the number of samples in an estimate; errors fall as its inverse square root.
+        batch_size: the number of samples that one training step averages; g is divided by it.
         seed: the seed of the samples; the training's own random numbers are not touched.
 
     Raises:
@@ -110,7 +110,7 @@ class Prober(Observer):
         return next(iter(self.parameters.values())).device
 
     def _seeded(self) -> torch.Generator:
-        # another seed than that of the probes before, if there are any
+        # a seed other than those of the probes before, if there are any
         return torch.Generator(self._device).manual_seed(self.probe.seed + len(self._steps))
 
     def moved(self, parameters: Mapping[str, Tensor]) -> None:
@@ -133,8 +133,8 @@ class Prober(Observer):
     def observe(self, step: int, time: float) -> None:
         """Estimate f and g now, once for each step.
 
-        Where a parameter is not finite, nothing is estimated: that training diverged, and at which
-        step, is for the statistics to report.
+        Where a parameter is not finite, nothing is estimated: the statistics report that training
+        diverged, and at which step.
         """
         if (self._steps and self._steps[-1] == step) or not self.finite:
             return
@@ -142,7 +142,7 @@ class Prober(Observer):
         delta, alpha, samples = settings.step_size, settings.weight_decay, self.probe.samples
         if delta == 0 and self._steps:  # nothing moves; but the start has to be known
             return
-        # corrector and covariance are in proportion to delta
+        # corrector and covariance are proportional to delta
         e = self._estimator(self.parameters, delta or 1.0, samples, alpha, self._generator)
         q = settings.drift_factor
         per_batch = q**2 / settings.batch_size if delta else 0.0
@@ -156,7 +156,7 @@ class Prober(Observer):
             per_batch * e.corrector.standard_error,
             per_batch * e.increment_covariance.value.diagonal(),
         )
-        # the model may be on another device at the next
+        # the model may be on another device at the next step
         self._rows.append(tuple(x.cpu() for x in row))
 
     def explanation(self) -> Explanation:

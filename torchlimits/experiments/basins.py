@@ -15,9 +15,9 @@ from torchlimits.problems.network.dynamics import NetworkDynamics
 
 #: how often to look which neurons have turned to a mean
 _LOOKS = 10
-#: cosine to its mean of a neuron that has
+#: the least cosine to its mean of a neuron that has turned to it
 _TURNED = 0.95
-#: length, over that of the longest neuron, of one that has died out
+#: the largest length, relative to the longest neuron's, of a neuron that has died out
 _DIED = 1e-2
 
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.collections import QuadMesh
 
 What = Literal["accuracy", "total", "stable", "unstable", "marginal"]
-#: R_ii of starts in mixtures, over |m_i|^2
+#: R_ii of starts in mixtures, relative to |m_i|^2
 _SPREAD = 0.3
-#: models whose random starts are starts, for problems without better ones
+#: the number of models whose random starts are taken, for problems without better starts
 _MODELS = 32
-#: limit time that these flow for: they lie near a saddle
+#: the limit time for which these flow, as they lie near a saddle
 _SETTLING = 100.0
 #: lengths of the neurons at starts, over those at snr = inf: near a transition points are small
 _SIZES = (1.0, 0.4)
@@ -45,7 +45,8 @@ class PhaseDiagram:
         points: the fixed points of every cell, ``points[row][column]``.
         accuracy: the best accuracy of any attracting fixed point (stable, or marginal), shape
             ``(Y, X)``; see ``accuracy`` of the problem, or of a network's dynamics. It is NaN where
-            nothing attracts, and everywhere if there is no ``accuracy``, or labels are no classes.
+            nothing attracts, and everywhere if there is no ``accuracy``, or the labels are not
+            classes.
 
     Example:
         >>> from functools import partial
@@ -65,7 +66,7 @@ class PhaseDiagram:
     accuracy: Float[Tensor, "Y X"]
 
     def count(self, kind: What = "total") -> Int[Tensor, "Y X"]:
-        """Count the fixed points of a kind (``"total"``: of all kinds) in each cell.
+        """Count the fixed points of a kind (``"total"`` for all kinds) in each cell.
 
         A component counts once. The numbers have shape ``(Y, X)``.
         """
@@ -78,7 +79,7 @@ class PhaseDiagram:
         """Colour the cells by accuracy, or by the number of fixed points of a kind.
 
         Args:
-            axes: of matplotlib.
+            axes: the axes of matplotlib.
             what: ``"accuracy"``, or a kind as in `count`.
             options: for ``Axes.pcolormesh``.
 
@@ -119,10 +120,11 @@ def phase_diagram(
     r"""Find the fixed points of the effective dynamics over a grid of two parameters.
 
     Spiked tensors without a ridge have closed forms; otherwise the points are found numerically.
-    For mixtures starts are the components of the small-noise limit, one of each class of those that
-    permutations of the neurons and symmetries of the mixture turn into each other: so points are
-    counted up to these symmetries. For any other problem starts are the statistics of its models at
-    their random starts. Compare with ``step_size=0``, gradient flow without the corrector.
+    For mixtures, starts are the components of the small-noise limit, one of each class of those
+    that permutations of the neurons and symmetries of the mixture turn into each other, so points
+    are counted up to these symmetries. For any other problem starts are the statistics of its
+    models at their random starts. Compare with ``step_size=0``, gradient flow without the
+    corrector.
 
     Args:
         make: makes the problem from the parameters on the axes that are not the step size, for
@@ -132,13 +134,14 @@ def phase_diagram(
         x, y: the name (``"step_size"``, or a parameter of ``make`` such as ``"snr"``) and the
             increasing values of each axis.
         step_size: c_delta, if no axis has it.
-        count: the number of random starts in every cell, for mixtures besides the others; by
+        count: the number of random starts in every cell, for mixtures in addition to the others; by
             default none for mixtures, and 32 for a problem of your own.
         flow: how long starts flow for, besides being tried as they are; by default the
             ``settling_time`` of the dynamics (not at all for mixtures of width > 2), and 100 for
             a problem of your own.
         level: accuracy of the Gaussian expectations of mixtures; see `MixtureDynamics`.
-        idle: False leaves out starts with some neurons at 0, which lead to no attractor: faster.
+        idle: False leaves out starts with some neurons at 0, which lead to no attractor, and is
+            faster.
         seed, progress: the seed of random starts, and whether to show a progress bar.
 
     Raises:
@@ -178,7 +181,7 @@ def _logarithmic(values: Sequence[float]) -> bool:
 
 
 def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
-    """Borders of the cells around the values: half way between, on the axis's scale."""
+    """Borders of the cells around the values, half way between them on the axis's scale."""
     x = _checks.float64("values", values)
     x = x.log() if logarithmic else x
     gaps = x.diff() if len(x) > 1 else torch.ones_like(x)
@@ -242,17 +245,17 @@ def _fixed_points(
 
 
 def _spread(dynamics: MixtureDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
-    """Starts of several sizes, with R > 0: at R = 0 neurons of one mean would stay parallel."""
+    """Starts of several sizes, with R > 0, as neurons of one mean would stay parallel at R = 0."""
     v, m, R = dynamics.split(u)
     positive = R + _SPREAD * torch.diag_embed(m.square().sum(-1))
     return torch.cat([dynamics.join(s * v, s * m, s**2 * positive) for s in _SIZES])
 
 
 def representatives(problem: GaussianMixture, *, idle: bool = True) -> Float[Tensor, "S k"]:
-    """A point of each class of fixed points at snr = inf, up to the symmetries; 0 among them.
+    """A point of each class of fixed points at snr = inf, up to the symmetries, including 0.
 
-    Symmetries are permutations of the neurons, and those of the means that keep their inner
-    products and their labels (or turn all labels round). Without ``idle`` either all neurons or
+    Symmetries are permutations of the neurons, and permutations of the means that keep their
+    inner products and their labels (or flip all labels). Without ``idle`` either all neurons or
     none are 0.
     """
     limit = problem.small_noise()
@@ -277,7 +280,7 @@ def _symmetries(coordinates: Float[Tensor, "A d"], labels: Float[Tensor, " A"]) 
 
 
 def _orbit(classes: Sequence[int], symmetries: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """The same for all assignments of neurons to means that symmetries turn into each other."""
+    """A key that is the same for all assignments that symmetries turn into each other."""
     return min(tuple(sorted(p[a] if a >= 0 else -1 for a in classes)) for p in symmetries)
 
 
@@ -293,7 +296,7 @@ def _up_to_symmetry(dynamics: MixtureDynamics, points: Sequence[FixedPoint]) -> 
             [v.abs().sort().values, torch.linalg.eigvalsh(m @ m.mT), torch.linalg.eigvalsh(R)]
         )
         alike = kept.setdefault((orbit, point.kind, point.dimension), [])
-        # of a component there is one in each class
+        # one component of each class is taken
         if not any(point.dimension or torch.allclose(x, invariants, 0, same) for x, _ in alike):
             alike.append((invariants, point))
     chosen = {id(point) for alike in kept.values() for _, point in alike}
@@ -314,7 +317,7 @@ def _best_accuracy(problem: Any, step_size: float, points: Sequence[FixedPoint])
         return float("nan")
     try:
         return float(knows.accuracy(torch.stack(attracting)).max())
-    except ValueError:  # labels that are no classes
+    except ValueError:  # labels that are not classes
         if network:
             return float("nan")
         raise

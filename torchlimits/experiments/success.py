@@ -76,7 +76,7 @@ def by_dynamics(
         problem: a `GaussianMixture`; starts have the law of its ``model()``, at its dim.
         step_size: c_delta.
         starts: the number of starts.
-        time: limit time to follow them for; leaving the saddle at the start takes O(log N).
+        time: the limit time to follow them for; leaving the saddle at the start takes O(log N).
         level: accuracy of the Gaussian expectations; see `torchlimits.basins`.
         seed: the seed of the starts.
 
@@ -104,7 +104,7 @@ def by_sgd(
     Args:
         problem: a `GaussianMixture`.
         step_size: c_delta.
-        time: limit time to train for.
+        time: the limit time to train for.
         runs, seed, progress: as in `torchlimits.train`.
 
     Example:

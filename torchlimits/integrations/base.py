@@ -23,10 +23,10 @@ class Attached:
 
     Args:
         statistics, every, path, max_bytes, probe, parameters, time_of: as in `tl.track`.
-        writer: as in `tl.track`; None: where the trainer logs; False: nowhere.
+        writer: as in `tl.track`; None stands for where the trainer logs, False for nowhere.
     """
 
-    #: of the training under way, or of the last one; None before the first
+    #: the tracker of the training under way, or of the last one; None before the first
     tracker: Tracker | None = None
 
     def __init__(
@@ -52,12 +52,12 @@ class Attached:
         self, model: nn.Module, optimizer: Optimizer, *, logs: Any, writes: bool, step: int,
         state: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        """Attach a tracker; ``state`` is that of the one that recorded the trainer's steps so far.
+        """Attach a tracker; ``state`` is that of the tracker that recorded the steps so far.
 
-        ``logs`` is where the trainer logs, a ``writer`` of `tl.track`; ``writes``, whether this
-        process is the one of several that does.
+        ``logs`` is where the trainer logs, a ``writer`` of `tl.track`; ``writes`` says whether
+        this process is the one of several that logs.
         """
-        self._end()  # a training that did not come to its end, and is begun anew
+        self._end()  # a training that did not come to its end is begun anew
         writer = logs if self._writer is None else self._writer
         writer = None if writer is False or not writes else writer
         path = self.path if writes else None
@@ -80,7 +80,7 @@ class Attached:
         self._at_exit = weakref.finalize(self, tracker.close)
 
     def _end(self, error: BaseException | None = None) -> None:
-        """Close the tracker; with an error of the training, that is the one to see."""
+        """Close the tracker; if the training failed, its error is the one to show."""
         if self.tracker is not None:
             self._at_exit.detach()
             self.tracker.__exit__(None if error is None else type(error), error, None)

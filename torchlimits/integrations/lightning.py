@@ -23,26 +23,26 @@ except ImportError as error:
 
 
 class TrackerCallback(Attached, Callback):
-    """Records summary statistics at every optimizer step of a Lightning Trainer, as `tl.track`.
+    """Records summary statistics at every step of a Lightning Trainer's optimizer, as `tl.track`.
 
-    Training is bit-identical with and without. The recording is part of Lightning's checkpoints:
-    with ``trainer.fit(..., ckpt_path=)`` steps, times, trajectory and TensorBoard go on without a
-    gap or a double. It ends when `fit` does, by its end, an early stop or an exception; then
-    ``callback.tracker.trajectory()`` and ``path`` have it.
+    Training is bit-identical with and without it. The recording is part of Lightning's checkpoints:
+    with ``trainer.fit(..., ckpt_path=)`` steps, times, trajectory and TensorBoard go on without
+    gaps or duplicates. Recording ends when `fit` does, normally, by an early stop or by an
+    exception; then ``callback.tracker.trajectory()`` and ``path`` hold the trajectory.
 
     The parameters' names are those of the LightningModule, ``"net.0.weight"`` for instance. A step
     is one of the optimizer's: gradients accumulated over several batches make one.
 
     Args:
-        statistics, path: as in `tl.track`. Of several processes, rank 0 writes.
+        statistics, path: as in `tl.track`. With several processes, rank 0 writes.
         options: every, max_bytes, probe, parameters, time_of: as in `tl.track`.
         writer: as in `tl.track`. None: where the Trainer logs, that is in the folder ``measured``
             within that of each TensorBoardLogger (a run beside your own scalars', with the
             trajectory as ``recorded.rows``), and by the ``log_metrics`` of all other loggers.
             False: nowhere.
-        optimizer: which one counts, as a number, if ``configure_optimizers`` makes several: steps
-            and learning rates are its own, statistics are recorded after each of its steps. Give
-            each optimizer a callback of its own to record at the steps of all.
+        optimizer: the number of the one that counts, if ``configure_optimizers`` makes several:
+            steps and learning rates are its own, and statistics are recorded after each of its
+            steps. Give each optimizer a callback of its own to record at the steps of all.
 
     Raises:
         ValueError: also during `fit`, if there are several optimizers and none is chosen; and as
@@ -75,7 +75,7 @@ class TrackerCallback(Attached, Callback):
     ) -> None:  # fmt: skip
         super().__init__(statistics, writer=writer, path=path, **options)
         self._optimizer = optimizer
-        # of the checkpoint that `fit` is about to go on from
+        # from the checkpoint that `fit` is about to go on from
         self._loaded: Mapping[str, Any] | None = None
         self._module: weakref.ref[nn.Module] | None = None
 
@@ -97,7 +97,7 @@ class TrackerCallback(Attached, Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach to module and optimizer, which have been restored by now."""
         self._begin(
-            trainer.model,  # in what several processes wrap around it
+            trainer.model,  # inside the wrapper for several processes
             self._chosen(trainer.optimizers),
             logs=_logs(trainer.loggers),
             writes=trainer.is_global_zero,
@@ -107,7 +107,7 @@ class TrackerCallback(Attached, Callback):
         self._loaded, self._module = None, weakref.ref(pl_module)
 
     def _before(self, trainer: Any, pl_module: Any) -> Mapping[str, Any] | None:
-        """The state of a `fit` that another one, of the same Trainer and module, goes on with."""
+        """The state of a `fit` that another `fit` of the same Trainer and module continues."""
         same = self._module is not None and self._module() is pl_module
         if self.tracker is None or not same or trainer.global_step == 0:
             return None
@@ -141,7 +141,7 @@ def _logs(loggers: list[Any]) -> Any:
 
 
 def _log_of(logger: Any) -> Any:
-    # by name: pytorch_lightning has one, too
+    # by name, as pytorch_lightning has one, too
     names = [kind.__name__ for kind in type(logger).__mro__]
     if "TensorBoardLogger" in names and "://" not in str(logger.log_dir):
         return Path(logger.log_dir) / "measured"

@@ -35,15 +35,16 @@ _FOLDER = "measured"
 class TrackerCallback(Attached, TrainerCallback, ExportableState):
     """Records summary statistics at every optimizer step of a transformers Trainer, as `tl.track`.
 
-    Training is bit-identical with and without. The recording is part of the Trainer's checkpoints
-    (in ``trainer_state.json``, 11 (k + 2) bytes a record of k statistics): with
+    Training is bit-identical with and without it. The recording is part of the Trainer's
+    checkpoints (in ``trainer_state.json``, 11 (k + 2) bytes a record of k statistics): with
     ``trainer.train(resume_from_checkpoint=)`` steps, times, trajectory and TensorBoard go on
-    without a gap or a double. It ends when `train` does; then ``callback.tracker.trajectory()``
-    and ``path`` have it. The Trainer does not tell its callbacks of an exception: after one, both
-    are there when the program ends, or after ``callback.tracker.close()``.
+    without gaps or duplicates. Recording ends when `train` does; then
+    ``callback.tracker.trajectory()`` and ``path`` hold the trajectory. The Trainer does not tell
+    its callbacks of an exception: after one, both are there when the program ends, or after
+    ``callback.tracker.close()``.
 
     Args:
-        statistics, path: as in `tl.track`. Of several processes, rank 0 writes.
+        statistics, path: as in `tl.track`. With several processes, rank 0 writes.
         options: every, max_bytes, probe, parameters, time_of: as in `tl.track`.
         writer: as in `tl.track`. None: if the Trainer reports to TensorBoard
             (``report_to="tensorboard"``), in the folder ``measured`` within that of this training,
@@ -51,7 +52,7 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
             ``measured-2``, ``measured-3`` ... if there is another training's. False: nowhere.
 
     Raises:
-        ValueError: also during `train`, if there are two such callbacks, or a probe with
+        ValueError: also during `train`, if there are two such callbacks, or there is a probe with
             ``load_best_model_at_end``; and as `tl.track` does.
         TypeError: as `tl.track` does.
 
@@ -112,7 +113,7 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
         )  # fmt: skip
 
     def _recorded(self, state: Any) -> dict[str, Any] | None:
-        """What the checkpoint holds that the training goes on from."""
+        """The recorded state in the checkpoint that the training goes on from."""
         # a checkpoint of a Trainer without this callback has no place for its state
         held = state.stateful_callbacks.setdefault(type(self).__name__, {})
         if isinstance(held, list):
@@ -129,7 +130,7 @@ class TrackerCallback(Attached, TrainerCallback, ExportableState):
 
 
 def _logs(args: Any, state: Any, continued: str | None) -> Path | None:
-    """The folder of a training, or of the one of that name that it goes on with."""
+    """The folder of a training, or of the training of that name that it goes on with."""
     if "tensorboard" not in (args.report_to or []):
         return None
     folder = _run_folder(args, state)
@@ -139,7 +140,7 @@ def _logs(args: Any, state: Any, continued: str | None) -> Path | None:
 
 
 def _run_folder(args: Any, state: Any) -> Path:
-    """Where the Trainer's own callback logs, which began before this one and has told nobody."""
+    """Where the Trainer's own callback logs; it began before this one and keeps that to itself."""
     trial = state.trial_name if state.is_hyper_param_search else None
     # the first, before transformers 5
     given = getattr(args, "logging_dir", None) or os.getenv("TENSORBOARD_LOGGING_DIR")
@@ -156,7 +157,7 @@ def _run_folder(args: Any, state: Any) -> Path:
 
 
 def _made(file: Path) -> tuple[int, int]:
-    """What event files are ordered by: the second, and their number in the process."""
+    """The key that event files are ordered by: the second, and their number in the process."""
     parts = file.name.split(".")
     return int(parts[3]), int(parts[-1]) if parts[-1].isdigit() else 0
 
@@ -177,5 +178,5 @@ def _state_of(text: str) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged text makes of base64 and torch
         raise ValueError(
-            f"expected the recorded steps of a checkpoint, they are damaged: {error}"
+            f"expected the recorded steps of a checkpoint, got damaged ones: {error}"
         ) from error

@@ -1,4 +1,4 @@
-"""`chosen_limit`: the limit a network's problem is asked for, by an optimizer or by numbers."""
+"""`chosen_limit`: the limit for a network's problem, chosen by an optimizer or by numbers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def chosen_limit(
     batch_size: int, ridge: float, dim: int, parameters: Mapping[str, Shape],
     dims: Iterable[int], model: nn.Module | None = None,
 ) -> SGDLimit:  # fmt: skip
-    """The limit of an SGD, parameter by parameter, or of one with the numbers given.
+    """The limit of an SGD optimizer, parameter by parameter, or of SGD with the given numbers.
 
     An optimizer whose weight decay is not the problem's ridge draws a warning.
 
     Args:
         optimizer, step_size, momentum, batch_size, dim: as in a problem's ``dynamics``.
-        ridge: the problem's.
+        ridge: the problem's ridge.
         parameters, dims, model: as in `Layers.of`.
 
     Raises:
         ValueError: if not exactly one of optimizer and step_size is given, their values are out
             of range, or the optimizer is not that of the network.
-        TypeError: if it is not SGD.
+        TypeError: if the optimizer is not SGD.
 
     Example:
         >>> options = {"batch_size": 1, "ridge": 0.0, "dim": 5}

@@ -1,4 +1,4 @@
-"""`Shapes`: which parameter of an optimizer is which of a network's, by identity, name or shape."""
+"""`Shapes`: tells which parameter of a network an optimizer holds, by identity, name or shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class HeldParameter:
 
     Args:
         tensor: the parameter.
-        settings: of its group; None where it does not require a gradient, and so does not move.
+        settings: those of its group; None if it requires no gradient, and so does not move.
         name: what the optimizer calls it, if it was built from ``named_parameters()``.
     """
 
@@ -33,7 +33,7 @@ class Shapes:
     """The shapes of a network's parameters, by which those of an optimizer are recognised.
 
     Args:
-        shapes: of each parameter, without the leading dimensions of replicas; None stands for N.
+        shapes: the shape of each parameter, without the replicas' dimensions; None stands for N.
         dims: the numbers that N may be.
 
     Example:
@@ -51,15 +51,15 @@ maximize=False, normalized=False, nesterov=False)
     def settings(
         self, held: list[HeldParameter], model: nn.Module | None
     ) -> dict[str, SGDSettings | None]:
-        """The settings of each parameter, None for those that do not move.
+        """The settings of each parameter; None for parameters that do not move.
 
         Args:
             held: what the optimizer holds.
             model: the network that it trains, if that is known.
 
         Raises:
-            ValueError: if the optimizer trains none of the network's parameters, or others, or it
-                cannot be told which is which.
+            ValueError: if the optimizer trains none of the network's parameters, or others too, or
+                it cannot be told which is which.
         """
         if model is not None:
             return self._by_identity(held, model)

@@ -12,7 +12,7 @@ from torchlimits.contracts.vector_field import VectorField
 
 
 class OptimizerLimit(ABC):
-    """What an optimizer makes of a `VectorField`: one class an optimizer.
+    """What an optimizer makes of a `VectorField`; each optimizer has a class.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -31,12 +31,12 @@ class OptimizerLimit(ABC):
     @property
     @abstractmethod
     def step_size(self) -> float:
-        """c_delta = lr * n, of the learning rate whose sum is the limit time."""
+        """c_delta = lr * n, with the learning rate lr whose sum is the limit time."""
 
     @property
     @abstractmethod
     def speed(self) -> float:
-        """How many times as fast as by plain SGD the fastest parameters move."""
+        """How many times as fast as under plain SGD the fastest parameters move."""
 
     @abstractmethod
     def prepared(self, field: VectorField) -> VectorField:
@@ -78,4 +78,4 @@ class OptimizerLimit(ABC):
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
-        """The settings, as JSON takes them."""
+        """The settings, in a form that JSON can hold."""

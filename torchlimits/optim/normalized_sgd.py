@@ -14,8 +14,8 @@ class NormalizedSGD(torch.optim.SGD):
 
     .. math:: x \leftarrow x - \delta \frac{\sqrt n}{\|\nabla L\|} \nabla L,
 
-    n the size of a parameter's last dimension. The step is adaptive: small where gradients are
-    large. The critical scaling is that of SGD, lr = c_delta / n, and
+    where n is the size of a parameter's last dimension. The step is adaptive: small where gradients
+    are large. The critical scaling is that of SGD, lr = c_delta / n, and
     ``SpikedTensor.dynamics(optimizer)`` knows the limit, see
     `torchlimits.problems.spiked.dynamics.SpikedDynamics`.
 
@@ -24,7 +24,7 @@ class NormalizedSGD(torch.optim.SGD):
     A parameter is a vector, or, where there are leading dimensions, independent replicas of one:
     every row along the last dimension is scaled by its own length. (The rows of a weight matrix
     are therefore scaled one by one.) A gradient of exactly 0 stays 0. Weight decay and momentum
-    come after the scaling, as torch does them: the ridge is not scaled, and a momentum buffer
+    come after the scaling, as torch does them: the ridge is not scaled, and the momentum buffer
     holds scaled gradients. ``p.grad`` is left as ``backward`` made it.
 
     Args:
@@ -33,8 +33,8 @@ class NormalizedSGD(torch.optim.SGD):
         options: momentum, weight_decay ... of `torch.optim.SGD`, ``differentiable`` excepted.
 
     Raises:
-        ValueError: as torch.optim.SGD, and if ``differentiable``, or a parameter is a scalar or
-            has a sparse gradient.
+        ValueError: as torch.optim.SGD, and if ``differentiable`` is set, or a parameter is a scalar
+            or has a sparse gradient.
 
     Example:
         >>> import torch
@@ -46,7 +46,7 @@ class NormalizedSGD(torch.optim.SGD):
         tensor([-1.,  0.,  0.,  0.])
     """
 
-    #: a GradScaler has to unscale the gradients itself: here their scale is lost
+    #: a GradScaler has to unscale the gradients itself, because their scale is lost here
     _step_supports_amp_scaling = False
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any) -> None:
@@ -91,7 +91,7 @@ def _scaled(gradient: Tensor) -> Tensor:
     if gradient.is_sparse:
         raise ValueError("expected dense gradients, got sparse ones: torch has no norm of rows")
     length = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-    # not where(length > 0): NaN has to stay visible
+    # not where(length > 0), because NaN has to stay visible
     scale = torch.where(length == 0, 0.0, gradient.shape[-1] ** 0.5 / length)
     return gradient * scale
 

@@ -18,16 +18,16 @@ class Layers:
     r"""Settings of each parameter, in the limit time of a reference parameter group.
 
     A parameter with learning rate lr' and q' = (1 - tau')/(1 - beta') moves
-    :math:`\rho = q' lr' / lr` times as fast as by plain SGD of the reference's lr: statistics
+    :math:`\rho = q' lr' / lr` times as fast as under plain SGD with the reference's lr: statistics
     drift by the rho of their own parameter, each with its own ridge. The corrector of R, quadratic
     in the step of W, is :math:`c_\delta \rho_W^2 g / B`; the covariance of one step has a factor
     rho for the parameter of its row and one for that of its column.
 
     Args:
-        reference: of the parameter group the sum of whose learning rates is the limit time, the
-            first that is trained.
-        settings: of each parameter by its name, ``"first.weight"``; None where the optimizer does
-            not hold it or it requires no gradient: then it stays where it is.
+        reference: settings of the parameter group whose learning rates add up to the limit time,
+            the first that is trained.
+        settings: those of each parameter by its name, ``"first.weight"``; None if the optimizer
+            does not hold it or it requires no gradient, so that it stays where it is.
 
     Raises:
         ValueError: if the reference's learning rate is 0.
@@ -56,10 +56,10 @@ class Layers:
         cls, optimizer: object, *, parameters: Mapping[str, Shape], dims: Iterable[int], dim: int,
         batch_size: int = 1, model: nn.Module | None = None,
     ) -> Layers | SGDSettings:  # fmt: skip
-        """Read them from an SGD; plain settings where all parameters have those of the reference.
+        """Read them from an SGD; the plain settings if all parameters have those of the reference.
 
-        Which parameter is which is known from ``model``; or from the names that an optimizer has
-        which was built from ``model.named_parameters()``; or by shapes, in the order in which they
+        Which parameter is which is known from ``model``; or from the names in an optimizer that
+        was built from ``model.named_parameters()``; or from shapes, in the order in which they
         come, as long as all parameters of one shape have the same settings.
 
         Args:
@@ -72,8 +72,8 @@ class Layers:
 
         Raises:
             TypeError: if the optimizer is not SGD.
-            ValueError: if it trains none of the parameters, or others, or it cannot be told which
-                is which.
+            ValueError: if it trains none of the parameters, or others too, or it cannot be told
+                which is which.
 
         Example:
             >>> import torch
@@ -117,10 +117,10 @@ class Layers:
         return {name: s.sign if s else 1.0 for name, s in self.settings.items()}
 
     def check_beside(self, *, ridge: float, momentum: float) -> None:
-        """Check as `SGDSettings.check_beside` does, for the parameters that move.
+        """Do the check of `SGDSettings.check_beside` for the parameters that move.
 
         Args:
-            ridge, momentum: as there.
+            ridge, momentum: as in that method.
         """
         alike: dict[tuple[float, float], list[str]] = {}
         for name, s in self.settings.items():
@@ -144,7 +144,7 @@ class Layers:
         return result
 
     def _key(self, name: str) -> str:
-        """The name, or that of its layer if a weight is all that the layer has."""
+        """The parameter's name, or its layer's name if the layer has nothing but a weight."""
         layer, _, kind = name.rpartition(".")
         alone = not any(n != name and n.startswith(f"{layer}.") for n in self.settings)
         return layer if layer and kind == "weight" and alone else name

@@ -17,12 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from torchlimits.optim.sgd import clock
 
-#: panels in which 1/c_delta(t) is integrated, with so many points each
+#: the panels in which 1/c_delta(t) is integrated, and the points in each
 _PANELS = 512
-#: times this close to the end of a schedule are its end: lists of times become float32
+#: times this close to the end of a schedule count as its end, as lists of times become float32
 _ROUNDING = 1e-6
 
-#: a scheduler is not followed for longer: minutes
+#: a scheduler is not followed for more steps, which take minutes
 _MOST_STEPS = 10_000_000
 
 #: what problems take: c_delta(t), or a scheduler of torch
@@ -30,7 +30,7 @@ ScheduleLike = Callable[[float], float] | LRScheduler
 
 
 class Schedule(ABC):
-    r"""c_delta(t) = n * learning rate at limit time t, where :math:`dt = lr(t)` a step.
+    r"""c_delta(t) = n * learning rate at limit time t; one step takes a time :math:`dt = lr(t)`.
 
     In the effective dynamics the drift stays what it is; corrector and diffusion take c_delta(t).
     """
@@ -40,7 +40,7 @@ class Schedule(ABC):
         """c_delta(t).
 
         Raises:
-            ValueError: if there is none at t.
+            ValueError: if the schedule does not reach t.
         """
 
     @abstractmethod
@@ -48,11 +48,11 @@ class Schedule(ABC):
         r"""Steps of SGD from t = 0 to the times, :math:`\int n\, dt / c_\delta(t)`, rounded.
 
         Raises:
-            ValueError: if the schedule ends before, or the times start below 0.
+            ValueError: if the schedule ends before the last time, or the times start below 0.
         """
 
     def describe(self) -> str:
-        """What it is, in a word."""
+        """A word that says what it is."""
         return type(self).__name__
 
     @staticmethod
@@ -62,7 +62,8 @@ class Schedule(ABC):
         """A `Schedule` from what problems take.
 
         Raises:
-            TypeError: if it is neither a function nor a scheduler, or one that depends on losses.
+            TypeError: if it is neither a function nor a scheduler, or a scheduler that depends on
+                losses.
             ValueError: if a scheduler is not the optimizer's.
         """
         if given is None or isinstance(given, Schedule):
@@ -81,7 +82,7 @@ class FunctionSchedule(Schedule):
     """c_delta(t) as the user's own function of limit time.
 
     Args:
-        function: t -> c_delta(t), floats.
+        function: t -> c_delta(t), both floats.
 
     Example:
         >>> schedule = FunctionSchedule(lambda t: 1 / (1 + t))
@@ -137,19 +138,19 @@ class FunctionSchedule(Schedule):
 class SteppedSchedule(Schedule):
     r"""c_delta(t) of a scheduler of torch that is stepped once after every optimizer step.
 
-    A copy of the scheduler is stepped, the user's and the optimizer are left alone. t = 0 is the
-    scheduler's state now; step l takes the time from :math:`t_l = \sum_{j<l} lr_j` to
+    A copy of the scheduler is stepped; the user's scheduler and optimizer are left alone. t = 0 is
+    the scheduler's state now; step l takes the time from :math:`t_l = \sum_{j<l} lr_j` to
     :math:`t_l + lr_l`, in the middle of which c_delta(t) is n lr_l; from one middle to the next it
     is linear, so that solvers need not stop at every step.
 
     Args:
         scheduler: any but ReduceLROnPlateau.
-        optimizer: whose scheduler it is.
+        optimizer: the optimizer whose learning rates it sets.
         dim: n.
 
     Raises:
         TypeError: for ReduceLROnPlateau, or if the scheduler cannot be copied.
-        ValueError: if it is another optimizer's.
+        ValueError: if the scheduler is another optimizer's.
 
     Example:
         >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
@@ -237,7 +238,7 @@ class SteppedSchedule(Schedule):
                 )
 
     def _advance(self) -> bool:
-        """One step more; False at the end."""
+        """Take one more step; False at the end."""
         if self._refusal:
             return False
         with warnings.catch_warnings():

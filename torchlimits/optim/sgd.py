@@ -11,7 +11,7 @@ import torch
 from torchlimits import _checks
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 
-#: options that parameter groups may differ in
+#: options in which parameter groups may differ
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "maximize")
 
 
@@ -20,9 +20,9 @@ class SGDSettings:
     r"""The constants of one SGD run, in the limit n -> infinity.
 
     With momentum beta, dampening tau and batches of B fresh samples, put q = (1 - tau)/(1 - beta):
-    the drift becomes :math:`-q f` and the corrector :math:`c_\delta q^2 g / B`. ``maximize`` turns
-    the loss's part of the drift round, not the ridge's, and not the corrector, which is quadratic
-    in the gradient.
+    the drift becomes :math:`-q f` and the corrector :math:`c_\delta q^2 g / B`. ``maximize``
+    reverses the loss's part of the drift, not the ridge's, and not the corrector, which is
+    quadratic in the gradient.
 
     Source: sections 1 to 5 of arXiv 2206.04030 for plain SGD; for momentum, after its buffer has
     settled (in O(1) steps) the parameters move by q times the gradients' sum, so one effective
@@ -40,7 +40,7 @@ class SGDSettings:
         nesterov: momentum is Nesterov's; only steps at a finite n depend on it.
 
     Raises:
-        ValueError: if one is out of range.
+        ValueError: if a number is out of range.
 
     Example:
         >>> SGDSettings(step_size=1.0, momentum=0.5).corrector_factor
@@ -112,7 +112,7 @@ class SGDSettings:
     ) -> SGDSettings:  # fmt: skip
         """Settings of an optimizer, or those given by numbers, for a problem's ``dynamics(...)``.
 
-        An optimizer whose weight decay is not the problem's ridge draws a warning; its own counts.
+        An optimizer's weight decay counts, with a warning if it is not the problem's ridge.
 
         Raises:
             ValueError: if not exactly one of optimizer and step_size is given, or their values
@@ -129,12 +129,12 @@ class SGDSettings:
         return settings
 
     def check_beside(self, *, ridge: float, momentum: float, layer: str = "") -> None:
-        """Compare what was read from an optimizer with the problem's ridge and a momentum given.
+        """Compare what was read from an optimizer with the problem's ridge and a given momentum.
 
-        Warns if the ridge is another one.
+        Warns if the ridge differs.
 
         Raises:
-            ValueError: if the momentum is another one.
+            ValueError: if the momentum differs.
         """
         if abs(self.weight_decay - ridge) > 1e-12 + 1e-6 * ridge:
             _checks.warn_user(
@@ -148,7 +148,7 @@ class SGDSettings:
             )
 
     def check_plain(self, what: str) -> None:
-        """ValueError if the gradient is not the loss's own: maximised, or normalised."""
+        """Raise ValueError if the gradient is not the loss's own, but maximised or normalised."""
         for option in ("maximize", "normalized"):
             if getattr(self, option):
                 raise ValueError(
@@ -173,7 +173,7 @@ class SGDSettings:
 
     @property
     def effective_step_size(self) -> float:
-        """c_delta q / B: plain SGD with this c_delta has the same orbits, run q times slower."""
+        """c_delta q / B: plain SGD with this c_delta has the same orbits, q times as slow."""
         return self.step_size * self.drift_factor / self.batch_size
 
     def describe(self) -> dict[str, Any]:
@@ -184,8 +184,8 @@ class SGDSettings:
 def clock(groups: Sequence[Mapping[str, Any]]) -> int:
     """The number of the parameter group whose learning rates limit time adds up.
 
-    It is the first that is trained, by its learning rate and by what its parameters require; that
-    is the one whose learning rates `tl.track` adds up for a model with just these groups.
+    It is the first whose learning rate is not 0 and whose parameters require gradients, the same
+    that `tl.track` takes for a model with just these groups.
 
     Example:
         >>> weight, bias = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))

@@ -24,12 +24,12 @@ class SGDLimit(OptimizerLimit):
     r"""SGD with momentum, batches, weight decay, ascent, and settings for each parameter.
 
     A parameter moves q times as fast as by plain SGD (`SGDSettings`), up the loss or down, and
-    decays by its own alpha; so a statistic's
+    decays by its own alpha; so a statistic has
 
     .. math:: drift = q\,(\pm f_{loss} - \alpha\, Du[x]), \quad corrector = c_\delta q^2 g / B.
 
     Args:
-        settings: what SGD does, or, with layers, what it does to their reference.
+        settings: what SGD does or, with layers, what it does to their reference.
         layers: what it does to each parameter, where they differ.
 
     Example:
@@ -47,11 +47,11 @@ class SGDLimit(OptimizerLimit):
         return (NormalizedLimit if settings.normalized else SGDLimit)(settings, layers)
 
     def at_finite_n(self) -> SGDLimit:
-        """The same limit, if there are steps that are taken one by one.
+        """The same limit, if its steps can be taken one by one.
 
         Raises:
-            ValueError: if the loss is not minimised by plain SGD, or c_delta is 0: there are no
-                steps then.
+            ValueError: if the loss is not minimised by plain SGD, or c_delta is 0, so that there
+                are no steps.
         """
         for settings in (self.settings, *(self.layers.settings.values() if self.layers else ())):
             if settings is not None:
@@ -67,7 +67,7 @@ class SGDLimit(OptimizerLimit):
 
         Args:
             dim: n.
-            name: of the parameter, where they differ; None: as the reference.
+            name: that of the parameter, where they differ; None stands for the reference.
         """
         settings = self.settings
         if self.layers is not None and name is not None:
@@ -90,7 +90,7 @@ class SGDLimit(OptimizerLimit):
         return field.for_ascent() if self._second_order_speed(field) < 0 else field
 
     def check(self, field: VectorField) -> None:
-        """Refuse weight decay where `VectorField.decay` is not known, layers where they are not.
+        """Refuse weight decay where `VectorField.decay` is not known, and layers likewise.
 
         Raises:
             ValueError: if the field lacks one of the two and the settings need it.
@@ -120,7 +120,7 @@ class SGDLimit(OptimizerLimit):
     def rates(
         self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """Drift and corrector, as `OptimizerLimit.rates`."""
+        """Drift and corrector; see `OptimizerLimit.rates`."""
         drift, corrector = self._terms(field, u)
         speed, sign, ridge = self._factors(field, u)
         if isinstance(sign, Tensor) or sign != 1:
@@ -132,10 +132,10 @@ class SGDLimit(OptimizerLimit):
     def diffusion(
         self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
-        """The diffusion matrix, as `OptimizerLimit.diffusion`.
+        """The diffusion matrix; see `OptimizerLimit.diffusion`.
 
-        Ascent turns the first order of an increment round and not the second: with the signs in
-        front, that is the covariance at -c_delta.
+        Ascent reverses the first order of an increment and not the second: apart from the signs,
+        that is the covariance at -c_delta.
         """
         c = step_size / self.settings.batch_size
         speed, sign, _ = self._factors(field, u)
@@ -156,7 +156,7 @@ class SGDLimit(OptimizerLimit):
         blocks = [(name, len(list(same))) for name, same in groupby(field.parameter_names or ())]
 
         def spread(of: dict[str, float]) -> Tensor:
-            # filled where u is: numbers copied from the host would be waited for
+            # filled on u's device: the host would wait for numbers copied from it
             return torch.cat([u.new_full((count,), of[name]) for name, count in blocks])
 
         layers = self.layers
@@ -179,17 +179,17 @@ class NormalizedLimit(SGDLimit):
     r"""SGD on gradients of length :math:`\sqrt n` (`NormalizedSGD`).
 
     The length of a batch's gradient tends to `VectorField.gradient_length` over
-    :math:`\sqrt B`, the noise being all of it in high dimension. So the loss's part of the drift
+    :math:`\sqrt B`, as it is all noise in high dimension. So the loss's part of the drift
     has the factor :math:`\eta = \sqrt B / length`, corrector and diffusion :math:`\eta^2`; the
     ridge, which comes after the scaling, none.
     """
 
     def check(self, field: VectorField) -> None:
-        """Refuse fields of whose gradients the length is not known, as `SGDLimit.check` does.
+        """Refuse fields whose gradients have no known length, after the checks of `SGDLimit.check`.
 
         Raises:
             ValueError: if `VectorField.gradient_length` is not known, or increments have a second
-                order that is as large as the first.
+                order as large as the first.
         """
         super().check(field)
         known = type(field).gradient_length is not VectorField.gradient_length

@@ -16,7 +16,7 @@ class SGDStep:
     """One step of torch.optim.SGD on a parameter and its momentum buffer, in place.
 
     Args:
-        settings: of the parameter; plain SGD, which minimises.
+        settings: those of the parameter; plain SGD, which minimises.
         lr: delta.
 
     Example:
@@ -42,8 +42,8 @@ class SGDStep:
 
         Args:
             parameter: what moves.
-            buffer: of the momentum; without momentum it is not looked at.
-            gradient: of the loss; it is overwritten.
+            buffer: the momentum buffer; without momentum it is not used.
+            gradient: that of the loss; it is overwritten.
             first: whether this is the first step.
         """
         settings = self.settings
@@ -70,9 +70,9 @@ class SGDStep:
 
         Args:
             rows: what moves.
-            buffer: of the momentum; held is 0 without it.
-            pull: dl/dh of each sample, and the same for further vectors.
-            x: the samples, and those vectors, where there are some (many samples).
+            buffer: the momentum buffer; ``held`` is 0 without it.
+            pull: dl/dh of each sample, and its counterpart for the further vectors.
+            x: the samples and, if there are many of them, the further vectors.
             first: whether this is the first step.
         """
         settings = self.settings

@@ -1,4 +1,4 @@
-"""`Problem`: a model, its data and its loss, and what theory predicts of them; `Trainable`."""
+"""`Problem`: a model, its data and its loss, with what theory predicts; and `Trainable`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torchlimits.statistics.summary import SummaryStatistics
 class Trainable(Protocol):
     """The part of a `Problem` that `torchlimits.train` needs.
 
-    Where a problem has a number ``ridge`` besides, that is alpha, the weight decay that it is
-    trained with; without one there is none.
+    If a problem also has a number ``ridge``, that is alpha, the weight decay that it is trained
+    with; otherwise there is no weight decay.
 
     Attributes:
         statistics: the summary statistics of its models' parameters.
@@ -51,11 +51,11 @@ class Trainable(Protocol):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Fresh data (x, y), both of shape ``(*replicas, batch, ...)``.
 
-        Device and dtype are those asked for, whatever models there are: for a model that was made
-        with ``device=`` or ``dtype=`` ask for the same here.
+        Device and dtype are those asked for, whatever those of the model are: for a model that was
+        made with ``device=`` or ``dtype=``, ask for the same here.
 
         Args:
-            batch: samples for each model.
+            batch: the number of samples for each model.
             replicas: leading dimensions of independent models.
             generator: of the data, on their device.
             device, dtype: of the data, by default the problem's own, which are those of a model
@@ -70,7 +70,7 @@ class Trainable(Protocol):
         """The mean over the batch, *summed* over replicas, without the ridge.
 
         The sum makes one SGD step of the whole module one step of every replica. The ridge is left
-        to the optimizer, whose weight decay it is.
+        to the optimizer, as its weight decay.
 
         Args:
             output: what the model returned for x.
@@ -113,15 +113,15 @@ class Problem(Trainable, Protocol):
         """The effective dynamics that go with an optimizer, or with c_delta = lr * n.
 
         Args:
-            optimizer: whose options are read; limit time is the sum of its learning rates.
+            optimizer: its options are read; limit time is the sum of its learning rates.
             step_size: c_delta, instead of an optimizer; 0 is gradient flow, and the ridge is then
                 the problem's.
             momentum: with ``step_size``.
-            batch_size: fresh samples averaged in one step.
+            batch_size: the number of fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
                 optimizer's LR scheduler, stepped after every step; see
                 `torchlimits.optim.schedule`.
-            dim: n, if not the problem's; 10^9 takes no more memory.
+            dim: n, if it is not the problem's; 10^9 takes no more memory.
 
         Raises:
             ValueError: if not exactly one of optimizer and step_size is given, or their values

@@ -19,8 +19,8 @@ class TwoLayerNetwork(OwnNames, nn.Module):
     Source: sections 4 and 5 of arXiv 2206.04030 (there sigma is the ReLU).
 
     Args:
-        dim: input dimension N.
-        width: number of hidden units K.
+        dim: the input dimension N.
+        width: the number of hidden units K.
         replicas: leading dimensions of independent copies, ``()`` for one network. With the loss
             summed over them, one step of torch.optim.SGD is one step of each copy on its own.
         activation: sigma, entrywise.
@@ -69,12 +69,12 @@ class MatrixProduct(OwnNames, nn.Module):
                 f"expected inputs of shape (..., {W.shape[-1]}) for a weight of shape "
                 f"{tuple(W.shape)}, got {tuple(x.shape)}"
             )
-        if W.shape[-2] == 1:  # one output: torch takes longer for many small products than for this
+        if W.shape[-2] == 1:  # one output: torch takes longer for many small products
             return (x * W).sum(-1, keepdim=True)
         if torch.compiler.is_compiling() and W.ndim == x.ndim == 3 and x.shape[-2] == 1:
             # the compiler makes one loop of this and what follows, backward too
             return (W * x).sum(-1).unsqueeze(-2)
-        # (W X^T)^T: for one sample a replica, backward is 8 times as fast as through X W^T, and
+        # (W X^T)^T: with one sample a replica, backward is 8 times as fast as through X W^T, and
         # matmul would spend as long on views as on the product
         product = torch.bmm(W, x.mT) if W.ndim == x.ndim == 3 else W @ x.mT
         return product.mT

@@ -37,25 +37,26 @@ def closability(
     parameters with the same statistics u. For each n a real run of SGD gives parameters X. The
     three are estimated there and at other parameters with the same statistics:
 
-    * *random*: lifted with random remainders (how much these differ among themselves);
+    * *random*: lifted with random remainders (how much they differ among themselves);
     * *aligned*: lifted with remainders on coordinate axes (how far they are from the random ones);
     * *run*: X itself (how far it is from random ones with the statistics of X).
 
-    With a ``lift`` of your own there is *lifted* in place of *random* and *aligned*. The lifts
-    among themselves have, at every n, the statistics of the run at the largest n. Differences,
-    root mean squares over the entries relative to these, have to vanish as n grows. Their squares
-    are products of estimates from separate samples, so that sampling noise does not add to them.
+    With a ``lift`` of your own there is *lifted* in place of *random* and *aligned*. Lifts that are
+    compared among themselves have, at every n, the statistics of the run at the largest n.
+    Differences, root mean squares over the entries relative to these, have to vanish as n grows.
+    Their squares are products of estimates from separate samples, so that sampling noise does not
+    add to them.
 
     Args:
-        problem_at: n -> `SizedProblem`.
+        problem_at: a function n -> `SizedProblem`.
         dims: increasing n; a factor 8 between first and last makes sharp exponents. One n alone
-            (real data) tells the differences, not whether they vanish.
-        time: limit time of the run.
+            (real data) shows the differences, not whether they vanish.
+        time: the limit time of the run.
         points: how many parameters are taken from it, evenly over time, the start included.
         remainders: how many lifts of each kind are made at each point, at least 3.
         samples: how many samples one estimate takes.
-        tolerance: relative size that counts as 0 where nothing is seen.
-        seed: of everything random.
+        tolerance: the relative size that counts as 0 if no difference is significant.
+        seed: the seed of everything random.
 
     Returns:
         A table and a verdict for each condition. "holds" is evidence, not a proof.
@@ -144,7 +145,7 @@ def _at_dimension(
         differences.add({k: pairs(settings.lifted(lift, u)) for k, lift in lifts.items()})
     for x in run:
         around = pairs(settings.lifted(lifts[reference], sized.u(x)))
-        # as often as the lifts, each time from other samples: for the error bar
+        # as often as the lifts, each time from other samples, for the error bar
         here = pairs([x] * settings.remainders)
         differences.add({reference: around, "run": here}, only="run")
     return differences.relative()
@@ -186,7 +187,7 @@ def _pair(
     sized: SizedProblem, estimator: Estimator, parameters: Mapping[str, Tensor], samples: int,
     generator: torch.Generator,
 ) -> tuple[Estimate, Estimate]:  # fmt: skip
-    """Two estimates from separate samples: noise has no covariance between them."""
+    """Two estimates from separate samples, between which noise has no covariance."""
     first, second = (
         estimator(parameters, sized.step_size, max(2, samples // 2), sized.weight_decay, generator)
         for _ in range(2)
@@ -202,6 +203,6 @@ def _values(
 
 
 def _scale(square: Float[Tensor, " entries"]) -> Tensor:
-    """The squared size that each entry is relative to: at least a share of the largest, not 0."""
+    """The squared size that each entry is relative to: a share of the largest at least, never 0."""
     square = square.clamp_min(0)
     return square.clamp_min(_FLOOR**2 * float(square.max()) or 1.0)

@@ -62,7 +62,7 @@ def localizability(
 
     Returns:
         A `ConditionReport`: a table and a verdict in words for each bound. Operator norms are found
-        by power iteration; for j = 3 that, from a few starts, gives a lower bound.
+        by power iteration; for j = 3 this, from a few starts, gives a lower bound.
 
     Raises:
         ValueError: if a number is out of its range, or the statistics need a lift of your own.
@@ -123,7 +123,7 @@ def _moments(
 
 
 def _mean(rows: Float[Tensor, "S k"]) -> tuple[float, float]:
-    """The largest mean over statistics, and its error."""
+    """The largest mean over the statistics, and its error."""
     mean, error = rows.mean(0), standard_error(rows)
     i = int(mean.argmax())
     return float(mean[i]), float(error[i])
@@ -136,7 +136,7 @@ def _gradient_moments(
     names = [n for n, p in problem.model.named_parameters() if p.requires_grad]
     gradients = PerSampleGradients(problem.model, problem.loss, names, structured=True)
     counts = [min(_PIECE, samples - done) for done in range(0, samples, _PIECE)]
-    # two halves: their means' product has no noise squared in it
+    # two halves: the product of their means contains no squared noise
     halves = [{n: torch.zeros_like(parameters[n]) for n in names} for _ in range(2)]
     sizes = [0, 0]
     batches = [problem.sampler(count, generator=generator) for count in counts]

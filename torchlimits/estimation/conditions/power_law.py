@@ -1,4 +1,4 @@
-"""Power laws in the dimension, and what they say of a condition: holds, fails, undecided."""
+"""Power laws in the dimension, and what they say about a condition: holds, fails, undecided."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torchlimits._text import Table, Tabular
 
-#: exponents closer than this are not told apart: finite dimensions are not the limit
+#: exponents closer than this are not distinguished, as finite dimensions are not the limit
 RESOLUTION = 0.1
-#: half widths in standard errors
+#: half widths of intervals, in standard errors
 _SIGMAS = 2.0
 
 
@@ -34,13 +34,13 @@ class PowerLaw:
 def fit(dims: Sequence[int], values: Sequence[float], errors: Sequence[float]) -> PowerLaw:
     """Weighted least squares of log y on log n; y > 0.
 
-    The error is that of the ``errors``, or that which the scatter about the line shows, if larger.
+    The error is that due to ``errors`` or, if larger, that shown by the scatter about the line.
 
     Example:
         >>> fit([10, 100, 1000], [2.0, 20.0, 200.0], [0.0, 0.0, 0.0])
         PowerLaw(exponent=1.0, standard_error=0.0, constant=0.2)
     """
-    # exact values count as exact to a part in a million, so that none has all the weight
+    # exact values count as exact to one part in a million, so that none has all the weight
     relative = [max(e / y, 1e-6) for y, e in zip(values, errors, strict=True)]
     x, z = [math.log(n) for n in dims], [math.log(y) for y in values]
     w = [1 / r**2 for r in relative]
@@ -61,10 +61,10 @@ class Condition:
     """One condition: numbers at every dimension, and what they say.
 
     Attributes:
-        name: what is looked at.
+        name: what is examined.
         dims, values, errors: its size and standard error at each n.
         law: the power law fitted, or None where the values do not differ significantly from 0.
-        verdict: in words, beginning with "holds", "fails" or "undecided".
+        verdict: words that begin with "holds", "fails" or "undecided".
     """
 
     name: str
@@ -76,12 +76,12 @@ class Condition:
 
     @property
     def holds(self) -> bool:
-        """The verdict is that it holds."""
+        """Whether the verdict is that it holds."""
         return self.verdict.startswith("holds")
 
     @property
     def fails(self) -> bool:
-        """The verdict is that it fails."""
+        """Whether the verdict is that it fails."""
         return self.verdict.startswith("fails")
 
     def __str__(self) -> str:
@@ -173,8 +173,8 @@ class ConditionReport(Tabular):
     """Conditions and their verdicts.
 
     Attributes:
-        title: what was looked at.
-        conditions: one after the other.
+        title: what was examined.
+        conditions: the conditions, one after the other.
 
     Example:
         >>> dims, errors = [10, 100, 1000], [0.0, 0.0, 0.0]
@@ -190,7 +190,7 @@ class ConditionReport(Tabular):
 
     @property
     def holds(self) -> bool:
-        """All conditions hold."""
+        """Whether all conditions hold."""
         return all(c.holds for c in self.conditions)
 
     @property
@@ -199,7 +199,7 @@ class ConditionReport(Tabular):
         return any(c.fails for c in self.conditions)
 
     def __getitem__(self, name: str) -> Condition:
-        """The condition of a name, or a ValueError that lists the names."""
+        """Return the condition of a name; a ValueError lists the names if there is none."""
         for condition in self.conditions:
             if condition.name == name:
                 return condition

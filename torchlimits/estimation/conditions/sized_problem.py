@@ -148,7 +148,7 @@ def sized_problems(
     Raises:
         ValueError: if there are fewer than ``least`` dimensions, if they do not increase, or if the
             problems have other dimensions or differ in the names of their statistics.
-        TypeError: if ``problem_at`` returns something else than a `SizedProblem`.
+        TypeError: if ``problem_at`` returns something other than a `SizedProblem`.
     """
     dims = [_checks.positive_int("dims", n) for n in dims]
     if len(dims) < least or any(b <= a for a, b in itertools.pairwise(dims)):

@@ -1,4 +1,4 @@
-"""Step sizes: which regime of the theory one is in, and which one is critical."""
+"""Step sizes: which regime of the theory a step size is in, and which step size is critical."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchlimits.estimation.conditions.sized_problem import SizedProblem, places
 
 #: c_delta within these is taken as critical where only one dimension is known
 CRITICAL = (0.05, 20.0)
-#: an exponent within so much of 1 is 1
+#: an exponent this close to 1 counts as 1
 _EXPONENT = 0.05
 
 #: a value, its standard error, and the statistic that it belongs to
@@ -206,7 +206,7 @@ def critical_step_size(
             "expected a corrector or a diffusion that differs significantly from 0 at every n, got "
             "none: take more samples, or statistics that the noise of the gradients moves"
         )
-    # of exponents that are the same within their errors, the larger term
+    # where exponents are the same within their errors, the larger term
     driver = max(known, key=lambda kind: known[kind].constant * dims[-1] ** known[kind].exponent)
     law = known[driver]
     return CriticalStepSize(

@@ -19,7 +19,7 @@ class MixtureChain(FirstLayerChain):
     :math:`g_i = s v_i 1\{h_i > 0\}`.
 
     Args:
-        field: of the same problem; gives the mixture's constants.
+        field: the field of the same problem, which gives the mixture's constants.
         limit: what the optimizer does.
     """
 
@@ -36,7 +36,7 @@ class MixtureChain(FirstLayerChain):
     ) -> tuple[Float[Tensor, "K S"], Float[Tensor, "B K S"]]:
         active = h.relu()
         s = (torch.sigmoid((theta * active).sum(1)) - target)[:, None]
-        # as torch: no slope at 0
+        # as in torch, the slope at 0 is 0
         return (s * active).mean(0), torch.where(h > 0, s * theta, 0.0)
 
     def _labels(

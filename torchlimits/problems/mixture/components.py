@@ -1,4 +1,4 @@
-"""`Components`: the means, labels and probabilities of a mixture, and fresh data of it."""
+"""`Components`: the means, labels and probabilities of a mixture, and fresh data from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchlimits.problems.network.components import GaussianComponents
 
 
 class Components(GaussianComponents):
-    r"""The law of :math:`X = c_a + Z/\sqrt\lambda` with a label y_a, a drawn by its probability.
+    r"""The law of :math:`X = c_a + Z/\sqrt\lambda` with label y_a; a is drawn by its probability.
 
     Args:
         means, labels, snr, weights: as in `GaussianMixture`.
@@ -48,9 +48,9 @@ class Components(GaussianComponents):
         """Fresh data (x, y) with leading dimensions ``shape``.
 
         Args:
-            shape: how many.
+            shape: the leading dimensions.
             dtype: of the data.
-            source: generator and device, as of torch.randn.
+            source: generator and device, as for torch.randn.
         """
         x, component = self.inputs(shape, dtype=dtype, **source)
         key = (x.device, x.dtype)

@@ -20,7 +20,7 @@ class MixtureDynamics(EffectiveDynamics):
 
     Args:
         field: a `ReluField`, or a `SmallNoiseField` at snr = inf.
-        optimizer: an `SGDLimit`; the rest as in `EffectiveDynamics`.
+        optimizer: an `SGDLimit`; other arguments are as in `EffectiveDynamics`.
     """
 
     field: MixtureField
@@ -33,7 +33,7 @@ class MixtureDynamics(EffectiveDynamics):
 
     @property
     def coordinates(self) -> Float[Tensor, "A d"]:
-        """The means in the orthonormal directions."""
+        """The coordinates of the means in the orthonormal directions."""
         return self.field.coordinates
 
     @property
@@ -43,7 +43,7 @@ class MixtureDynamics(EffectiveDynamics):
 
     @property
     def settings(self) -> SGDSettings:
-        """What the optimizer does; with layers, to their reference."""
+        """What the optimizer does; with layers, what it does to their reference."""
         return self.limit.settings
 
     @property
@@ -77,17 +77,17 @@ class MixtureDynamics(EffectiveDynamics):
     def classes(
         self, u: Float[Tensor, "*batch k"], cosine: float = 0.5**0.5
     ) -> Int[Tensor, "*batch K"]:
-        r"""The mean that each neuron has turned to, shape ``(..., K)``; -1: to none.
+        r"""The mean that each neuron has turned to, shape ``(..., K)``; -1 stands for none.
 
-        The number a of the mean with :math:`m_i \cdot c_a / |c_a| > cosine\, \|W_i\|`, where
+        It is the number a of the mean with :math:`m_i \cdot c_a / |c_a| > cosine\, \|W_i\|`, where
         :math:`\|W_i\|^2 = |m_i|^2 + R_{ii}`: by default within 45 degrees.
 
         Args:
             u: statistics, shape ``(..., k)``.
-            cosine: of the largest angle.
+            cosine: the cosine of the largest angle.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -105,7 +105,7 @@ class MixtureDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
 
         Example:
             >>> import torch, torchlimits as tl

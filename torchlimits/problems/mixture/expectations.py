@@ -1,8 +1,8 @@
 """Gaussian expectations of a two-layer ReLU network with a logistic output.
 
-The largest absolute error of `relu_moments` over all entries of drift and corrector at a random
-point (v, m ~ N(0, 1), R = A A^T with some of rank 0 and 1, snr log-uniform in [0.1, 1e6]), and the
-time of a point in a batch on two CPU cores:
+This is the largest absolute error of `relu_moments` over all entries of drift and corrector at a
+random point (v, m ~ N(0, 1), R = A A^T with some of rank 0 and 1, snr log-uniform in [0.1, 1e6]),
+and the time for a point in a batch on two CPU cores:
 
 ===  ======  =====  =====  ======
 K    median  99 %   max    time
@@ -14,10 +14,11 @@ K    median  99 %   max    time
 8    1e-5    2e-3   2e-3   85 ms
 ===  ======  =====  =====  ======
 
-(4000, 3000, 150, 80 and 40 points: for K = 8 the 99 % is the largest of 40, 90 % are within 6e-4;
-K = 3, 4 are measured against level 2 of the same rule.) With v ~ N(0, 4) the 99 % are 5e-7 at K = 2
-and 8e-4 at K = 4. Level 1: K = 2 1e-10, K = 3 9e-7, K = 4 3e-5, K = 8 5e-4 at 99 %, K >= 3 for four
-to six times the time. Errors are largest at small snr, where sigmoid is nearly a step.
+(4000, 3000, 150, 80 and 40 points: for K = 8 the column 99 % is the largest of 40, and 90 % are
+within 6e-4; K = 3, 4 are measured against level 2 of the same rule.) With v ~ N(0, 4) the 99 %
+column is 5e-7 at K = 2 and 8e-4 at K = 4. Level 1 has, at 99 %, 1e-10 for K = 2, 9e-7 for K = 3,
+3e-5 for K = 4 and 5e-4 for K = 8; K >= 3 takes four to six times as long. Errors are largest at
+small snr, where sigmoid is nearly a step.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from torchlimits.problems.mixture import quadrature
 
 
 class ReluMoments(NamedTuple):
-    """T0 ``first``, T1 ``xi`` and T2 ``second`` of `relu_moments`, which says what they are."""
+    """T0 ``first``, T1 ``xi`` and T2 ``second`` of `relu_moments`, which defines them."""
 
     first: Float[Tensor, "*batch K"]
     xi: Float[Tensor, "*batch K K"]
@@ -57,9 +58,9 @@ def relu_moments(
     `torchlimits.problems.mixture.quadrature`.
 
     Args:
-        mean: of the pre-activations h, shape ``(..., K)``.
+        mean: the mean of the pre-activations h, shape ``(..., K)``.
         factor: any matrix L with covariance L L^T, shape ``(..., K, K)``; zero or repeated rows
-            are welcome.
+            are allowed.
         v: second layer, shape ``(..., K)``.
         label: y, 0 or 1, shape ``(...)``.
         level: -3 (coarse) ... 0 (default), 1 ...; see `quadrature.resolution`.
@@ -68,14 +69,14 @@ def relu_moments(
         `ReluMoments`, leading dimensions broadcast, in the dtype of ``mean`` (computed in
         float64). It is deterministic, and up to rounding does not depend on the rest of the batch.
         Derivatives (autograd, torch.func) are those of the integral, within the rule's error,
-        which a table at the head of this module tells.
+        given in a table at the head of this module.
 
-        Memory without gradients: some 20 arrays of `quadrature.PIECE` doubles whatever the batch.
+        Memory without gradients: some 20 arrays of `quadrature.PIECE` doubles, whatever the batch.
         Reverse mode keeps about 100 bytes a node (20 MB a point at K = 4, 250 MB at K = 8):
         prefer jacfwd, which keeps nothing but multiplies a piece by the number of tangents.
 
     Raises:
-        ValueError: if the shapes do not fit or level is no int >= -3.
+        ValueError: if the shapes do not fit or level is not an int >= -3.
 
     Example:
         >>> import torch
@@ -111,10 +112,10 @@ def expect(
 
     Args:
         integrand: f(xi, h, psi, \*arguments) with xi and h ``(points, nodes, K)`` and psi
-            ``(points, nodes)``; returns ``(points, nodes, ...)``. It sees a piece at a time.
+            ``(points, nodes)``; returns ``(points, nodes, ...)``. It is given one piece at a time.
         mean, factor, v: as in `relu_moments`; v tells the rule where sigmoid(psi) is steep.
         arguments: tensors ``(*batch, ...)`` with the full leading dimensions; the integrand gets
-            the rows ``(points, ...)`` of its piece.
+            the rows ``(points, ...)`` of a piece.
         level: as in `relu_moments`.
 
     Returns:
@@ -140,10 +141,10 @@ def second_moment(
 ) -> Float[Tensor, "*batch k k"]:  # fmt: skip
     r"""E[F^T F] for a matrix-valued F(xi, h, psi), smooth away from the kinks h_i = 0.
 
-    Args and raises as in `expect`; the integrand returns F, ``(points, nodes, r, k)``.
+    Arguments and errors are as in `expect`; the integrand returns F, ``(points, nodes, r, k)``.
 
     Returns:
-        Shape ``(*batch, k, k)`` in float64, without ever holding k x k numbers a node.
+        Shape ``(*batch, k, k)`` in float64, without ever holding k x k numbers for each node.
 
     Example:
         >>> import torch
@@ -180,7 +181,7 @@ def _sum(weight: Tensor, values: Tensor) -> Tensor:
 
 
 def _sum_of_products(weight: Tensor, values: Tensor) -> Tensor:
-    # weights of some panels are negative: no square roots of them
+    # weights of some panels are negative and have no square roots
     rows = (weight[..., None, None] * values).flatten(1, 2)
     return rows.mT @ values.flatten(1, 2)
 

@@ -20,7 +20,7 @@ class MixtureField(FirstLayerField):
         coordinates: the means in the orthonormal directions, shape ``(A, d)``.
         labels: y_a in {0, 1}, shape ``(A,)``.
         width, snr, dim: K, lambda, N.
-        weights: the probabilities of the components, shape ``(A,)``; None: all the same.
+        weights: the probabilities of the components, shape ``(A,)``; None if all are the same.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class MixtureField(FirstLayerField):
         """The average over the mixture.
 
         Args:
-            values: of the components.
-            dim: the dimension of the components, negative.
+            values: one for each component.
+            dim: the dimension of the components, counted from the last one, negative.
         """
         if self.weights is None:
             return values.mean(dim)
@@ -92,7 +92,7 @@ class MixtureField(FirstLayerField):
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """Width and snr, and the weights where they differ."""
+        """Width and snr, and the weights if they differ."""
         facts = {"width": self.width, "snr": self.snr}
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 

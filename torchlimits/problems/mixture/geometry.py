@@ -18,7 +18,7 @@ _APART = 1e-6
 
 
 class MixtureGeometry(GramGeometry):
-    """R is positive semidefinite; -f + g has kinks where neurons are idle, and where they part."""
+    """R is positive semidefinite; -f + g has kinks where neurons are idle and where they part."""
 
     def __init__(self, field: MixtureField) -> None:
         super().__init__(field.layout, field.coordinates.new_zeros(field.width))
@@ -27,7 +27,7 @@ class MixtureGeometry(GramGeometry):
     def starts(
         self, velocity: Velocity, count: int, generator: torch.Generator
     ) -> Float[Tensor, "S k"]:
-        """Entries of order 1: small starts would all end on the few attractors."""
+        """Starts with entries of order 1, as small ones would all end on the few attractors."""
         K, d = self.field.width, self.field.coordinates.shape[1]
         normal: dict[str, Any] = {
             "generator": generator, "dtype": torch.float64, "device": "cpu",
@@ -37,7 +37,7 @@ class MixtureGeometry(GramGeometry):
         return self.field.join(v, m, A @ A.mT)
 
     def pieces(self, velocity: Velocity, u: Float[Tensor, " k"]) -> Float[Tensor, "P k k"]:
-        """One-sided where neurons are idle: linear in each sector between the means."""
+        """The one-sided pieces where neurons are idle, linear in each sector between the means."""
         idle = self.idle(u)
         if not bool(idle.any()):
             return super().pieces(velocity, u)
@@ -45,7 +45,7 @@ class MixtureGeometry(GramGeometry):
         return velocity.jacobian(beside)
 
     def snap(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
-        """Neurons that count as 0 are 0: on the slow way there they would count once each."""
+        """Set neurons that count as 0 to 0: on the slow way there, points would count once each."""
         v, m, R = self.field.split(u)
         active = ~self.idle(u)
         pairs = active[..., :, None] & active[..., None, :]
@@ -59,7 +59,7 @@ class MixtureGeometry(GramGeometry):
         return error * self.field.join(length, length[..., None].expand_as(m), products)
 
     def cell(self, u: Float[Tensor, " k"]) -> Tensor:
-        """The number of the mean that each neuron is turned to, shape ``(K,)``; -1: it is idle."""
+        """The number of the mean that each neuron is turned to, shape ``(K,)``; -1 if idle."""
         nearest = self.field.along_means(self.field.split(u)[1]).argmax(-1)
         return torch.where(self.idle(u), -1, nearest)
 
@@ -78,7 +78,7 @@ class SmoothedGeometry(MixtureGeometry):
     """The geometry at a finite snr: noise smooths the kinks between means, and parts neurons."""
 
     def pieces(self, velocity: Velocity, u: Float[Tensor, " k"]) -> Float[Tensor, "P k k"]:
-        """The one smooth piece, on the ray of idle neurons that grows fastest."""
+        """The one smooth piece, on the fastest-growing ray of idle neurons."""
         u = self._inside(u)
         idle = self.idle(u)
         if not bool(idle.any()):
@@ -90,7 +90,7 @@ class SmoothedGeometry(MixtureGeometry):
         return idle_neurons.one_sided_jacobian(self.field, velocity, self._inside(ray), idle)[None]
 
     def _inside(self, u: Tensor) -> Tensor:
-        """A little off the border, R singular, where derivatives need not exist."""
+        """A point a little off the border, where R is singular and derivatives need not exist."""
         v, m, R = self.field.split(u)
         square = (m @ m.mT + R).diagonal(dim1=-2, dim2=-1)
         return self.field.join(v, m, R + _APART * torch.diag_embed(square))
@@ -113,6 +113,6 @@ class SmoothedGeometry(MixtureGeometry):
 
 
 def _minors(A: Float[Tensor, "*batch K K"], B: Float[Tensor, "*batch K K"]) -> Tensor:
-    """A_ii B_jj + A_jj B_ii - 2 A_ij B_ij: twice the 2 x 2 minors, if A = B; else their change."""
+    """A_ii B_jj + A_jj B_ii - 2 A_ij B_ij: twice the 2 x 2 minors if A = B, else their change."""
     a, b = A.diagonal(dim1=-2, dim2=-1), B.diagonal(dim1=-2, dim2=-1)
     return a[..., :, None] * b[..., None, :] + b[..., :, None] * a[..., None, :] - 2 * A * B

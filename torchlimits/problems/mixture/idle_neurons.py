@@ -1,4 +1,4 @@
-r"""Idle neurons, w_i = 0 and v_i = 0: which way they grow from there, and how fast.
+r"""Idle neurons, w_i = 0 and v_i = 0: which way they grow, and how fast.
 
 There -f + g has a kink: it is homogeneous, not linear, in :math:`(v_i, m_i, \sqrt{R_{ii}})`. A
 neuron that is nearly idle turns towards a *ray*, a shape that it keeps while it grows or shrinks
@@ -35,10 +35,10 @@ def on_fastest_ray(
 ) -> Float[Tensor, " k"]:  # fmt: skip
     """u with its idle neurons moved by ``length`` along the ray with the largest gamma.
 
-    ``velocity`` is that of ``few``, the field of the active neurons and one idle one. To first
+    ``velocity`` is that of ``few``, the field of the active neurons and one idle neuron. To first
     order idle neurons do not feel each other, so one of them is followed, for all, along
     du/dt = F(u) - gamma D u, with F = -f + g and D the degree of homogeneity in that neuron: 1 for
-    v_i, m_i and R_ij, 2 for R_ii. Here gamma keeps v_i^2 + \\|m_i\\|^2.
+    v_i, m_i and R_ij, 2 for R_ii. Here gamma is such that v_i^2 + \\|m_i\\|^2 is conserved.
     """
     active = (~idle).nonzero()[:, 0]
     first = idle.nonzero()[:1, 0]

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 #: most entries that a program keeps in registers, of the weights, their momentum and gradient
 _IN_REGISTERS = 2**14
-#: entries of a warp there, and of a warp that goes through the cache
+#: entries for each warp there, and for each warp that goes through the cache
 _OF_A_WARP, _OF_A_WARP_IN_CACHE = 2**10, 2**9
-#: entries that are in registers at once of those that are not all
+#: entries that are in registers at once where not all are
 _PIECE = 2**13
 
 #: the counter of a sample's component, beyond all columns
@@ -61,7 +61,7 @@ def _normals(seed, quad, replica, step, sample):
 def _component(seed, replica, step, sample, count):
     zero = replica * 0
     a, _b, _c, _d = tl.philox(seed, zero + _COMPONENT, replica, zero + step, zero + sample)
-    # the high half of a product: uniform on 0 ... count - 1 but for count/2^32
+    # the high half of a product: uniform on 0 ... count - 1 up to count/2^32
     return tl.umulhi(a, a * 0 + count).to(tl.int32)
 
 
@@ -99,7 +99,7 @@ def _in_registers(
             h = tl.sum(W * x[None, :], axis=1)
             active = tl.maximum(h, 0.0)
             g = 1 / (1 + tl.exp(-tl.sum(v * active))) - tl.load(labels + a)
-            # lr (decay W), not (1 - lr decay) W: that factor would be rounded, always to one side
+            # lr (decay W), not (1 - lr decay) W, whose factor would be rounded, always to one side
             W -= lr * (decay * W) + tl.where(h > 0, lr * g * v, 0.0)[:, None] * x[None, :]
             v -= lr * (decay * v + g * active)
         else:
@@ -156,7 +156,7 @@ def _through_the_cache(
         active = tl.maximum(h, 0.0)
         g = 1 / (1 + tl.exp(-tl.sum(v * active))) - tl.load(labels + a)
         left = tl.where(h > 0, lr * g * v, 0.0)
-        # no thread writes what another one has still to read
+        # no thread writes what another one still has to read
         tl.debug_barrier()
         for begin in range(0, N, 4 * QUADS):
             at = begin + column
@@ -173,7 +173,7 @@ def _through_the_cache(
 
 @triton.jit
 def _draw(out, out_component, seed, step, sample, N, components, QUADS: tl.constexpr):
-    """The normals and the component that the kernels above draw: what tests compare with."""
+    """The normals and the component that the kernels above draw, for comparison in tests."""
     replica = tl.program_id(0)
     quad = tl.arange(0, QUADS)
     column = tl.arange(0, 4 * QUADS)
@@ -183,21 +183,21 @@ def _draw(out, out_component, seed, step, sample, N, components, QUADS: tl.const
 
 
 class MixtureSGD:
-    """Takes replicas of a `TwoLayerNetwork` through steps of SGD on a `GaussianMixture`.
+    """Take replicas of a `TwoLayerNetwork` through steps of SGD on a `GaussianMixture`.
 
-    Replica r draws the same data whatever the others are.
+    Replica r draws the same data whatever the other replicas are.
 
     Args:
         data: the mixture, of components of equal probability.
         model: its model, with one leading dimension R, in float32, on CUDA.
         optimizer: torch.optim.SGD over all of the model, in one parameter group.
-        batch_size: fresh samples of a step.
-        seed: of the data, >= 0 and below 2^63.
-        warps: of a program, by default as many as are fast.
-        in_registers: keep all weights there; by default if they are not too many.
+        batch_size: the number of fresh samples in a step.
+        seed: the seed of the data, >= 0 and below 2^63.
+        warps: the number of warps of a program; by default one that is fast.
+        in_registers: whether to keep all weights in registers; by default if they are not too many.
 
     Raises:
-        NoKernelError: if there is none for these.
+        NoKernelError: if there is no kernel for these arguments.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class MixtureSGD:
             )
         self.replicas, self.dim, self.components = replicas, dim, len(data.means)
         self.weight = weight
-        #: steps taken; on the device, as kernels that are not yet done count on
+        #: steps taken, counted on the device, as kernels may not have finished yet
         self.done = torch.zeros((), dtype=torch.int32, device=weight.device)
         self.quads = columns // 4 if in_registers else max(1, min(columns, _PIECE // padded) // 4)
         self.seed = seed
@@ -249,7 +249,7 @@ class MixtureSGD:
         }  # fmt: skip
 
     def advance(self, steps: int) -> None:
-        """Take so many steps; the host does not wait for them."""
+        """Take this many steps; the host does not wait for them."""
         # Triton launches on the current device
         with torch.cuda.device_of(self.weight):
             self._kernel[(self.replicas,)](
@@ -258,7 +258,7 @@ class MixtureSGD:
             self.done.add_(steps)
 
     def drawn(self, step: int, sample: int = 0) -> tuple[Tensor, Tensor]:
-        """The normals ``(R, N)`` and components ``(R,)`` of one step, to compare with."""
+        """The normals ``(R, N)`` and components ``(R,)`` of one step, for comparison."""
         normals = self.weight.new_empty(self.replicas, self.dim)
         component = torch.empty(self.replicas, dtype=torch.int32, device=normals.device)
         quads = max(4, triton.next_power_of_2(self.dim)) // 4

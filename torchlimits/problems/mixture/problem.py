@@ -33,7 +33,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     (alpha/2)(\|v\|^2 + \|W\|^2) is ``weight_decay=alpha`` in torch.optim.SGD.
 
     Summary statistics: ``v[i]``; ``m[i,j]`` = <W_i, e_j>; ``R[i,j]``, i <= j, the Gram matrix of
-    the neurons' parts orthogonal to all e_j. In all K + K d + K (K + 1)/2.
+    the neurons' parts orthogonal to all e_j. There are K + K d + K (K + 1)/2 of them.
 
     Source: sections 4 (binary) and 5 (XOR) of arXiv 2206.04030.
 
@@ -83,9 +83,10 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     ) -> MixtureDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
-        Of an optimizer each layer has the options of its parameter group; limit time is the sum of
-        the first group's learning rates. Its weight decay is the ridge of the prediction, with a
-        warning if that is not the problem's. A layer that it does not hold does not move.
+        With an optimizer, each layer has the options of its parameter group; limit time is the sum
+        of the first group's learning rates. The optimizer's weight decay is the ridge of the
+        prediction, with a warning if that is not the problem's. A layer that it does not hold does
+        not move.
 
         Args:
             optimizer, step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
@@ -119,7 +120,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         """The diffusive limit of sqrt(N) (u - u*) around a fixed point of the ballistic one.
 
         On the quarter circles (binary) and pairs of rings (XOR) at snr = inf, that is for
-        `small_noise`, these are Propositions 4.3 and 5.1 of arXiv 2206.04030. See
+        `small_noise`, it is that of Propositions 4.3 and 5.1 of arXiv 2206.04030. See
         `EffectiveDynamics.diffusive`, also for what it raises.
 
         Args:
@@ -140,8 +141,8 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
         """Mean and covariance of u at the start of `model`, W ~ N(0, I/N), for a given v.
 
-        For ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``; v itself, of
-        order 1, is no fluctuation. m ~ N(0, 1/N); R is Wishart with mean (N - d)/N.
+        They are made for ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``;
+        v itself, of order 1, is not a fluctuation. m ~ N(0, 1/N); R is Wishart with mean (N - d)/N.
 
         Args:
             v: the second layer, shape ``(K,)``.
@@ -171,7 +172,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         return GaussianMixture(self.means, self.labels, **options)
 
     def fixed_point_components(self) -> list[FixedPointComponent]:
-        """All components of fixed points at snr = infinity (binary, XOR); stable ones first.
+        """All components of fixed points at snr = infinity (binary, XOR), stable ones first.
 
         Raises:
             ValueError: at finite snr, or if no closed form is known: for other mixtures, and with
@@ -186,11 +187,11 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         return small_noise.components(self.coordinates, self.labels, self.width, self.ridge)
 
     def is_optimal(self, u: Float[Tensor, "*batch k"]) -> Bool[Tensor, "*batch"]:
-        """Whether the network with statistics u classifies every mean right, shape ``(...)``.
+        """Whether the network with statistics u classifies every mean correctly, shape ``(...)``.
 
-        The logit at every c_a has the sign of its label (a logit of 0, no neuron, is wrong); means
-        of weight 0, which are never drawn, do not count. At the paper's fixed points that is the
-        optimal classifier.
+        The logit at every c_a must have the sign of its label (a logit of 0, as without a neuron,
+        is wrong); means of weight 0, which are never drawn, do not count. At the paper's fixed
+        points such a network is the optimal classifier.
 
         Args:
             u: shape ``(..., k)``.
@@ -204,8 +205,8 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     def accuracy(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """P(the network with statistics u gives fresh data the right label), shape ``(...)``.
 
-        A logit of 0 counts half. By 2^14 scrambled Sobol points a component, the same ones in
-        every call: an error of about 1e-3.
+        A logit of 0 counts half. The integral takes 2^14 scrambled Sobol points for each component,
+        the same ones in every call, with an error of about 1e-3.
 
         Args:
             u: shape ``(..., k)``.
@@ -218,10 +219,11 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         )
 
     def success_probability(self) -> float:
-        """P(SGD from a random start ends at an optimal classifier), for N, then snr -> infinity.
+        """P(SGD from a random start ends at an optimal classifier) as N, then snr -> infinity.
 
-        Exact for any width, binary and XOR: each neuron takes one of the A means at random, and
-        all have to be taken (`success.exact`). 0 where the ridge leaves no fixed point but 0.
+        It is exact for any width, binary and XOR: each neuron takes one of the A means at random,
+        and all have to be taken (`success.exact`). It is 0 if 0 is the only fixed point left by
+        the ridge.
         `success.by_dynamics` and `success.by_sgd` estimate it at finite snr and N.
 
         Raises:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torchlimits import _linalg
 
-#: nodes that one piece of work may hold (times some 20 doubles each: about 20 MiB)
+#: nodes that one piece of work may hold (with some 20 doubles each, about 20 MiB)
 PIECE = 2**17
 #: points whose frames and lines are found together
 _TOGETHER = 1024
@@ -29,13 +29,13 @@ _TOGETHER = 1024
 
 @dataclass(frozen=True)
 class Resolution:
-    """How fine the rule is; `resolution` gives the default of each width and level.
+    """How fine the rule is; `resolution` gives the default for each width and level.
 
     Args:
         order: Gauss-Legendre nodes on every panel of a line.
         splits: panel borders on every line besides its kinks.
         reach: lines are cut at -reach and reach (in standard deviations).
-        lines: number of lines asked for (K >= 3), or nodes on every panel of lines (K = 2).
+        lines: the number of lines asked for (K >= 3), or nodes on every panel of lines (K = 2).
         stretch: spread of the lattice of lines, in standard deviations of the Gaussian.
         directions: how many directions are tried for the lines (2 < K <= 8).
         steep: whether nodes are denser where sigmoid(psi) is steep.
@@ -53,9 +53,9 @@ class Resolution:
 def resolution(width: int, level: int = 0) -> Resolution:
     """The default `Resolution` for K neurons, K = 1, 2, 3 ...; levels from -3 (coarse) up.
 
-    A level more is 4 more nodes on every panel (K <= 2; 2 from -1 to 0), or 4 times the lines
-    (K >= 3). Levels -2 and -3 are for K >= 3, where 1 % of an error does: which fixed point a start
-    goes to, for instance.
+    One level more means 4 more nodes on every panel (K <= 2; 2 more from -1 to 0), or 4 times as
+    many lines (K >= 3). Levels -2 and -3 are for K >= 3, where an error of 1 % is good enough, as
+    for the question which fixed point a start goes to.
     """
     if width <= 2:
         more = 4 * level if level > 0 else 2 * max(level, -1)
@@ -74,7 +74,7 @@ def resolution(width: int, level: int = 0) -> Resolution:
 
 
 def check_level(level: int) -> None:
-    """ValueError unless it is one of `resolution`."""
+    """Raise ValueError unless it is a level of `resolution`."""
     if isinstance(level, bool) or not isinstance(level, int) or level < -3:
         raise ValueError(f"expected level to be an int >= -3, got {level!r}: 0 is the default")
 
@@ -111,7 +111,7 @@ def panels(
     v: Float[Tensor, "P K"],
     rule: Resolution,
 ) -> Iterator[tuple[Int[Tensor, " some"], Panels]]:
-    """The rule in pieces of at most about `PIECE` nodes: which points, and some of their nodes.
+    """The rule in pieces of at most about `PIECE` nodes: some points, and some of their nodes.
 
     A piece holds whole points, or some lines of one point, and then the pieces of that point follow
     each other and name it by the same tensor. A point's nodes depend on the point alone, so that
@@ -125,13 +125,13 @@ def panels(
 
 
 def _by_kinks(near: Bool[Tensor, "P K"]) -> list[tuple[int, Int[Tensor, " some"]]]:
-    """Points with as many kinks as each other: they have as many panels."""
+    """Groups of points with the same number of kinks, which have the same number of panels."""
     points, width = near.shape
     counts = near.sum(-1)
     try:
         groups = [(k, (counts == k).nonzero().squeeze(-1)) for k in range(width + 1)]
     except RuntimeError:
-        # torch.func.vmap cannot sort: empty panels for all
+        # torch.func.vmap cannot sort points into groups: all get the empty panels
         return [(width, torch.arange(points, device=near.device))]
     return [(k, some) for k, some in groups if len(some)]
 
@@ -308,7 +308,7 @@ def _even_nodes(
 
 
 def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:
-    """Where constant + slope t = 0, or `reach` (no gradient) if that is not within the reach."""
+    """Where constant + slope t = 0, or `reach` (without gradient) if that is out of reach."""
     inside = constant.abs() < reach * slope.abs()
     t = -constant / torch.where(inside, slope, 1.0)
     return torch.where(inside, t, reach)
@@ -353,7 +353,7 @@ def _lattice(dim: int, size: int, stretch: float, device: torch.device) -> tuple
 
 @lru_cache(maxsize=64)
 def _korobov(dim: int, size: int, trials: int = 200) -> int:
-    """The best of some multipliers by the criterion P_2 with weights 1 (dim <= 3), 0.1 (above)."""
+    """The best of some multipliers by the criterion P_2, with weights 1 (dim <= 3), else 0.1."""
     golden = (5**0.5 - 1) / 2
     trial = np.unique((size * (np.arange(1, trials + 1) * golden % 1)).astype(np.int64))
     x = np.arange(size) / size

@@ -1,4 +1,4 @@
-"""The quality of a classifier: which means, and how much of the data, a network labels right."""
+"""The quality of a classifier: which means, and how much of the data, it labels correctly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def accuracy(
     u: Float[Tensor, "*batch k"], coordinates: Float[Tensor, "A d"], labels: Float[Tensor, " A"],
     width: int, *, snr: float, weights: Float[Tensor, " A"] | None,
 ) -> Float[Tensor, "*batch"]:  # fmt: skip
-    """The probability of the right label for fresh data, by scrambled Sobol points.
+    """The probability of the right label for fresh data, from scrambled Sobol points.
 
     Args:
         u, coordinates, labels, width: as in `labels_all_means`.
@@ -59,7 +59,7 @@ def accuracy(
 
 
 def _parts(u: Tensor, K: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
-    """v, m and R of statistics, or ValueError."""
+    """Return v, m and R of the statistics, or raise ValueError."""
     layout = mixture_layout(K, d)
     k = len(layout.names)
     if u.shape[-1:] != (k,):

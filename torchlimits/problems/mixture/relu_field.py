@@ -18,7 +18,7 @@ from torchlimits.problems.network.first_layer_field import Averages
 class ReluField(MixtureField):
     r"""ODE of the statistics (v, m, R) at finite snr lambda and any width K.
 
-    With h = W X, s = sigmoid(v . relu(h)) - y, P_j = <W_j_perp, X>, averages over the mixture:
+    With h = W X, s = sigmoid(v . relu(h)) - y, P_j = <W_j_perp, X>, and E over the mixture,
 
     .. math::
         \dot v_i &= -E[\mathrm{relu}(h_i) s] - \alpha v_i \\
@@ -26,7 +26,7 @@ class ReluField(MixtureField):
         \dot R_{ij} &= -v_i E[P_j 1_{h_i \ge 0} s] - v_j E[P_i 1_{h_j \ge 0} s] - 2\alpha R_{ij}
             + \frac{c_\delta}{\lambda} v_i v_j E[1_{h_i \ge 0} 1_{h_j \ge 0} s^2]
 
-    the last term being the population corrector. Source: Propositions 4.1 and 5.1 of
+    where the last term is the population corrector. Source: Propositions 4.1 and 5.1 of
     arXiv 2206.04030, written for any number of components and neurons.
 
     Args:
@@ -61,7 +61,7 @@ class ReluField(MixtureField):
         self.geometry = SmoothedGeometry(self)
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
-        """The averages, kinks split exactly, as `FirstLayerField.averages`."""
+        """The averages, with integrals split exactly at kinks; see `FirstLayerField.averages`."""
         v, m, R = self.split(u)
         L, Q = _linalg.factor_gaussian(m, R, self.snr)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
@@ -81,7 +81,7 @@ class ReluField(MixtureField):
         )  # fmt: skip
 
     def for_band(self) -> ReluField:
-        """A coarse rule: its error of 1e-3 is nothing to a band, a fine one takes minutes."""
+        """The field with a coarse rule: an error of 1e-3 does not matter for a band."""
         if self.width <= 2:
             return self
         coarse = copy.copy(self)
@@ -91,7 +91,7 @@ class ReluField(MixtureField):
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
-        """The covariance of one step, as `VectorField.increment_covariance`."""
+        """The covariance of one step; see `VectorField.increment_covariance`."""
         v, m, R = self.split(u)
         K, d = self.width, self.coordinates.shape[1]
         e = d + K
@@ -171,7 +171,7 @@ class ReluField(MixtureField):
 
     @property
     def rtol(self) -> float:  # type: ignore[override]
-        """No finer than the right-hand side: see `expectations.relu_moments`."""
+        """The tolerance is no finer than the right-hand side; see `expectations.relu_moments`."""
         return 1e-6 if self.width <= 2 else 1e-4 * 4.0**-self.level
 
     @property
@@ -181,7 +181,7 @@ class ReluField(MixtureField):
 
     @property
     def settling_time(self) -> float:  # type: ignore[override]
-        """None for K > 2, where solving for a batch takes minutes."""
+        """It is 0 for K > 2, where solving for a batch takes minutes."""
         return 20.0 if self.width <= 2 else 0.0
 
     @property

@@ -27,7 +27,7 @@ class FixedPointComponent:
     R = 0. Source: Propositions 4.2 and D.3 of arXiv 2206.04030, for any K.
 
     Attributes:
-        classes: for each neuron the number a of its mean, or None, length K.
+        classes: for each neuron the number a of its mean, or None; length K.
         kind: ``"stable"``: no neuron is 0, and either every mean has neurons or no two neurons
             share one (attracting, with noise too); ``"unstable"``: a neuron at 0 leaves towards a
             mean that has none; ``"marginal"``: the linearised dynamics have no positive eigenvalue,
@@ -46,16 +46,16 @@ class FixedPointComponent:
 
     @property
     def stable(self) -> bool:
-        """Attracting. From width K = A on these are the components of optimal classifiers."""
+        """Whether it attracts; for K >= A such components are those of optimal classifiers."""
         return self.kind == "stable"
 
     @property
     def optimal(self) -> bool:
-        """Whether every mean has a neuron, so that all are classified right."""
+        """Whether every mean has a neuron, so that all are classified correctly."""
         return set(range(len(self._labels))) <= set(self.classes)
 
     def point(self, generator: torch.Generator | None = None) -> Float[Tensor, " k"]:
-        """A point on it: uniform on the spheres, or of equal \\|v_i\\| without a generator."""
+        """A point on it: uniform on the spheres, or with equal \\|v_i\\| without a generator."""
         K = len(self.classes)
         weights = torch.ones(K, dtype=torch.float64, device="cpu")
         if generator is not None:
@@ -105,7 +105,8 @@ def components(
 ) -> list[FixedPointComponent]:
     """All components, those that are stable first; see `FixedPointComponent`.
 
-    With alpha below 1/(2 A) there are (A + 1)^K (625 for XOR and K = 4); above only 0, stable.
+    With alpha below 1/(2 A) there are (A + 1)^K (625 for XOR and K = 4); above, there is only 0,
+    stable.
 
     Raises:
         ValueError: if the mixture is neither binary nor XOR, for which the closed form is known,
@@ -136,7 +137,7 @@ def components(
 
 
 def squared_radius(means: int, ridge: float) -> float:
-    r"""C_alpha = -logit(A alpha), the squared radius of the spheres; negative: there are none.
+    r"""C_alpha = -logit(A alpha), the squared radius of the spheres; if negative, there are none.
 
     Raises:
         ValueError: if alpha = 0.
@@ -156,7 +157,7 @@ def squared_radius(means: int, ridge: float) -> float:
 
 
 def kind_of_mixture(coordinates: Tensor, labels: Tensor) -> Literal["binary", "xor"]:
-    """Which of the paper's mixtures it is, or ValueError."""
+    """Which of the paper's mixtures it is; ValueError if it is neither."""
     d = coordinates.shape[1]
     eye = torch.eye(d, dtype=coordinates.dtype, device=coordinates.device)
     ways = torch.cat([eye, -eye])[:, None]

@@ -16,12 +16,12 @@ from torchlimits.problems.network.first_layer_field import Averages
 
 #: half-width of the layer around h = 0 in which a neuron held there slides
 _LAYER = 1e-2
-#: unit vectors closer than this are one, in float32 too
+#: unit vectors closer than this count as one, in float32 too
 _PARALLEL = 1e-6
 
 
 class SmallNoiseField(MixtureField):
-    r"""ODE of (v, m, R) for snr -> infinity after N -> infinity, any means and any width K.
+    r"""ODE of (v, m, R) for snr -> infinity after N -> infinity, for any means and any width K.
 
     Neuron i sees the components on its positive side, h_ai = m_i . c_a > 0 (half of those at
     h_ai = 0); with s_a = sigmoid(sum_i v_i relu(h_ai)) - y_a and averages over the components a,
@@ -31,8 +31,8 @@ class SmallNoiseField(MixtureField):
         \dot m_i = -v_i \langle c_a 1_{h_{ai} > 0} s_a \rangle - \alpha m_i, \quad
         \dot R = -2 \alpha R.
 
-    There is no corrector: gradient flow whatever the step size. Source: Propositions 4.2 (binary)
-    and D.3 (XOR) of arXiv 2206.04030.
+    There is no corrector: it is gradient flow whatever the step size. Source: Propositions 4.2
+    (binary) and D.3 (XOR) of arXiv 2206.04030.
 
     The right-hand side jumps where a neuron is orthogonal to a mean. Where both sides push the
     neuron there (XOR: it serves mu and is pushed off nu and -nu) it slides along h_ai = 0, seeing
@@ -58,7 +58,7 @@ class SmallNoiseField(MixtureField):
         return ascending
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
-        """The averages over the components, as `FirstLayerField.averages`."""
+        """The averages over the components; see `FirstLayerField.averages`."""
         v, m, R = self.split(u)
         by_v, g, _ = self._gradients(v, m)
         signal = self._mean(torch.einsum("a...k,ad->a...kd", g, self.coordinates.to(v)))
@@ -78,7 +78,7 @@ class SmallNoiseField(MixtureField):
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
-        """The covariance of one step, as `VectorField.increment_covariance`."""
+        """The covariance of one step; see `VectorField.increment_covariance`."""
         v, m, _ = self.split(u)
         by_v, g, held = self._gradients(v, m)
         # a neuron that slides on h_a = 0 is thrown back at once: no diffusion along c_a
@@ -96,7 +96,7 @@ class SmallNoiseField(MixtureField):
         return torch.nn.functional.pad(covariance, (0, rest, 0, rest))
 
     def _gradients(self, v: Tensor, m: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """relu(h_a) s_a, g_a = v 1{h_a > 0} s_a, and who slides; the components in front."""
+        """relu(h_a) s_a, g_a = v 1{h_a > 0} s_a, and who slides; components come in front."""
         c, y = self.coordinates.to(v), self.labels.to(v)
         h = torch.einsum("...kd,ad->a...k", m, c)
         psi = (v * h.relu()).sum(-1)
@@ -110,7 +110,7 @@ class SmallNoiseField(MixtureField):
     def _activity(self, h: Tensor, pull: Tensor) -> tuple[Tensor, Tensor]:
         """How much of each component a neuron sees, and where it slides on h = 0.
 
-        1{h > 0}, and in the layer of a neuron that slides what balances both sides.
+        It is 1{h > 0} and, in the layer where a neuron slides, what balances both sides.
         """
         step = torch.heaviside(h.detach(), torch.full((), 0.5, dtype=h.dtype, device=h.device))
         c = self.coordinates.to(h)

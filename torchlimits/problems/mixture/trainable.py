@@ -19,14 +19,14 @@ from torchlimits.problems.network.layout import Layout
 from torchlimits.problems.problem import Trainable
 from torchlimits.problems.two_layer import TwoLayerNetwork, logistic_loss
 
-#: methods that the kernel does the work of
+#: methods whose work the kernel does
 _OF_THE_KERNEL = ("model", "sample", "loss")
 
 M = TypeVar("M", bound="TrainableMixture")
 
 
 class TrainableMixture(Trainable):
-    """All of a `GaussianMixture` that training needs; theory comes on top there.
+    """The part of a `GaussianMixture` that training needs; that class adds the theory.
 
     Args:
         means, labels, width, snr, ridge, weights, directions, device, dtype: as in
@@ -65,7 +65,7 @@ class TrainableMixture(Trainable):
         self.statistics = self.layout.statistics(self.directions)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # made anew from its arguments: statistics are functions, which cannot be pickled
+        # made anew from the arguments, as statistics are functions, which cannot be pickled
         return partial(type(self), **self._options()), (self.means, self.labels)
 
     @classmethod
@@ -81,8 +81,8 @@ class TrainableMixture(Trainable):
             dim: N.
             width: K.
             snr, ridge, weights, device, dtype: as in `GaussianMixture`.
-            directions: mu is the first axis, or uniform on the sphere (from ``generator``).
-            generator: of a random mu.
+            directions: whether mu is the first axis, or uniform on the sphere (from ``generator``).
+            generator: draws a random mu.
 
         Example:
             >>> import torchlimits as tl
@@ -104,7 +104,7 @@ class TrainableMixture(Trainable):
 
         Args:
             dim, width, snr, ridge, weights, generator, device, dtype: as in `binary`.
-            directions: mu, nu are the first two axes, or uniformly random.
+            directions: whether mu, nu are the first two axes, or uniformly random.
 
         Example:
             >>> import torchlimits as tl
@@ -175,13 +175,13 @@ class TrainableMixture(Trainable):
         """SGD on fresh data as one kernel for several steps, which `train` takes on CUDA.
 
         Args:
-            model: of `model`, with one leading dimension, in float32, on CUDA.
-            optimizer: torch.optim.SGD over it.
-            batch_size: fresh samples of a step.
-            seed: of the data.
+            model: made by `model`, with one leading dimension, in float32, on CUDA.
+            optimizer: torch.optim.SGD over the model.
+            batch_size: the number of fresh samples in a step.
+            seed: the seed of the data.
 
         Raises:
-            NoKernelError: if there is none: without Triton, in another dtype, with Nesterov's
+            NoKernelError: if there is no kernel: without Triton, in another dtype, with Nesterov's
                 momentum, with weights, or for large networks with momentum or batches.
 
         Example:
@@ -210,18 +210,18 @@ class TrainableMixture(Trainable):
         return MixtureSGD(self.components, model, optimizer, batch_size=batch_size, seed=seed)
 
     def describe(self) -> dict[str, Any]:
-        """The problem's parameters, JSON-able; the weights only where they differ."""
+        """The problem's parameters, which JSON can hold; the weights only if they differ."""
         names = ("dim", "width", "snr", "ridge")
         facts = {"components": len(self.means), **{name: getattr(self, name) for name in names}}
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
     def _options(self) -> dict[str, Any]:
-        """Its arguments, besides means and labels."""
+        """The problem's arguments, besides means and labels."""
         names = ("width", "snr", "ridge", "weights", "directions", "device", "dtype")
         return {name: getattr(self, name) for name in names}
 
     def _overrides(self, name: str) -> bool:
-        """Whether a subclass, or this object, has another method."""
+        """Whether a subclass or this object has replaced a method."""
         return name in vars(self) or getattr(type(self), name) is not getattr(
             TrainableMixture, name
         )

@@ -15,15 +15,15 @@ from torchlimits.problems.network.setting import Setting
 class NetworkChain(FirstLayerChain):
     """SGD's statistics (theta, b, m, R) at dimension N, exact in law; see `FirstLayerChain`.
 
-    Gradients of head and loss are those of autograd, one backward pass a step for all chains.
+    Gradients of head and loss come from autograd, by one backward pass a step for all chains.
 
     Args:
-        setting: what the network, its data and its loss are.
+        setting: the network, its data and its loss.
         dim: N, at least d + K + B.
         limit: what the optimizer does.
 
     Raises:
-        ValueError: if N is smaller.
+        ValueError: if N is too small.
     """
 
     def __init__(self, setting: Setting, *, dim: int, limit: SGDLimit) -> None:
@@ -69,7 +69,7 @@ class NetworkChain(FirstLayerChain):
         """Labels ``(steps, S, B, ...)``."""
         x = x_parallel.permute(0, 3, 1, 2)
         component = component.transpose(1, 2)
-        # threads do not inherit it
+        # threads do not inherit this setting
         with torch.no_grad():
             y = self.setting.labels.sample(x.flatten(0, 2), component.flatten(), generator)
         y = y.reshape(*component.shape, *y.shape[1:])

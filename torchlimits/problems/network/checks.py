@@ -14,7 +14,7 @@ def is_module(name: str, value: object) -> None:
     """Raise TypeError unless a value is an nn.Module.
 
     Args:
-        name: of the argument.
+        name: the name of the argument.
         value: what was given.
     """
     if not isinstance(value, nn.Module):
@@ -28,8 +28,8 @@ def has_values(module: nn.Module, prefix: str = "") -> None:
     """Raise ValueError unless all parameters have values.
 
     Args:
-        module: theirs.
-        prefix: of their names, for the message.
+        module: the module that owns them.
+        prefix: the prefix of their names, for the message.
     """
     for name, parameter in module.named_parameters():
         if nn.parameter.is_lazy(parameter) or parameter.is_meta:
@@ -51,7 +51,7 @@ def is_flag(name: str, value: object) -> None:
 
 
 def is_loss(value: object) -> None:
-    """Raise TypeError unless a loss can be called, ValueError if parameters of it are trained.
+    """Raise TypeError unless a loss can be called, ValueError if it has trained parameters.
 
     Args:
         value: what was given.
@@ -65,12 +65,12 @@ def is_loss(value: object) -> None:
         raise ValueError(
             f"expected a loss without parameters of its own, got {type(value).__name__} with "
             f"{', '.join(name for name, _ in value.named_parameters())}: what is trained belongs "
-            "into the head"
+            "in the head"
         )
 
 
 def real_dtype(value: object) -> torch.dtype:
-    """A dtype of real numbers, or TypeError.
+    """Return a dtype of real numbers, or raise TypeError.
 
     Args:
         value: what was given.
@@ -81,14 +81,14 @@ def real_dtype(value: object) -> torch.dtype:
 
 
 def means(value: object, dim: int) -> Float[Tensor, "A N"]:
-    """The means of the components as float64; one at 0 where none are given.
+    """The means of the components as float64; a single one at 0 if none are given.
 
     Args:
         value: rows of shape ``(A, N)``, or None.
         dim: N.
 
     Raises:
-        ValueError: if the shape is another one.
+        ValueError: if the shape is wrong.
     """
     if value is None:
         return torch.zeros(1, dim, dtype=torch.float64, device="cpu")
@@ -101,11 +101,11 @@ def means(value: object, dim: int) -> Float[Tensor, "A N"]:
 
 
 def directions(value: object, means: Float[Tensor, "A N"]) -> Float[Tensor, "d N"]:
-    """The orthonormal directions; by default those of the means, none where all are 0.
+    """The orthonormal directions; by default those of the means, or none if all means are 0.
 
     Args:
         value: orthonormal rows, or None.
-        means: of the components.
+        means: the means of the components.
     """
     if value is not None:
         return _checks.float64("directions", value)

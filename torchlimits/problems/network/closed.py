@@ -1,4 +1,4 @@
-"""`TwoLayerAverages`: what squared loss needs of two-layer networks, in closed form."""
+"""`TwoLayerAverages`: the averages for squared loss of two-layer networks, in closed form."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CLOSED_FORMS: Mapping[str, ClosedForm] = {
 
 @dataclass(frozen=True)
 class TwoLayerAverages:
-    r"""Averages of the squared loss :math:`e^2/2` of a two-layer student of a two-layer teacher.
+    r"""Averages of the squared loss :math:`e^2/2` of a two-layer student with a two-layer teacher.
 
     :math:`e = \sum_i v_i \phi(h_i) - \sum_n w_n \phi(t_n) - s \xi`, and the student's gradients are
-    :math:`g_i = e v_i \phi'(h_i)`. The fields x = (h, t), first the student's K, then the
+    :math:`g_i = e v_i \phi'(h_i)`. The fields x = (h, t), first the student's K fields, then the
     teacher's M, are jointly Gaussian with mean 0, and xi ~ N(0, 1) is independent of them.
 
     Attributes:
         error: the generalisation error, E[e^2]/2 without the noise's share s^2/2, ``(...)``.
         head: :math:`E[e \phi(h_i)]`, the derivative of the loss by v, ``(..., K)``.
         response: :math:`E[\partial g_i / \partial x_p]`, ``(..., K, K + M)``: with it
-            :math:`E[g_i z] = \sum_p E[\partial g_i / \partial x_p] Cov(x_p, z)`, z Gaussian.
+            :math:`E[g_i z] = \sum_p E[\partial g_i / \partial x_p] Cov(x_p, z)`, for Gaussian z.
         fields: :math:`E[g_i x_p]`, ``(..., K, K + M)``.
         gram: :math:`E[g_i g_j]`, ``(..., K, K)``.
 
@@ -62,11 +62,12 @@ class TwoLayerAverages:
         w: Float[Tensor, "*#batch M"],
         noise: float = 0.0,
     ) -> TwoLayerAverages:
-        """The averages at one covariance of the fields, or at many.
+        """The averages at one or many covariances of the fields.
 
         Args:
-            form: of the activation.
-            S: covariance of the fields, ``(..., K + M, K + M)``, float64; singular is fine.
+            form: the closed form of the activation.
+            S: the covariance of the fields, ``(..., K + M, K + M)``, float64; singular is
+                fine.
             v: the student's second layer, ``(..., K)``.
             w: the teacher's, ``(..., M)``.
             noise: s, the standard deviation of the noise in the teacher's output.
@@ -85,7 +86,7 @@ class TwoLayerAverages:
 def weights(
     S: Float[Tensor, "*batch L L"], v: Float[Tensor, "*#batch K"], w: Float[Tensor, "*#batch M"]
 ) -> Float[Tensor, "*batch L"]:
-    """(v, -w), the weights of all fields in student minus teacher.
+    """(v, -w): the weights of all fields in student minus teacher.
 
     Args:
         S: covariance of the fields, ``(..., L, L)``, L = K + M.

@@ -21,7 +21,7 @@ class Erf(ClosedForm):
         \frac{2}{\pi} \arcsin \frac{S_{pq}}{\sqrt{(1 + S_{pp})(1 + S_{qq})}}.
 
     Source: D. Saad and S. A. Solla, On-line learning in soft committee machines, Phys. Rev. E 52,
-    4225 (1995), whose I_3 and I_4 these are.
+    4225 (1995), where these averages are called I_3 and I_4.
 
     Example:
         >>> import torch

@@ -18,21 +18,21 @@ from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
-#: numbers in one tensor of the closed forms, about
+#: roughly the most numbers in one tensor of the closed forms
 _PIECE = 2**21
 
 
 @dataclass(frozen=True)
 class ClosedTeacher:
-    """What the averages of a student are made of besides its statistics.
+    """What the averages of a student depend on besides its statistics.
 
     Args:
-        form: of the activation.
+        form: the closed form of the activation.
         rows: the teacher's rows in units of the inputs' standard deviation, ``(M, d)``: its
             pre-activations are t = rows z, z standard normal.
         second: the teacher's second layer w, ``(M,)``.
         student: the student's second layer v, ``(K,)``; None where it is trained.
-        noise: standard deviation of the noise in the teacher's output.
+        noise: the standard deviation of the noise in the teacher's output.
     """
 
     form: ClosedForm
@@ -43,11 +43,11 @@ class ClosedTeacher:
 
 
 class ClosedField(NetworkField):
-    """`NetworkField` with the averages in closed form; nodes remain for the noise of one step.
+    """A `NetworkField` with averages in closed form; nodes remain for the noise of one step.
 
     Args:
         setting, dim, rule, kinks: as in `NetworkField`.
-        teacher: the rest.
+        teacher: what else the averages depend on.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ClosedField(NetworkField):
 
     @property
     def rtol(self) -> float:  # type: ignore[override]
-        """Finer than with nodes: errors fall by many powers of ten where the student succeeds."""
+        """Finer than with nodes, as errors fall by many powers of ten if the student succeeds."""
         return max(1e-7, self.error)
 
     @property
@@ -124,7 +124,7 @@ class ClosedField(NetworkField):
         return VectorField.jacobian(self, velocity, u)
 
     def for_band(self) -> NetworkField:
-        """The same field with a quarter of the nodes for the noise, right to 1e-3."""
+        """The same field with a quarter of the nodes for the noise, accurate to 1e-3."""
         if self.rule.hermite:
             return self
         return self.with_rule(self.rule.of_count(max(256, self.rule.most // 4)))
@@ -133,14 +133,14 @@ class ClosedField(NetworkField):
         """The same field on other nodes.
 
         Args:
-            rule: of the nodes.
+            rule: the rule of the nodes.
         """
         return ClosedField(
             self.setting, dim=self.dim, rule=rule, kinks=self.kinks, teacher=self.teacher
         )
 
     def describe(self) -> dict[str, Any]:
-        """The problem's constants, and where averages come from."""
+        """The problem's constants, and how averages are computed."""
         rule = self.rule
         kind = "Gauss-Hermite" if rule.hermite else "Sobol"
         return {

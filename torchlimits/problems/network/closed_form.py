@@ -18,7 +18,7 @@ class ClosedForm(ABC):
     e^2 / 2 with respect to h_i where h_i enters with weight 1.
 
     Attributes:
-        error: of the averages where S and a are of order 1.
+        error: the error of the averages where S and a are of order 1.
         kinked: whether phi' jumps.
 
     Example:
@@ -41,7 +41,7 @@ class ClosedForm(ABC):
         """phi, entrywise.
 
         Args:
-            x: of any shape.
+            x: a tensor of any shape.
         """
 
     @abstractmethod
@@ -80,7 +80,7 @@ class ClosedForm(ABC):
             S: the fields' covariance, shape ``(..., L, L)``; singular is fine.
             a: the fields' weights in e, shape ``(..., L)``.
             K: the number of fields, from the first on, that are the student's.
-            variance: s^2, of the noise in e.
+            variance: s^2, the variance of the noise in e.
         """
 
 
@@ -103,8 +103,8 @@ def pairs(K: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """The pairs i <= j of K numbers, and where each (i, j) stands among them, shape ``(K, K)``.
 
     Args:
-        K: at least 1.
-        device: of the results.
+        K: the number of numbers, at least 1.
+        device: the device of the results.
 
     Example:
         >>> pairs(2, torch.device("cpu"))[2]
@@ -122,7 +122,7 @@ def first_rows(S: Float[Tensor, "*batch L L"], K: int) -> Float[Tensor, "K L"]:
 
     Args:
         S: matrices, shape ``(..., L, L)``.
-        K: at most L.
+        K: the number of rows, at most L.
 
     Example:
         >>> import torch

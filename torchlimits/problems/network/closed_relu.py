@@ -13,7 +13,7 @@ from torchlimits.problems.network.half_space import half_space
 from torchlimits.problems.network.orthants import divided, root_and_quarter, spread
 from torchlimits.problems.network.sector import sector
 
-#: numbers in one tensor of the sectors' integrals, about
+#: roughly the most numbers in one tensor of the sectors' integrals
 _AT_ONCE = 2**21
 
 
@@ -24,8 +24,8 @@ class ReLU(ClosedForm):
 
     .. math:: E[\phi(x_p) \phi(x_q)] = \sqrt{S_{pp} S_{qq} - S_{pq}^2} / 2\pi + S_{pq} P_{pq}.
 
-    All averages are closed but one: off the diagonal, `gram` is an integral over one angle, done
-    by quadrature, see `sector`.
+    All averages are closed forms but one: off the diagonal, `gram` is an integral over one angle,
+    done by quadrature, see `sector`.
 
     Source: Y. Cho and L. Saul, Kernel methods for deep learning, NIPS 2009, for the kernel.
 
@@ -98,7 +98,7 @@ def _off_diagonal(S: Tensor, p: Tensor, r: Tensor, a: Tensor) -> Tensor:
     i, j = torch.triu_indices(K, K, 1, device=S.device)
     p_i, r_ij, a = p[..., i, :], r[..., i, j], a[..., i, :]
     sine = (1 - r_ij.square()).clamp_min(0).sqrt()
-    # where h_i and h_j are the same, any direction is as good: that of a field of its own
+    # where h_i and h_j are the same, any direction will do: take that of a separate field
     aligned = sine.square() < 1e-15
     q = (p[..., j, :] - r_ij[..., None] * p_i) / sine.where(~aligned, 1.0)[..., None]
     q = q.where(~aligned[..., None], 0.0)

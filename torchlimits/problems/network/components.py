@@ -13,17 +13,17 @@ from torch.nn import functional as F
 
 from torchlimits import _checks
 
-#: the sum of the probabilities may be so far from 1, as that of float32 numbers is
+#: the sum of the probabilities may differ from 1 by this much, as with float32 numbers
 _TOLERANCE = 1e-6
 
 
 class GaussianComponents:
-    r"""The law of :math:`X = c_a + Z/\sqrt\lambda`, a drawn by its probability.
+    r"""The law of :math:`X = c_a + Z/\sqrt\lambda`, where a is drawn by its probability.
 
     Args:
         means: the c_a as rows, shape ``(A, N)``.
         snr: lambda in (0, inf].
-        weights: the probabilities of the components, ``(A,)``; None: all the same.
+        weights: the probabilities of the components, ``(A,)``; None if all are the same.
 
     Raises:
         ValueError: if shapes do not fit, weights are not probabilities, or numbers are not finite.
@@ -52,9 +52,9 @@ class GaussianComponents:
         """Fresh inputs with leading dimensions ``shape``, and the numbers of their components.
 
         Args:
-            shape: how many.
-            dtype: of the inputs.
-            source: generator and device, as of torch.randn.
+            shape: the leading dimensions.
+            dtype: the dtype of the inputs.
+            source: generator and device, as for torch.randn.
         """
         count, dim = self.means.shape
         means, shares = self._beside(torch.empty((), device=source["device"], dtype=dtype))
@@ -76,7 +76,7 @@ class GaussianComponents:
 def cumulative(
     weights: Float[Tensor, " A"] | None, device: torch.device
 ) -> Float[Tensor, " A"] | None:
-    """The cumulative probabilities that `drawn_components` takes; None where all are the same."""
+    """The cumulative probabilities for `drawn_components`; None if all are the same."""
     if weights is None:
         return None
     total = weights.double().cumsum(0)
@@ -87,24 +87,24 @@ def drawn_components(
     count: int, cumulative: Float[Tensor, " A"] | None, shape: Sequence[int], *,
     generator: torch.Generator | None, device: torch.device,
 ) -> Int[Tensor, "*shape"]:  # fmt: skip
-    """Independent components, numbers from 0 to ``count`` - 1.
+    """Draw independent components, numbers from 0 to ``count`` - 1.
 
     Args:
         count: A.
-        cumulative: their cumulative probabilities, on the device; None: all the same.
-        shape: of the result.
-        generator: of the draws.
-        device: of the result.
+        cumulative: their cumulative probabilities, on the device; None if all are the same.
+        shape: the shape of the result.
+        generator: the source of randomness.
+        device: the device of the result.
     """
     if cumulative is None:
         return torch.randint(count, tuple(shape), generator=generator, device=device)
     uniform = torch.rand(*shape, generator=generator, device=device, dtype=torch.float64)
-    # below the first number it is component 0, and so on: probability 0 is never drawn
+    # below the first number it is component 0, and so on: one of probability 0 is never drawn
     return torch.searchsorted(cumulative, uniform, right=True)
 
 
 def _probabilities(weights: object, count: int) -> Float[Tensor, " A"] | None:
-    """Probabilities of so many components as float64; None where all are the same."""
+    """The probabilities of ``count`` components as float64; None if all are the same."""
     given = _checks.float64("weights", weights)
     if given.shape != (count,):
         raise ValueError(
@@ -117,7 +117,7 @@ def _probabilities(weights: object, count: int) -> Float[Tensor, " A"] | None:
             "expected weights as probabilities, numbers >= 0 with the sum 1, got "
             f"{given.tolist()} with the sum {total:g}: divide them by their sum"
         )
-    # what is 1 to rounding stays as it is: copies and pickles have the same numbers to the last bit
+    # a sum of 1 up to rounding stays, so copies and pickles have the same numbers to the last bit
     normalised = given if abs(total - 1) < 1e-12 else given / total
     equal = torch.full_like(normalised, 1 / count)
     return None if torch.allclose(normalised, equal, rtol=1e-12, atol=0.0) else normalised

@@ -16,7 +16,7 @@ class NetworkDynamics(EffectiveDynamics):
 
     Args:
         field: a `NetworkField`.
-        optimizer: an `SGDLimit`; the rest as in `EffectiveDynamics`.
+        optimizer: an `SGDLimit`; other arguments are as in `EffectiveDynamics`.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -46,7 +46,7 @@ class NetworkDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and u.requires_grad):
             return self.field.risk(self.checked(u))
@@ -60,7 +60,7 @@ class NetworkDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is, or labels are no
+            ValueError, TypeError: if u cannot be a tensor of the statistics, or labels are not
                 classes.
         """
         with torch.no_grad():
@@ -78,7 +78,7 @@ class NetworkDynamics(EffectiveDynamics):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         _, _, m, R = self.split(u)
         square = m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
@@ -87,18 +87,18 @@ class NetworkDynamics(EffectiveDynamics):
     def classes(
         self, u: Float[Tensor, "*batch k"], cosine: float = 0.5**0.5
     ) -> Int[Tensor, "*batch K"]:
-        r"""The mean that each neuron has turned to, shape ``(..., K)``; -1: to none.
+        r"""The mean that each neuron has turned to, shape ``(..., K)``; -1 stands for none.
 
-        The number a of the mean with :math:`m_i \cdot c_a / |c_a| > cosine\, \|W_i\|`: by default
-        within 45 degrees. No neuron turns to a mean at 0.
+        It is the number a of the mean with :math:`m_i \cdot c_a / |c_a| > cosine\, \|W_i\|`: by
+        default within 45 degrees. No neuron turns to a mean at 0.
 
         Args:
             u: statistics, shape ``(..., k)``.
-            cosine: of the largest angle.
+            cosine: the cosine of the largest angle.
 
         Raises:
             ValueError: if all means are 0.
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         means = self.field.setting.coordinates
         if not bool(means.any()):

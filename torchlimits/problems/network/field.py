@@ -21,24 +21,24 @@ from torchlimits.problems.network.setting import Setting
 class NetworkField(FirstLayerField):
     r"""ODE of the statistics (theta, b, m, R) of h = W x + b, output = head_theta(h), at any snr.
 
-    With g = dl/dh of one sample, :math:`P = W_\perp x`, averages over the mixture and labels:
+    With g = dl/dh of one sample, :math:`P = W_\perp x`, and E over the mixture and labels,
 
     .. math::
         \dot\theta &= -E[\partial_\theta l], \qquad \dot b = -E[g], \qquad
             \dot m = -E[g\, x_\parallel^T] \\
         \dot R &= -E[g P^T] - E[P g^T] + \frac{c_\delta}{\lambda} E[g g^T]
 
-    the last term being the population corrector; the ridge comes on top. Source: Theorem 2.2 of
+    where the last term is the population corrector; the ridge comes on top. Source: Theorem 2.2 of
     arXiv 2206.04030, for a loss that depends on x through h and the label alone.
 
     The averages are sums over nodes that stay the same, with the gradients of head and loss by
     automatic differentiation.
 
     Args:
-        setting: what the network, its data and its loss are.
+        setting: the network, its data and its loss.
         dim: N.
         rule: the nodes.
-        kinks: where gradients jump.
+        kinks: tells where gradients jump.
     """
 
     def __init__(self, setting: Setting, *, dim: int, rule: Rule, kinks: Kinks) -> None:
@@ -77,7 +77,7 @@ class NetworkField(FirstLayerField):
         """The law of the pre-activations at given statistics.
 
         Args:
-            b, m, R: of S starts.
+            b, m, R: those of S starts.
         """
         setting = self.setting
         return PreActivations(b, m, R, setting.coordinates, setting.basis, 1 / setting.snr)
@@ -92,7 +92,7 @@ class NetworkField(FirstLayerField):
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
-        """The covariance of one step, as `VectorField.increment_covariance`."""
+        """The covariance of one step; see `VectorField.increment_covariance`."""
         flat = u.reshape(-1, u.shape[-1]).double().detach()
         found = torch.stack([self._increments(point, step_size) for point in flat])
         return found.reshape(*u.shape, u.shape[-1]).to(u.dtype)
@@ -103,7 +103,7 @@ class NetworkField(FirstLayerField):
         psi, weight = self.integrals.nodes(u)
         targets, shares = self.integrals.targets(u)
         M, q = shares.shape
-        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)  # every target is a sample
+        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)  # every target counts as a sample
         weight = (weight[:, None] * shares).flatten()
         h = psi @ law.loadings[0].mT
         by_theta, g = setting.sample_gradients(theta[0], h, targets.flatten(0, 1), SAMPLES)
@@ -144,9 +144,9 @@ class NetworkField(FirstLayerField):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError: if the labels are no classes.
+            ValueError: if the labels are not classes.
         """
-        # right and wrong are a jump, however smooth head and loss are
+        # accuracy jumps between right and wrong, however smooth head and loss are
         stepwise = self.with_rule(self.rule._replace(smooth=False))
         return stepwise._average(u, self.setting.right)
 
@@ -165,13 +165,13 @@ class NetworkField(FirstLayerField):
         """Derivatives of the terms; see `VectorField.jacobian`.
 
         Raises:
-            NotImplementedError: if gradients jump where the head's parameters say.
+            NotImplementedError: if the head's parameters determine where gradients jump.
         """
         self.kinks.check("derivatives of the dynamics (bands, fixed points, Langevin)")
         return super().jacobian(velocity, u)
 
     def for_band(self) -> NetworkField:
-        """The same field on a quarter of the nodes, for derivatives that are right to 1e-3."""
+        """The same field on a quarter of the nodes, for derivatives that are accurate to 1e-3."""
         if self.kinks.in_h or self.rule.hermite:
             return self
         return self.with_rule(self.rule.of_count(max(256, self.rule.most // 4)))
@@ -180,7 +180,7 @@ class NetworkField(FirstLayerField):
         """The same field on other nodes.
 
         Args:
-            rule: of the nodes.
+            rule: the rule of the nodes.
         """
         return NetworkField(self.setting, dim=self.dim, rule=rule, kinks=self.kinks)
 

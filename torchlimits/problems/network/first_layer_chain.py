@@ -34,17 +34,17 @@ class FirstLayerChain(ReducedChain):
         W \leftarrow (1 - \delta\alpha) W - \frac\delta B \sum_b g_b x_b^T, \qquad
         g_b = \partial_h l(h_b, y_b),
 
-    needs of W only its rows' coordinates in a frame that they and the batch span
-    (`torchlimits.dynamics.reduced_chain.Frame`), of which m and R are overlaps and Gram matrix;
+    needs only the coordinates of W's rows in a frame that they and the batch span
+    (`torchlimits.dynamics.reduced_chain.Frame`); m and R are their overlaps and Gram matrix;
     theta and b are carried as they are. Every parameter has its own options of SGD, and with
     momentum the buffer's rows are carried beside those of W.
 
-    Chains are in the last dimension of all that is carried along, the fastest.
+    Chains are in the last, fastest dimension of every tensor.
 
     Args:
-        layout: of the statistics.
+        layout: the layout of the statistics.
         coordinates: the means in the directions, ``(A, d)``.
-        weights: the probabilities of the components, ``(A,)``; None: all the same.
+        weights: the probabilities of the components, ``(A,)``; None if all are the same.
         snr: lambda.
         dim: N.
         limit: what the optimizer does.
@@ -85,7 +85,7 @@ class FirstLayerChain(ReducedChain):
     ) -> list[Float[Tensor, "S k"]]:
         theta, b, m, R = self.layout.split(starts)
         check_gram(R)
-        # a copy even of one start, whose transpose is contiguous as it is
+        # a copy even of a single start, whose transpose is already contiguous
         theta, b = (x.mT.clone(memory_format=torch.contiguous_format) for x in (theta, b))
         K = self.layout.width
         of_head, of_bias, of_rows = self._steps()
@@ -116,7 +116,7 @@ class FirstLayerChain(ReducedChain):
         return recorded
 
     def _steps(self) -> tuple[list[tuple[slice, SGDStep]], SGDStep | None, SGDStep | None]:
-        """How the parts of theta that move take their steps, and the bias, and the rows of W."""
+        """The steps of the parts of theta that move, of the bias, and of the rows of W."""
         layout = self.layout
         steps = [
             step
@@ -134,7 +134,7 @@ class FirstLayerChain(ReducedChain):
         return parts, bias, self.limit.step(self.dim, layout.weight)
 
     def _samples(self, frame: Frame, generator: torch.Generator | None) -> Iterator[list[Batch]]:
-        """Fresh batches (x, y), x in the coordinates of the frame, until it is full."""
+        """Fresh batches (x, y), with x in the frame's coordinates, until the frame is full."""
         c = self.coordinates.to(frame.rows)
         shares = cumulative(self.weights, c.device)
         shape = (self.batch_size, frame.rows.shape[2])

@@ -35,10 +35,10 @@ class Averages(NamedTuple):
 class FirstLayerField(VectorField):
     """The statistics (theta, b, m, R) of a network with a linear first layer, for any averages.
 
-    Subclasses give `averages`: sums over nodes, closed forms, rules of their own.
+    Subclasses define `averages`: by sums over nodes, closed forms or rules of their own.
 
     Args:
-        layout: of the statistics.
+        layout: the layout of the statistics.
         snr: lambda.
         dim: N.
     """
@@ -59,7 +59,7 @@ class FirstLayerField(VectorField):
     def terms(
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
-        """-f and g, as `VectorField.terms`."""
+        """-f and g; see `VectorField.terms`."""
         theta, bias, signal, across, gram = self.averages(u)
         drift = self.layout.join(-theta, -bias, -signal, -across - across.mT)
         still = [torch.zeros_like(x) for x in (theta, bias, signal)]
@@ -69,7 +69,7 @@ class FirstLayerField(VectorField):
     def moves(
         self, theta: Tensor, gradient: Tensor, w: Tensor, kick: Tensor | None, *, bias: bool = True
     ) -> Float[Tensor, "*batch k"]:
-        """The change of u by steps of theta and h's gradient, along w = (x_parallel, P)."""
+        """The change of u for given gradients by theta and h, along w = (x_parallel, P)."""
         d = self.layout.directions
         dm = gradient[..., :, None] * w[..., None, :d]
         dR = gradient[..., :, None] * w[..., None, d:]
@@ -83,5 +83,5 @@ class FirstLayerField(VectorField):
         return self.layout.join(theta, b, m, 2 * R)
 
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
-        """ValueError unless R is positive semidefinite."""
+        """Raise ValueError unless R is positive semidefinite."""
         check_gram(self.layout.split(u0)[3])

@@ -14,12 +14,12 @@ from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.layout import Layout
 from torchlimits.problems.problem import Trainable
 
-#: models drawn together by `starts`
+#: the number of models drawn together by `starts`
 _AT_ONCE = 256
 
 
 class FirstLayerProblem(Trainable):
-    """Starts and limits of any head: `NetworkProblem`, `GaussianMixture`."""
+    """Starts and limits for any head, shared by `NetworkProblem` and `GaussianMixture`."""
 
     ridge: float
 
@@ -31,15 +31,15 @@ class FirstLayerProblem(Trainable):
     def starts(
         self, count: int, *, generator: torch.Generator | None = None
     ) -> Float[Tensor, "S k"]:
-        """Statistics at the start of ``count`` models of `model`, ``(count, k)``, on the CPU.
+        """Statistics at the start of ``count`` models made by `model`, ``(count, k)``, on the CPU.
 
         Args:
-            count: how many.
-            generator: of the starts, on the CPU.
+            count: the number of models.
+            generator: draws the starts, on the CPU.
         """
         _checks.positive_int("count", count)
         found: list[Tensor] = []
-        # a model's weights are N/K times as many numbers: not all models at once
+        # weights are N/K times as many numbers as statistics: not all models at once
         for done in range(0, count, _AT_ONCE):
             some = (min(_AT_ONCE, count - done),)
             model = self.model(replicas=some, generator=generator, device="cpu")
@@ -51,7 +51,7 @@ class FirstLayerProblem(Trainable):
         self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
         batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
-        """The limit of an optimizer, parameter by parameter, or of one with the numbers given."""
+        """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers."""
         return chosen_limit(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
             ridge=self.ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},

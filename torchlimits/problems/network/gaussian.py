@@ -1,4 +1,4 @@
-"""`PreActivations`: the joint law of what labels read and of h, at given statistics."""
+"""`PreActivations`: the joint law of h and of what labels read, at given statistics."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class PreActivations:
     together with h.
 
     Args:
-        b, m, R: of the statistics, ``(S, K)``, ``(S, K, d)``, ``(S, K, K)``, float64.
+        b, m, R: parts of the statistics, ``(S, K)``, ``(S, K, d)``, ``(S, K, K)``, float64.
         means: mu_a, ``(A, d)``.
-        basis: B, ``(d, r)``; r = 0 where labels read the component only.
+        basis: B, ``(d, r)``; r = 0 if labels read the component only.
         variance: sigma^2 = 1/snr.
 
     Example:
@@ -42,7 +42,7 @@ class PreActivations:
     ) -> None:  # fmt: skip
         self.m, self.R, self.means, self.sigma = m, R, means.to(m), variance**0.5
         self.B = basis.to(m)
-        #: of every component, (S, A, K)
+        #: the means of h for every component, (S, A, K)
         self.mean = b[:, None] + self.means @ m.mT
         self.X = self.sigma * m @ self.B
         d, r = basis.shape
@@ -56,7 +56,7 @@ class PreActivations:
         return torch.cat([self.mean.mT, self.X, self.root], dim=-1)
 
     def inverse_root(self) -> Float[Tensor, "S K K"]:
-        """S^+, with directions cut that h does not vary in."""
+        """S^+, without the directions in which h does not vary."""
         return _linalg.pinv(self.root, rtol=CUT, hermitian=True)
 
     def along(

@@ -17,7 +17,7 @@ class GramGeometry(Geometry):
     """R is positive semidefinite; random points have entries of order 1.
 
     Args:
-        layout: of the statistics.
+        layout: the layout of the statistics.
         theta: the head's parameters, ``(P,)``, around which random points are drawn.
 
     Example:
@@ -40,15 +40,15 @@ class GramGeometry(Geometry):
     def starts(
         self, velocity: Velocity, count: int, generator: torch.Generator
     ) -> Float[Tensor, "S k"]:
-        """Entries of order 1: small starts would all end on few attractors."""
+        """Starts with entries of order 1, as small ones would all end on few attractors."""
         return self.random(count, generator)
 
     def random(self, count: int, generator: torch.Generator) -> Float[Tensor, "S k"]:
-        """Random points: parameters of the head and biases near theirs, overlaps, R of order 1.
+        """Random points: the head's parameters and biases near theta and 0, m and R of order 1.
 
         Args:
-            count: how many.
-            generator: of the points, on the CPU.
+            count: the number of points.
+            generator: draws the points, on the CPU.
         """
         K, d = self.layout.width, self.layout.directions
         normal: dict[str, Any] = {
@@ -69,7 +69,7 @@ def check_gram(R: Float[Tensor, "*batch K K"]) -> None:
         R: symmetric matrices.
     """
     smallest = float(_linalg.eigvalsh(R.double()).min())
-    # rounding of a float32 Gram matrix passes
+    # rounding errors of a float32 Gram matrix are accepted
     if smallest < -1e-5 * max(1.0, float(R.abs().max())):
         raise ValueError(
             "expected R to be positive semidefinite (it is a Gram matrix), got an eigenvalue "

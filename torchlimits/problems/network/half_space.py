@@ -1,4 +1,4 @@
-r"""`half_space`: :math:`E[1\{y > 0\} (\sum_c a_c x_c^+)^2]`, closed."""
+r"""`half_space`: :math:`E[1\{y > 0\} (\sum_c a_c x_c^+)^2]` in closed form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def half_space(
     .. math:: P(y, c, d > 0) = (P(y, c > 0) + P(y, d > 0) + P(c, d > 0)) / 2 - 1/4.
 
     Args:
-        S: covariance of the x, shape ``(..., L, L)``.
+        S: the covariance of the x, shape ``(..., L, L)``.
         p: covariances of y and the x, shape ``(..., L)``.
         a: weights, shape ``(..., L)``.
 
@@ -51,7 +51,7 @@ def half_space(
         weighted = a[..., :, None] * a[..., None, :]
         V = (cross + cross.mT + root) / (4 * math.pi) + S * orthant
         value = (weighted * V).sum((-2, -1))
-        # dV_cd/dp_c and dV_cd/dS_cc; what they share is that c is at 0
+        # dV_cd/dp_c and dV_cd/dS_cc, which share the condition that c is 0
         beside = (sigma[..., None, :] + divided(D, sigma[..., :, None])) / (4 * math.pi)
         at_zero = p[..., None, :] * variance[..., :, None] - p[..., :, None] * S
         height = root + divided(at_zero, sigma[..., :, None])

@@ -22,8 +22,8 @@ class Head:
         first: the name of its linear first layer, whose output is h.
 
     Attributes:
-        names: of the head's trained parameters, those of the whole module.
-        shapes: ``{name: shape}`` of them.
+        names: the names of the head's trained parameters in the whole module.
+        shapes: ``{name: shape}`` of these parameters.
         size: P, the number of their entries.
 
     Example:
@@ -53,7 +53,7 @@ class Head:
         self.shapes = {name: tuple(p.shape) for name, p in trained.items()}
         self.names, self.size = list(trained), sum(map(prod, self.shapes.values()))
         self.width = int(getattr(layer, "out_features", 0))
-        #: what stays as it is: buffers and frozen parameters
+        #: buffers and frozen parameters, which stay as they are
         self._constants = {
             **{name: p.detach() for name, p in parameters.items() if not p.requires_grad},
             **dict(skeleton.named_buffers()),
@@ -100,7 +100,7 @@ class Head:
             name: piece.reshape(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
-        # of the inputs themselves only the first layer knows
+        # only the first layer sees the inputs themselves
         # (h.new_zeros would be one for each head, of N numbers)
         zeros = torch.zeros(1, max(1, self.in_features), dtype=h.dtype, device=h.device)
         inputs = zeros.expand(len(h), -1)
@@ -120,13 +120,13 @@ class Head:
         return self._beside[key]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Head:
-        return self  # it never changes
+        return self  # a head never changes
 
 
 class _Given(nn.Module):
-    """Stands for the first layer: it returns h, whatever the input is.
+    """Stand-in for the first layer, which returns h whatever the input is.
 
-    A copy of it: what follows may work in place.
+    It returns a copy of h, as what follows may work in place.
     """
 
     h: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Checks of a head: each sample by itself, no randomness, finite, and torch.func can take it."""
+"""Checks that a head treats samples singly, is deterministic and finite, and fits torch.func."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchlimits.problems.network.head import Head
 
-#: samples of the checks
+#: the number of samples in the checks
 _COUNT = 8
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _DROPOUTS = (
@@ -29,7 +29,7 @@ def checked(head: Head, network: nn.Module, width: int) -> Tensor:
 
     Raises:
         ValueError: if it has none: samples of a batch are coupled, outputs are random, not finite
-            or no floating-point tensor, or gradients are not those of one sample.
+            or not a floating-point tensor, or gradients are not those of one sample.
     """
     check_parts(network)
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +64,7 @@ def check_parts(network: nn.Module) -> None:
             raise ValueError(
                 f"expected a head that treats each sample by itself, got {type(part).__name__} "
                 f"({name}), which couples the samples of a batch: there is no closed limit; take "
-                "LayerNorm, or train with it in eval mode and put it into eval mode here"
+                "LayerNorm, or train with it in eval mode and put it in eval mode here"
             )
         if isinstance(part, _DROPOUTS) and part.training and part.p:
             raise ValueError(
@@ -80,7 +80,7 @@ def _called(head: Head, h: Tensor) -> Any:
         raise ValueError(
             f"expected a head that takes h of shape (batch, {h.shape[1]}) and dtype float64, in "
             f"which theory is computed, got {type(error).__name__}: {error}: constants belong "
-            "into buffers, which follow the dtype"
+            "in buffers, which follow the dtype"
         ) from error
 
 
@@ -104,7 +104,7 @@ def _check_output(output: object, h: Tensor) -> None:
 
 
 def _check_used(network: nn.Module, dim: int) -> None:
-    """Whether every trained parameter has a gradient: SGD leaves others as they are."""
+    """Check that every trained parameter has a gradient, as SGD leaves others as they are."""
     network = copy.deepcopy(network).to("cpu", torch.float64)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     if not trained:
@@ -153,6 +153,6 @@ def _check_gradients(head: Head, h: Tensor, output: Tensor) -> None:
         )
     if not torch.allclose(alone, output):
         raise ValueError(
-            "expected a head that gives a sample in a batch of its own what it gives it beside "
+            "expected a head that gives a sample the same output alone and in a batch with "
             "others, got other outputs: there is no closed limit for a head that couples samples"
         )

@@ -1,4 +1,4 @@
-"""`Kinks`: where a sample's gradient jumps, which derivatives at nodes do not notice."""
+"""`Kinks`: where a sample's gradient jumps, which derivatives at nodes miss."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from torch import Tensor
 
 from torchlimits.problems.network.setting import Setting
 
-#: lines that are followed, points on each, and the longest steps that are looked into
+#: lines that are followed, points on each, and how many of the longest steps are examined
 _LINES, _POINTS, _LONGEST = 16, 513, 8
-#: a step is cut into so many, so often: to 10^-8 of a line
+#: the parts that a step is cut into, and how often, down to 10^-8 of a line
 _CUTS, _ROUNDS = 33, 4
 
 
 class Kinks(NamedTuple):
-    """Whether a sample's gradient (dl/dtheta, dl/dh) jumps, and as what moves.
+    """Whether a sample's gradient (dl/dtheta, dl/dh) jumps, and which variable makes it jump.
 
     Attributes:
-        in_h: as the pre-activations h move, and the head's parameters do not (ReLU, say).
-        steps_in_h: dl/dtheta, too, jumps as h moves: the loss itself does (sign, say).
-        in_theta: as the head's parameters move: kinks inside the head, or of the loss.
-        in_labels: labels jump as x_parallel moves.
+        in_h: whether it jumps as h moves, with the head's parameters fixed (ReLU, say).
+        steps_in_h: whether dl/dtheta, too, jumps as h moves, since the loss does (sign, say).
+        in_theta: whether it jumps as the head's parameters move: at kinks inside the head, or of
+            the loss.
+        in_labels: whether labels jump as x_parallel moves.
     """
 
     in_h: bool
@@ -41,7 +42,7 @@ class Kinks(NamedTuple):
         """Refuse derivatives of averages where jumps move with the head's parameters.
 
         Args:
-            what: needs the derivatives.
+            what: names what needs the derivatives.
 
         Raises:
             NotImplementedError: if they are not known.
@@ -106,7 +107,7 @@ def found(setting: Setting) -> Kinks:
 
 
 def _drawn(setting: Setting, x: Tensor, component: Tensor, generator: torch.Generator) -> Tensor:
-    """One target for each line, of the law's."""
+    """One target of the law for each line."""
     targets, shares = setting.labels.law(x, component)
     chosen = torch.multinomial(shares.double(), 1, generator=generator)[:, 0]
     target = targets[torch.arange(len(x), device="cpu"), chosen]
@@ -114,7 +115,7 @@ def _drawn(setting: Setting, x: Tensor, component: Tensor, generator: torch.Gene
 
 
 def _beside(fixed: Float[Tensor, "lines D"], moved: Tensor) -> Tensor:
-    """What does not move, for the points of lines, each of which is followed in several places."""
+    """Repeat what does not move for the points of lines, each followed in several places."""
     lines, points = moved.shape[:2]
     return fixed.repeat(lines // len(fixed), 1)[:, None].expand(lines, points, -1)
 
@@ -131,9 +132,9 @@ def _jumps(
     cpu: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
     def steps(left: Tensor, right: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Where count points between two are, and how far the function moves from one to another.
+        """Place ``count`` points between two; how far does the function move between neighbours?
 
-        left and right are (times, lines); results (times, lines, count) and one less.
+        Left and right are (times, lines); the results have a last dimension of count, and one less.
         """
         share = torch.linspace(0, 1, count, **cpu)
         t = left[..., None] + (right - left)[..., None] * share

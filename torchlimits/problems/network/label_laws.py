@@ -23,10 +23,10 @@ from torchlimits.problems.network.labels import (
 )
 from torchlimits.problems.network.law_checks import called
 
-#: points of normal noise in integrals; 3 are exact to the fourth moment, which is what the noise of
-#: a step needs of the label's where the loss is quadratic in it
+#: points of normal noise in integrals; 3 are exact to the fourth moment, which is all that the
+#: noise of a step needs where the loss is quadratic in the label
 POINTS, FEW_POINTS = 9, 3
-#: numbers of a label that may have noise: integrals have so many points for each
+#: the most numbers of a label that may have noise, as integrals have `POINTS` points for each
 _MOST_NOISY = 3
 
 
@@ -40,13 +40,13 @@ def made(
         labels: a tensor of one label a component, a function of (x_parallel, component), or a
             `LabelLaw`.
         noise: the standard deviation of normal noise on labels that are real numbers.
-        flips: probabilities of flips of labels that are classes, see `flip_matrix`; None: none.
-        coordinates: of the means along the directions.
+        flips: probabilities of flips of labels that are classes, see `flip_matrix`, or None.
+        coordinates: those of the means along the directions.
         output: the shape of the head's output for one sample.
-        points: of normal noise in integrals, for each number of a label.
+        points: the points of normal noise in integrals, for each number of a label.
 
     Raises:
-        TypeError: if labels are something else.
+        TypeError: if labels are anything else.
         ValueError: if shapes or kinds do not fit.
     """
     law = _law(labels, len(coordinates))
@@ -73,7 +73,7 @@ def made(
 
 
 def reads(labels: LabelLaw, directions: int) -> Float[Tensor, "r d"]:
-    """The functionals of x_parallel that labels read: all of it, or none.
+    """The functionals of x_parallel that labels read: all coordinates, or none.
 
     Args:
         labels: their law.
@@ -120,7 +120,7 @@ def _example(law: LabelLaw, coordinates: Float[Tensor, "A d"]) -> Tensor:
 
 
 def _classes(target: Tensor, output: tuple[int, ...]) -> int:
-    """C: two for a logit, else as many as there are outputs."""
+    """The number C of classes: two for a logit, else as many as there are outputs."""
     if target.ndim or len(output) > 1 or not bool(target == target.round()):
         raise ValueError(
             "expected labels that are classes for label_flips, one number 0, 1, ... a sample, got "

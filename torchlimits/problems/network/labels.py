@@ -1,4 +1,4 @@
-"""Label laws: what y is drawn from, given the component of a sample and its coordinates."""
+"""Label laws: the distribution of y, given the component of a sample and its coordinates."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class LabelLaw(Protocol):
 
         Args:
             x_parallel, component: as in `law`.
-            generator: of the randomness, on their device.
+            generator: the source of randomness, on their device.
         """
         ...
 
 
 def reads_inputs(labels: LabelLaw) -> bool:
-    """Whether a law looks at x_parallel; those that are not ours are taken to do so."""
+    """Whether a law reads x_parallel; laws that are not the package's are assumed to."""
     return bool(getattr(labels, "reads_inputs", True))
 
 
@@ -71,7 +71,7 @@ class ComponentLabels:
     """One label for each component.
 
     Args:
-        values: of the components, ``(A, ...)``.
+        values: the labels of the components, ``(A, ...)``.
 
     Example:
         >>> labels = ComponentLabels(torch.tensor([5, 7]))
@@ -155,7 +155,7 @@ class NoisyLabels:
     Args:
         labels: the law without noise.
         noise: s.
-        points: of the normal law in integrals, for each entry of a label; n of them are exact for
+        points: the points of the normal law in integrals, for each entry; n points are exact for
             polynomials of degree 2 n - 1.
 
     Example:
@@ -194,7 +194,7 @@ class FlippedLabels:
 
     Args:
         labels: the law without flips; classes 0 to C - 1.
-        flips: row i holds the probabilities of what class i is turned into, ``(C, C)``.
+        flips: row i holds the probabilities of the classes that class i turns into, ``(C, C)``.
 
     Example:
         >>> never = ComponentLabels(torch.tensor([0, 1]))
@@ -244,7 +244,7 @@ class WithTrailing:
         self.reads_inputs = reads_inputs(labels)
 
     def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
-        """The other law, its targets ``(n, q, 1)``."""
+        """The other law, with targets ``(n, q, 1)``."""
         targets, shares = self.labels.law(x_parallel, component)
         return targets[..., None], shares
 
@@ -263,7 +263,7 @@ def flip_matrix(flips: object, classes: int) -> Tensor:
         classes: C.
 
     Raises:
-        ValueError: if they are no probabilities.
+        ValueError: if they are not probabilities.
 
     Example:
         >>> flip_matrix(0.2, 3)
@@ -294,7 +294,7 @@ def flip_matrix(flips: object, classes: int) -> Tensor:
 
 
 def _check_classes(targets: Tensor, classes: int) -> None:
-    """ValueError unless labels are numbers from 0 to C - 1."""
+    """Raise ValueError unless labels are numbers from 0 to C - 1."""
     wrong = (targets != targets.round()) | (targets < 0) | (targets >= classes)
     if bool(wrong.any()):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks of labels and losses: a law of each sample's own, and the mean over a batch."""
+"""Checks that labels depend on their sample alone, and that losses are means over a batch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.sample_loss import SampleLoss
 
-#: samples of each component
+#: the number of samples of each component
 _COUNT = 8
 
 
 def labels(law: LabelLaw, coordinates: Float[Tensor, "A d"], snr: float) -> Tensor:
-    """One target each for samples of all components, if the law is one.
+    """One target for each of some samples of all components, if the law is valid.
 
     Args:
-        law: of the labels.
-        coordinates: of the means, ``(A, d)``.
+        law: the law of the labels.
+        coordinates: those of the means, ``(A, d)``.
         snr: lambda.
 
     Raises:
@@ -81,12 +81,12 @@ def _checked_law(law: LabelLaw, x: Tensor, component: Tensor) -> Tensor:
 
 
 def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a user's function returns, its errors as a ValueError.
+    """What a user's function returns; its errors become a ValueError.
 
     Args:
         what: the call, for the message.
-        function: the user's.
-        arguments: of the call.
+        function: the user's function.
+        arguments: those of the call.
     """
     try:
         return function(*arguments)
@@ -97,7 +97,7 @@ def called(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def is_quadratic(losses: SampleLoss, output: Tensor, target: Tensor) -> bool:
-    """Whether a loss is quadratic in the label, and its slope by the output linear.
+    """Whether a loss is quadratic in the label, and its slope by the output linear in it.
 
     Args:
         losses: of samples.

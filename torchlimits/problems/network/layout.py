@@ -33,7 +33,7 @@ class Layout:
         width: K.
         directions: d.
         weight: the name of W.
-        bias: the name of b; None where there is none.
+        bias: the name of b; None if there is none.
         scale: m and R are those of W / scale.
         called: other names for statistics of the head's parameters that are rows, (1, K) or (K,).
 
@@ -55,7 +55,7 @@ class Layout:
 
     @property
     def size(self) -> int:
-        """P, the number of the head's numbers."""
+        """P, the number of entries of the head's parameters."""
         return sum(prod(shape) for shape in self.head.values())
 
     @property

@@ -38,7 +38,7 @@ class Network(OwnNames, nn.Module):
         dim: N.
         width: K.
         head: what follows; it is copied.
-        bias: whether there is a b.
+        bias: whether there are biases b.
 
     Parameters: ``first.weight`` (K, N), ``first.bias`` (K,), and the head's.
 
@@ -60,14 +60,14 @@ class Network(OwnNames, nn.Module):
 
 
 class Copies(OwnNames, nn.Module):
-    """Independent copies of a module in one, whose parameters have leading dimensions.
+    """Independent copies of a module in one module, whose parameters have leading dimensions.
 
     With the loss summed over the copies, one step of an optimizer that acts on every entry by
     itself is one step of each copy.
 
     Args:
-        module: what there are copies of; buffers are shared.
-        parameters: ``{name: tensor (*replicas, *shape)}``, all of the module's.
+        module: the module that is copied; buffers are shared.
+        parameters: ``{name: tensor (*replicas, *shape)}`` for all parameters of the module.
         replicas: the leading dimensions.
 
     Example:
@@ -88,7 +88,7 @@ class Copies(OwnNames, nn.Module):
             id(p): nn.Parameter(parameters[name].detach().clone(), requires_grad=p.requires_grad)
             for name, p in shell.named_parameters()
         }
-        # every name of those that have several: they stay one
+        # every name of a parameter that has several, so that it stays one parameter
         for name, parameter in list(shell.named_parameters(remove_duplicate=False)):
             owner, _, last = name.rpartition(".")
             setattr(shell.get_submodule(owner), last, stacks[id(parameter)])

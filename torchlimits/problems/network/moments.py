@@ -14,18 +14,18 @@ from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
-#: singular values of S below this part of the largest are rounding: S is the root of a matrix
+#: singular values of S below this part of the largest are rounding, as S is a matrix root
 CUT = 1e-7
-#: pre-activations that are held at once
+#: the number of pre-activations that are held at once
 PIECE = 2**21
-#: nodes of all starts whose derivatives are computed together
+#: the number of nodes of all starts whose derivatives are computed together
 TOGETHER = 2**14
-#: single samples whose gradients are held at once
+#: the number of single samples whose gradients are held at once
 SAMPLES = 2**13
 
 
 class Moments(NamedTuple):
-    """What drift and corrector are linear in, for h = F psi.
+    """The moments in which drift and corrector are linear, for h = F psi.
 
     Attributes:
         theta: E[dl/dtheta], ``(S, P)``.
@@ -47,8 +47,8 @@ class Integrals:
 
     Args:
         setting: the network, its data and its loss.
-        rule: of the nodes.
-        kinks: where gradients jump.
+        rule: the rule of the nodes.
+        kinks: tells where gradients jump.
     """
 
     def __init__(self, setting: Setting, rule: Rule, kinks: Kinks) -> None:
@@ -57,7 +57,7 @@ class Integrals:
 
     @cached_property
     def count(self) -> int:
-        """M, the nodes of all components."""
+        """M, the number of nodes of all components."""
         return len(self.setting.coordinates) * len(self.rule.nodes.weights)
 
     def nodes(self, like: Tensor) -> tuple[Float[Tensor, "M e"], Float[Tensor, " M"]]:
@@ -81,7 +81,7 @@ class Integrals:
         if like.device not in self._known:
             setting, (points, _) = self.setting, self.rule.nodes.to(like)
             r, count = len(setting.reads), len(points)
-            points = points if r else points[:1]  # one sample a component is enough
+            points = points if r else points[:1]  # one sample of each component is enough
             x = setting.x_parallel(points[:, :r])
             component = torch.arange(len(x), device=x.device)[:, None].expand(x.shape[:2])
             targets, shares = setting.labels.law(x.flatten(0, 1), component.flatten())
@@ -140,8 +140,8 @@ class Integrals:
     def derivatives(self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]) -> Derivatives:
         """The derivatives of the moments by theta and F.
 
-        By second derivatives of the loss at the nodes. Where gradients jump as h moves, derivatives
-        at nodes know nothing of the jumps; there the nodes stay where they are and the density
+        They come from second derivatives of the loss at the nodes. Where gradients jump as h moves,
+        derivatives at nodes miss the jumps; there the nodes stay where they are and the density
         moves, whose logarithm has the derivative zeta_h . S^+ dF psi - tr(S^+ dS).
 
         Args:
@@ -192,8 +192,8 @@ class Integrals:
         by_psi = torch.einsum("ismk,me->sike", mixed, psi)
         halves = torch.einsum("ismk,sml->skli", mixed, g)
         if not self.kinks.in_h:
-            (own,) = _rows(by_h, h)  # (K, S, M, K): of entry k by entry j
-            # one sum over samples, whatever its place: products of psi first
+            (own,) = _rows(by_h, h)  # (K, S, M, K): derivative of entry k by entry j
+            # one sum over samples in any case: products of psi first
             pairs = (psi[:, :, None] * psi[:, None, :]).flatten(1)
             gradient = torch.einsum("ksmj,mx->skjx", own, pairs)
             e = psi.shape[1]
@@ -248,7 +248,7 @@ class Integrals:
 
         Args:
             theta, F: as in a call.
-            value: of M outputs and targets, ``(M,)``.
+            value: a function of M outputs and targets, which returns ``(M,)``.
         """
         psi, weight = self.nodes(F)
         output = self.setting.head(theta, psi @ F.mT)
@@ -261,7 +261,7 @@ class Integrals:
 
 
 class Derivatives(NamedTuple):
-    """Derivatives of the `Moments`, the first two dimensions of which are S and its entries.
+    """Derivatives of the `Moments`; S comes first, then the entries of the moment.
 
     Attributes:
         theta_theta: of E[dl/dtheta] by theta, ``(S, P, P)``.
@@ -342,7 +342,7 @@ def _rows(entries: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         totals = [entry.sum() for entry in entries.unbind(-1)]
     rows = [
         torch.autograd.grad(total, inputs, retain_graph=True, materialize_grads=True)
-        # constant where a loss is linear
+        # slopes are constant where a loss is linear
         if total.requires_grad
         else tuple(torch.zeros_like(x) for x in inputs)
         for total in totals

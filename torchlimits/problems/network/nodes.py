@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: up to so many dimensions a tensor rule of Gauss-Hermite has enough points on each axis
+#: up to this many dimensions a tensor rule of Gauss-Hermite has enough points on each axis
 HERMITE_DIMS = 3
 #: more points on an axis gain nothing
 _MOST_ON_AN_AXIS = 64
@@ -28,7 +28,7 @@ class Nodes(NamedTuple):
         """The same nodes on the device of a tensor.
 
         Args:
-            like: on that device.
+            like: a tensor on that device.
         """
         return Nodes(self.points.to(like.device), self.weights.to(like.device))
 
@@ -38,8 +38,8 @@ def gauss_hermite(dims: int, count: int) -> Nodes:
     """The tensor rule of Gauss and Hermite with at most ``count`` points, for smooth integrands.
 
     Args:
-        dims: of the normals.
-        count: points in all.
+        dims: the number of normals.
+        count: the most points in all.
 
     Example:
         >>> points, weights = gauss_hermite(2, 100)
@@ -64,9 +64,9 @@ def sobol(dims: int, count: int, seed: int) -> Nodes:
     """Scrambled Sobol points, of equal weights, for integrands with kinks or many dimensions.
 
     Args:
-        dims: of the normals.
-        count: points; powers of 2 are best.
-        seed: of the scrambling.
+        dims: the number of normals.
+        count: the number of points; powers of 2 are best.
+        seed: the seed of the scrambling.
 
     Example:
         >>> points, weights = sobol(5, 1024, seed=0)
@@ -82,12 +82,12 @@ def sobol(dims: int, count: int, seed: int) -> Nodes:
 
 
 class Rule(NamedTuple):
-    """Which nodes an integral has, and others to tell its error by.
+    """The nodes of an integral, and others from which its error is estimated.
 
     Args:
-        dims: of the normals.
-        most: nodes, at most.
-        seed: of Sobol points.
+        dims: the number of normals.
+        most: the largest number of nodes.
+        seed: the seed of Sobol points.
         smooth: whether the integrand is smooth; then up to three dimensions have a Gauss-Hermite
             rule.
 
@@ -103,7 +103,7 @@ class Rule(NamedTuple):
 
     @property
     def hermite(self) -> bool:
-        """Whether it is a Gauss-Hermite rule."""
+        """Whether this is a Gauss-Hermite rule."""
         return self.smooth and self.dims <= HERMITE_DIMS
 
     @property
@@ -116,7 +116,8 @@ class Rule(NamedTuple):
     def other(self) -> Rule:
         """A rule whose results differ from this one's by about the error, or more.
 
-        Sobol points of another seed; fewer points on every axis for Gauss and Hermite.
+        It has Sobol points of another seed, or a Gauss-Hermite rule with fewer points on every
+        axis.
         """
         if not self.hermite:
             return self._replace(seed=self.seed + 1)

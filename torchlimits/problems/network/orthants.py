@@ -1,4 +1,4 @@
-r"""Averages over orthants of jointly Gaussian fields: what the ReLU needs of two and of three.
+r"""Averages over orthants of two and three jointly Gaussian fields, for the ReLU.
 
 A correlation rho enters as :math:`P = 1/4 + \arcsin(\rho) / 2\pi`, the probability that two fields
 are positive. It has no derivative at rho = 1, where the averages of interest have one: those of
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from torchlimits.problems.network.closed_form import outer
 
-#: variances and determinants below this part of what they are differences of are rounding
+#: variances and determinants below this part of the terms they come from are rounding
 _ROUNDING = 4e-15
 
 
@@ -28,7 +28,7 @@ def root_and_quarter(covariance: Tensor, one: Tensor, other: Tensor) -> tuple[Te
     Derivatives are left out where the determinant is 0 to rounding.
 
     Args:
-        covariance: of the two, any shape.
+        covariance: that of the two fields, of any shape.
         one, other: their variances.
 
     Example:
@@ -50,8 +50,8 @@ def divided(numerator: Tensor, root: Tensor) -> Tensor:
     """numerator / root, and 0 where root is 0.
 
     Args:
-        numerator: of any shape.
-        root: at least 0.
+        numerator: a tensor of any shape.
+        root: a tensor that is at least 0.
 
     Example:
         >>> import torch
@@ -63,7 +63,7 @@ def divided(numerator: Tensor, root: Tensor) -> Tensor:
 
 
 def spread(S: Float[Tensor, "*batch L L"]) -> Float[Tensor, "*batch L"]:
-    """Standard deviations, the root of the diagonal; 0, without a derivative, where it is below.
+    """Standard deviations, roots of the diagonal; 0, without a derivative, where that is negative.
 
     Args:
         S: a covariance, shape ``(..., L, L)``.
@@ -85,7 +85,7 @@ def given(
 
     Args:
         S: the fields' covariance, ``(..., L, L)``.
-        loads: covariances with each of the fields that are given, ``(..., L)``.
+        loads: covariances with each of the given fields, ``(..., L)``.
 
     Example:
         >>> import torch
@@ -96,7 +96,7 @@ def given(
     left = S
     for load in loads:
         left = left - outer(load)
-    # a field that is given has no variance left: not even rounding
+    # a given field has no variance left, not even from rounding
     variances = S.diagonal(dim1=-2, dim2=-1)
     kept = (left.diagonal(dim1=-2, dim2=-1) > _ROUNDING * variances).to(S)
     return left * outer(kept)

@@ -1,4 +1,4 @@
-"""A user's own module as a network whose named linear layer is all that sees the inputs."""
+"""A user's own module as a network in which only the named linear layer sees the inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchlimits.problems.network.checks import has_values, is_module
 from torchlimits.problems.network.head import Head
 
-#: samples of the checks
+#: the number of samples in the checks
 _COUNT = 8
 
 
@@ -24,7 +24,8 @@ def copied(model: object, first: object) -> nn.Module:
         first: the name of a linear layer in it, ``""`` if it is one itself.
 
     Raises:
-        TypeError: if model is no module, the named part no `nn.Linear`, or it cannot be copied.
+        TypeError: if model is not a module or cannot be copied, or the named part is not an
+            `nn.Linear`.
         ValueError: if parameters of the layer are shared, computed from others, or have no values.
     """
     is_module("model", model)
@@ -76,8 +77,8 @@ def _check_layer(model: nn.Module, layer: nn.Linear, first: str) -> None:
             if name != own_name and _share(parameter, of_layer):
                 raise ValueError(
                     f"expected the parameters of {first!r} for itself alone, got {own_name!r} that "
-                    f"is {name!r} as well: what the head does with W beside h = W x + b is in no "
-                    "theory here"
+                    f"is {name!r} as well: theory here does not cover what the head does "
+                    "with W besides h = W x + b"
                 )
 
 
@@ -118,14 +119,14 @@ def check_inputs(network: nn.Module, first: str) -> None:
         raise ValueError(
             f"expected {first!r} to see x itself, {tuple(x.shape)}, got "
             f"{'other numbers' if same and given.shape == x.shape else got}: nothing but a change "
-            "of shape to (batch, N) may come before it; let the data have what is done to them"
+            "of shape to (batch, N) may come before it; do the rest to the data beforehand"
         )
     if not isinstance(output, Tensor) or not _alike(
         output, functional.linear(x, layer.weight, layer.bias)
     ):
         raise ValueError(
             f"expected {first!r} to return x W^T + b, got something else from "
-            f"{type(layer).__name__}: a hook or a forward of its own makes h no linear function"
+            f"{type(layer).__name__}: with a hook or a forward of its own, h is not linear in x"
         )
 
 
@@ -156,7 +157,7 @@ def check_head(network: nn.Module, first: str) -> None:
 
 
 def _headed(head: Head, theta: Tensor, h: Tensor) -> Tensor | None:
-    """The head's output; None if it has none."""
+    """The head's output; None if the head fails."""
     try:
         return head(theta, h)
     except Exception:
@@ -169,7 +170,7 @@ def _called(network: nn.Module, x: Tensor) -> Any:
     except Exception as error:
         raise ValueError(
             f"expected a module that takes x of shape {tuple(x.shape)} and dtype float64, in which "
-            f"theory is computed, got {type(error).__name__}: {error}: constants belong into "
+            f"theory is computed, got {type(error).__name__}: {error}: constants belong in "
             "buffers, which follow the dtype"
         ) from error
 

@@ -26,7 +26,7 @@ from torchlimits.problems.problem import Problem
 
 
 class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
-    r"""Train output = head(W x + b), any head, by any loss on a Gaussian mixture with any labels.
+    r"""Train output = head(W x + b), with any head, loss and labels, on a Gaussian mixture.
 
     Data: :math:`x = c_a + \lambda^{-1/2} z`, z ~ N(0, I_N), component a drawn by its probability;
     the means c_a, and all that the label reads of x, lie in the span of orthonormal directions
@@ -35,10 +35,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
 
     Summary statistics: every entry of the head's parameters under its own name
     (``head.1.weight[0,2]``); ``b[i]``; ``m[i,j]`` = <W_i, e_j>; ``R[i,j]``, i <= j, the Gram matrix
-    of the neurons' parts orthogonal to all e_j. They close: the loss depends on W through
-    h = W x + b alone, which is Gaussian given a with a law that m and R know.
+    of the neurons' parts orthogonal to all e_j. They are closed: the loss depends on W through
+    h = W x + b alone, which is Gaussian given a, with a law that b, m and R determine.
 
-    `of` makes the problem of a module of one's own instead.
+    `of` makes the problem of your own module instead.
 
     Source: Theorem 2.2 of arXiv 2206.04030; sections 4 and 5 there are one head, ReLU and a second
     layer (`GaussianMixture`), and Saad and Solla (1995) the committee machine.
@@ -47,7 +47,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         dim: N.
         width: K.
         head: the rest of the network, an `nn.Module` that maps h ``(batch, K)`` to outputs; copied.
-            Each sample by itself, without randomness. Frozen parameters stay where they are.
+            It treats each sample by itself, without randomness. Frozen parameters stay as they are.
         loss: loss(output, target), the mean over a batch, one number.
         labels: a tensor of one label a component, ``(A, ...)``; a function of (x_parallel
             ``(n, d)``, component ``(n,)``); or a `LabelLaw`, an object with methods ``law`` and
@@ -68,7 +68,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         ValueError: if the head couples samples, draws random numbers or is not finite, the loss is
             not the mean of the losses of samples, labels or means do not fit, the Gram matrix does
             not fit beside the directions (N < d + K), or a number is out of its range.
-        TypeError: if head is no module, or labels are of another kind.
+        TypeError: if head is not a module, or labels are of another kind.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -94,13 +94,13 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         ridge: float = 0.0, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> NetworkProblem:  # fmt: skip
-        """The problem of a module of one's own, whose linear layer ``first`` is all that sees x.
+        """The problem of your own module, in which only the linear layer ``first`` sees x.
 
         Statistics and predictions carry the module's own parameter names (``2.weight[0,1]``),
-        besides b, m and R. A loop that trains the module with `torchlimits.track` is compared as
-        it stands: ``problem.dynamics(optimizer)`` tells by the parameters themselves which
-        learning rate and weight decay each has. The module is left alone, and what the problem
-        knows of it is what it is now: its frozen parameters and buffers.
+        besides b, m and R. A loop that trains the module with `torchlimits.track` can stay as
+        it is: ``problem.dynamics(optimizer)`` tells by the parameters themselves which
+        learning rate and weight decay each has. The module is left alone, and the problem
+        keeps its frozen parameters and buffers as they are now.
 
         `model` makes copies at new random starts, as the module's parts have them: by their
         ``reset_parameters()``, the first layer's too; what has none keeps its values. All runs of
@@ -116,10 +116,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             device, dtype: of data and models where none are asked for; by default the layer's.
 
         Raises:
-            ValueError: as the class; if ``first`` is no part of the module, is not called exactly
+            ValueError: as the class; if ``first`` is not part of the module, is not called exactly
                 once on x itself, shares parameters with the head or computes them (weight norm);
                 if the output depends on x in another way; or if parameters have no values yet.
-            TypeError: as the class; if that part is no `nn.Linear`.
+            TypeError: as the class; if that part is not an `nn.Linear`.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -166,17 +166,18 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     ) -> NetworkDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
-        Of an optimizer each parameter has the options of its group; limit time is the sum of the
-        first group's learning rates. Its weight decay is the ridge of the prediction, with a
-        warning if that is not the problem's. A parameter that it does not hold does not move.
+        With an optimizer, each parameter has the options of its group; limit time is the sum of
+        the first group's learning rates. The optimizer's weight decay is the ridge of the
+        prediction, with a warning if that is not the problem's. A parameter that it does not hold
+        does not move.
 
         Args:
             optimizer, step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
-            nodes: of the Gaussian integrals, for each component.
-            seed: of the nodes, where they are Sobol points.
-            model: whose parameters the optimizer holds; needed only where its groups differ and
-                several parameters of the head have one shape, and it is not the module that `of`
-                was given.
+            nodes: the number of nodes of the Gaussian integrals, for each component.
+            seed: the seed of the nodes, where they are Sobol points.
+            model: the module whose parameters the optimizer holds; needed only if its groups
+                differ, several parameters of the head have one shape, and it is not the module that
+                `of` was given.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
@@ -238,5 +239,5 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
 
     @cached_property
     def kinks(self) -> Kinks:
-        """Where the gradient of a sample jumps, found by following it along random lines."""
+        """Where a sample's gradient jumps, found by following the gradient along random lines."""
         return kinks.found(self.setting)

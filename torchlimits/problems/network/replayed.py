@@ -1,4 +1,4 @@
-"""`Replayed`: a function of tensors whose operations are written down once and then repeated."""
+"""`Replayed`: a function of tensors whose operations are recorded once and then repeated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: calls after which it pays to write the operations down, which takes as long as some hundred
+#: calls after which it pays to record the operations, which takes as long as some hundred calls
 _PATIENCE = 200
 
 Function = Callable[..., tuple[Tensor, ...]]
@@ -17,14 +17,14 @@ Function = Callable[..., tuple[Tensor, ...]]
 class Replayed:
     """A function that is called many times with tensors of the same shapes.
 
-    vmap, functional_call and autograd take longer than the sums of a small head. What they come
-    to is a list of operations, the same for all tensors of some shapes; after some calls only
+    vmap, functional_call and autograd take longer than the sums of a small head. They result
+    in a list of operations, the same for all tensors of the same shapes; after some calls only
     those are done. They are the same operations in the same order, so results are the same to
-    the last bit. A function that cannot be written down (it asks for values) goes on being called.
+    the last bit. A function that cannot be recorded (it asks for values) goes on being called.
 
     Args:
-        function: of tensors, without effects and memory; returns a tuple of tensors.
-        patience: calls with tensors of the same shapes before the operations are written down.
+        function: takes tensors and returns a tuple of tensors, without side effects or memory.
+        patience: calls with tensors of the same shapes before the operations are recorded.
 
     Example:
         >>> import torch
@@ -39,14 +39,14 @@ class Replayed:
     def __init__(self, function: Function, patience: int = _PATIENCE) -> None:
         self.function, self.patience = function, patience
         self._calls: dict[object, int] = {}
-        #: what is done in the function's place, for tensors of some shapes
+        #: the recorded operations, for each set of shapes
         self._operations: dict[object, Function] = {}
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The function's values.
 
         Args:
-            tensors: on one device.
+            tensors: the arguments, on one device.
         """
         key = tuple((t.shape, t.dtype, t.device) for t in tensors)
         operations = self._operations.get(key)
@@ -55,7 +55,7 @@ class Replayed:
                 return operations(*tensors)
         calls = self._calls[key] = self._calls.get(key, 0) + 1
         values = self.function(*tensors)
-        if calls == self.patience:  # once only: it may not work
+        if calls == self.patience:  # once only, as it may not work
             self._write_down(key, tensors, values)
         return values
 

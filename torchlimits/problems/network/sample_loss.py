@@ -41,7 +41,7 @@ class SampleLoss:
         if not isinstance(self._loss, nn.Module):
             return self._loss(output, target)
         key = (output.device, output.dtype)
-        if key not in self._copies:  # its weights are those of training, in float32 maybe
+        if key not in self._copies:  # its weights are those of training, perhaps in float32
             self._copies[key] = copy.deepcopy(self._loss).to(*key)
         return self._copies[key](output, target)
 
@@ -53,7 +53,7 @@ class SampleLoss:
             target: ``(M, ...)``.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if the loss has no losses of samples.
         """
 
         def one(o: Tensor, y: Tensor) -> Tensor:

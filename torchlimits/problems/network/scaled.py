@@ -14,7 +14,7 @@ class Scaled(Quadratic):
     """A statistic that is linear or quadratic in one parameter, times a number.
 
     Args:
-        statistic: that one.
+        statistic: the statistic.
         factor: the number.
 
     Example:
@@ -38,7 +38,7 @@ class Scaled(Quadratic):
         return self.statistic.degree
 
     def near(self, parameters: Parameters) -> Scaled:
-        """Return a copy with its tensors beside the parameter, as `Quadratic.near` does."""
+        """Return a copy with its tensors on the parameter's device, as `Quadratic.near` does."""
         return replace(self, statistic=self.statistic.near(parameters))
 
     def __call__(self, parameters: Parameters) -> Tensor:

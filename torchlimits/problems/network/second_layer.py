@@ -1,4 +1,4 @@
-"""`SecondLayer`: one output, the sum of the neurons' activations with weights."""
+"""`SecondLayer`: one output, the weighted sum of the neurons' activations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SecondLayer(OwnNames, nn.Module):
         return (self.activation(h) * self.weight).sum(-1)
 
     def reset_parameters(self) -> None:
-        """Draw v anew where it is drawn."""
+        """Draw v anew if `drawn`."""
         if self.drawn:
             nn.init.normal_(self.weight)
 

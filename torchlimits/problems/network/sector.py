@@ -14,14 +14,14 @@ from torchlimits.problems.network.closed_form import outer
 from torchlimits.problems.network.orthants import divided, extended, root_and_quarter
 
 #: where fields with less than this part of their variance outside the plane are 0, the integrand
-#: all but has a kink, unless that is so close to an end
+#: nearly has a kink, unless that is this close to an end
 _APART, _EDGE = 0.3, 1e-9
-#: angles where there is no kink, fewer for each, and the fewest between two
+#: the number of angles without a kink, how many fewer for each kink, and the fewest between two
 _MOST, _FEWER, _FEWEST = 48, 8, 20
 #: fields with less than this part of their variance outside the plane lie in it
 _ROUNDING = 1e-14
-#: variance outside the plane, as a part of the field's own, that those are given: without, or with
-#: rounding for it, two of them would disagree about which side they are on
+#: variance outside the plane, as a part of the field's own, that such fields are given: without
+#: it, or with rounding in its place, two of them would disagree about which side they are on
 _OUTSIDE = 1e-30
 
 
@@ -39,16 +39,16 @@ def sector(
     .. math:: \int_{\theta - \pi/2}^{\pi/2} \frac{d\alpha}{\sqrt{2 \pi}} \sum_{cd} a_c a_d
         E[\eta^+ c^+ d^+], \quad \theta = \arccos r,
 
-    eta being the field along the ray and c, d without what is across it. The integrand is closed
-    (Stein's identity thrice). The integral is not, in general: its derivative by S_cd is the
-    probability that four fields are positive, which has no elementary form (Schlaefli). It is a
+    where eta is the field along the ray, and c, d are without their parts across it. The integrand
+    is closed (Stein's identity thrice). The integral is not, in general: its derivative by S_cd is
+    the probability that four fields are positive, which has no elementary form (Schlaefli). It is a
     Gauss-Legendre rule between the angles where fields of the plane change sign, exact to
     some 1e-8.
 
     Args:
-        S: covariance of the x, shape ``(..., L, L)``.
+        S: the covariance of the x, shape ``(..., L, L)``.
         p: covariances of y and the x, shape ``(..., L)``.
-        q: covariances of the x and z's part that is independent of y, normalised, ``(..., L)``.
+        q: covariances of the x and the part of z independent of y, normalised, ``(..., L)``.
         r: the correlation of y and z, shape ``(...)``.
         a: weights, shape ``(..., L)``.
 
@@ -77,7 +77,7 @@ class _Rays:
     def __init__(self, S: Tensor, p: Tensor, q: Tensor, r: Tensor, a: Tensor) -> None:
         outside, variance = S - outer(p) - outer(q), S.diagonal(dim1=-2, dim2=-1)
         left = outside.diagonal(dim1=-2, dim2=-1)
-        # q has a division by the sine of theta behind it
+        # q is a result of division by the sine of theta
         rounding = _ROUNDING / (1 - r.square()).clamp_min(_ROUNDING).sqrt()
         #: the part of each field's variance that is outside the plane
         self.apart = left / variance.clamp_min(1e-300)
@@ -114,7 +114,7 @@ class _Rays:
         return 2 * (weights * first).sum(-1), by_S
 
     def _look(self, alpha: Tensor) -> None:
-        """Along rays at these angles."""
+        """The values along rays at these angles."""
         self.cos, self.sin = alpha.cos()[..., None], alpha.sin()[..., None]
         p, q = self.p[..., None, :], self.q[..., None, :]
         self.y, self.u = p * self.cos + q * self.sin, q * self.cos - p * self.sin
@@ -160,7 +160,7 @@ def _rule(rays: _Rays, theta: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _unit_rule(points: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """A rule on [0, 1], denser at the ends, where the integrand may be like a square root."""
+    """A rule on [0, 1], denser at the ends, where the integrand may behave like a square root."""
     line, weight = np.polynomial.legendre.leggauss(points)
     s, weight = (line + 1) / 2, weight / 2
     rule = np.stack([s * s * (3 - 2 * s), 6 * s * (1 - s) * weight])

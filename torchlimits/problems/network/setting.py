@@ -20,11 +20,11 @@ class Setting:
     """A network h = W x + b, output = head(h), its Gaussian mixture, labels and loss.
 
     Args:
-        layout: of the statistics.
+        layout: the layout of the statistics.
         head: the network behind its first layer.
         losses: the loss of each sample.
         labels: their law.
-        coordinates: of the means along the directions, ``(A, d)``.
+        coordinates: those of the means along the directions, ``(A, d)``.
         shares: the probabilities of the components, ``(A,)``.
         reads: the functionals of x_parallel that labels read, ``(r, d)``.
         snr: lambda.
@@ -65,15 +65,15 @@ class Setting:
 
         Args:
             theta: the head's parameters, ``(P,)`` or one row a sample.
-            h: pre-activations.
+            h: the pre-activations.
             target: labels, ``(M, ...)``.
-            at_once: samples that are computed together.
+            at_once: the number of samples that are computed together.
         """
 
         own = 0 if theta.ndim == 2 else None
         with torch.no_grad():
             outputs = self.head(theta, h) if own is None else self.head(theta, h[:, None])[:, 0]
-        # of the loss in one piece: torch.func.vmap takes some losses sample by sample
+        # the loss in one piece, as torch.func.vmap takes some losses sample by sample
         slopes = self.losses.slopes(outputs, target)
 
         def pulled(t: Tensor, x: Tensor, slope: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Setting:
             target: ``(M, ...)``.
 
         Raises:
-            ValueError: if the labels are no classes.
+            ValueError: if the labels are not classes.
         """
         flat = output.reshape(len(output), -1)
         if flat.shape[1] == 1:

@@ -20,15 +20,15 @@ def restarted(
     Args:
         network: the module.
         first: the name of its linear first layer; None leaves that to its ``reset_parameters()``.
-        generator: of the start, on ``device``.
-        device: where W is drawn.
-        scale: of W.
+        generator: draws the start, on ``device``.
+        device: the device on which W is drawn.
+        scale: the scale of W.
     """
     layer = None if first is None else network.get_submodule(first)
     if isinstance(layer, nn.Linear):
         _restart_first(layer, generator, device, scale)
     seed = torch.randint(2**62, (), generator=generator, device=device)
-    # modules draw from torch's own generator
+    # modules draw from torch's global generator
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(int(seed))
         for part in reversed(list(network.modules())):

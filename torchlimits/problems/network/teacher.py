@@ -17,14 +17,14 @@ _RANK = 1e-10
 
 
 class Teacher:
-    r"""y = :math:`\sum_n w_n \phi(t_n)`, the t_n standard normal fields with the covariance T.
+    r"""y = :math:`\sum_n w_n \phi(t_n)`, with Gaussian fields t_n of mean 0 and covariance T.
 
     Args:
         activation: phi, entrywise.
         width: M.
-        overlaps: T, the Gram matrix of the teacher's rows, ``(M, M)``; None: the identity.
-        second: w, ``(M,)``; None: ones.
-        scale: of the inputs that it is called with: t = rows x / scale.
+        overlaps: T, the Gram matrix of the teacher's rows, ``(M, M)``; by default the identity.
+        second: w, ``(M,)``; by default ones.
+        scale: the scale of the inputs that it is called with: t = rows x / scale.
 
     Attributes:
         rows: B with B B^T = T, in the coordinates of d directions, d being the rank of T.
@@ -43,7 +43,7 @@ class Teacher:
         self, activation: Callable[[Tensor], Tensor], width: int, overlaps: object,
         second: object, *, scale: float = 1.0,
     ) -> None:  # fmt: skip
-        # its own: the student's may be trained
+        # a copy of its own, as the student's may be trained
         self.activation = copy.deepcopy(activation)
         if isinstance(self.activation, nn.Module):
             self.activation.requires_grad_(False)
@@ -64,8 +64,8 @@ class Teacher:
         """The teacher's outputs.
 
         Args:
-            x: coordinates of the inputs along its directions.
-            component: not looked at: labels have this argument.
+            x: coordinates of the inputs along the teacher's directions.
+            component: not used; functions for labels have this argument.
         """
         key = (x.device, x.dtype)
         if key not in self._moved:
@@ -78,12 +78,12 @@ def layer(name: str, value: object, width: int) -> Float[Tensor, " n"]:
     """A second layer as float64.
 
     Args:
-        name: of the argument.
+        name: the name of the argument.
         value: one finite number for each neuron.
         width: their number.
 
     Raises:
-        ValueError: if it is something else.
+        ValueError: if it is anything else.
     """
     given = _checks.float64(name, value)
     if given.shape != (width,) or not bool(given.isfinite().all()):
@@ -112,7 +112,7 @@ def _gram(name: str, value: object, width: int) -> Float[Tensor, "M M"]:
 
 
 def _factor(T: Float[Tensor, "M M"]) -> Float[Tensor, "M d"]:
-    """B with B B^T = T and as many columns as T has dimensions."""
+    """B with B B^T = T and as many columns as the rank of T."""
     values, vectors = _linalg.eigh(T)
     kept = values > _RANK * values[-1]
     if bool(kept.all()):  # for the identity, the identity

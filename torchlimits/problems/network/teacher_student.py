@@ -1,4 +1,4 @@
-"""`TeacherStudent`: a two-layer network that learns another one, on standard normal inputs."""
+"""`TeacherStudent`: a two-layer network that learns another one on standard normal inputs."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from torchlimits.problems.network.problem import NetworkProblem
 from torchlimits.problems.network.second_layer import SecondLayer
 from torchlimits.problems.network.teacher import Teacher, layer
 
-#: what inputs are divided by
+#: the number that inputs are divided by
 CONVENTIONS = ("torch", "sqrt")
 
 
 class TeacherStudent(NetworkProblem):
     r"""A two-layer student of width K learns a two-layer teacher of width M, online.
 
-    Inputs x ~ N(0, I_N); the teacher says :math:`y = \sum_n w_n \phi(B_n x) + s \xi`, xi ~ N(0, 1),
-    the student :math:`\sum_i v_i \phi(h_i)`. The loss is **half** the mean square of their
-    difference, :math:`\frac12 (\hat y - y)^2`, as in the literature; torch's ``mse_loss`` is twice
-    that, and learns twice as fast.
+    Inputs x ~ N(0, I_N); the teacher gives :math:`y = \sum_n w_n \phi(B_n x) + s \xi`,
+    xi ~ N(0, 1), and the student :math:`\sum_i v_i \phi(h_i)`. The loss is **half** the mean square
+    of their difference, :math:`\frac12 (\hat y - y)^2`, as in the literature; torch's ``mse_loss``
+    is twice that, and learns twice as fast.
 
     Two conventions:
 
@@ -50,8 +50,8 @@ class TeacherStudent(NetworkProblem):
     B = b e: see `order_parameters`.
 
     For ``"erf"`` (that is erf(x / sqrt 2)), ``"relu"``, ``"square"`` and ``"linear"`` the averages
-    are closed forms, for any K and M; the corrector of ReLU has an integral over one angle in it,
-    off the diagonal. Bands and diffusion matrices take averages over nodes. Other activations take
+    are closed forms, for any K and M; off the diagonal, the corrector of ReLU contains an integral
+    over one angle. Bands and diffusion matrices take averages over nodes. Other activations take
     nodes for everything, as in `NetworkProblem`.
 
     Source: D. Saad and S. A. Solla, Phys. Rev. E 52, 4225 (1995); S. Goldt, M. Advani, A. Saxe,
@@ -62,8 +62,8 @@ class TeacherStudent(NetworkProblem):
         dim: N.
         width: K.
         teacher_width: M.
-        activation: phi of both, one of the names above, or a function or module that acts entry by
-            entry.
+        activation: phi of both networks, one of the names above, or a function or module that acts
+            entry by entry.
         noise: s, the standard deviation of the label noise.
         overlaps: T = B B^T, ``(M, M)``, positive semidefinite; by default the identity.
         teacher_second_layer: w, ``(M,)``; by default ones.
@@ -135,7 +135,7 @@ class TeacherStudent(NetworkProblem):
 
     @classmethod
     def of(cls, model: nn.Module, first: str = "0", **given: Any) -> NoReturn:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Refused: student and teacher are made by the class; your own module has another way.
+        """Refuse: the class makes student and teacher; for your own module take `NetworkProblem`.
 
         Args:
             model, first, given: as in `NetworkProblem.of`, which takes them.
@@ -163,7 +163,7 @@ class TeacherStudent(NetworkProblem):
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         exact = _checks.statistics(u, len(self.names))
         field = self._field(self.dim, 2**12, 0)
@@ -176,13 +176,13 @@ class TeacherStudent(NetworkProblem):
     def order_parameters(
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch K K"], Float[Tensor, "*batch K M"], Float[Tensor, "M M"]]:
-        """Q, C and T: the overlaps of the student's rows, with the teacher's, and the teacher's.
+        """Q, C and T: overlaps of student rows, of student with teacher rows, of teacher rows.
 
         Args:
             u: statistics, shape ``(..., k)``.
 
         Raises:
-            ValueError, TypeError: if u is not what the statistics' tensor is.
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
         _, _, m, R = self.setting.layout.split(_checks.statistics(u, len(self.names)))
         own = (R + m @ m.mT) / self._scale**2
@@ -247,7 +247,7 @@ class TeacherStudent(NetworkProblem):
 
     @cached_property
     def kinks(self) -> Kinks:
-        """Where the gradient of a sample jumps: known of the activations with closed forms."""
+        """Where a sample's gradient jumps, which is known for activations with closed forms."""
         if self._form is None:
             return super().kinks
         return Kinks(in_h=self._form.kinked, steps_in_h=False, in_theta=False, in_labels=False)
@@ -278,10 +278,10 @@ class TeacherStudent(NetworkProblem):
         return limit
 
     def _check_speeds(self, limit: SGDLimit, dim: int) -> None:
-        """ValueError if the second layer is so fast beside the first that there is no limit."""
+        """Raise ValueError if the second layer is too fast beside the first for a limit."""
         speeds = {} if limit.layers is None else limit.layers.speeds
         first, second = speeds.get("first.weight", 1.0), speeds.get("head.weight", 1.0)
-        # of J: its learning rate is eta/N where the second layer's is eta_v/N
+        # for J, whose learning rate is eta/N where the second layer's is eta_v/N
         if first == 0 or second * self._scale**2 <= dim**0.5 * first:
             return
         raise ValueError(
@@ -300,7 +300,7 @@ def half_mean_square(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
     """Half the mean of (output - target)^2.
 
     Args:
-        output, target: of one shape.
+        output, target: tensors of one shape.
 
     Example:
         >>> import torch
@@ -311,7 +311,7 @@ def half_mean_square(output: Tensor, target: Tensor) -> Float[Tensor, ""]:
 
 
 def _function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """phi, checked to act entry by entry as far as shapes tell."""
+    """Return phi, checked to act entry by entry as far as shapes show."""
     if isinstance(activation, str):
         if activation not in CLOSED_FORMS:
             raise ValueError(

@@ -34,7 +34,7 @@ Labels = Tensor | LabelLaw | Callable[[Tensor, Tensor], Tensor]
 
 
 class TrainableNetwork(Trainable):
-    """All of a `NetworkProblem` that training needs; theory comes on top there.
+    """The part of a `NetworkProblem` that training needs; that class adds the theory.
 
     Args:
         dim, width, head, loss, labels, snr, means, directions, weights, label_noise, label_flips,
@@ -44,9 +44,9 @@ class TrainableNetwork(Trainable):
         ValueError, TypeError: as `NetworkProblem`.
     """
 
-    #: the user's own module, whose copies start as its parts do; None: W ~ N(0, I/N), b = 0
+    #: the user's own module, whose copies start as its parts do; None for W ~ N(0, I/N), b = 0
     module: nn.Module | None = None
-    #: m and R are those of W over this, and so is the start
+    #: m and R are those of W divided by this; the entries of W start at N(0, 1/N) times this
     _scale: float = 1.0
 
     def __init__(
@@ -106,7 +106,7 @@ class TrainableNetwork(Trainable):
         self._outputs = output.ndim - 1
 
     def _label_law(self, losses: SampleLoss, output: Tensor) -> LabelLaw:
-        """The law of the labels, if the loss goes with it."""
+        """The law of the labels, checked against the loss."""
         made = partial(
             label_laws.made, self._given["labels"], noise=self._given["label_noise"],
             flips=self._given["label_flips"], coordinates=self.coordinates,
@@ -127,7 +127,7 @@ class TrainableNetwork(Trainable):
         return equal if self.weights is None else self.weights
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # made anew from its arguments: statistics are functions, which cannot be pickled
+        # made anew from the arguments, as statistics are functions, which cannot be pickled
         return partial(self._made_by, **self._given), ()
 
     @property
@@ -159,7 +159,7 @@ class TrainableNetwork(Trainable):
         """A network at its random start; see `Trainable.model`.
 
         W ~ N(0, I/N), b = 0; parts of the head that have ``reset_parameters()`` are initialised by
-        it, other parameters and frozen ones keep the values they were given with.
+        it; other parameters and frozen ones keep the values that they were given with.
         """
         device, dtype = _checks.device(device or self.device), dtype or self.dtype
         _checks.generator(generator, device)
@@ -219,7 +219,7 @@ class TrainableNetwork(Trainable):
         return torch.func.vmap(self.loss_function)(*pairs).sum()
 
     def describe(self) -> dict[str, Any]:
-        """The problem's parameters, JSON-able; noise, flips, weights only where there are any."""
+        """The problem's parameters, which JSON can hold; noise, flips and weights only if any."""
         given = self._given
         loss = getattr(self.loss_function, "__name__", type(self.loss_function).__name__)
         facts: dict[str, Any] = {

@@ -22,8 +22,8 @@ class SpikedChain(ReducedChain):
             + \frac{2 \sqrt k R^{k-1}}{\sqrt B} \big(z + (\sqrt k - 1)
             \langle z, \hat x \rangle \hat x\big),
 
-    of which two coordinates of z matter, along v and x, and the length of the rest. With momentum
-    the buffer is a second row, and there are three.
+    where two coordinates of z matter, along v and x, and the length of the rest. With momentum
+    the buffer is a second row, and three coordinates matter.
 
     Args:
         order, snr: k, lambda.

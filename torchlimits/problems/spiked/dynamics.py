@@ -19,10 +19,10 @@ from torchlimits.problems.spiked.field import SpikedField, SpikedGeometry
 class SpikedDynamics(EffectiveDynamics):
     r"""Effective dynamics of m = <x, v> and r2 = \|x\|^2 - m^2, see `SpikedField`.
 
-    **Normalised gradients** (`torchlimits.NormalizedSGD`): by that covariance
+    **Normalised gradients** (`torchlimits.NormalizedSGD`): by the covariance given there
     :math:`\|\nabla L\| / \sqrt n \to 2 \sqrt{k/B} R^{k-1}`, B the batch size, so that the loss's
     part of the drift gets a factor :math:`\eta = \sqrt B / (2 \sqrt k R^{k-1})`, corrector and
-    diffusion matrix one of :math:`\eta^2`; the ridge, which comes after the scaling, none. The
+    diffusion matrix one of :math:`\eta^2`; the ridge, which comes after the scaling, gets none. The
     corrector of r2 is then the constant c_delta, and fixed points have :math:`r_2 = c_\delta \eta`
     (B = 1). For k = 2 those with m != 0 have :math:`m^2 = \lambda - c / (2 \sqrt{2 \lambda})` and
     exist for :math:`\lambda > c^{2/3} / 2`: normalising lowers the threshold c if c > 1/8.
@@ -83,11 +83,11 @@ class SpikedDynamics(EffectiveDynamics):
 
         .. math:: \lambda m^{k-2} = (m^2 + c)^{k-1};
 
-        for k = 2 it is :math:`\sqrt{\lambda - c}`, and stable above threshold like all of them
+        for k = 2 it is :math:`\sqrt{\lambda - c}`, and it is stable above threshold, as for every k
         (with normalised gradients :math:`\sqrt{\lambda - c / (2 \sqrt{2 \lambda})}`).
 
         Args:
-            sign: -1 for its mirror image, which exists for even k only.
+            sign: -1 stands for the mirror image, which exists for even k only.
 
         Raises:
             ValueError: below `critical_snr`, or if sign is -1 and k is odd.
@@ -111,7 +111,7 @@ class SpikedDynamics(EffectiveDynamics):
         """All fixed points, in closed form up to one scalar root: (0, 0), (0, c), (+-m, c).
 
         Source: Proposition 3.2 of arXiv 2206.04030, for any c_delta; the pairs with a minus sign
-        for even k only. Same order as `fixed_points`.
+        exist for even k only. The order is that of `fixed_points`.
 
         With normalised gradients and k = 2: (0, c^(2/3)/2) and (+-m, c / (2 sqrt(2 lambda))).
 

@@ -31,7 +31,7 @@ class EquatorDynamics(DiffusiveDynamics):
         order: k.
         scaled_snr: Lambda.
         dim: n.
-        settings: what the optimizer does; without weight decay.
+        settings: what the optimizer does, without weight decay.
 
     Raises:
         ValueError: for `NormalizedSGD`.

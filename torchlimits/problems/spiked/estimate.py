@@ -1,7 +1,7 @@
-"""`SpikeEstimate`, the estimate x of a spike v, and its statistics.
+"""`SpikeEstimate`: the estimate x of a spike v, and its statistics.
 
-Its overlap, and the square of what is across, are `Overlaps` and `SquaredLengths` for a vector in
-the place of a matrix. (Those would take its products as matrices', which are rounded in another
+Its overlap, and the squared length across v, are `Overlaps` and `SquaredLengths` for a vector in
+place of a matrix. (Those classes would form products of matrices, which are rounded in another
 order.)
 """
 

@@ -18,8 +18,8 @@ class SpikedGeometry(Geometry):
     """The half plane r2 >= 0, with a box that holds the fixed points.
 
     Args:
-        reach: of \\|m\\|.
-        radius2: of r2.
+        reach: the largest \\|m\\|.
+        radius2: the largest r2.
         origin: whether the origin is a fixed point.
     """
 
@@ -33,13 +33,13 @@ class SpikedGeometry(Geometry):
     def starts(
         self, velocity: Velocity, count: int, generator: torch.Generator
     ) -> Float[Tensor, "S 2"]:
-        """Uniform in the box, and the origin if it is a fixed point."""
+        """Points uniform in the box, and the origin if it is a fixed point."""
         uniform = torch.rand(count, 2, generator=generator, dtype=torch.float64, device="cpu")
         m, r2 = self.reach * (2 * uniform[:, 0] - 1), self.radius2 * uniform[:, 1]
         starts = torch.stack([m, r2], dim=-1)
         if not self.origin:
             return starts
-        # the degenerate origin is where everything that is in doubt slowly converges to
+        # whatever is in doubt slowly converges to the degenerate origin
         return torch.cat([starts.new_zeros(1, 2), starts])
 
 
@@ -74,7 +74,7 @@ class SpikedField(VectorField):
     def terms(
         self, u: Float[Tensor, "*batch 2"]
     ) -> tuple[Float[Tensor, "*batch 2"], Float[Tensor, "*batch 2"]]:
-        """-f and g, as `VectorField.terms`."""
+        """-f and g; see `VectorField.terms`."""
         k = self.order
         m, r2 = u.unbind(-1)
         power = (m**2 + r2) ** (k - 1)
@@ -87,7 +87,7 @@ class SpikedField(VectorField):
         return torch.stack([u[..., 0], 2 * u[..., 1]], dim=-1)
 
     def gradient_length(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch"]:
-        r""":math:`2 \sqrt k R^{k-1}`, that of the noise; not quite 0 at R = 0."""
+        r""":math:`2 \sqrt k R^{k-1}`, the length of the noise; not quite 0 at R = 0."""
         k = self.order
         square = u[..., 0] ** 2 + u[..., 1]
         safe = square.clamp_min(torch.finfo(u.dtype).tiny ** (1 / k))
@@ -100,7 +100,7 @@ class SpikedField(VectorField):
     def increment_covariance(
         self, u: Float[Tensor, "*batch 2"], step_size: float
     ) -> Float[Tensor, "*batch 2 2"]:
-        """The covariance of one step, as `VectorField.increment_covariance`."""
+        """The covariance of one step; see `VectorField.increment_covariance`."""
         # the increment's second order, delta |grad H|^2 in r2, fluctuates by n^(-1/2) only
         k = self.order
         m, r2 = u.unbind(-1)
@@ -113,7 +113,7 @@ class SpikedField(VectorField):
         return torch.stack(rows, -2)
 
     def check_start(self, u0: Float[Tensor, "*batch 2"]) -> None:
-        """ValueError unless r2 >= 0."""
+        """Raise ValueError unless r2 >= 0."""
         if float(u0[..., 1].min()) < -1e-6:
             raise ValueError(
                 f"expected r2 >= 0 (it is a squared length), got {float(u0[..., 1].min()):g}"
@@ -124,7 +124,7 @@ class SpikedField(VectorField):
         return {"order": self.order, "snr": self.snr}
 
     def equation(self, corrector: bool = True) -> str:
-        """The equation, as `VectorField.equation`."""
+        """The equation; see `VectorField.equation`."""
         radius = "(r2 - c)" if corrector else "r2"
         return (
             "Effective dynamics (Proposition 3.1 of arXiv 2206.04030), R^2 = m^2 + r2:\n\n"

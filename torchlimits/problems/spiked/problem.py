@@ -24,7 +24,7 @@ from torchlimits.problems.spiked.spike import Spike
 
 
 class SpikedTensor(Problem):
-    r"""Estimate v from :math:`Y = \lambda v^{\otimes k} + W`, W of i.i.d. N(0, 1), by SGD on
+    r"""Estimate v from :math:`Y = \lambda v^{\otimes k} + W`, W i.i.d. N(0, 1), by SGD on
 
     .. math:: L(x; Y) = \|Y - x^{\otimes k}\|^2, \qquad x \in \mathbb{R}^n.
 
@@ -32,9 +32,9 @@ class SpikedTensor(Problem):
 
     Source: section 3 of arXiv 2206.04030.
 
-    Two samplers, the same law of every SGD step:
+    There are two samplers, with the same law of every SGD step:
 
-    * ``dense`` draws all n^k entries of Y. The ground truth; n^k numbers a step.
+    * ``dense`` draws all n^k entries of Y: the ground truth, at n^k numbers a step.
     * ``implicit`` draws n normals a step and makes the gradient from them: given x,
       grad L is Gaussian about grad Phi with covariance
       :math:`4 (k R^{2k-2} I + k (k-1) R^{2k-4} x x^T)`, R = \|x\|.
@@ -46,7 +46,7 @@ class SpikedTensor(Problem):
         sampler: ``"dense"`` or ``"implicit"``.
         direction: v: ``"axis"`` (the first), ``"random"`` (from ``generator``) or a unit vector.
         ridge: alpha, the weight decay of the optimizer.
-        generator: of a random direction.
+        generator: draws a random direction.
         device, dtype: of data and models where none are asked for.
 
     Raises:
@@ -141,8 +141,8 @@ class SpikedTensor(Problem):
 
         Args:
             u: shape ``(2,)``.
-            generator: of the direction, on the CPU; None: the same one in every call.
-            device, dtype: of x, by default the problem's.
+            generator: draws the direction, on the CPU; None gives the same one in every call.
+            device, dtype: those of x, by default the problem's.
         """
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         x = torch.randn(self.dim, generator=generator, dtype=torch.float64, device="cpu")
@@ -175,7 +175,7 @@ class SpikedTensor(Problem):
     def loss(
         self, output: Float[Tensor, "*replicas n"], target: Float[Tensor, "*replicas batch ..."]
     ) -> Float[Tensor, ""]:
-        """||Y - x^k||^2, for ``implicit`` in law and less ||Y||^2; see `Trainable.loss`.
+        """||Y - x^k||^2; with ``implicit``, in law and less ||Y||^2; see `Trainable.loss`.
 
         The ``output`` is x, the ``target`` the second part of what `sample` returned.
         """
@@ -222,7 +222,7 @@ class SpikedTensor(Problem):
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
         """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.
 
-        For ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``.
+        They are made for ``dynamics.solve(mean, times, band=True, initial_covariance=covariance)``.
         """
         share = (self.dim - 1) / self.dim
         double: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
@@ -253,10 +253,10 @@ class SpikedTensor(Problem):
 
         Args:
             optimizer, step_size, momentum, batch_size: as in `dynamics`.
-            scaled_snr: Lambda; by default snr * n^(-(k-2)/2), that of this problem.
+            scaled_snr: Lambda; by default snr * n^(-(k-2)/2), the value of this problem.
 
         Raises:
-            ValueError: if a number is out of its range; and as `dynamics`.
+            ValueError: if a number is out of its range, and as `dynamics`.
 
         Example:
             >>> import torch, torchlimits as tl
@@ -284,5 +284,5 @@ class SpikedTensor(Problem):
         return m.abs() / radius.where(radius > 0, 1.0)
 
     def describe(self) -> dict[str, Any]:
-        """The problem's parameters, JSON-able."""
+        """The problem's parameters, which JSON can hold."""
         return {"order": self.order, "dim": self.dim, "snr": self.snr, "ridge": self.ridge}

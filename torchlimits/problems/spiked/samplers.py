@@ -26,7 +26,7 @@ def sampler_of(
 
 
 def check_shapes(output: Tensor, target: Tensor, dim: int, entries: tuple[int, ...]) -> None:
-    """ValueError unless output, ``(*replicas, n)``, and target, ``(..., *entries)``, fit."""
+    """Raise ValueError unless output, ``(*replicas, n)``, fits target, ``(..., *entries)``."""
     dims = output.ndim  # replicas and batch, in front of a target's entries
     if (
         output.shape[-1:] != (dim,)
@@ -46,7 +46,7 @@ class DenseTensors:
 
     Args:
         spike: lambda v^k.
-        device, dtype: where one tensor has to fit in memory.
+        device, dtype: those of the data; one tensor has to fit in memory there.
 
     Raises:
         ValueError: if one tensor does not fit there.
@@ -55,7 +55,7 @@ class DenseTensors:
     def __init__(self, spike: Spike, device: torch.device, dtype: torch.dtype) -> None:
         self.spike = spike
         self.entries = (spike.dim,) * spike.order
-        # of every device and dtype: lambda v^k, and how many tensors fit
+        # for every device and dtype: lambda v^k, and how many tensors fit
         self._spikes: dict[tuple[torch.device, torch.dtype], Tensor] = {}
         self._fitting: dict[tuple[torch.device, torch.dtype], int] = {}
         self._check_memory(1, device, dtype)
@@ -64,8 +64,8 @@ class DenseTensors:
         """Fresh tensors; ValueError if they do not fit in memory.
 
         Args:
-            shape: how many.
-            normal: generator, device and dtype, as of torch.randn.
+            shape: the leading dimensions.
+            normal: generator, device and dtype, as for torch.randn.
         """
         self._check_memory(math.prod(shape), normal["device"], normal["dtype"])
         return self._add_spike(torch.randn(*shape, *self.entries, **normal))
@@ -94,7 +94,7 @@ class DenseTensors:
         return noise.add_(self._spikes[key])
 
     def _check_memory(self, tensors: int, device: torch.device, dtype: torch.dtype) -> None:
-        """ValueError if so many tensors, and the spike, do not fit; asked once a size."""
+        """Raise ValueError if so many tensors and the spike do not fit; done once for each size."""
         if tensors <= self._fitting.get((device, dtype), 0):
             return
         dim, order = self.entries[0], len(self.entries)
@@ -111,7 +111,7 @@ class DenseTensors:
 
 
 class ImplicitNoise:
-    """n normals a sample, from which the loss makes the gradient noise at x.
+    """n normals for each sample, from which the loss makes the gradient noise at x.
 
     Value and gradient of the loss have the law of the dense ones jointly, less the ||Y||^2 that x
     has no influence on.
@@ -156,9 +156,9 @@ class ImplicitNoise:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that an allocation may take; all of the machine's where the system does not say."""
+    """Bytes that an allocation may take; all of the machine's if the system does not say."""
     if device.type == "cuda":
-        # what torch holds and does not use is free to us as well
+        # memory that torch holds and does not use is free to us as well
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     try:

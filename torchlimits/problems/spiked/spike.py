@@ -1,4 +1,4 @@
-"""`Spike`: the direction v that spiked PCA looks for, beside the estimates that there are."""
+"""`Spike`: the direction v that spiked PCA looks for, on the devices of its estimates."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Spike:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
         self.snr = _checks.positive("snr", snr)
         self.direction = _unit_vector(direction, dim, generator)
-        # of every place that there is a model in
+        # v on every device, and in every dtype, that a model has
         self.kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     @property
@@ -46,13 +46,13 @@ class Spike:
     def keep_beside(self, x: Tensor) -> None:
         """Keep a copy of v on the device and in the dtype of x.
 
-        A loss must not: a CUDA graph cannot hold a copy from the host, and what torch.func or
-        torch.compile makes inside is not to be kept.
+        A loss must not do so: a CUDA graph cannot hold a copy from the host, and what torch.func or
+        torch.compile makes inside must not be kept.
         """
         self.kept[x.device, x.dtype] = self.direction.to(x)
 
     def beside(self, x: Tensor) -> Float[Tensor, " n"]:
-        """v on the device and in the dtype of x, without a copy where one is kept."""
+        """v on the device and in the dtype of x; a kept copy is used again."""
         v = self.kept.get((x.device, x.dtype))
         return self.direction.to(x) if v is None else v
 
@@ -65,7 +65,7 @@ class Spike:
         return spike
 
     def placed(self, x: Float[Tensor, "*batch n"], m: float, r2: float) -> Tensor:
-        """The vectors of statistics (m, r2) whose part across v has the direction of that of x.
+        """The vectors with statistics (m, r2) whose part across v has the direction of x's.
 
         Raises:
             ValueError: if m is not finite, or r2 not a finite number >= 0.
