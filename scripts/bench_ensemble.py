@@ -31,7 +31,7 @@ class Options(benchmark.Options):
     every: int = 10
     rounds: int = 5
     numbers: int = 5_000_000
-    """drawn for a run of tl.train in one round: N a step; the others take a tenth of the steps"""
+    """drawn for a run of tl.train in one round: N per step; the others take a tenth of the steps"""
     device: str = "cpu"
 
 

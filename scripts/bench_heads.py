@@ -2,10 +2,9 @@
 
     python scripts/bench_heads.py
 
-K = 4, a head GELU, Linear(4, 5), tanh, Linear(5, 3), 2^12 nodes for each component. Plain is the
-right-hand side by the gradients of single samples (vmap of torch.func.grad), which needs no
-thought. The floor is one forward and backward pass of the head at the same nodes, without the
-integrals. A solution goes to t = 10 at 50 times, without and with its band.
+K = 4, a head of GELU, Linear(4, 5), tanh, Linear(5, 3), 2^12 nodes for each component. Plain is the
+right-hand side by the gradients of single samples (vmap of torch.func.grad), the obvious way. The
+floor is one forward and backward pass of the head at the same nodes, without the integrals. A solution goes to t = 10 at 50 times, without and with its band.
 """
 
 from __future__ import annotations

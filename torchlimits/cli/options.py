@@ -103,7 +103,7 @@ class Options:
         raise NotImplementedError
 
     def performance(self, dynamics: EffectiveDynamics) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return functions of u that tell how good a model is, by name; they are drawn besides.
+        """Return functions of u that tell how good a model is, by name; they are drawn too.
 
         Args:
             dynamics: the problem's dynamics.

@@ -104,7 +104,7 @@ def _leaning_to_classes(problem: NetworkProblem, generator: torch.Generator) -> 
 
 
 def _leaning_to_teacher(problem: TeacherStudent, generator: torch.Generator) -> torch.nn.Module:
-    """A student whose neurons lean to the teacher's, one each; any that are left over lean to none."""
+    """A student whose neurons lean to the teacher's, one each; the rest lean to none."""
     rows = problem.teacher.rows
     model = problem.model(generator=generator)
     overlaps = rows.new_zeros(problem.width, rows.shape[1])
