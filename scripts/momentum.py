@@ -51,7 +51,7 @@ class Options:
 def run(
     problem: tl.SpikedTensor, options: Options, *, step_size: float, momentum: float, seed: int
 ) -> tl.Trajectory:
-    """As many steps as the runs with momentum have, from one start."""
+    """Take as many steps as the runs with momentum have, from one start."""
     steps = round(options.time * options.dim / options.step_size)
     return tl.train(
         problem,
