@@ -1,4 +1,4 @@
-"""Looks into the sdist and the wheel that are given: what belongs there, and nothing else."""
+"""Check that the given sdist and wheel hold what belongs there, and nothing else."""
 
 import sys
 import tarfile

@@ -3,9 +3,9 @@
     python scripts/bench.py --markdown
 
 Times are medians over interleaved rounds; ratios are taken within a round, and shown with their
-quartiles. On a machine that is also busy otherwise, set OMP_NUM_THREADS=1: where threads have to
+quartiles. On a machine that is otherwise busy, set OMP_NUM_THREADS=1: where threads have to
 wait for each other, small operations, of which the plain ways are made, take many times as long.
-How a benchmark is written: `benchmark.py`. Each can be run by itself, with more options.
+`benchmark.py` says how a benchmark is written. Each can be run by itself, with more options.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Options(benchmark.Options):
     """How much to measure."""
 
     rounds: int = 9
-    """at most: slow benchmarks have fewer of their own"""
+    """the largest number of rounds; slow benchmarks have fewer"""
     device: str = "cpu"
-    """on others only the benchmarks that know devices are run"""
+    """on devices other than cpu, only the benchmarks that know devices are run"""
     smoke: bool = False
     """tiny sizes, to see that everything runs"""
 

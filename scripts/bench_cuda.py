@@ -2,9 +2,9 @@
 
     python scripts/bench_cuda.py --out cuda
 
-Parts, those most worth having first: **checks** (what has to hold, `cuda_checks.py`), **tracking**
+Parts, the most useful first: **checks** (what has to hold, `cuda_checks.py`), **tracking**
 (`tl.track` around a user's loop), **ensemble** (`tl.train` beside its floors, by its kernel and
-captured), **theory** (chain, solver, basins, estimates beside the CPU), **memory**. One
+captured), **theory** (chain, solver, basins, estimates beside the CPU), **memory**. A part
 that fails prints why, and the next goes on. After each, ``results.json`` and ``table.md`` in the
 folder hold all there is. ``--device cpu --smoke`` runs every part in seconds.
 
@@ -56,7 +56,7 @@ class Options:
     """tiny sizes, to see that everything runs"""
     parts: tuple[str, ...] = PARTS
     seconds: float = 285.0
-    """what has not begun by then is left out, which the table says"""
+    """what has not begun by then is left out, as the table then says"""
 
     def __post_init__(self) -> None:
         _checks.device(self.device)
@@ -102,7 +102,7 @@ class Report:
         self.write()
 
     def failed(self, what: str) -> None:
-        """Say why; the next goes on."""
+        """Say why a part failed; the next one goes on."""
         self.failures[what] = traceback.format_exc()
         print(f"| {what} |  |  |  |  |  | FAILED |\n{self.failures[what]}", flush=True)
         self.write()
@@ -177,7 +177,7 @@ class Loop:
         raise NotImplementedError
 
     def run(self, steps: int) -> None:
-        """Take so many steps."""
+        """Take this many steps."""
         for _ in range(steps):
             self.optimizer.zero_grad()
             self.loss().backward()
@@ -314,7 +314,7 @@ def tidy(options: Options) -> None:
 
 
 def per_call(options: Options, work: Callable[[], object], least: float = 0.02) -> float:
-    """Seconds a call, of so many calls in a row that they take `least`; in a graph on CUDA."""
+    """Seconds per call, of enough calls in a row to take `least`; in a graph on CUDA."""
     call, times = work, 1
     if options.device != "cpu":
         work()
@@ -334,7 +334,7 @@ def ways_on(options: Options) -> list[str]:
 
 
 def copy_speed(options: Options) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """Bytes per second that a large copy reads and writes."""
     size = 2**20 if options.smoke else 2**31
     source = torch.randint(255, (size,), dtype=torch.uint8, device=options.device)
     target = torch.empty_like(source)
@@ -366,12 +366,12 @@ class Stepping:
         self.take(max(self.unit, 8))
 
     def take(self, steps: int) -> None:
-        """So many steps."""
+        """Take this many steps."""
         for _ in itertools.islice(self.training, steps):
             pass
 
     def timed(self, least: float) -> float:
-        """Seconds a step, of so many that they take `least`."""
+        """Seconds per step, of enough steps to take `least`."""
         once = timed(lambda: self.take(self.unit), self.unit)
         units = max(1, min(2000, math.ceil(least / (once * self.unit))))
         steps = units * self.unit
@@ -396,7 +396,7 @@ def eager(problem: Any, runs: int, options: Options, least: float) -> Callable[[
 
 
 def sizes(options: Options) -> Iterator[tuple[int, int]]:
-    """N and R, those most worth having first."""
+    """N and R, the most useful first."""
     if options.smoke:
         yield 20, 3
         return
@@ -440,7 +440,7 @@ def ensemble(options: Options, report: Report) -> Iterator[Finding]:
 
 
 def side_by_side(ways: list[str], dim: int, runs: int, options: Options) -> dict[str, list[float]]:
-    """Seconds a step in each of the ways, in interleaved rounds."""
+    """Seconds per step in each of the ways, in interleaved rounds."""
     problem = tl.GaussianMixture.xor(dim, 4, snr=4.0, ridge=0.05, device=options.device)
     least = 0.01 if options.smoke else 0.05
     with ExitStack() as stack:

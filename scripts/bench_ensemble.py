@@ -31,7 +31,7 @@ class Options(benchmark.Options):
     every: int = 10
     rounds: int = 5
     numbers: int = 5_000_000
-    """drawn for a run of tl.train in one round: N a step; the others take a tenth of the steps"""
+    """drawn for a run of tl.train in one round: N per step; the others take a tenth of the steps"""
     device: str = "cpu"
 
 
@@ -63,7 +63,7 @@ def normals(dim: int, count: int, options: Options) -> float:
 
 
 def compare(dim: int, options: Options) -> list[Row]:
-    """Beside a loop over one run at a time, and beside one over all replicas."""
+    """Rows beside a loop over one run at a time, and beside one over all replicas."""
     problem = tl.GaussianMixture.xor(dim, options.width, snr=4.0, ridge=0.05)
     steps = options.numbers // dim
     count = max(1, steps // 10)

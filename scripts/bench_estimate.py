@@ -2,10 +2,10 @@
 
     python scripts/bench_estimate.py
 
-XOR mixture, all statistics: f, g, Sigma, the mean and the covariance of whole steps, of the same
+XOR mixture, all statistics: f, g, Sigma, the mean and the covariance of whole steps, on the same
 data for all. Plain is a loop over the samples that computes the same sums, Hessian-vector products
-included (of fewer samples, its time scaled up), and then its backward calls alone. The floor is one
-forward + backward of the batch. The largest difference to the loop is shown in float64.
+included (on fewer samples, its time scaled up), and then its backward calls alone. The floor is one
+forward + backward of the batch. The largest difference from the loop is shown in float64.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Case:
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All in one vector."""
+    """All tensors in one vector."""
     return torch.cat([x.flatten() for x in tensors])
 
 
@@ -121,7 +121,7 @@ def quadratic_forms(rows: list[Tensor], leaves: list[Tensor], g: Tensor) -> Tens
 
 
 def difference(options: Options) -> float:
-    """The largest one to the loop, relative to the largest value, in float64."""
+    """The largest difference from the loop, relative to the largest value, in float64."""
     case = Case(options, torch.float64)
     ours, theirs = case.estimate(options.looped, ready=True), case.loop(options.looped)
     pairs = zip((ours.drift, ours.corrector, ours.diffusion), theirs, strict=True)

@@ -2,10 +2,10 @@
 
     python scripts/bench_heads.py
 
-K = 4, a head GELU, Linear(4, 5), tanh, Linear(5, 3), 2^12 nodes for each component. Plain is the
-right-hand side by the gradients of single samples (vmap of torch.func.grad), which needs no
-thought. The floor is one forward and backward pass of the head at the same nodes, without the
-integrals. A solution goes to t = 10 at 50 times, without and with its band.
+K = 4, a head of GELU, Linear(4, 5), tanh, Linear(5, 3), 2^12 nodes for each component. Plain is the
+right-hand side by the gradients of single samples (vmap of torch.func.grad), the obvious way. The
+floor is one forward and backward pass of the head at the same nodes, without the integrals. A
+solution goes to t = 10 at 50 times, without and with its band.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SMOKE = Options(rounds=1, nodes=64, time=0.1, repeats=1)
 
 
 def problem_of(components: int) -> tl.NetworkProblem:
-    """A problem with one class for each component."""
+    """A problem with a class for each component, or one class of three."""
     torch.manual_seed(0)
     head = nn.Sequential(nn.GELU(), nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     return tl.NetworkProblem(
@@ -47,7 +47,7 @@ def problem_of(components: int) -> tl.NetworkProblem:
 
 
 def alone(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of one, on one core."""
+    """Seconds per call, on one core."""
 
     def run() -> None:
         with threads(1):

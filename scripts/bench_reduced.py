@@ -26,9 +26,9 @@ class Options(benchmark.Options):
     dim: int = 1000
     width: int = 4
     steps: int = 400
-    """of the chain in one round"""
+    """steps of the chain in one round"""
     full_steps: int = 20
-    """of SGD in the full space"""
+    """steps of SGD in the full space"""
 
 
 SMOKE = Options(runs=10, dim=20, steps=8, full_steps=2, rounds=2)

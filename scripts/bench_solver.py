@@ -1,4 +1,4 @@
-"""What thousands of solutions of the effective dynamics cost, beside one after the other.
+"""What thousands of solutions of the effective dynamics cost, beside solving one after the other.
 
     python scripts/bench_solver.py --starts 10000 --rounds 1
     python scripts/bench_solver.py --followed 10000 --fine 200 --rounds 1
@@ -10,7 +10,7 @@
   equal, ours has twice the tolerance.
 * XOR, K = 4: `tl.basins` at level -3, until every neuron has turned to a mean. With `--fine` some
   of the starts are followed at level 0 with a third of the tolerance as well, a few seconds each,
-  and it is said how many of them, and of their neurons, have the same classes.
+  and the table says how many of them, and of their neurons, have the same classes.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Options(benchmark.Options):
 
     rounds: int = 3
     starts: int = 1024
-    """binary, solved in one call"""
+    """binary starts, solved in one call"""
     looped: int = 12
-    """of them, solved one by one by scipy"""
+    """how many of them scipy solves one by one"""
     looser: float = 2.0
     """our tolerance over scipy's"""
     followed: int = 1024
-    """XOR, to their class"""
+    """XOR starts followed to their class"""
     fine: int = 0
-    """of them, also with fine quadrature and steps"""
+    """how many of them are also followed with fine quadrature and steps"""
     level: int = 0
-    """of the fine quadrature"""
+    """the level of the fine quadrature"""
     time: float = 50.0
     """limit time, binary"""
     longest: float = 100.0

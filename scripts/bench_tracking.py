@@ -25,11 +25,11 @@ class Options(benchmark.Options):
     """How much to measure."""
 
     steps: int = 2000
-    """of a loop; the usual way, which is slow, takes a tenth"""
+    """steps of a loop; the usual way, which is slow, takes a tenth of them"""
     dim: int = 1000
     width: int = 4
     threads: int = 1
-    """of torch; one is fastest at batch 1"""
+    """threads of torch; one is fastest at batch 1"""
     device: str = "cpu"
 
 

@@ -3,7 +3,7 @@
     python scripts/bench_writing.py --steps 100000 --statistics 22
 
 Ours is `tl.tensorboard.write` of every point, its picture and texts included. Plain is add_scalar
-of every value, and then one event a step by tensorboard's own writer; both write the first steps
+of every value, and then one event per step by tensorboard's own writer; both write the first steps
 only, and are scaled up. The floor writes the bytes of our files, and computes their checksum.
 """
 
@@ -34,9 +34,9 @@ class Options(benchmark.Options):
     statistics: int = 22
     rounds: int = 5
     add_scalar_steps: int = 2_000
-    """as many of the steps does the add_scalar loop write"""
+    """how many of the steps the add_scalar loop writes"""
     event_steps: int = 20_000
-    """likewise one event a step through tensorboard's own writer"""
+    """how many are written by tensorboard's own writer, one event per step"""
 
 
 SMOKE = Options(steps=100, statistics=3, rounds=2, add_scalar_steps=10, event_steps=50)
@@ -77,7 +77,7 @@ class Way:
         self.write, self.measured = write, measured.slice(slice(steps))
         self.part = len(self.measured) / len(measured)
         self.content = b""
-        """of the files written last"""
+        """size of the files written last"""
 
     @property
     def megabytes(self) -> float:
@@ -85,7 +85,7 @@ class Way:
         return len(self.content) / self.part / 1e6
 
     def __call__(self) -> float:
-        """Seconds that the whole would take."""
+        """Seconds that the whole trajectory would take."""
         with tempfile.TemporaryDirectory() as folder:
             seconds = timed(lambda: self.write(folder, self.measured), self.part)
             files = [path for path in Path(folder).rglob("*") if path.is_file()]
@@ -94,7 +94,7 @@ class Way:
 
 
 def measure(options: Options) -> list[Row]:
-    """Two rows: beside add_scalar, and beside one event a step."""
+    """Two rows: beside add_scalar, and beside one event per step."""
     steps = torch.arange(options.steps)
     values = torch.randn(options.steps, options.statistics, dtype=torch.float64)
     names = [f"u[{i}]" for i in range(options.statistics)]

@@ -6,11 +6,11 @@ A benchmark is a module `scripts/bench_NAME.py` with
 * `Options`, a dataclass over `benchmark.Options`: its fields are the command line;
 * `SMOKE`, options so small that everything runs in a few seconds, for the tests;
 * `measure(options) -> list[Row]`: contenders are timed by `interleaved`, and rows made of them;
-* as last line, under `if __name__ == "__main__"`, `main(measure, Options, __doc__)`.
+* as the last line, under `if __name__ == "__main__"`, `main(measure, Options, __doc__)`.
 
 List it in `bench.py`, which runs them all. A contender is a function without arguments that does
-its work once and returns the seconds a unit (a step, a file ...) that it took; what has to be made
-before is left out of them:
+its work once and returns the seconds that it took per unit (a step, a file ...), without what has
+to be made beforehand:
 
     def measure(options: Options) -> list[Row]:
         x = torch.randn(options.size, options.size)
@@ -52,7 +52,7 @@ class Options:
     """How often to measure, and how to show it."""
 
     rounds: int = 9
-    """interleaved; one more warms up"""
+    """interleaved rounds; one more warms up"""
     markdown: bool = False
     """print a table to paste"""
 
@@ -62,7 +62,7 @@ class Options:
 
 @dataclass
 class Row:
-    """Seconds a unit in each round: ours, of the plain alternative, and of a lower bound."""
+    """Seconds per unit in each round: ours, of the plain alternative, and of a lower bound."""
 
     what: str
     unit: str
@@ -99,7 +99,7 @@ class Training:
         )
 
     def steps(self, count: int) -> Iterator[int]:
-        """Take so many."""
+        """Take ``count`` steps."""
         for step in range(count):
             x, y = self.problem.sample(1, replicas=self.replicas, device=self.device)
             self.optimizer.zero_grad()
@@ -108,7 +108,7 @@ class Training:
             yield step
 
     def timed(self, count: int) -> float:
-        """Seconds a step and replica."""
+        """Seconds per step and replica."""
         return timed(lambda: list(self.steps(count)), count * math.prod(self.replicas))
 
 

@@ -2,8 +2,8 @@
 
 Every check takes a device, raises AssertionError with what it found where something does not hold,
 and may return one line about what it measured. Most run on the CPU as well, as a rehearsal; those
-that are about streams, graphs or the memory of a GPU are marked `cuda_only`. Those most worth
-having come first; those that may leave a broken capture behind come last.
+that are about streams, graphs or the memory of a GPU are marked `cuda_only`. The most useful come
+first; those that may leave a broken capture behind come last.
 
     for one in CHECKS:
         print(one.__name__, one("cuda"))
@@ -48,14 +48,14 @@ Work = Callable[[], None]
 
 
 class Check:
-    """One of them, called with a device; ``cuda_only`` where it means nothing on the CPU."""
+    """One check, called with a device; ``cuda_only`` where it means nothing on the CPU."""
 
     def __init__(self, function: Callable[[str], Remark], cuda_only: bool) -> None:
         self.function, self.cuda_only = function, cuda_only
         self.__name__, self.__doc__ = function.__name__, function.__doc__
 
     def __call__(self, device: str) -> Remark:
-        """What was measured, if anything; AssertionError if it does not hold."""
+        """What was measured, if anything; AssertionError if the check does not hold."""
         return self.function(device)
 
 
@@ -137,7 +137,7 @@ class Loop:
         return self
 
     def check(self, found: tl.Trajectory | None = None) -> None:
-        """What was recorded, or ``found`` at some moment, are the copies, bit for bit."""
+        """Check that what was recorded, or ``found`` at some moment, is the copies, bit for bit."""
         found = self.tracker.trajectory() if found is None else found
         expected = torch.stack(self.rows[: len(found)]).double().cpu()
         assert found.steps.tolist() == list(range(len(found))), f"steps {found.steps.tolist()}"
@@ -316,7 +316,7 @@ def the_seed_decides_the_runs(device: str) -> Remark:
 
 @check()
 def a_flush_in_the_middle_changes_no_row(device: str) -> Remark:
-    """Read by `Tracker.flush` and `Tracker.trajectory`, while steps are replayed."""
+    """`Tracker.flush` and `Tracker.trajectory` read the rows while steps are replayed."""
 
     def looking(step: Work, generator: torch.Generator, tracker: tl.Tracker) -> None:
         with closing(replayed(step, generator, tracker)) as steps:
@@ -381,7 +381,7 @@ def _survives_exceptions(device: str, compiled: bool) -> None:
 
 @check()
 def the_generator_goes_on_after_an_exception(device: str) -> Remark:
-    """Expect what as many eager steps would leave."""
+    """Its state is what as many eager steps would leave."""
 
     def failing(step: Work, generator: torch.Generator, tracker: tl.Tracker) -> None:
         try:
@@ -440,7 +440,7 @@ def recorded_steps_with_the_problems_own_statistics_do_not_synchronise(device: s
 
 @check()
 def a_scaler_skips_steps_that_are_not_recorded(device: str) -> Remark:
-    """Mixed precision, fused and not: rows are the real steps', weights those without tracker."""
+    """Mixed precision, fused and not: rows are of real steps, weights those without tracker."""
     kind = torch.device(device).type
     for dtype in (torch.float16, torch.bfloat16):
         for fused in (False, True):
@@ -506,7 +506,7 @@ def every_optimizer_is_recorded_as_it_is(device: str) -> Remark:
 
 @check(cuda_only=True)
 def a_learning_rate_on_the_device_is_read(device: str) -> Remark:
-    """It has to be, for limit time; the remark says what that costs."""
+    """Limit time needs that; the remark says what it costs."""
     loop = Loop(device, _optimizers(device)["Adam capturable"])
     loop.run(loop.data[:2])
     with warnings.catch_warnings(record=True) as caught:
@@ -523,7 +523,7 @@ def a_learning_rate_on_the_device_is_read(device: str) -> Remark:
 
 @check(cuda_only=True)
 def a_loop_on_a_stream_of_its_own_has_no_stale_rows(device: str) -> Remark:
-    """Asked for on the default stream while the last steps have not been taken yet."""
+    """Rows are asked for on the default stream while the last steps have not been taken yet."""
     for max_bytes in _RINGS:
         loop = Loop(device, max_bytes=max_bytes)
         stream = torch.cuda.Stream(device)
@@ -546,7 +546,7 @@ def a_loop_on_a_stream_of_its_own_has_no_stale_rows(device: str) -> Remark:
 
 @check()
 def another_thread_sees_no_stale_rows(device: str) -> Remark:
-    """It asks after every step, on its own current stream; the loop is on a stream of its own."""
+    """A thread asks after every step, on its current stream; the loop is on a stream of its own."""
     on_cuda = device != "cpu"
     for own_stream in (False, True) if on_cuda else (False,):
         loop, found = Loop(device), list[tl.Trajectory]()
@@ -1031,7 +1031,7 @@ with process_group(sys.argv[1]) as group:
 
 @check(cuda_only=True)
 def one_process_under_torchrun_gives_what_none_gives(device: str) -> Remark:
-    """Gloo on CUDA, bit for bit."""
+    """A process group of Gloo on CUDA changes nothing, bit for bit."""
     with tempfile.TemporaryDirectory() as folder:
         script, path = Path(folder) / "rank.py", Path(folder) / "measured.npz"
         script.write_text(_RANK)

@@ -3,7 +3,7 @@
     python scripts/figures.py all
     python scripts/figures.py 2 --smoke
 
-It is `torchlimits figures`. Each figure is a file of `torchlimits/cli/paper`, made of the names
+This is `torchlimits figures`. Each figure is a file of `torchlimits/cli/paper`, made of the names
 that README has: figure 2 begins with
 
     problem = tl.GaussianMixture.binary(250, 2, snr=100.0, ridge=0.1)

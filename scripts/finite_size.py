@@ -5,7 +5,7 @@
 
 1. From one start, SGD's exact law at n = 10^2 ... 10^9 (the reduced chain) against the ODE and its
    band: the mean is off by about 1/n, the spread is the band's, about n^(-1/2). Up to 10^4 the runs
-   go to the end; beyond, over as many steps as can be taken, a short time.
+   go to the end; beyond, they take as many steps as can be taken, for a short time.
 2. matrix only: the time to leave the saddle m = 0 from random starts grows like log n. Exact chain
    up to 10^4, the diffusion at dimension n (LangevinDynamics) up to 10^9.
 
@@ -38,18 +38,18 @@ class Options:
 
     problem: Annotated[Literal["matrix", "binary"], tyro.conf.Positional] = "matrix"
     runs: int = 20_000
-    """at n <= 1000; a quarter beyond"""
+    """runs at n <= 1000; a quarter of them beyond"""
     largest_full: int = 10_000
     """n up to which runs go to the end"""
     decades: int = 9
-    """n up to 10 to this"""
+    """the largest n is 10 to this power"""
     short_steps: int = 2000
     """steps beyond that"""
     escapes: int = 1000
     """runs that leave the saddle, at each n"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds"""
+    """small sizes, done in seconds"""
     logdir: Path = Path("runs/finite_size")
 
 

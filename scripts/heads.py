@@ -49,12 +49,12 @@ class Options:
     """runs of SGD"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds"""
+    """small sizes, done in seconds"""
     out: Path = Path("runs/heads")
 
 
 def committee(K: int, M: int, *, dim: int, noise: float = 0.0) -> tl.TeacherStudent:
-    """A committee of K neurons of erf that learns one of M."""
+    """A committee of K erf neurons that learns one of M."""
     return tl.TeacherStudent(
         dim=dim, width=K, teacher_width=M, noise=noise, train_second_layer=False
     )
@@ -114,7 +114,7 @@ def specialisation(options: Options, console: Console) -> Figure:
 
 
 def _overlaps(axes: Axes, measured: tl.Trajectory, predicted: tl.Trajectory, K: int) -> None:
-    """Overlaps with the own neuron of the teacher and with the others."""
+    """Overlaps with each neuron's own teacher neuron and with the others."""
     for i in range(K):
         for j in range(K):
             name, colour = f"m[{i},{j}]", RED if i == j else GREY
@@ -320,7 +320,7 @@ def fixed_points(K: int, M: int, etas: Sequence[float], noise: float) -> list[tu
 
 
 def stay(options: Options, eta: float, noise: float, start: Tensor) -> tuple[float, float]:
-    """Mean error of runs that begin where theory lets them end, and its standard error.
+    """Mean error of runs that begin where theory says they end, and its standard error.
 
     The slowest rate there is about 0.07: from elsewhere they would take very long.
     """

@@ -3,7 +3,7 @@
     python scripts/long_run.py
 
 A small network under torch.optim.SGD, 22 statistics at each step. Recorded rows are kept in a file,
-memory-mapped when they are asked for; see `torchlimits.files.row_file`.
+which is memory-mapped when rows are asked for; see `torchlimits.files.row_file`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torchlimits as tl
 
 @dataclass
 class Options:
-    """How long."""
+    """How long to record."""
 
     steps: int = 1_000_000
     path: Path = Path("runs/long/measured.rows")

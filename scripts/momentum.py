@@ -7,7 +7,7 @@ Matrix PCA. Momentum beta with the learning rate delta has, after each step, the
 with delta / (1 - beta) has: in limit time, the sum of the learning rates, t becomes
 t / (1 - beta). A buffer takes a few steps to fill, so this holds up to O(1/n). Prints z scores of
 the differences in means and (co)variances, and as a control those against plain SGD of the same
-delta; draws both on the prediction, <logdir>/momentum.png.
+delta; draws both over the prediction, <logdir>/momentum.png.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Options:
     """times compared"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds"""
+    """small sizes, done in seconds"""
     logdir: Path = Path("runs/momentum")
 
 
 def run(
     problem: tl.SpikedTensor, options: Options, *, step_size: float, momentum: float, seed: int
 ) -> tl.Trajectory:
-    """So many steps as the runs with momentum have, from one start."""
+    """Take as many steps as the runs with momentum have, from one start."""
     steps = round(options.time * options.dim / options.step_size)
     return tl.train(
         problem,
@@ -67,7 +67,7 @@ def run(
 
 
 def rows_of(options: Options, path: tl.Trajectory) -> list[int]:
-    """Evenly spread ones, without the start."""
+    """Evenly spread rows, without the start."""
     last = len(path) - 1
     return sorted({max(1, round(last * (i + 1) / options.points)) for i in range(options.points)})
 

@@ -1,4 +1,4 @@
-"""Matrix PCA by SGD and by normalised SGD: the threshold of the signal is lower without lengths.
+"""Matrix PCA by SGD and by normalised SGD: the threshold is lower without the gradients' lengths.
 
     python scripts/normalized.py
     python scripts/normalized.py --smoke
@@ -6,7 +6,7 @@
 Sweeps the snr lambda at one c_delta and dimension n. SGD ends at m^2 = lambda - c, from lambda = c
 on; SGD-U, which scales every gradient to the length sqrt(n), at m^2 = lambda - c / (2 sqrt(2
 lambda)), from lambda = c^(2/3) / 2 on. All runs start at (m, r2) = (0.6, 0.6). Near the thresholds
-m settles slowly, so the table has, beside the fixed points, what the effective dynamics say of the
+m settles slowly, so the table has, beside the fixed points, what the effective dynamics say at the
 very times that are averaged. Writes <logdir>/normalized.png. Error bars are two standard errors
 over the runs.
 """
@@ -46,7 +46,7 @@ class Options:
     """limit time; the second half is averaged"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds"""
+    """small sizes, done in seconds"""
     logdir: Path = Path("runs/normalized")
 
 
@@ -97,7 +97,7 @@ def run(options: Options, kind: str, snr: float) -> Row:
 
 
 def report(options: Options, rows: list[Row], console: Console) -> None:
-    """One line an snr."""
+    """One line per snr."""
     table = Table(title=f"matrix PCA, n = {options.dim}, c_delta = {options.step_size:g}: final m")
     table.add_column("snr")
     for kind in KINDS:

@@ -4,9 +4,9 @@
 
 For each kind of file: every single bit, flips of two random bits, runs of random bytes, cuts and
 additions. Whatever is loaded must be what was saved or, for a run that was not finished, its first
-rows: cut between two rows such a file is what it was a moment earlier, and of a torn end a warning
-tells. Anything else is a wrong trajectory that nobody is told of: the script ends with an error if
-there is one.
+rows: cut between two rows, such a file is what it was a moment earlier, and a warning tells of a
+torn end. Anything else is a wrong trajectory that nobody is told of: the script ends with an error
+if there is one.
 """
 
 from __future__ import annotations

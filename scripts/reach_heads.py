@@ -2,7 +2,7 @@
 
     python scripts/reach_heads.py --out scripts/reach_heads.json
 
-Three classes of a Gaussian mixture with input-dependent label noise, N = 1000, biases, a head
+Three classes of a Gaussian mixture with input-dependent label noise, N = 1000, biases, a head of
 GELU, Linear(4, 5), tanh, Linear(5, 3): 100 runs of torch.optim.SGD from one start, with weight
 decay and twice the learning rate on W. Beside them are the effective dynamics with their band, and
 without the corrector, which must fail. z is the mean over runs less the prediction, over the
@@ -40,7 +40,7 @@ class Flips:
     def sample(
         self, x_parallel: Tensor, component: Tensor, generator: torch.Generator | None
     ) -> Tensor:
-        """One of them."""
+        """One of the two classes for each sample."""
         targets, shares = self.law(x_parallel, component)
         uniform = torch.rand(
             len(shares), generator=generator, device=shares.device, dtype=shares.dtype

@@ -1,9 +1,9 @@
-"""Interrupt a tracked training at every line of the recorder, and say what is lost or there twice.
+"""Interrupt a tracked training at every line of the recorder, and say what is lost or doubled.
 
     python scripts/reach_interrupts.py --out scripts/reach_interrupts.json
 
-A KeyboardInterrupt is raised in the place of a line event of the recorder's own files, in steps,
-flushes and close, one a run: for each kind of file and of sink, rows evaluated in the ring or in
+A KeyboardInterrupt is raised at a line event of the recorder's own files, in steps, flushes and
+close, one per run: for each kind of file and of sink, rows evaluated in the ring or in
 the hook, with values of the loop. Then the loop goes on and closes. The trajectory, its file and
 what every sink shows must be those of an uninterrupted run; the row of the step in which the
 interrupt came may be missing. The script ends with an error if anything else is.
@@ -36,7 +36,7 @@ CASES = [
 
 
 def tried(suffix: str | None, sink: str, options: dict[str, bool], every: int) -> dict[str, object]:
-    """Interrupt one kind of run at every so manieth event."""
+    """Interrupt one kind of run at every ``every``-th event."""
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         events = events_of(Path(folder), suffix, sink, **options)

@@ -1,11 +1,11 @@
-"""Train a problem of the paper, predict its summary statistics, overlay both.
+"""Train a problem of the paper, predict its summary statistics, and overlay both.
 
     python scripts/run.py xor
     python scripts/run.py binary --snr 2 --runs 8 --start random --no-corrector
     python scripts/run.py --resume runs/xor/0001-snr8-lr2
     torchrun --nproc-per-node=2 scripts/run.py xor --runs 200     (the runs shared by two processes)
 
-It is `torchlimits run`; what that does, in a few lines of your own, is:
+This is `torchlimits run`; in a few lines of your own, it does:
 
     problem = tl.GaussianMixture.xor(dim=1000, width=4, snr=8.0, ridge=0.05)
     measured = tl.train(problem, step_size=2.0, time=10.0, path="measured.npz")

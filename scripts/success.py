@@ -41,7 +41,7 @@ class Options:
     """starts of the effective dynamics at each width; 0 leaves them out"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds"""
+    """small sizes, done in seconds"""
     logdir: Path = Path("runs/success")
 
 
@@ -78,7 +78,7 @@ def measure(options: Options, console: Console) -> list[Row]:
 
 
 def report(options: Options, rows: list[Row], console: Console) -> None:
-    """One line a width."""
+    """One line per width."""
     table = Table(title=f"{options.mixture}: P(optimal classifier) from random starts")
     for column in ("K", "theory", "SGD", "effective dynamics"):
         table.add_column(column)

@@ -4,10 +4,10 @@
     python scripts/timescales.py --smoke
 
 Matrix PCA above the threshold, from random starts in dimension n: the overlap m starts at n^-1/2,
-grows by diffusion and drift together (sqrt(n) m follows the SDE at the equator), and once it is of
-order 1 follows the ODE: the time to half its final value grows like log n / (8 (snr - c)) in limit
+grows by diffusion and drift together (sqrt(n) m follows the SDE at the equator), and, once it is of
+order 1, follows the ODE: the time to half its final value grows like log n / (8 (snr - c)) in limit
 time, n log n in steps. Tensor PCA: cold starts stay where they are, warm ones recover at once.
-Writes <logdir>/timescales.png, and event files for TensorBoard of the largest n.
+Writes <logdir>/timescales.png, and event files of the largest n for TensorBoard.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Options:
     """runs at each n"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds"""
+    """small sizes, done in seconds"""
     logdir: Path = Path("runs/timescales")
 
 

@@ -1,4 +1,4 @@
-"""Models that no theory in the package is about: what can be predicted of them, and what cannot.
+"""Models that no theory in the package covers: what can be predicted of them, and what cannot.
 
     python scripts/your_own.py gelu
     python scripts/your_own.py digits
@@ -46,12 +46,12 @@ class Options:
     runs: int = 8
     """SGD runs from one start"""
     samples: int = 4096
-    """of each estimate"""
+    """samples of each estimate"""
     seed: int = 0
     smoke: bool = False
-    """small and in seconds, to see that it runs"""
+    """small sizes, done in seconds, to see that it runs"""
     logdir: Path | None = None
-    """by default runs/gelu or runs/digits"""
+    """the folder; by default runs/gelu or runs/digits"""
 
 
 # --- the two examples: a model, a sampler, a loss, statistics -------------------------------------
@@ -168,7 +168,7 @@ def conclusions(report: tl.ConditionReport) -> list[str]:
         worst = max(sizes.values())
         if told and worst > 0.1:
             lines.append(
-                f"-> The {quantity} is no function of these statistics: it differs by up to "
+                f"-> The {quantity} is not a function of these statistics: it differs by up to "
                 f"{worst:.0%} between parameters that share them. A prediction from them is only "
                 "as good as that; along the run (2.) it is the run's own parameters that count."
             )

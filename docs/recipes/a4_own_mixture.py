@@ -1,4 +1,4 @@
-"""Own means and class weights, and a statistic beside the problem's, with its prediction."""
+"""Means and class weights of one's own, and a further statistic with its prediction."""
 
 import torch
 

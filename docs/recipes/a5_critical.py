@@ -1,4 +1,4 @@
-"""Is this learning rate critical? By the command: torchlimits regime --dim 1500 --lr 0.0007."""
+"""Is this learning rate critical? The command: torchlimits regime --dim 1500 --lr 0.0007."""
 
 import torch
 

@@ -8,7 +8,7 @@ problem = tl.GaussianMixture.binary(dim=300, width=2, snr=2.0, ridge=0.05)
 measured = tl.train(problem, step_size=1.0, time=4.0, path="measured.npz")  # Trajectory.load
 predicted = problem.dynamics(step_size=1.0).solve(measured, band=True)
 
-table = measured.to_pandas(wide=False)  # a row a run, time and statistic
+table = measured.to_pandas(wide=False)  # one row for each run, time and statistic
 print(table.tail(3))
 print(tl.compare(measured, predicted).to_pandas())
 

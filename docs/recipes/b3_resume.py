@@ -1,4 +1,4 @@
-"""Kill it (kill -9) at any moment and start it again: it goes on from the last checkpoint."""
+"""Kill this (kill -9) at any moment and start it again: it goes on from the last checkpoint."""
 
 import os
 

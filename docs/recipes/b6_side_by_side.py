@@ -9,7 +9,7 @@ for name, lr in (("slow", 0.01), ("fast", 0.1)):
     model = torch.nn.Linear(20, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     statistics = {"weight": lambda p: p["weight"][0, :3], **tl.statistics.norms(model)}
-    logdir, facts = f"runs/side/{name}", {"experiment": name}  # a folder an experiment
+    logdir, facts = f"runs/side/{name}", {"experiment": name}  # a folder for each
     with tl.track(model, optimizer, statistics, writer=logdir, parameters=facts):
         for _ in range(200):
             x = torch.randn(16, 20)

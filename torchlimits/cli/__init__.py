@@ -1,1 +1,1 @@
-"""The `torchlimits` command: one file a subcommand; `main` puts them together."""
+"""The `torchlimits` command: one file per subcommand; `main` puts them together."""

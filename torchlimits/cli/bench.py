@@ -48,7 +48,7 @@ class Bench:
         )
 
     def _loop(self, tracked: bool) -> Callable[[], float]:
-        """A loop that returns the seconds a step of its training, with the tracker's last flush."""
+        """A loop that returns its seconds per step, the tracker's last flush included."""
         import torch
 
         from torchlimits.cli.timing import timed

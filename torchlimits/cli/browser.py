@@ -25,7 +25,7 @@ def address(port: int = _PORT) -> str:
     """Return the address of Custom Scalars without smoothing.
 
     Args:
-        port: of TensorBoard.
+        port: TensorBoard's port.
 
     Example:
         >>> address()
@@ -38,7 +38,7 @@ def how_to_open(logdir: Path) -> str:
     """Return the command that starts TensorBoard, and the address to open then.
 
     Args:
-        logdir: of the experiment.
+        logdir: the experiment's folder.
     """
     return f"TensorBoard: {program('tensorboard')} --logdir {logdir}\nThen open {address()}"
 
@@ -61,10 +61,10 @@ def check_browser() -> None:
 
 
 def show_in_browser(logdir: Path) -> None:
-    """Start TensorBoard, open the browser, and go on until an interrupt.
+    """Start TensorBoard, open the browser, and wait for an interrupt.
 
     Args:
-        logdir: of the experiment.
+        logdir: the experiment's folder.
 
     Raises:
         RuntimeError: if TensorBoard does not start.

@@ -40,10 +40,10 @@ def command_of(words: Sequence[str]) -> Any:
     """Return the command, with its options, whose ``main()`` does the work.
 
     Args:
-        words: of the command line, after the program's name.
+        words: those of the command line, after the program's name.
 
     Raises:
-        SystemExit: if they ask for help, or are not understood.
+        SystemExit: if the words ask for help, or are not understood.
 
     Example:
         >>> command_of(["show", "runs/xor"])

@@ -17,21 +17,21 @@ class Figures:
 
     Figure 1 is matrix PCA (n = 1500, 10 n steps, dense data), below and above the threshold.
     Figures 2 and 3 are the binary and the XOR mixture (N = 250, K = 2 and 4, 200 runs each).
-    Under each stand the numbers that it shows against theory.
-    On two cores they take about four minutes, one and one.
+    Under each, its numbers are printed beside those of theory.
+    On two cores they take about four minutes, one minute and one minute.
     """
 
     figure: Annotated[Literal["1", "2", "3", "all"], Positional]
     """Which of the figures to draw."""
     smoke: Annotated[bool, FlagCreatePairsOff] = False
-    """Take small sizes, in seconds, to see that all works; the numbers mean little then."""
+    """Take small sizes, to see within seconds that all works; the numbers mean little then."""
     seed: int = 0
     """The seed of starts and data."""
     logdir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/figures")
     """The folder for the pictures, and for TensorBoard's files."""
 
     def main(self) -> None:
-        """Draw those asked for, one after the other."""
+        """Draw the figures asked for, one after the other."""
         from rich.console import Console
 
         from torchlimits import figures

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torchlimits.files.place import unfinished
 from torchlimits.files.whole import replacing
 
-#: how far a run has come: it trains, its measured.npz is complete, all is there
+#: how far a run has come: it is training, its measured.npz is complete, or all is there
 Stage = Literal["begun", "trained", "finished"]
 
 
@@ -43,7 +43,7 @@ class Folder:
 
     @property
     def checkpoint(self) -> Path:
-        """What a training that was stopped goes on from."""
+        """The file from which a training that was stopped goes on."""
         return self.path / "checkpoint.pt"
 
     @property
@@ -52,7 +52,7 @@ class Folder:
         return self.path / "run.json"
 
     def recorded(self) -> Path | None:
-        """Return the file that has what was recorded, finished or not; None if there is none."""
+        """Return the file of the recorded rows, finished or not; None if there is none."""
         files = (self.measured, unfinished(self.measured))
         return next((file for file in files if file.exists()), None)
 
@@ -60,7 +60,7 @@ class Folder:
         """Write run.json.
 
         Args:
-            options: the run's options, JSON-able.
+            options: the run's options, in types that JSON has.
             stage: how far it has come.
         """
         text = json.dumps({"stage": stage, "options": dict(options)}, indent=1)
@@ -71,7 +71,7 @@ class Folder:
         """Return the options and the stage of run.json.
 
         Raises:
-            ValueError: if there is none, or it is damaged.
+            ValueError: if there is no run.json, or it is damaged.
         """
         try:
             found = json.loads(self.about.read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ class Folder:
             ) from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"expected what a run was asked for, {self.about} cannot be read: {error}"
+                f"expected what a run was asked for, but {self.about} cannot be read: {error}"
             ) from error
         return options, stage
 
@@ -96,7 +96,7 @@ def new_folder(parent: Path, name: str) -> Folder:
 
     Args:
         parent: the folder of all runs of a problem.
-        name: what the name says after the number.
+        name: the rest of the folder's name, after the number.
 
     Example:
         >>> import tempfile
@@ -133,7 +133,7 @@ def given_folder(path: Path) -> Folder:
 
     Raises:
         ValueError: if there is a run in it.
-        OSError: if it cannot be made.
+        OSError: if the folder cannot be made.
     """
     folder = Folder(path)
     if folder.recorded() is not None or folder.about.exists():

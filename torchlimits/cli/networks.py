@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Network(Options):
-    """Train a network with a head of your choice on Gaussian classes, one orthonormal mean each.
+    """Train a network with a head of your choice on Gaussian classes with orthonormal means.
 
     The first layer is linear with biases, the loss cross-entropy. Every parameter of the head is
     predicted besides the overlaps and lengths of the first layer's rows, and so are the risk and
@@ -28,8 +28,8 @@ class Network(Options):
     step_size: float = 4.0
     time: float = 20.0
     head: Literal["mlp", "gelu", "relu", "tanh"] = "mlp"
-    """What follows the first layer: GELU and a second hidden layer of 5 units of tanh for mlp, one
-    activation for the others; and the outputs."""
+    """What follows the first layer: GELU and a second hidden layer of 5 tanh units for mlp, one
+    activation for the others; then the outputs."""
     classes: int = 3
     """The number of classes."""
     snr: float = 4.0
@@ -41,11 +41,11 @@ class Network(Options):
 
     @property
     def title(self) -> str:
-        """What pictures call it, with its head."""
+        """The title of pictures, with the head."""
         return f"{self.name}, head {self.head}"
 
     def check(self) -> None:
-        """Raise ValueError for numbers that no training has, before a folder is made."""
+        """Raise ValueError for numbers that no training can have, before a folder is made."""
         super().check()
         from torchlimits import _checks
 
@@ -90,7 +90,7 @@ class Network(Options):
         """Return risk and accuracy.
 
         Args:
-            dynamics: of the problem.
+            dynamics: the problem's dynamics.
         """
         from torchlimits.problems.network.dynamics import NetworkDynamics
 
@@ -100,10 +100,10 @@ class Network(Options):
 
 @dataclass(kw_only=True)
 class TeacherStudent(Options):
-    """Train a two-layer student on what a two-layer teacher says of normal inputs.
+    """Train a two-layer student on the outputs of a two-layer teacher for normal inputs.
 
     Students wait on a symmetric plateau until their neurons specialise (Saad and Solla, 1995). The
-    loss is half the mean square; the learning rate eta of the literature is step_size.
+    loss is half the mean squared error; the learning rate eta of the literature is step_size.
     """
 
     dim: int = 400
@@ -117,10 +117,10 @@ class TeacherStudent(Options):
     noise: float = 0.0
     """The standard deviation of the label noise."""
     train_second_layer: bool = False
-    """Train the student's second layer, too; otherwise its weights are 1, as the teacher's are."""
+    """Train the student's second layer too; otherwise its weights are 1, as the teacher's are."""
 
     def check(self) -> None:
-        """Raise ValueError for numbers that no training has, before a folder is made."""
+        """Raise ValueError for numbers that no training can have, before a folder is made."""
         super().check()
         from torchlimits import _checks
 
@@ -152,7 +152,7 @@ class TeacherStudent(Options):
         """Return the generalization error.
 
         Args:
-            dynamics: of the problem.
+            dynamics: the problem's dynamics.
         """
         from torchlimits.problems.network.dynamics import NetworkDynamics
 

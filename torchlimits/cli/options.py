@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
     from torchlimits.problems.problem import Problem
 
-#: they change no number
+#: options that change no number
 _NOT_TOLD = {"logdir", "open", "device", "shown", "band"}
 
 
@@ -31,7 +31,7 @@ class Options:
     time: float = 2.0
     """The limit time to train for: the number of steps times the learning rate."""
     start: Literal["informed", "random"] = "informed"
-    """Start off the saddle, where theory holds from the first step on, or at random, near it."""
+    """Start away from the saddle, where theory holds from the first step, or at random, near it."""
     runs: int = 1
     """The number of independent runs. Random starts differ from run to run."""
     seed: int = 0
@@ -56,12 +56,12 @@ class Options:
 
     @property
     def title(self) -> str:
-        """What pictures call it."""
+        """The title of pictures."""
         return self.name
 
     @property
     def label(self) -> str:
-        """What tells the run from others, for the name of its folder."""
+        """What distinguishes the run from others, for the name of its folder."""
         told = {"head": "", "snr": "snr", "step_size": "lr"}
         parts = [
             f"{short}{_short(getattr(self, key))}" for key, short in told.items()
@@ -79,7 +79,7 @@ class Options:
         return {"problem": self.name, **kept}
 
     def check(self) -> None:
-        """Raise ValueError for numbers that no training has, before a folder is made."""
+        """Raise ValueError for numbers that no training can have, before a folder is made."""
         from torchlimits import _checks
 
         for name in ("dim", "runs", "shown"):
@@ -103,10 +103,10 @@ class Options:
         raise NotImplementedError
 
     def performance(self, dynamics: EffectiveDynamics) -> dict[str, Callable[[Tensor], Tensor]]:
-        """Return functions of u that tell how good a model is, by name; they are drawn besides.
+        """Return functions of u that tell how good a model is, by name; they are drawn too.
 
         Args:
-            dynamics: of the problem.
+            dynamics: the problem's dynamics.
         """
         return {}
 

@@ -10,20 +10,20 @@ from torch import Tensor
 
 from torchlimits.trajectory import Trajectory
 
-#: rows of a picture; each is an integral over the data
+#: rows with values, for pictures; each value is an integral over the data
 _ROWS = 40
 
 
 def with_performance(
     path: Trajectory, functions: Mapping[str, Callable[[Tensor], Tensor]]
 ) -> Trajectory:
-    """Return a trajectory with functions of u in front of u, in some of its rows and NaN elsewhere.
+    """Return a trajectory with functions of u before u: values in some rows, NaN in the others.
 
-    They have no band.
+    The functions have no band.
 
     Args:
-        path: of the statistics.
-        functions: of u, by name.
+        path: the trajectory of the statistics.
+        functions: functions of u, by name.
 
     Example:
         >>> path = Trajectory(torch.zeros(1), torch.zeros(1), torch.tensor([[3.0]]), ["m"])
@@ -50,7 +50,7 @@ def performance_text(measured: Trajectory, predicted: Trajectory, names: Sequenc
 
     Args:
         measured, predicted: as `with_performance` returns them.
-        names: of the functions.
+        names: the functions' names.
 
     Example:
         >>> times, steps = torch.tensor([0.0, 1.0]), torch.tensor([0, 9])

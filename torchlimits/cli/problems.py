@@ -38,7 +38,7 @@ class _Mixture(Options):
 class Xor(_Mixture):
     """Train a two-layer network on the XOR mixture: means +mu, -mu (label 1), +nu, -nu (label 0).
 
-    The problem of section 5 of arXiv 2206.04030.
+    This is the problem of section 5 of arXiv 2206.04030.
     """
 
     snr: float = 8.0
@@ -51,7 +51,7 @@ class Xor(_Mixture):
 class Binary(_Mixture):
     """Train a two-layer network on the binary mixture: means +mu (label 1), -mu (label 0).
 
-    The problem of section 4 of arXiv 2206.04030.
+    This is the problem of section 4 of arXiv 2206.04030.
     """
 
     snr: float = 2.0
@@ -74,18 +74,18 @@ class _Spiked(Options):
 class Matrix(_Spiked):
     """Recover the spike of a noisy matrix (matrix PCA).
 
-    The problem of section 3 of arXiv 2206.04030 at order 2.
+    This is the problem of section 3 of arXiv 2206.04030 at order 2.
     """
 
     snr: float = 2.0
-    """The signal-to-noise ratio lambda. The critical one is step_size."""
+    """The signal-to-noise ratio lambda. The critical snr is step_size."""
 
 
 @dataclass(kw_only=True)
 class Tensor(_Spiked):
     """Recover the spike of a noisy tensor (tensor PCA).
 
-    The problem of section 3 of arXiv 2206.04030 at order 3 or more.
+    This is the problem of section 3 of arXiv 2206.04030 at order 3 or more.
     """
 
     step_size: float = 0.5
@@ -96,15 +96,15 @@ class Tensor(_Spiked):
     """The order k of the tensor."""
 
 
-#: by what the command line calls them
+#: the problems, by their names on the command line
 PROBLEMS = {kind().name: kind for kind in (Xor, Binary, Matrix, Tensor, Network, TeacherStudent)}
 
 
 def options_of(described: dict[str, Any]) -> Options:
-    """Return the options that `Options.described` told of.
+    """Return the options that `Options.described` has described.
 
     Raises:
-        ValueError: if they are not such.
+        ValueError: if they are not the options of a run.
 
     Example:
         >>> options_of(Matrix(snr=3.0).described()).label

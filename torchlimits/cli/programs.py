@@ -1,4 +1,4 @@
-"""`program`: how the programs that the output names are called from here."""
+"""`program`: how the programs that the output names are started from here."""
 
 from __future__ import annotations
 

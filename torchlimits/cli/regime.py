@@ -25,5 +25,5 @@ class Regime:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             found = regime(list(self.dim), list(self.lr))
-        # above critical there is advice besides
+        # above the critical scale, the warning gives advice as well
         print(told[0].message if told else found)

@@ -18,7 +18,7 @@ class Resume:
     """Go on with a run that was interrupted, with the options that it was begun with.
 
     The result is that of a run that was never interrupted, bit for bit. (On CUDA, where a training
-    cannot be gone on with, it begins again.)
+    cannot be continued, it begins again.)
     """
 
     resume: Annotated[Path, arg(metavar="FOLDER")]

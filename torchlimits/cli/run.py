@@ -40,7 +40,7 @@ class Run:
     """What to train."""
 
     def main(self) -> None:
-        """Do it."""
+        """Train, predict and draw."""
         options = self.problem
         options.check()
 
@@ -56,9 +56,9 @@ def execute(options: Options, folder_of: Callable[[], Folder], stage: Stage) -> 
     """Do what a run has not done yet.
 
     Args:
-        options: of the run.
-        folder_of: makes, or finds, its folder.
-        stage: how far it has come.
+        options: the run's options.
+        folder_of: makes, or finds, the run's folder.
+        stage: how far the run has come.
 
     Raises:
         KeyboardInterrupt: after an interrupt; its text says what was saved.
@@ -108,7 +108,7 @@ def saved(folder: Folder) -> str:
     """Say what an interrupted run has saved, and how to go on.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
 
     Example:
         >>> saved(Folder(Path("nowhere"))).split(";")[0]

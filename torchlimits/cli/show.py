@@ -20,13 +20,13 @@ _ENDS = (".npz", ".rows", ".unfinished")
 class Show:
     """Print what a trajectory holds, or what there is below a log directory.
 
-    Runs that go on, and runs that were killed, can be shown too.
+    Runs that are still going, and runs that were killed, can be shown too.
     """
 
     path: Annotated[Path, Positional]
     """A trajectory file, the folder of a run, or a log directory."""
     plot: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Draw a picture of it; the ending .png, .pdf or .svg says in which format."""
+    """Draw a picture of it; the ending, .png, .pdf or .svg, sets the format."""
     to: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write its values to a file that ends in .csv or in .npz, which numpy reads."""
 
@@ -145,7 +145,7 @@ def _print_list(folder: Path, files: list[Path]) -> None:
 
 
 def _state(file: Path) -> str:
-    """How far the run is that a trajectory is of."""
+    """How far the run of a trajectory has come."""
     from torchlimits.cli.folders import Folder
 
     if file.name.endswith(".unfinished"):

@@ -1,4 +1,4 @@
-"""`start_of`: where ``torchlimits run`` starts, and in words what theory has to say from there."""
+"""`start_of`: where ``torchlimits run`` starts, and, in words, what theory says from there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _ABOUT_STUDENT = (
     "See --start random for the plateau."
 )
 _ABOUT_RANDOM_NETWORKS = (
-    "The starts are random, and so are the heads, for each run its own. The overlaps with the "
+    "The starts are random, and so are the heads, one for each run. The overlaps with the "
     "means are small, yet this is no saddle: a random head moves them all at once, so that theory "
     "predicts every run from its own measured start."
 )
@@ -50,7 +50,7 @@ def start_of(options: Options, problem: Problem) -> tuple[torch.nn.Module | None
     """Return the model that all runs start from, None for random ones, and a text about it.
 
     Args:
-        options: of the run.
+        options: the run's options.
         problem: the problem that they make.
     """
     generator = torch.Generator(getattr(problem, "device", "cpu")).manual_seed(options.seed)
@@ -104,7 +104,7 @@ def _leaning_to_classes(problem: NetworkProblem, generator: torch.Generator) -> 
 
 
 def _leaning_to_teacher(problem: TeacherStudent, generator: torch.Generator) -> torch.nn.Module:
-    """A student whose neurons lean to the teacher's, one each; those that are left to none."""
+    """A student whose neurons lean to the teacher's, one each; the rest lean to none."""
     rows = problem.teacher.rows
     model = problem.model(generator=generator)
     overlaps = rows.new_zeros(problem.width, rows.shape[1])
@@ -138,7 +138,7 @@ def _about_random(problem: Problem, step_size: float) -> str:
         if problem.order > 2 or problem.snr <= critical:
             return (
                 f"The starts are random: m is {small}, near the equator m = 0, which attracts "
-                "them. Theory predicts that m stays there; what is seen of it is its fluctuation."
+                "them. Theory predicts that m stays there; what is seen is its fluctuation."
             )
         what = f"m is {small}, near the equator m = 0, a saddle"
     elif isinstance(problem, TeacherStudent):
@@ -147,6 +147,6 @@ def _about_random(problem: Problem, step_size: float) -> str:
         what = f"the overlaps with the means are {small}, near a saddle"
     return (
         f"The starts are random: {what}. The time at which a run escapes from it is random, so "
-        "that runs from like starts part from each other and from the prediction, and the band "
+        "that runs from similar starts part from each other and from the prediction, and the band "
         "does not hold until they have escaped. --start informed begins off the saddle."
     )

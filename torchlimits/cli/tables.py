@@ -17,7 +17,7 @@ def laid_out(rows: Sequence[Sequence[str]], width: int | None = None) -> str:
 
     Args:
         rows: the header, and one row for each entry.
-        width: of the place; by default that of the terminal, and no limit where there is none.
+        width: the room there is; by default the terminal's, and no limit where there is none.
 
     Example:
         >>> print(laid_out([["run", "rows"], ["0001", "12"]], width=8))

@@ -11,7 +11,7 @@ from torchlimits import _checks
 
 
 def timed(work: Callable[[], object], units: float | int = 1) -> float:
-    """Return the seconds a unit of one call, with what it left running on a device.
+    """Return the seconds per unit of one call, with what it left running on a device.
 
     Args:
         work: what to time.
@@ -41,8 +41,8 @@ def interleaved(
     machine that is slow for a while does not enter them.
 
     Args:
-        contenders: functions that do their work once and return their seconds a unit.
-        rounds: how many.
+        contenders: functions that do their work once and return their seconds per unit.
+        rounds: how many rounds count.
 
     Example:
         >>> interleaved({"one": lambda: 1.0}, rounds=2)

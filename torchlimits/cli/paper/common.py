@@ -18,8 +18,8 @@ class PaperOptions:
     """How large a figure's experiment is, and where its event files go.
 
     Args:
-        smoke: small, and done in seconds.
-        seed: of starts and data.
+        smoke: whether it is small, and done in seconds.
+        seed: the seed of starts and data.
         logdir: the folder; each figure has one below it.
     """
 
@@ -41,7 +41,7 @@ def say(console: Console, text: str) -> None:
     """Print one line of numbers, as it is.
 
     Args:
-        console: where to.
+        console: where it is printed.
         text: the line.
     """
     console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -112,7 +112,7 @@ def _endpoint_panel(
             )
     say(
         console,
-        f"  runs whose nearest component says rightly whether they are optimal: "
+        f"  runs whose nearest component says correctly whether they are optimal: "
         f"{int(agree.sum())} of {len(agree)}",
     )
 
@@ -120,7 +120,7 @@ def _endpoint_panel(
 def _rings_drawn(
     axes: Axes, components: Sequence[FixedPointComponent], radius: float, plane: tuple[int, int]
 ) -> None:
-    """Closed set of (m_0, m_1) at fixed points: the points, and arcs where both share a mean."""
+    """Closed set of (m_0, m_1) at fixed points: points, and arcs where two neurons share a mean."""
     x, y = plane
     points = {tuple(round(float(c.point()[i]), 6) for i in (x, y)) for c in components
               if c.dimension == 0 and (c.stable or 0.0 in c.point()[[x, y]].tolist())}  # fmt: skip

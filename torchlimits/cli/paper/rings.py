@@ -115,7 +115,7 @@ def plane_panel(axes: Axes, plane: tuple[str, str], diffusions: Sequence[RingRun
 def rank_panel(axes: Axes, console: Console, diffusions: Sequence[RingRuns]) -> None:
     """Singular values of the diffusion matrix: theory, and SGD's quadratic variation.
 
-    Of v and of each neuron's overlap with its own mean, the others being held at 0.
+    They are of v and of each neuron's overlap with its own mean, the others being held at 0.
     """
     moving = diffusions[0].limit.centre.nonzero().flatten()
     theory = torch.linalg.svdvals(diffusions[0].limit.matrix[moving][:, moving])
