@@ -79,7 +79,9 @@ def test_bad_input():
     problem = tl.GaussianMixture.binary(dim=100, snr=50.0, ridge=0.1)
     dynamics = problem.dynamics(step_size=1.0)
     u0 = problem.starts(2)
-    with pytest.raises(TypeError, match=r"tl.GaussianMixture or tl.NetworkProblem, got SpikedDynamics"):
+    with pytest.raises(
+        TypeError, match=r"tl.GaussianMixture or tl.NetworkProblem, got SpikedDynamics"
+    ):
         tl.basins(tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0), u0)
     with pytest.raises(ValueError, match="time"):
         tl.basins(dynamics, u0, time=0.0)
