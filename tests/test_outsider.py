@@ -123,7 +123,7 @@ def test_a_phase_diagram():
 
 def test_what_is_for_mixtures_only_says_so():
     problem = Committee(dim=20)
-    with pytest.raises(TypeError, match=r"expected the dynamics of a tl.GaussianMixture, got Eff"):
+    with pytest.raises(TypeError, match=r"tl.GaussianMixture or tl.NetworkProblem, got Eff"):
         tl.basins(problem.dynamics(step_size=1.0), torch.zeros(1, 5))
 
 

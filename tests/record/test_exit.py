@@ -54,7 +54,10 @@ def run(folder, program):
 )  # fmt: skip
 def test_a_program_that_ends_without_close(tmp_path, end, code):
     result = run(tmp_path, f"train(40)\n{end}")
-    assert result.returncode in (code, -2 if code == 130 else code), result.stderr
+    # torch._dynamo imports tabulate at exit where that is installed, and running its code makes
+    # Python forget that it was an interrupt
+    also = (-2, 1) if code == 130 else ()
+    assert result.returncode in (code, *also), result.stderr
     assert len(tl.Trajectory.load(tmp_path / "u.npz")) == 41
     assert len((tmp_path / "u.csv").read_text().splitlines()) == 42
     assert "Warning" not in result.stderr
