@@ -149,19 +149,23 @@ def test_bad_options_of_benchmarks(benchmark, arguments, message, monkeypatch, c
     assert message in capsys.readouterr().err + str(stop.value)
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "picture", "found"),
     [
-        ("timescales.py", ["--smoke"], "timescales.png", "n log n"),
+        slow("timescales.py", ["--smoke"], "timescales.png", "n log n"),
         ("success.py", ["binary", "--smoke"], "binary.png", "0.5000"),
-        ("finite_size.py", ["matrix", "--smoke"], "matrix.png", "n log n"),
-        ("finite_size.py", ["binary", "--smoke"], "binary.png", "theory -1/2"),
+        slow("finite_size.py", ["matrix", "--smoke"], "matrix.png", "n log n"),
+        slow("finite_size.py", ["binary", "--smoke"], "binary.png", "theory -1/2"),
         ("normalized.py", ["--smoke"], "normalized.png", "threshold of SGD-U: 0.5000"),
-        ("momentum.py", ["--smoke"], "momentum.png", "Cov r2 r2"),
+        slow("momentum.py", ["--smoke"], "momentum.png", "Cov r2 r2"),
         ("phase_diagram.py", ["matrix", "--points", 7], "matrix-step.png", "costs up to 1.000"),
-        ("phase_diagram.py", ["tensor", "--points", 7], "tensor-step.png", "corrector costs"),
-        ("phase_diagram.py", ["binary", "--plane", "ridge", "--points", 2], "binary-ridge.png",
-         "by gradient flow"),
+        slow("phase_diagram.py", ["tensor", "--points", 7], "tensor-step.png", "corrector costs"),
+        slow("phase_diagram.py", ["binary", "--plane", "ridge", "--points", 2], "binary-ridge.png",
+             "by gradient flow"),
     ],
 )  # fmt: skip
 def test_pictures(script, arguments, picture, found, tmp_path):
@@ -187,7 +191,8 @@ def test_heads(part, found, tmp_path):
     assert (tmp_path / f"{part}.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("example", ["gelu", pytest.param("digits", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("example", ["gelu", "digits"])
 def test_your_own(example, tmp_path):
     done = run("your_own.py", example, "--smoke", "--logdir", tmp_path)
     assert done.returncode == 0, done.stderr

@@ -209,7 +209,7 @@ def test_bench_says_what_its_numbers_are(capsys):
     [
         pytest.param("1", "equator at snr 0.8", marks=pytest.mark.slow),
         pytest.param("2", "rank 1 in theory", marks=pytest.mark.slow),
-        ("3", "rank 2 in theory"),
+        pytest.param("3", "rank 2 in theory", marks=pytest.mark.slow),
     ],
 )
 def test_figures(number, found, capsys):

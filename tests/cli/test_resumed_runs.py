@@ -94,6 +94,7 @@ def test_an_interrupt_after_the_training_trains_nothing_again(monkeypatch, capsy
     assert main(["run", "--resume", "part"]) == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_bit_for_bit(capsys):
     arguments = [*OPTIONS, "--logdir", "part"]
     code = KILLED.format(arguments=arguments)

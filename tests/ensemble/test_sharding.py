@@ -96,6 +96,7 @@ with process_group() as everybody:
 """
 
 
+@pytest.mark.slow
 def test_a_group_without_the_first_process(tmp_path):
     """Its own first process gets all the runs."""
     script, path = tmp_path / "training.py", tmp_path / "measured.npz"

@@ -63,6 +63,7 @@ def test_without_the_angle_between_neurons_it_does_not():
     assert not report.holds
 
 
+@pytest.mark.slow
 def test_sparse_noise_closes_for_spread_out_weights_only():
     report = tl.closability(lambda n: mixture(n, sparse(n)), DIMS, **SIZES)
     for quantity in ("drift", "corrector", "diffusion"):

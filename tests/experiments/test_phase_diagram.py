@@ -86,6 +86,7 @@ def test_neighbouring_cells_have_the_same_points():
     assert diagram.count("marginal")[1:, :3].sum() == 0
 
 
+@pytest.mark.slow
 def test_points_are_counted_up_to_symmetry():
     """Random starts find points that permutations turn into each other: they count once."""
     problem = BINARY(snr=3.0, ridge=0.05)

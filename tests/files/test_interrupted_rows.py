@@ -155,7 +155,11 @@ def last_of_each_line(found):
     return list({(at.file, at.line): at for at in found}.values())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind == "rows on a full disk" else kind
+     for kind in KINDS],
+)  # fmt: skip
 def test_an_exception_at_every_line(kind, tmp_path):
     number, wrong = check_all(kind, KeyboardInterrupt, tmp_path, last_of_each_line)
     assert number > 70

@@ -858,6 +858,7 @@ def _hasty_threads():
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_hasty_threads")
 def test_another_thread_looks_on():
     """What it sees is always a piece from the start on, whole."""
