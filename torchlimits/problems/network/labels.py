@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -67,7 +68,26 @@ def reads_inputs(labels: LabelLaw) -> bool:
     return bool(getattr(labels, "reads_inputs", True))
 
 
-class ComponentLabels:
+class _CertainLabels(ABC):
+    """Labels that are not random: one for each x_parallel and component."""
+
+    def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
+        """The label itself, with probability 1."""
+        values = self._of(x_parallel, component)
+        return values[:, None], x_parallel.new_ones(len(values), 1)
+
+    def sample(
+        self, x_parallel: Tensor, component: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
+        """The label itself."""
+        return self._of(x_parallel, component)
+
+    @abstractmethod
+    def _of(self, x_parallel: Tensor, component: Tensor) -> Tensor:
+        """The labels of n samples, ``(n, ...)``."""
+
+
+class ComponentLabels(_CertainLabels):
     """One label for each component.
 
     Args:
@@ -84,16 +104,6 @@ class ComponentLabels:
     def __init__(self, values: Tensor) -> None:
         self.values = values
 
-    def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
-        """The label itself, with probability 1."""
-        return _certain(self._of(x_parallel, component), x_parallel)
-
-    def sample(
-        self, x_parallel: Tensor, component: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """The label itself."""
-        return self._of(x_parallel, component)
-
     def _of(self, x_parallel: Tensor, component: Tensor) -> Tensor:
         values = self.values.to(x_parallel.device)
         if values.is_floating_point():
@@ -101,7 +111,7 @@ class ComponentLabels:
         return values[component]
 
 
-class FunctionLabels:
+class FunctionLabels(_CertainLabels):
     """Labels that are a function of x_parallel and the component.
 
     Args:
@@ -117,16 +127,6 @@ class FunctionLabels:
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
         self.function = function
-
-    def law(self, x_parallel: Tensor, component: Tensor) -> tuple[Tensor, Tensor]:
-        """The function's value, with probability 1."""
-        return _certain(self._of(x_parallel, component), x_parallel)
-
-    def sample(
-        self, x_parallel: Tensor, component: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
-        """The function's value."""
-        return self._of(x_parallel, component)
 
     def _of(self, x_parallel: Tensor, component: Tensor) -> Tensor:
         what = (
@@ -301,7 +301,3 @@ def _check_classes(targets: Tensor, classes: int) -> None:
             f"expected labels that are classes 0 to {classes - 1} for label_flips, got "
             f"{targets[wrong][0].item()}"
         )
-
-
-def _certain(values: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    return values[:, None], like.new_ones(len(values), 1)
