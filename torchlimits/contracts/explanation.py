@@ -23,11 +23,13 @@ class Explanation(Tabular):
     .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
 
     with f and g estimated along the run, at the parameters themselves, and integrated by the
-    trapezoidal rule. The residual holds the noise of SGD, which is a martingale, what happens
-    between two probes, and, where steps are large, orders of the step size beyond Theorem 2.2. Each
-    part is a `Trajectory` of T probes and k statistics. Its ``std`` is the standard error of the
-    integrals; the residual's includes the standard deviation of the martingale, from the estimated
-    covariance of single steps: a residual of several times its ``std`` is not noise.
+    trapezoidal rule. With momentum, u is that of the slow variable, `tl.statistics.slow_variable`,
+    which differs from that of the parameters by O(1/n). The residual holds the noise of SGD, which
+    is a martingale, what happens between two probes, and, where steps are large, orders of the step
+    size beyond Theorem 2.2. Each part is a `Trajectory` of T probes and k statistics. Its ``std``
+    is the standard error of the integrals; the residual's includes the standard deviation of the
+    martingale, from the estimated covariance of single steps: a residual of several times its
+    ``std`` is not noise.
 
     Attributes:
         change: the measured change u(t) - u(0).

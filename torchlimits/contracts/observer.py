@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Observer(ABC):
         (1, None, None)
         >>> counter.moved({}), counter.check_state(None), counter.load_state_dict(None)
         (None, None, None)
+        >>> counter.timed(lambda: 0.1)
 
     Attributes:
         every: the tracker calls `observe` after every so many optimizer steps.
@@ -49,6 +50,14 @@ class Observer(ABC):
         Args:
             step: the number of optimizer steps so far.
             time: the limit time so far, the sum of the learning rates.
+        """
+
+    def timed(self, rate: Callable[[], float]) -> None:
+        """Learn how fast limit time runs; called once, before the first `observe`.
+
+        Args:
+            rate: returns the learning rate that a step adds to limit time now. Where parameter
+                groups differ it is that of one of them, which `tl.track` chooses.
         """
 
     def moved(self, parameters: Mapping[str, Tensor]) -> None:

@@ -17,6 +17,7 @@ from torchlimits._exact import exactly
 from torchlimits._text import Table, Tabular
 from torchlimits.estimation.estimated import Estimated, covariance, standard_error
 from torchlimits.estimation.increments import Step, increments_of
+from torchlimits.estimation.motion import Motion
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import Gradient, OuterGradient, Quadratic, total
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
@@ -195,34 +196,37 @@ class Estimator:
     def __call__(
         self, parameters: Mapping[str, Tensor], step_size: float, samples: int,
         weight_decay: float = 0.0, generator: torch.Generator | None = None,
+        motion: Motion | None = None,
     ) -> Estimate:  # fmt: skip
-        """Estimate at parameters that may be others than the model's; see `estimate`."""
+        """Estimate at parameters that may be others than the model's; see `estimate`.
+
+        Another ``motion`` than plain SGD's comes with its own weight decay.
+        """
         delta = _checks.positive("step_size", step_size, "it is delta, the learning rate")
         alpha = _checks.non_negative("weight_decay", weight_decay)
+        motion = Motion(alpha) if motion is None else motion
         if _checks.positive_int("samples", samples) < 2:
             raise ValueError("expected at least 2 samples, got 1: one sample has no standard error")
         if not isinstance(generator, (torch.Generator, type(None))):
             raise TypeError(f"expected a torch.Generator, got {type(generator).__name__}")
         parameters = {n: p.detach() for n, p in parameters.items()}
         with exactly(), _random.reproducible(generator):
-            return self._estimate(parameters, delta, samples, alpha, generator)
+            return self._estimate(parameters, delta, samples, motion, generator)
 
     def _estimate(
-        self, parameters: dict[str, Tensor], delta: float, samples: int, alpha: float,
+        self, parameters: dict[str, Tensor], delta: float, samples: int, motion: Motion,
         generator: torch.Generator | None,
     ) -> Estimate:  # fmt: skip
         along, curved, whole, ridge, excess = self.rows(
-            parameters, delta, samples, alpha, generator
+            parameters, delta, samples, motion, generator
         )
         # the centre is not quite the mean gradient: its contribution to the spread is subtracted
         curvature = (curved.sum(0) - samples * excess) / (samples - 1)
         diffusion, spread = covariance(along, delta), covariance(whole, delta)
         return Estimate(
             names=self.names,
-            u=self.statistics(parameters).double(),
-            drift=Estimated(
-                -along.mean(0) - alpha * ridge, _error_of_mean(diffusion, delta, samples)
-            ),
+            u=self.statistics(motion.seen(parameters)).double(),
+            drift=Estimated(-along.mean(0) - ridge, _error_of_mean(diffusion, delta, samples)),
             corrector=Estimated(delta * curvature, delta * standard_error(curved)),
             diffusion=diffusion,
             increment=Estimated(whole.mean(0), _error_of_mean(spread, delta, samples)),
@@ -232,7 +236,7 @@ class Estimator:
         )
 
     def rows(
-        self, parameters: dict[str, Tensor], delta: float, samples: int, alpha: float,
+        self, parameters: dict[str, Tensor], delta: float, samples: int, motion: Motion,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         """Return what the estimates are made of, in float64.
@@ -240,16 +244,17 @@ class Estimator:
         Returns:
             Three tensors ``(S, k)`` with a row for each sample: J g; the curvature
             (g - c)^T grad^2 u (g - c) / 2 with a centre c near the mean gradient; and
-            (u(X_1) - u(x)) / delta. Then come two of shape ``(k,)``: J x, and the curvature with
-            the mean gradient for g.
+            (u(X_1) - u(x)) / delta. Then come two of shape ``(k,)``: J on the pull of weight decay,
+            and the curvature with the mean gradient for g.
         """
-        pilot, centre = self._pilot(parameters, samples, generator)
-        step = Step(parameters, centre, delta, alpha)
+        pilot, centre = self._pilot(parameters, samples, motion, generator)
+        pulls = motion.pulls(parameters, list(centre))
+        step = Step(motion.seen(parameters), centre, delta, pulls)
         functions = self.statistics.functions
         increments = {n: increments_of(n, f, step) for n, f in functions.items()}
         sums = {n: torch.zeros_like(c) for n, c in centre.items()}
         parts = []
-        for gradients in self._batches(parameters, pilot, samples, generator):
+        for gradients in self._batches(parameters, pilot, samples, motion, generator):
             rows = {n: i.rows(gradients) for n, i in increments.items()}
             values = zip(*rows.values(), strict=True)
             parts.append([self.statistics.entries(dict(zip(rows, x, strict=True))) for x in values])
@@ -258,19 +263,19 @@ class Estimator:
         along, curved, whole = (torch.cat(x).double() for x in zip(*parts, strict=True))
         self._check_finite(along, curved, whole)
         rest = {n: t / samples - centre[n] for n, t in sums.items()}
-        x = {n: parameters[n] for n in centre}
         ridge, excess = (
             self.statistics.entries({n: v[None] for n, v in values.items()})[0].double()
             for values in (
-                {n: i.first(x) for n, i in increments.items()},
+                {n: i.first(pulls) for n, i in increments.items()},
                 {n: i.second(rest) for n, i in increments.items()},
             )
         )
         return along, curved, whole, ridge, excess
 
     def _pilot(
-        self, parameters: dict[str, Tensor], samples: int, generator: torch.Generator | None
-    ) -> tuple[list[tuple[Any, Mapping[str, Gradient] | None]], dict[str, Tensor]]:
+        self, parameters: dict[str, Tensor], samples: int, motion: Motion,
+        generator: torch.Generator | None,
+    ) -> tuple[list[tuple[Any, Mapping[str, Gradient] | None]], dict[str, Tensor]]:  # fmt: skip
         """Draw the first samples, which count with the others, and find their mean gradient.
 
         Their own gradients come with them if they fit in memory all at once.
@@ -281,7 +286,7 @@ class Estimator:
         pilot, sums = [], {n: torch.zeros_like(parameters[n]) for n in self.gradients.names}
         for done in range(0, count, piece):
             batch = self._sample(min(piece, count - done), generator)
-            gradients = self.gradients(parameters, batch)
+            gradients = motion.moved(self.gradients(parameters, batch))
             pilot.append((batch, gradients if piece == count else None))
             for name, gradient in gradients.items():
                 sums[name] += total(gradient)
@@ -289,11 +294,11 @@ class Estimator:
 
     def _batches(
         self, parameters: dict[str, Tensor], pilot: list[tuple[Any, Mapping[str, Gradient] | None]],
-        samples: int, generator: torch.Generator | None,
+        samples: int, motion: Motion, generator: torch.Generator | None,
     ) -> Iterator[Mapping[str, Gradient]]:  # fmt: skip
         done, piece = 0, 1
         for batch, known in pilot:
-            gradients = self.gradients(parameters, batch) if known is None else known
+            gradients = known or motion.moved(self.gradients(parameters, batch))
             leaves = pytree.tree_leaves(batch)
             count = len(leaves[0])
             size = sum(map(_bytes, gradients.values())) + 2 * sum(x.nbytes for x in leaves)
@@ -302,7 +307,7 @@ class Estimator:
             yield gradients
         while done < samples:
             count = min(piece, samples - done)
-            yield self.gradients(parameters, self._sample(count, generator))
+            yield motion.moved(self.gradients(parameters, self._sample(count, generator)))
             done += count
 
     def _sample(self, count: int, generator: torch.Generator | None) -> Any:

@@ -18,19 +18,19 @@ from torchlimits.statistics.summary import StatisticFunction
 
 
 class Step(NamedTuple):
-    """A step of SGD, x -> (1 - delta alpha) x - delta g, from a point x.
+    """A step of SGD, x -> x - delta (pull + g), from a point x.
 
     Attributes:
         parameters: all parameters at x.
-        centre: roughly grad Phi at x, for the parameters that move.
+        centre: roughly the mean of g, for the parameters that move.
         size: the step size delta.
-        weight_decay: the weight decay alpha.
+        pulls: what weight decay adds to g, the same in every step, where there is any.
     """
 
     parameters: Parameters
     centre: Mapping[str, Tensor]
     size: float
-    weight_decay: float
+    pulls: Mapping[str, Tensor]
 
 
 class Rows(NamedTuple):
@@ -73,27 +73,28 @@ class QuadraticIncrements(Increments):
     def __init__(self, function: Quadratic, step: Step) -> None:
         self.function, self.step = function, step
         self.centre = step.centre.get(function.parameter)
-        value = function(step.parameters)
-        # u is homogeneous: the ridge alone takes u(x) to q^degree u(x), Du(x) to q^(degree - 1)
-        ridge, degree = step.size * step.weight_decay, function.degree
-        self.shrunk = (1 - ridge) ** (degree - 1)
-        # ((1 - delta alpha)^degree - 1) / delta, without the cancellation
-        pull = -step.weight_decay * (degree - ridge * (degree - 1))
-        self.ridge = pull * value if self.centre is not None else torch.zeros_like(value)
+        # u is quadratic: the pull's own increment, and derivatives at where it alone would lead
+        self.pulled, self.ridge = step.parameters, torch.zeros_like(function(step.parameters))
+        pull = step.pulls.get(function.parameter)
+        if pull is not None:
+            along, bend = self._changes(pull)
+            self.ridge = step.size * bend - along
+            x = step.parameters[function.parameter]
+            self.pulled = {**step.parameters, function.parameter: x - step.size * pull}
 
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return Du[direction]."""
-        return self._changes(direction)[0]
+        own = direction.get(self.function.parameter)
+        return torch.zeros_like(self.ridge) if own is None else self._changes(own)[0]
 
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return D^2 u[direction, direction] / 2."""
-        return self._changes(direction)[1]
+        own = direction.get(self.function.parameter)
+        return torch.zeros_like(self.ridge) if own is None else self._changes(own)[1]
 
-    def _changes(self, direction: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if self.centre is None:
-            return torch.zeros_like(self.ridge), torch.zeros_like(self.ridge)
-        one = direction[self.function.parameter][None]
-        along, _, bend = self.function.changes(self.step.parameters, one, self.centre)
+    def _changes(self, direction: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.centre is not None
+        along, _, bend = self.function.changes(self.step.parameters, direction[None], self.centre)
         return along[0], torch.zeros_like(self.ridge) if bend is None else bend[0]
 
     def rows(self, gradients: Mapping[str, Gradient]) -> Rows:
@@ -103,7 +104,8 @@ class QuadraticIncrements(Increments):
             return Rows(zero, zero, zero)
         gradient = gradients[self.function.parameter]
         along, bend, kick = self.function.changes(self.step.parameters, gradient, self.centre)
-        whole = self.ridge - self.shrunk * along
+        pulled = self.pulled is not self.step.parameters
+        whole = self.ridge - (self.function.along(self.pulled, gradient) if pulled else along)
         if bend is None or kick is None:
             return Rows(along, torch.zeros_like(along), whole)
         return Rows(along, bend, whole + self.step.size * kick)
@@ -124,14 +126,17 @@ class GeneralIncrements(Increments):
         except Exception:  # it holds float32 tensors of its own
             exact = dict(step.parameters)
         self.exact_fixed = {n: exact[n] for n in self.fixed}
-        q = 1 - step.size * step.weight_decay
-        self.start = {n: q * exact[n] for n in self.moving}
+        self.start = {
+            n: exact[n] - step.size * step.pulls[n].to(exact[n]) if n in step.pulls else exact[n]
+            for n in self.moving
+        }
         self.value = self._exact({n: exact[n] for n in self.moving})
 
     def first(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return Du[direction]."""
         with self._explained():
-            return jvp(self._of, (self.moving,), (dict(direction),))[1]
+            tangents = {n: direction.get(n, torch.zeros_like(x)) for n, x in self.moving.items()}
+            return jvp(self._of, (self.moving,), (tangents,))[1]
 
     def second(self, direction: Mapping[str, Tensor]) -> Tensor:
         """Return D^2 u[direction, direction] / 2."""

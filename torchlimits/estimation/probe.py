@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,17 +11,28 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits._checks import warn
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.observer import Observer, Watcher
 from torchlimits.estimation.estimate import Estimator, Loss, Sampler
-from torchlimits.optim.sgd import SGDSettings
+from torchlimits.estimation.motion import Motion
+from torchlimits.optim.normalized_sgd import NormalizedSGD
+from torchlimits.optim.sgd import SGDSettings, clock, parameter_groups
+from torchlimits.statistics.slow_variable import slow_value
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
 class Probe(Watcher):
-    """Estimates drift and corrector during training; hand it to `track` as ``probe``.
+    r"""Estimates drift and corrector during training; hand it to `track` as ``probe``.
+
+    With momentum, parameters remember past gradients, so that no decomposition at the parameters w
+    can hold. The probe takes the statistics, with their gradients and Hessians, at the slow
+    variable y of `tl.statistics.slow_variable`, and the gradients of the loss at w: y moves by
+    :math:`-\eta (1 - \tau)/(1 - \beta) \nabla L(w)` in every step, exactly at a constant learning
+    rate. Groups of parameters may have learning rates, momenta and weight decays of their own;
+    parameters that the optimizer does not hold stand still.
 
     Args:
         loss: ``loss(model_output, target)`` or ``loss(model, batch)``, as in
@@ -98,8 +109,9 @@ class Prober(Observer):
         self.probe, self.every, self._optimizer = probe, probe.every, optimizer
         self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
         self.parameters = dict(model.named_parameters())
-        # refuse optimizers that the decomposition is not known for
-        self._settings().check_plain("a probe")
+        self._rate: Callable[[], float] | None = None
+        self._motion()  # refuse optimizers that the decomposition is not known for
+        self._strangers = self._versions()
         self._steps: list[int] = []
         self._times: list[float] = []
         self._rows: list[tuple[Tensor, ...]] = []
@@ -113,9 +125,14 @@ class Prober(Observer):
         # a seed other than those of the probes before, if there are any
         return torch.Generator(self._device).manual_seed(self.probe.seed + len(self._steps))
 
+    def timed(self, rate: Callable[[], float]) -> None:
+        """Count the drift in this limit time; by default it is that of `optim.sgd.clock`."""
+        self._rate = rate
+
     def moved(self, parameters: Mapping[str, Tensor]) -> None:
         """Estimate at these parameters from here on, on their device."""
         self.parameters = dict(parameters)
+        self._strangers = self._versions()
         if self._generator.device != self._device:
             self._generator = self._seeded()
 
@@ -127,8 +144,47 @@ class Prober(Observer):
             found.setdefault(p.device, []).append(p.isfinite().all())
         return all(bool(torch.stack(here).all()) for here in found.values())
 
-    def _settings(self) -> SGDSettings:
-        return SGDSettings.of(self._optimizer, dim=1, batch_size=self.probe.batch_size)
+    def _motion(self) -> tuple[float, Motion]:
+        """The learning rate that limit time counts, and how parameters move in its units."""
+        groups = parameter_groups(self._optimizer)
+        first = groups[clock(groups)]
+        rate = float(first["lr"]) if self._rate is None else self._rate()
+        # before a warm-up from 0, groups are to each other as they will be
+        unit, key = (rate, "lr") if rate else (float(first.get("initial_lr", 0.0)), "initial_lr")
+        names = {id(p): name for name, p in self.parameters.items()}
+        # what this optimizer does not hold stands still
+        speeds = dict.fromkeys(self._estimator.gradients.names, 0.0)
+        decays, places = dict[str, float](), dict[str, Tensor]()
+        for group in groups:
+            settings = SGDSettings.of_group(
+                group, dim=1, normalized=isinstance(self._optimizer, NormalizedSGD)
+            )
+            settings.check_plain("a probe")
+            for p in (p for p in group["params"] if id(p) in names):
+                name = names[id(p)]
+                decays[name] = settings.weight_decay
+                speeds[name] = settings.drift_factor * (group[key] / unit if unit else 1.0)
+                places[name] = slow_value(p, group, self._optimizer.state.get(p))
+        return rate, Motion(speeds=speeds, weight_decays=decays, places=places)
+
+    def _versions(self) -> dict[str, int]:
+        """How often parameters that statistics read, but the optimizer lacks, have changed."""
+        held = {id(p) for group in self._optimizer.param_groups for p in group["params"]}
+        read = {name: self.parameters[name] for name in self._estimator.gradients.names}
+        return {name: p._version for name, p in read.items() if id(p) not in held}
+
+    def _check_strangers(self) -> None:
+        now = self._versions()
+        moved = sorted(
+            name for name, version in self._strangers.items() if now.get(name) != version
+        )
+        if moved and self._steps:
+            warn(
+                f"the probe knows the steps of one {type(self._optimizer).__name__}, which does not "
+                f"hold {', '.join(moved)}: something else moves them, and what that does to the "
+                "statistics is in the residual"
+            )
+            self._strangers = {}
 
     def observe(self, step: int, time: float) -> None:
         """Estimate f and g now, once for each step.
@@ -138,21 +194,23 @@ class Prober(Observer):
         """
         if (self._steps and self._steps[-1] == step) or not self.finite:
             return
-        settings = self._settings()
-        delta, alpha, samples = settings.step_size, settings.weight_decay, self.probe.samples
+        self._check_strangers()
+        delta, motion = self._motion()
         if delta == 0 and self._steps:  # nothing moves; but the start has to be known
             return
         # corrector and covariance are proportional to delta
-        e = self._estimator(self.parameters, delta or 1.0, samples, alpha, self._generator)
-        q = settings.drift_factor
-        per_batch = q**2 / settings.batch_size if delta else 0.0
+        e = self._estimator(
+            self.parameters, delta or 1.0, self.probe.samples, generator=self._generator,
+            motion=motion,
+        )  # fmt: skip
+        per_batch = 1 / self.probe.batch_size if delta else 0.0
         self._steps.append(step)
         self._times.append(time)
         row = (
             e.u,
-            q * e.drift.value,
+            e.drift.value,
             per_batch * e.corrector.value,
-            q * e.drift.standard_error,
+            e.drift.standard_error,
             per_batch * e.corrector.standard_error,
             per_batch * e.increment_covariance.value.diagonal(),
         )
@@ -163,11 +221,8 @@ class Prober(Observer):
         """The parts of the change up to the last estimate."""
         times = torch.tensor(self._times, dtype=torch.float64, device="cpu")
         u, f, g, f_error, g_error, noise = map(torch.stack, zip(*self._rows, strict=True))
-        weights = _trapezoid(times)
-        drift, corrector = weights @ f, weights @ g
-        drift_error, corrector_error = (
-            (weights.square() @ e.square()).sqrt() for e in (f_error, g_error)
-        )
+        drift, corrector, spread = (integrals(times, rate) for rate in (f, g, noise))
+        drift_error, corrector_error = (errors(times, e) for e in (f_error, g_error))
         change = u - u[0]
         values = {
             "change": (change, torch.zeros_like(change)),
@@ -175,7 +230,7 @@ class Prober(Observer):
             "corrector": (corrector, corrector_error),
             "residual": (
                 change - drift - corrector,
-                (drift_error.square() + corrector_error.square() + weights @ noise).sqrt(),
+                (drift_error.square() + corrector_error.square() + spread).sqrt(),
             ),
         }
         steps = torch.tensor(self._steps, device="cpu")
@@ -217,12 +272,30 @@ class Prober(Observer):
         self._generator.set_state(state["generator"].cpu())
 
 
-def _trapezoid(times: Float[Tensor, " T"]) -> Float[Tensor, "T T"]:
-    """The trapezoidal rule: row j has the weights of the integral from times[0] to times[j]."""
-    T = len(times)
-    half = times.diff() / 2
-    weights = times.new_zeros(T, T)
-    for j in range(1, T):
-        weights[j, :j] += half[:j]
-        weights[j, 1 : j + 1] += half[:j]
-    return weights
+def integrals(times: Float[Tensor, " T"], rates: Float[Tensor, "T k"]) -> Float[Tensor, "T k"]:
+    """Integrals of rates from times[0] to each time, by the trapezoidal rule.
+
+    Example:
+        >>> integrals(torch.tensor([0.0, 1.0, 3.0]), torch.tensor([[0.0], [2.0], [4.0]])).flatten()
+        tensor([0., 1., 7.])
+    """
+    return _summed(times.diff()[:, None] / 2 * (rates[1:] + rates[:-1]))
+
+
+def errors(times: Float[Tensor, " T"], of_rates: Float[Tensor, "T k"]) -> Float[Tensor, "T k"]:
+    """Standard errors of `integrals`, of rates with independent standard errors.
+
+    Example:
+        >>> errors(torch.tensor([0.0, 1.0, 3.0]), torch.ones(3, 1)).square().flatten()
+        tensor([0.0000, 0.5000, 3.5000])
+    """
+    half = times.diff()[:, None] / 2
+    whole = torch.cat([half[:1], half[1:] + half[:-1]])
+    # the last rate before each time has the weight of one interval, those between of two
+    before = _summed((whole * of_rates[:-1]).square())
+    last = torch.cat([torch.zeros_like(of_rates[:1]), (half * of_rates[1:]).square()])
+    return (before + last).sqrt()
+
+
+def _summed(parts: Float[Tensor, "intervals k"]) -> Float[Tensor, "T k"]:
+    return torch.cat([parts.new_zeros(1, parts.shape[1]), parts.cumsum(0)])

@@ -10,14 +10,24 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from torchlimits.record.own_names import is_sharded, own_name, reshard
-from torchlimits.record.sources import Buffer, Gradient, OptimizerState, Parameter, Shard, Source
+from torchlimits.record.sources import (
+    Buffer,
+    Gradient,
+    OptimizerState,
+    Parameter,
+    Shard,
+    Source,
+    slow_variable_of,
+)
+from torchlimits.statistics.slow_variable import KEY
 
 
 class ModelState(Mapping[str, Tensor]):
     """The present tensors of a model and its optimizers, whole, detached, by the user's own names.
 
-    These are the parameters; the buffers; the gradient of a parameter as ``"<name>.grad"``; and
-    what the optimizer keeps for a parameter, as ``"<name>.exp_avg_sq"`` and the like. To iterate
+    These are the parameters; the buffers; the gradient of a parameter as ``"<name>.grad"``; what
+    the optimizer keeps for a parameter, as ``"<name>.exp_avg_sq"`` and the like; and the slow
+    variable of SGD's momentum, ``"<name>.slow_variable"``. To iterate
     gives parameters and floating-point buffers; all others have to be asked for by name. What
     several processes share (DTensor: of ``fully_shard``, tensor parallelism) is gathered whenever
     it is read, by all of them together.
@@ -81,6 +91,8 @@ class ModelState(Mapping[str, Tensor]):
             return Gradient(name, parameter)
         for optimizer in self.optimizers:
             if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+                if key == KEY:
+                    return slow_variable_of(name, optimizer, parameter)
                 return OptimizerState(name, optimizer, parameter, key)
         raise KeyError(name)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchlimits.record.own_names import whole
+from torchlimits.statistics.slow_variable import slow_value
 
 
 class Source(ABC):
@@ -143,6 +144,46 @@ class OptimizerState(Source):
         if known.get(self.key) is None:
             raise KeyError(self.name)
         return torch.zeros_like(torch.as_tensor(known[self.key], device=self.parameter.device))
+
+
+@dataclass(frozen=True)
+class SlowVariable(Source):
+    """The slow variable of a parameter under SGD's momentum: itself before its first step."""
+
+    name: str
+    optimizer: Optimizer
+    parameter: nn.Parameter
+
+    def now(self) -> Tensor | None:
+        """The present value, by the present learning rate."""
+        state = self.optimizer.state.get(self.parameter)
+        return slow_value(self.parameter, self._group, state)
+
+    def absent(self) -> Tensor:
+        """Raise AssertionError: it is there."""
+        raise AssertionError("unreachable")
+
+    @property
+    def _group(self) -> dict[str, Any]:
+        # loading a state replaces the groups; most have few parameters before this one
+        for group in self.optimizer.param_groups:
+            if any(self.parameter is p for p in group["params"]):
+                return group
+        raise KeyError(self.name)
+
+
+def slow_variable_of(name: str, optimizer: Optimizer, parameter: nn.Parameter) -> SlowVariable:
+    """Where the slow variable of a parameter is found.
+
+    Raises:
+        TypeError: if the optimizer is not an SGD.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        raise TypeError(
+            f"expected a torch.optim.SGD for {name!r}, whose momentum the slow variable belongs "
+            f"to, got {type(optimizer).__name__}: record the statistics of the parameters"
+        )
+    return SlowVariable(name, optimizer, parameter)
 
 
 def _first_state(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any] | None:

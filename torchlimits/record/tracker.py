@@ -99,6 +99,7 @@ class Tracker(Recorder):
         )
         if probe is not None:
             self._observer = probe.watch(unwrapped(model), self._optimizer, statistics)
+            self._observer.timed(self._limit_time.rate)
         self._record()
         self._evaluate_pending()
         self._loop = LoopValues(self._ring.names, self._rows.header.runs)

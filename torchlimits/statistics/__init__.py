@@ -12,6 +12,7 @@ from torchlimits.statistics.ready_made import SecondLayer as second_layer
 from torchlimits.statistics.ready_made import SquaredLengths as squared_lengths
 from torchlimits.statistics.ready_made import norms, row_norms
 from torchlimits.statistics.sharpness import sharpness
+from torchlimits.statistics.slow_variable import slow_variable
 
 __all__ = [
     "accuracy",
@@ -26,5 +27,6 @@ __all__ = [
     "row_norms",
     "second_layer",
     "sharpness",
+    "slow_variable",
     "squared_lengths",
 ]

@@ -17,6 +17,7 @@ from torchlimits.estimation.conditions.power_law import ConditionReport, at_most
 from torchlimits.estimation.conditions.sized_problem import SizedProblem, places, sized_problems
 from torchlimits.estimation.conditions.step_size import step_exponent
 from torchlimits.estimation.estimated import standard_error
+from torchlimits.estimation.motion import Motion
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import dense, total
 
@@ -112,7 +113,7 @@ def _moments(
     generator = torch.Generator(device=problem.device).manual_seed(seed + 1)
     found = _gradient_moments(problem, parameters, samples, generator)
     along, curved, *_ = problem.estimator().rows(
-        parameters, problem.step_size, samples, problem.weight_decay, generator
+        parameters, problem.step_size, samples, Motion(problem.weight_decay), generator
     )
     found["E<grad H, grad u>^4"] = _mean((along - along.mean(0)) ** 4)
     # curved is half of <grad^2 u, grad H x grad H>

@@ -239,6 +239,10 @@ class MixtureSGD:
         self._warps = warps or max(1, min(16, at_once // a_warp))
         means, labels = (x.to(weight).contiguous() for x in (data.means, data.labels))
         buffers = [torch.zeros_like(p) if momentum else p for p in (weight, second)]
+        if momentum:  # where the optimizer itself would keep them, and whoever reads them looks
+            layers = (model.first.weight, model.second.weight)
+            for parameter, buffer in zip(layers, buffers, strict=True):
+                optimizer.state[parameter]["momentum_buffer"] = buffer
         self._arguments = (
             weight, second, *buffers, means, labels, self.done, seed,
             group["lr"], group["weight_decay"], momentum, data.snr**-0.5,

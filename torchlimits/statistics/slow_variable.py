@@ -1,0 +1,152 @@
+"""`slow_variable`: statistics of the variable whose steps have no memory of momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchlimits.statistics.quadratic import Parameters, near
+from torchlimits.statistics.reads import ReadRecorder
+from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
+
+#: the slow variable of parameter "weight" is read as "weight.slow_variable"
+KEY = "slow_variable"
+_SUFFIX = f".{KEY}"
+
+
+def slow_value(
+    parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any] | None
+) -> Tensor:
+    r"""The slow variable :math:`y = w - \eta\,\beta/(1-\beta)\, b` of a parameter w under SGD.
+
+    b is the momentum buffer and :math:`\eta` the present learning rate; with Nesterov's momentum
+    :math:`\beta^2` takes the place of :math:`\beta` above the line. Without a buffer y is w.
+
+    Args:
+        parameter: w.
+        group: its parameter group in a `torch.optim.SGD`.
+        state: what the optimizer keeps for it, or None.
+
+    Example:
+        >>> group = {"lr": 0.1, "momentum": 0.5, "nesterov": False}
+        >>> slow_value(torch.ones(2), group, {"momentum_buffer": torch.tensor([1.0, 2.0])})
+        tensor([0.9000, 0.8000])
+    """
+    # the shift is small beside w: half precision would round it away
+    w = parameter.detach()
+    w = w.to(torch.promote_types(w.dtype, torch.float32))
+    buffer = (state or {}).get("momentum_buffer")
+    if buffer is None or not group["momentum"]:
+        return w
+    return w - buffer.detach().to(w.dtype) * (group["lr"] * _lag(group))
+
+
+def _lag(group: Mapping[str, Any]) -> float:
+    beta = float(group["momentum"])
+    return beta ** (2 if group["nesterov"] else 1) / (1 - beta)
+
+
+def slow_variable(
+    statistics: SummaryStatistics | Mapping[str, StatisticFunction],
+) -> SummaryStatistics:
+    r"""The same statistics, of the slow variable of SGD's momentum instead of the parameters.
+
+    With momentum :math:`\beta` (dampening :math:`\tau`, buffer b, learning rate :math:`\eta`) the
+    parameters w carry a memory of past gradients, which moves the statistics away from the
+    prediction by :math:`O(1/(n(1-\beta)))`. The slow variable
+
+    .. math:: y = w - \frac{\eta\beta}{1-\beta}\, b, \qquad
+        y \leftarrow y - \eta\,\frac{1-\tau}{1-\beta}\, \nabla L(w)
+
+    takes the steps of plain SGD, exactly and from the first step on (Nesterov's momentum:
+    :math:`\beta^2` above the line), with the gradient at w: its statistics are what
+    ``dynamics.solve`` predicts. Record them where :math:`\beta` is near 1, and compare as always;
+    the names stay the same.
+
+    What is exact: one learning rate, any weight decay, any settings that differ between parameter
+    groups. Where a scheduler changes the learning rate, y is that of the present one, and a change
+    by :math:`\Delta\eta` moves it once by :math:`\Delta\eta\,\beta/(1-\beta)\, b`: all changes
+    together by no more than w and y differ. With dampening, torch's first buffer is the whole
+    gradient, so that the first step alone is :math:`\eta/(1-\beta)` times it.
+
+    A single one can be read by name: ``p["weight.slow_variable"]``. Buffers, gradients and frozen
+    parameters are what they are. So are all parameters where there is no optimizer to be read: for
+    plain ``{name: tensor}``, the statistics are those of the parameters given.
+
+    Args:
+        statistics: of the parameters: a `SummaryStatistics`, or ``{name: function}``.
+
+    Raises:
+        TypeError: if they are neither.
+        ValueError: at `tl.track`, a `StatisticError` if the optimizer of a parameter is not a
+            `torch.optim.SGD`, whose momentum this is.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> model = torch.nn.Linear(1, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+        >>> slow = tl.statistics.slow_variable({"w": lambda p: p["weight"].sum()})
+        >>> before = model.weight.item()
+        >>> with tl.track(model, optimizer, slow) as tracker:
+        ...     for _ in range(3):
+        ...         model.weight.grad = torch.ones(1, 1)
+        ...         optimizer.step()
+        >>> tracker.trajectory()["w"] - before  # steps of lr / (1 - 0.5)
+        tensor([ 0.0000, -0.2000, -0.4000, -0.6000], dtype=torch.float64)
+    """
+    given = SummaryStatistics.of(statistics)
+    dims = given.parameter_dims
+    return SummaryStatistics(
+        {name: _AtSlow(function) for name, function in given.functions.items()},
+        symmetric=given.symmetric,
+        parameter_dims=None
+        if dims is None
+        else {**dims, **{n + _SUFFIX: d for n, d in dims.items()}},
+    )
+
+
+class _AtSlow:
+    """A statistic that is given slow variables under the names of their parameters."""
+
+    def __init__(self, function: Any) -> None:
+        self.function = function
+
+    def near(self, parameters: Parameters) -> _AtSlow:
+        return _AtSlow(near(self.function, _renamed(parameters)))
+
+    def bound(self, module: nn.Module) -> _AtSlow:
+        bound = getattr(self.function, "bound", None)
+        return self if bound is None else _AtSlow(bound(module))
+
+    def __call__(self, parameters: Parameters) -> Tensor:
+        return self.function(_renamed(parameters))
+
+
+# checks of types would look at tensors, which counts as reading them
+def _renamed(parameters: Any) -> Any:
+    if type(parameters) is not dict:
+        return ReadRecorder(_Slow(parameters), {})
+    slow = {n.removesuffix(_SUFFIX): x for n, x in parameters.items() if n.endswith(_SUFFIX)}
+    return {**{n: x for n, x in parameters.items() if not n.endswith(_SUFFIX)}, **slow}
+
+
+class _Slow(Mapping[str, Tensor]):
+    """Tensors by name, and in place of a parameter its slow variable where there is one."""
+
+    def __init__(self, tensors: Parameters) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self._tensors[name + _SUFFIX]
+        except KeyError:
+            return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
