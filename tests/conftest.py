@@ -40,6 +40,7 @@ NOT_CHECKED = {
     "record.ring",
     # looking into a mapping would count as reading it
     *("record.trial", "record.followed", "statistics.reads", "record.untouched"),
+    "statistics.slow_variable",
     "record.model_state",
     # ... what restores Python's random numbers, which beartype draws from to look into lists, ...
     "statistics.seeded",

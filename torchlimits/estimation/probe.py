@@ -174,15 +174,12 @@ class Prober(Observer):
         return {name: p._version for name, p in read.items() if id(p) not in held}
 
     def _check_strangers(self) -> None:
-        now = self._versions()
-        moved = sorted(
-            name for name, version in self._strangers.items() if now.get(name) != version
-        )
+        now, kind = self._versions(), type(self._optimizer).__name__
+        moved = sorted(name for name, was in self._strangers.items() if now.get(name) != was)
         if moved and self._steps:
             warn(
-                f"the probe knows the steps of one {type(self._optimizer).__name__}, which does not "
-                f"hold {', '.join(moved)}: something else moves them, and what that does to the "
-                "statistics is in the residual"
+                f"the probe knows the steps of one {kind}, which does not hold {', '.join(moved)}: "
+                "something else moves them, and what that does to the statistics is in the residual"
             )
             self._strangers = {}
 

@@ -55,16 +55,16 @@ def slow_variable(
     r"""The same statistics, of the slow variable of SGD's momentum instead of the parameters.
 
     With momentum :math:`\beta` (dampening :math:`\tau`, buffer b, learning rate :math:`\eta`) the
-    parameters w carry a memory of past gradients, which moves the statistics away from the
-    prediction by :math:`O(1/(n(1-\beta)))`. The slow variable
+    parameters w carry a memory of past gradients, which their statistics show. The slow variable
 
     .. math:: y = w - \frac{\eta\beta}{1-\beta}\, b, \qquad
         y \leftarrow y - \eta\,\frac{1-\tau}{1-\beta}\, \nabla L(w)
 
     takes the steps of plain SGD, exactly and from the first step on (Nesterov's momentum:
-    :math:`\beta^2` above the line), with the gradient at w: its statistics are what
-    ``dynamics.solve`` predicts. Record them where :math:`\beta` is near 1, and compare as always;
-    the names stay the same.
+    :math:`\beta^2` above the line), but with the gradient at w. So its statistics change by drift
+    and corrector alone, which is what `tl.Probe` decomposes. As w and y are
+    :math:`O(1/(n(1-\beta)))` apart, so is either's mean from the limit that ``dynamics.solve``
+    predicts; the names stay the same, and both can be compared with it.
 
     What is exact: one learning rate, any weight decay, any settings that differ between parameter
     groups. Where a scheduler changes the learning rate, y is that of the present one, and a change
@@ -99,12 +99,12 @@ def slow_variable(
     """
     given = SummaryStatistics.of(statistics)
     dims = given.parameter_dims
+    if dims is not None:
+        dims = {**dims, **{name + _SUFFIX: count for name, count in dims.items()}}
     return SummaryStatistics(
         {name: _AtSlow(function) for name, function in given.functions.items()},
         symmetric=given.symmetric,
-        parameter_dims=None
-        if dims is None
-        else {**dims, **{n + _SUFFIX: d for n, d in dims.items()}},
+        parameter_dims=dims,
     )
 
 
@@ -125,8 +125,7 @@ class _AtSlow:
         return self.function(_renamed(parameters))
 
 
-# checks of types would look at tensors, which counts as reading them
-def _renamed(parameters: Any) -> Any:
+def _renamed(parameters: Parameters) -> Parameters:
     if type(parameters) is not dict:
         return ReadRecorder(_Slow(parameters), {})
     slow = {n.removesuffix(_SUFFIX): x for n, x in parameters.items() if n.endswith(_SUFFIX)}
