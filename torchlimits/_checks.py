@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
@@ -120,13 +121,31 @@ def device(value: torch.device | str) -> torch.device:
     """A device that torch knows, or ValueError."""
     try:
         result = torch.device(value)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"expected device as 'cpu', 'cuda', 'cuda:1' ..., got {value!r}"
         ) from error
     if result.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"expected a device that is there, got {value!r}: torch sees no CUDA here")
     return result
+
+
+def path(name: str, value: object) -> None:
+    """None or a path, or TypeError."""
+    if not isinstance(value, (str, os.PathLike, type(None))):
+        raise TypeError(f"expected {name} as a path or None, got {value!r}: give a str or a Path")
+
+
+def increasing(name: str, values: object) -> list[int]:
+    """Several ints >= 1 that increase, or TypeError or ValueError."""
+    if not isinstance(values, Iterable):
+        raise TypeError(
+            f"expected {name} as several ints, got {type(values).__name__}: give a list of them"
+        )
+    found = [positive_int(name, value) for value in values]
+    if any(b <= a for a, b in itertools.pairwise(found)):
+        raise ValueError(f"expected increasing {name}, got {found}")
+    return found
 
 
 def generator(value: torch.Generator | None, device: torch.device) -> None:

@@ -156,6 +156,14 @@ def test_what_is_no_problem_or_no_dtype(problem):
         tl.train(None, **options)
     with pytest.raises(TypeError, match=r"real numbers such as torch.float64, got torch.int32"):
         tl.train(problem, dtype=torch.int32, **options)
+    with pytest.raises(TypeError, match=r"expected a problem, got the class SpikedTensor: make"):
+        tl.train(tl.SpikedTensor, **options)
+
+
+@pytest.mark.parametrize("name", ["path", "logdir", "checkpoint", "group", "momentum", "device"])
+def test_places_and_numbers_of_a_wrong_kind(problem, name):
+    with pytest.raises((TypeError, ValueError), match=f"expected {name} as |expected {name} in "):
+        tl.train(problem, step_size=1.0, time=1.0, progress=False, **{name: 3.5})
 
 
 @pytest.mark.gpu

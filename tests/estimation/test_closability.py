@@ -63,6 +63,31 @@ def test_without_the_angle_between_neurons_it_does_not():
     assert not report.holds
 
 
+def test_without_the_radius_matrix_pca_does_not():
+    """The drift differs by about as much as it is, at every n, and from one lift to the next."""
+
+    def problem_at(n):
+        problem = tl.SpikedTensor(dim=n, order=2, snr=2.0)
+
+        def lift(u, generator=None):
+            r2 = 2 * float(torch.rand((), generator=generator))
+            return problem.lift(torch.tensor([float(u[0]), r2]), generator)
+
+        start = problem.model(at=(0.6, 0.5), generator=torch.Generator().manual_seed(n))
+        overlap = tl.SummaryStatistics({"m": problem.statistics.functions["m"]})
+        return tl.SizedProblem(
+            start, problem.loss, problem.sample, overlap, 1 / n, n, lift=lift
+        )  # fmt: skip
+
+    report = tl.closability(problem_at, [50, 100, 200], samples=512, points=1)
+    assert report["drift, lifted"].fails, report
+    assert abs(report["drift, lifted"].law.exponent) < 0.1
+    # negative control: both statistics
+    whole = lambda n: tl.SizedProblem.of(tl.SpikedTensor(dim=n, order=2, snr=2.0), step_size=1.0)  # noqa: E731
+    report = tl.closability(whole, [50, 100, 200], samples=512, points=1)
+    assert not report.fails, report
+
+
 @pytest.mark.slow
 def test_sparse_noise_closes_for_spread_out_weights_only():
     report = tl.closability(lambda n: mixture(n, sparse(n)), DIMS, **SIZES)
@@ -85,6 +110,15 @@ def test_a_run_from_an_aligned_start_is_seen_to_differ():
     report = tl.closability(problem_at, DIMS, samples=8192, points=2, remainders=6, time=0.02)
     assert report["drift, run"].fails, report
     assert report["corrector, run"].fails, report
+
+
+def test_what_is_no_function_and_no_dimensions():
+    with pytest.raises(TypeError, match=r"expected problem_at as a function of n, got NoneType"):
+        tl.closability(None, [10, 20])
+    with pytest.raises(TypeError, match=r"expected dims as several ints, got int"):
+        tl.localizability(mixture, 10)
+    with pytest.raises(ValueError, match=r"expected increasing dims, got \[20, 10\]"):
+        tl.critical_step_size(mixture, [20, 10])
 
 
 def test_one_lift_of_ones_own():
@@ -206,9 +240,26 @@ def test_growth_strictly_slower():
     ],
 )
 def test_vanishing(squares, error, word):
-    condition = power_law.vanishes("y", [100, 200, 400], squares, [error] * 3, 0.1)
+    # rows of that mean and error
+    at_n = [power_law.Squares([s - error, s + error], error) for s in squares]
+    condition = power_law.vanishes("y", [100, 200, 400], at_n, 0.1)
     assert condition.verdict.startswith(word), condition
     assert str(condition).startswith(f"y: {word}")
+
+
+def test_rows_that_differ_alike_at_all_n_are_no_error():
+    """Sizes of 0.5 to 2, the same at every n: significant, and of exponent 0."""
+    scatter = [0.1, 4.0, 0.5, 2.5, 0.05, 1.0]
+    at_n = [power_law.Squares([s + 0.01 * i for s in scatter], 0.01) for i in range(3)]
+    assert at_n[0].error > at_n[0].mean / 3  # which was taken for insignificant
+    condition = power_law.vanishes("y", [100, 200, 400], at_n, 0.1)
+    assert condition.fails
+    assert condition.law.standard_error < 0.05
+    # negative control: as large, with noise as large
+    noisy = [power_law.Squares(s.rows, 1.0) for s in at_n]
+    assert "more samples would tell" in power_law.vanishes("y", [1, 2, 4], noisy, 0.1).verdict
+    shrinking = [power_law.Squares([s / n for s in scatter], 0.01) for n in (1, 2, 4)]
+    assert power_law.vanishes("y", [100, 200, 400], shrinking, 0.1).holds
 
 
 def test_power_laws_have_right_errors():

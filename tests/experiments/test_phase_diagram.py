@@ -181,6 +181,15 @@ def test_what_is_no_problem():
         tl.phase_diagram(lambda snr: torch.nn.Linear(1, 1), ("snr", [1.0]), ("step_size", [1.0]))
 
 
+def test_what_is_no_function_or_no_axis():
+    y = ("step_size", [1.0])
+    with pytest.raises(TypeError, match=r"expected make as a function .* got NoneType"):
+        tl.phase_diagram(None, ("snr", [1.0]), y)
+    for x in (None, ("snr", 1.0), ("snr",), [1.0, [2.0]]):
+        with pytest.raises(TypeError, match=r"expected x as a name and its values"):
+            tl.phase_diagram(MATRIX, x, y)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [

@@ -133,3 +133,9 @@ def test_subcritical_mixtures_follow_gradient_flow():
         )
         result = tl.compare(measured, flow.solve(measured.initial[0], measured.times))
         assert (float(result.sup_difference.max()) < 0.03) is close, result
+
+
+def test_what_is_no_mixture():
+    for count in (success.by_dynamics, lambda p, **o: success.by_sgd(p, time=1.0, **o)):
+        with pytest.raises(TypeError, match=r"expected a tl.GaussianMixture, got SpikedTensor"):
+            count(tl.SpikedTensor(dim=10, order=2, snr=1.0), step_size=1.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from torchlimits import _checks
 from torchlimits.ensemble.checkpoint import Checkpoint
@@ -111,6 +111,10 @@ def train(
     _check_start(start)
     recorded = SummaryStatistics.of(problem.statistics if statistics is None else statistics)
     steps = _steps(problem, step_size, time)
+    for name, place in (("logdir", logdir), ("path", path), ("checkpoint", checkpoint)):
+        _checks.path(name, place)
+    if not _checks.non_negative("momentum", momentum) < 1:
+        raise ValueError(f"expected momentum in [0, 1), got {momentum}")
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
     ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
@@ -126,6 +130,7 @@ def train(
             "can be continued"
         )
     if processes == 1:
+        _check_group(group)
         return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
     if group is not None or not ensemble.on_cpu:
         raise ValueError(
@@ -227,6 +232,11 @@ class _Training:
 
 
 def _check_problem(problem: object) -> None:
+    if isinstance(problem, type):
+        raise TypeError(
+            f"expected a problem, got the class {problem.__name__}: make one, {problem.__name__}"
+            "(...)"
+        )
     needed = ("dim", "statistics", "model", "sample", "loss")
     missing = [name for name in needed if not hasattr(problem, name)]
     if missing:
@@ -241,6 +251,15 @@ def _check_start(start: object) -> None:
         raise TypeError(
             f"expected start as a module, got {type(start).__name__}: make it by problem.model(), "
             "and set its parameters, from which all runs start"
+        )
+
+
+def _check_group(group: object) -> None:
+    known = distributed.ProcessGroup if distributed.is_available() else ()
+    if group is not None and not isinstance(group, known):
+        raise TypeError(
+            f"expected group as a torch.distributed process group, got {type(group).__name__}: "
+            "make one by torch.distributed.new_group()"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -147,7 +147,8 @@ def phase_diagram(
     Raises:
         ValueError: if ``make`` has no parameter of an axis's name, an axis is empty or does not
             increase, or both are the same; and what ``make`` raises.
-        TypeError: if ``make`` does not return a problem.
+        TypeError: if ``make`` is not a function or does not return a problem, or an axis is not a
+            name and values.
         RuntimeError: if no start leads to a fixed point.
 
     Example:
@@ -194,6 +195,16 @@ def _edges(values: Sequence[float], logarithmic: bool) -> list[float]:
 def _axis(
     which: str, axis: tuple[str, Sequence[float]], make: Callable[..., Any]
 ) -> tuple[str, list[float]]:
+    if not callable(make):
+        raise TypeError(
+            f"expected make as a function that returns a problem, got {type(make).__name__}: for "
+            "instance functools.partial(tl.SpikedTensor, dim=100, order=2)"
+        )
+    pair = isinstance(axis, Sequence) and len(axis) == 2
+    if not pair or not isinstance(axis[0], str) or not isinstance(axis[1], Iterable):
+        raise TypeError(
+            f'expected {which} as a name and its values, such as ("snr", [1.0, 2.0]), got {axis!r}'
+        )
     name, values = axis
     parameters = inspect.signature(make).parameters
     free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

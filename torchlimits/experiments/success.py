@@ -66,6 +66,14 @@ class Proportion:
         return f"{self.value:.4f} ({counts}; 95 % interval {low:.4f} to {high:.4f})"
 
 
+def _check(problem: object) -> None:
+    if not isinstance(problem, GaussianMixture):
+        raise TypeError(
+            f"expected a tl.GaussianMixture, got {type(problem).__name__}: its theory says which "
+            "classifiers are optimal"
+        )
+
+
 def by_dynamics(
     problem: GaussianMixture, *, step_size: float, starts: int = 200, time: float = 100.0,
     level: int = -3, seed: int = 0,
@@ -82,6 +90,7 @@ def by_dynamics(
 
     Raises:
         ValueError: if a number is out of its range.
+        TypeError: if ``problem`` is not a `GaussianMixture`.
 
     Example:
         >>> import torchlimits as tl
@@ -89,6 +98,7 @@ def by_dynamics(
         >>> by_dynamics(problem, step_size=1.0, starts=20, time=60.0).trials
         20
     """
+    _check(problem)
     u0 = problem.starts(starts, generator=torch.Generator().manual_seed(seed))
     dynamics = problem.dynamics(step_size=step_size, level=level)
     optimal = problem.is_optimal(basins(dynamics, u0, time=time).final)
@@ -107,12 +117,16 @@ def by_sgd(
         time: the limit time to train for.
         runs, seed, progress: as in `torchlimits.train`.
 
+    Raises:
+        TypeError: if ``problem`` is not a `GaussianMixture`.
+
     Example:
         >>> import torchlimits as tl
         >>> problem = tl.GaussianMixture.binary(dim=50, snr=100.0, ridge=0.1)
         >>> by_sgd(problem, step_size=1.0, time=2.0, runs=10).trials
         10
     """
+    _check(problem)
     measured = train(
         problem, step_size=step_size, time=time, runs=runs, seed=seed, progress=progress
     )

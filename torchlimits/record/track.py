@@ -143,6 +143,7 @@ def track(
     optimizers = followed(model, optimizer)
     statistics = SummaryStatistics.of(statistics)
     _checks.json_text("parameters", parameters or {})
+    _checks.path("path", path)
     if max_bytes is not None:
         _checks.positive_int("max_bytes", max_bytes)
     own = ModelState(model)

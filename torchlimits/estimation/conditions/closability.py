@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.estimation.conditions.power_law import ConditionReport, vanishes
+from torchlimits.estimation.conditions.power_law import ConditionReport, Squares, vanishes
 from torchlimits.estimation.conditions.sized_problem import (
     LiftFunction,
     SizedProblem,
@@ -45,7 +45,8 @@ def closability(
     compared among themselves have, at every n, the statistics of the run at the largest n.
     Differences, root mean squares over the entries relative to these, have to vanish as n grows.
     Their squares are products of estimates from separate samples, so that sampling noise does not
-    add to them.
+    add to them. Whether there is a difference at all is told by what this noise alone would do; how
+    it changes with n, by the same remainders at every n.
 
     Args:
         problem_at: a function n -> `SizedProblem`.
@@ -78,7 +79,7 @@ def closability(
     at_n = sized_problems(problem_at, dims, least=1)
     found = _differences(at_n, [sized.run(time, points, seed) for sized in at_n], settings)
     conditions = [
-        vanishes(name, dims, *zip(*found[name], strict=True), tolerance)  # type: ignore[arg-type]
+        vanishes(name, dims, found[name], tolerance)
         for name in sorted(found, key=lambda name: _QUANTITIES.index(name.split(",")[0]))
     ]
     return ConditionReport(_TITLE, tuple(conditions))
@@ -115,11 +116,11 @@ class _Settings:
 
 def _differences(
     at_n: Sequence[SizedProblem], runs: Sequence[Sequence[dict[str, Tensor]]], settings: _Settings
-) -> dict[str, list[tuple[float, float]]]:
-    """Squared relative differences and their standard errors, by condition, one pair for each n."""
+) -> dict[str, list[Squares]]:
+    """Squared relative differences, by condition, for each n."""
     # the same u at every n, so that what is compared differs in n alone: those of the largest
     common = [at_n[-1].u(x) for x in runs[-1]]
-    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[str, list[Squares]] = defaultdict(list)
     for sized, run in zip(at_n, runs, strict=True):
         for name, value in _at_dimension(sized, run, common, settings).items():
             found[name].append(value)
@@ -131,8 +132,8 @@ def _at_dimension(
     run: Sequence[dict[str, Tensor]],
     common: Sequence[Tensor],
     settings: _Settings,
-) -> dict[str, tuple[float, float]]:
-    """Squared relative differences at one n and their standard errors, by condition."""
+) -> dict[str, Squares]:
+    """Squared relative differences at one n, by condition."""
     data = torch.Generator(device=sized.device).manual_seed(settings.seed + 1)
     estimator, lifts = sized.estimator(), sized.lifts()
     reference = next(iter(lifts))
@@ -158,6 +159,8 @@ class _Differences:
         self.reference, self.unbiased = reference, remainders / (remainders - 1)
         self.products: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
         self.sizes: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+        # the standard deviations that the products have where nothing differs
+        self.noises: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
 
     def add(
         self, pairs: Mapping[str, list[tuple[Estimate, Estimate]]], only: str | None = None
@@ -171,15 +174,17 @@ class _Differences:
                     factor = self.unbiased if kind == self.reference else 1.0
                     self.products[quantity, kind].append(factor * (v - centre).prod(0))
                     self.sizes[quantity, kind].append(centre.prod(0)[0])
+                    self.noises[quantity, kind].append(_errors(quantity, pairs[kind]).prod(0))
 
-    def relative(self) -> dict[str, tuple[float, float]]:
-        """Mean squares over the entries, relative to their sizes, with standard errors."""
+    def relative(self) -> dict[str, Squares]:
+        """Mean squares over the entries, relative to their sizes."""
         result = {}
         for (quantity, kind), parts in self.products.items():
             scale = _scale(torch.stack(self.sizes[quantity, kind]).mean(0))
             rows = (torch.cat(parts) / scale).mean(-1)
-            error = float(rows.std()) / len(rows) ** 0.5
-            result[f"{quantity}, {kind}"] = (float(rows.mean()), error)
+            # as if all entries erred together, which they do at most
+            noise = (torch.cat(self.noises[quantity, kind]) / scale).mean(-1)
+            result[f"{quantity}, {kind}"] = Squares(rows.tolist(), float(noise.norm()) / len(noise))
         return result
 
 
@@ -199,6 +204,13 @@ def _values(
     quantity: str, pairs: Sequence[tuple[Estimate, Estimate]]
 ) -> Float[Tensor, "2 lifts entries"]:
     rows = [[getattr(e, quantity).value.flatten().cpu() for e in pair] for pair in pairs]
+    return torch.stack([torch.stack(row) for row in rows], dim=1)
+
+
+def _errors(
+    quantity: str, pairs: Sequence[tuple[Estimate, Estimate]]
+) -> Float[Tensor, "2 lifts entries"]:
+    rows = [[getattr(e, quantity).standard_error.flatten().cpu() for e in pair] for pair in pairs]
     return torch.stack([torch.stack(row) for row in rows], dim=1)
 
 

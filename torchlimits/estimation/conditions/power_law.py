@@ -111,24 +111,58 @@ def at_most(
     return Condition(name, *place, law, f"{word}: {found}")
 
 
+@dataclass(frozen=True)
+class Squares:
+    """Unbiased estimates of a squared size at one n, and what noise alone makes of their mean.
+
+    Args:
+        rows: the estimates, in the same order at every n: the i-th are of the same kind.
+        noise: the standard error of their mean where the size is 0.
+
+    Example:
+        >>> Squares([1.0, 3.0], noise=0.1).mean, Squares([1.0, 3.0], noise=0.1).error
+        (2.0, 1.0)
+    """
+
+    rows: Sequence[float]
+    noise: float
+
+    @property
+    def mean(self) -> float:
+        """The squared size."""
+        return math.fsum(self.rows) / len(self.rows)
+
+    @property
+    def error(self) -> float:
+        """The standard error of the mean, by the scatter of the rows; no less than the noise."""
+        n = len(self.rows)
+        spread = math.fsum((row - self.mean) ** 2 for row in self.rows)
+        return max((spread / max(n - 1, 1) / n) ** 0.5, self.noise)
+
+    def without(self, i: int) -> Squares:
+        """The same without the i-th row."""
+        return Squares([*self.rows[:i], *self.rows[i + 1 :]], self.noise)
+
+
 def vanishes(
-    name: str, dims: Sequence[int], squares: Sequence[float], errors: Sequence[float],
-    tolerance: float,
-) -> Condition:  # fmt: skip
+    name: str, dims: Sequence[int], at_n: Sequence[Squares], tolerance: float
+) -> Condition:
     """The condition that a relative size tends to 0, from unbiased estimates of its square.
 
     It holds if the size is seen to shrink, or if it does not differ significantly from 0 and is
     below the tolerance at the largest n. It fails if the size is significant at the largest n and
-    does not shrink.
+    does not shrink. It differs significantly from 0 where noise alone would not make it so large;
+    that the rows scatter, as sizes differ from one lift to the next, says nothing against it.
     """
     n = dims[-1]
+    squares, errors = [s.mean for s in at_n], [s.error for s in at_n]
     sizes = tuple(max(s, 0.0) ** 0.5 for s in squares)
     bounds = [(max(s, 0.0) + 2 * e) ** 0.5 for s, e in zip(squares, errors, strict=True)]
     size_errors = tuple(
         e / (2 * y) if s > e else b - y
         for s, e, y, b in zip(squares, errors, sizes, bounds, strict=True)
     )
-    told = [i for i, (s, e) in enumerate(zip(squares, errors, strict=True)) if s > 3 * e and s > 0]
+    told = [i for i, s in enumerate(at_n) if s.mean > 3 * s.noise and s.mean > 0]
     place = (tuple(dims), sizes, size_errors)
     last = len(squares) - 1
     if last not in told:
@@ -144,7 +178,7 @@ def vanishes(
         return Condition(
             name, *place, None, f"undecided at these n: {_percent(sizes[last])} at n = {n}"
         )
-    law = _fit_told(told, *place)
+    law = _paired(_fit_told(told, *place), told, dims, at_n)
     found = (
         f"{_percent(sizes[last])} at n = {n}, exponent {law.exponent:.2f} ± "
         f"{law.standard_error:.2f}, needed < 0"
@@ -156,6 +190,29 @@ def vanishes(
 
 def _word(*, holds: bool, fails: bool) -> str:
     return "holds" if holds else "fails" if fails else "undecided at these n"
+
+
+def _paired(
+    law: PowerLaw, told: Sequence[int], dims: Sequence[int], at_n: Sequence[Squares]
+) -> PowerLaw:
+    """The law with the jackknife's error over rows that are left out at all n together.
+
+    What makes one row larger than others makes it so at every n, and is no error of the exponent.
+    """
+    count = len(at_n[0].rows)
+    if count < 3 or any(len(at_n[i].rows) != count for i in told):
+        return law
+    slopes = []
+    for row in range(count):
+        rest = [at_n[i].without(row) for i in told]
+        if min(s.mean for s in rest) <= 0:
+            return law
+        sizes = [s.mean**0.5 for s in rest]
+        errors = [s.error / (2 * y) for s, y in zip(rest, sizes, strict=True)]
+        slopes.append(fit([dims[i] for i in told], sizes, errors).exponent)
+    mean = math.fsum(slopes) / count
+    variance = (count - 1) / count * math.fsum((slope - mean) ** 2 for slope in slopes)
+    return PowerLaw(law.exponent, variance**0.5, law.constant)
 
 
 def _fit_told(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,10 +147,16 @@ def sized_problems(
     Raises:
         ValueError: if there are fewer than ``least`` dimensions, if they do not increase, or if the
             problems have other dimensions or differ in the names of their statistics.
-        TypeError: if ``problem_at`` returns something other than a `SizedProblem`.
+        TypeError: if ``problem_at`` is not a function or returns something other than a
+            `SizedProblem`, or ``dims`` are not several.
     """
-    dims = [_checks.positive_int("dims", n) for n in dims]
-    if len(dims) < least or any(b <= a for a, b in itertools.pairwise(dims)):
+    if not callable(problem_at):
+        raise TypeError(
+            f"expected problem_at as a function of n, got {type(problem_at).__name__}: it makes the"
+            " tl.SizedProblem of each dimension"
+        )
+    dims = _checks.increasing("dims", dims)
+    if len(dims) < least:
         raise ValueError(f"expected at least {least} increasing dimensions, got {dims}")
     found = [problem_at(n) for n in dims]
     for n, problem in zip(dims, found, strict=True):
