@@ -29,14 +29,14 @@ class Curves:
         along: what is on the x axis, shape ``(T,)``.
         names: of the k statistics.
         values: shape ``(runs, T, k)``.
-        half_width: of the band, of the same shape, or None.
+        band: its lower and its upper end, of the same shape, or None.
     """
 
     title: str
     along: np.ndarray
     names: Sequence[str]
     values: np.ndarray
-    half_width: np.ndarray | None
+    band: tuple[np.ndarray, ...] | None
 
 
 def new_panels(count: int) -> list[Axes]:
@@ -84,11 +84,9 @@ def _line(axes: Axes, curves: Curves, run: int, i: int, style: dict[str, Any]) -
     (drawn,) = axes.plot(along, values, **style)
     if len(values) == 1 and drawn.get_marker() in ("None", ""):
         drawn.set_marker("o")  # a line of one point is not seen
-    if curves.half_width is not None:
-        half = curves.half_width[run, there, i]
-        axes.fill_between(
-            along, values - half, values + half, color=drawn.get_color(), alpha=0.2, lw=0
-        )
+    if curves.band is not None:
+        low, high = (end[run, there, i] for end in curves.band)
+        axes.fill_between(along, low, high, color=drawn.get_color(), alpha=0.2, lw=0)
 
 
 def _colours(count: int) -> list[Any]:

@@ -20,7 +20,7 @@ class Columns:
     Attributes:
         steps, times: shape ``(T,)``.
         values: shape ``(..., T, k)``.
-        std: of the same shape, or None.
+        beside: what is known of each value, under ``"std"``, ``"lower"``, ``"upper"``.
         names: of the k statistics.
         attrs: the metadata.
     """
@@ -28,7 +28,7 @@ class Columns:
     steps: np.ndarray
     times: np.ndarray
     values: np.ndarray
-    std: np.ndarray | None
+    beside: Mapping[str, np.ndarray]
     names: Sequence[str]
     attrs: Mapping[str, Any]
 
@@ -44,18 +44,19 @@ def to_pandas(path: Columns, wide: bool) -> pandas.DataFrame:
         place["run"] = np.repeat(np.arange(runs), T)
     shape = (runs * T, len(names))
     values = path.values.reshape(shape)
-    std = None if path.std is None else path.std.reshape(shape)
+    beside = {name: entries.reshape(shape) for name, entries in path.beside.items()}
     if wide:
         parts = [pandas.DataFrame(place), pandas.DataFrame(values, columns=names)]
-        if std is not None:
-            parts.append(pandas.DataFrame(std, columns=names).add_suffix("/std"))
+        for name, entries in beside.items():
+            parts.append(pandas.DataFrame(entries, columns=names).add_suffix(f"/{name}"))
         return pandas.concat(parts, axis=1)
     return pandas.DataFrame(
         {
             **{key: np.tile(column, len(names)) for key, column in place.items()},
             "statistic": np.repeat(names, shape[0]),
             "value": values.T.ravel(),
-            "std": np.nan if std is None else std.T.ravel(),
+            "std": np.nan,
+            **{name: entries.T.ravel() for name, entries in beside.items()},
         }
     )
 
@@ -66,7 +67,7 @@ def to_xarray(path: Columns) -> xarray.Dataset:
 
     leading = [f"run_{i}" if i else "run" for i in range(path.values.ndim - 2)]
     dims = [*leading, "time", "statistic"]
-    arrays = {"value": path.values, **({} if path.std is None else {"std": path.std})}
+    arrays = {"value": path.values, **path.beside}
     return xarray.Dataset(
         {name: (dims, array) for name, array in arrays.items()},
         coords={

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits._text import Table, Tabular
-from torchlimits.trajectory import BAND, Trajectory
+from torchlimits.law_check import LEAST_RUNS, TwoHumps, law_distance, several_humps
+from torchlimits.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import pandas
     from rich.table import Table as RichTable
+
+#: so many statistics whose law has several humps are told one by one
+_HUMPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,15 @@ class Comparison(Tabular):
         sup_in_std: the largest |difference| in predicted standard deviations, or None without a
             band.
         inside: the share of the rows (and runs) in which measured values are inside the predicted
-            95 % band, of those after the time of the start; None without a band or such rows.
+            band (`Trajectory.bounds`), of those after the time of the start; None without a band or
+            such rows.
+        level: the probability of the band, 0.95 unless the prediction says otherwise.
+        law_distance: the largest Kolmogorov-Smirnov distance, at any time, between the runs and
+            the law predicted for them: of their probability-integral transforms from the uniform
+            law; None without a law's ``samples`` or with fewer than 5 runs.
+        usual_distance: what that distance stays below in 95 % of cases if the law is right.
+        humps: the statistics whose predicted law has more than one hump (Hartigan's dip), where
+            means, deviations and curves tell little.
         runs: how many runs.
         unmatched: the statistics that only one side has, by side: ``"measured"``,
             ``"predicted"``.
@@ -85,6 +98,10 @@ class Comparison(Tabular):
     runs: int
     unmatched: dict[str, list[str]]
     worst_runs: WorstRuns | None = None
+    level: float = 0.95
+    law_distance: Float[Tensor, " k"] | None = None
+    usual_distance: Float[Tensor, " k"] | None = None
+    humps: Sequence[TwoHumps] = ()
 
     @property
     def worst(self) -> str:
@@ -128,13 +145,38 @@ class Comparison(Tabular):
             for row, value in zip(rows[1:], self.sup_in_std, strict=True):
                 row.append(f"{value:.2f}")
         if self.inside is not None:
-            rows[0].append("in 95 %")
-            runs = " and runs" * (self.runs > 1)
-            notes["in 95 %"] = f"share of the times{runs} measured within the predicted 95 % band"
+            title, runs = f"in {100 * self.level:g} %", " and runs" * (self.runs > 1)
+            rows[0].append(title)
+            notes[title] = f"share of the times{runs} measured within the predicted "
+            notes[title] += f"{100 * self.level:g} % band"
             for row, value in zip(rows[1:], self.inside, strict=True):
                 row.append(f"{100 * value:.0f} %")
-        below += unmatched_lines(self.unmatched)
+        if self.law_distance is not None and self.usual_distance is not None:
+            rows[0] += ["KS", "usual"]
+            notes["KS"] = (
+                "Kolmogorov-Smirnov distance of the runs from the predicted law, largest at any "
+                "time"
+            )
+            notes["usual"] = "what it stays below in 95 % of cases if the law is right"
+            distances = zip(self.law_distance, self.usual_distance, strict=True)
+            for row, pair in zip(rows[1:], distances, strict=True):
+                row += ["" if torch.isnan(x) else f"{x:.2f}" for x in pair]
+        below += [*self._hump_lines(), *unmatched_lines(self.unmatched)]
         return Table(rows, notes, f"measured against predicted{mean}", below)
+
+    def _hump_lines(self) -> list[str]:
+        """Which laws have more than one hump, in words."""
+        if not self.humps:
+            return []
+        several = len({one.run for one in self.humps}) > 1
+        told = [f"{f'run {one.run}, ' * several}{one}" for one in self.humps[:_HUMPS]]
+        more = len(self.humps) - len(told)
+        lines = [
+            "the predicted law has more than one hump: runs part, and no single curve or deviation "
+            "stands for them:",
+            *(f"  {one}" for one in told),
+        ]
+        return [*lines, f"  and {more} more statistics"] if more else lines
 
     def _of_means(self) -> tuple[list[list[str]], dict[str, str]]:
         """Rows and explanations of the means over all runs, or of the one run."""
@@ -232,7 +274,9 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
     mean = difference.mean(dim=0)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
     sup, at = _largest(mean.abs())
-    in_std, inside = _in_band(difference, predicted.select(match.names))
+    theirs = predicted.select(match.names)
+    in_std, inside = _in_band(difference, theirs)
+    ours = measured.select(match.names).values.reshape(-1, len(measured), k)
     ends = [path.select(match.names).final.reshape(-1, k) for path in (measured, predicted)]
     alike = share_start(measured.select(match.names))
     return Comparison(
@@ -248,7 +292,22 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         runs=runs,
         unmatched=match.unmatched,
         worst_runs=None if alike else _worst_runs(difference, measured.times, *ends),
+        level=float(predicted.metadata.get("law", {}).get("level", 0.95)),
+        **_against_law(ours, theirs),
     )
+
+
+def _against_law(ours: Float[Tensor, "runs T k"], law: Trajectory) -> dict[str, Any]:
+    """How far runs are from a law that is told by samples, and where it has several humps."""
+    if law.samples is None:
+        return {}
+    found: dict[str, Any] = {"humps": several_humps(law)}
+    after = law.times > law.times[0]
+    if len(ours) < LEAST_RUNS or not bool(after.any()):
+        return found
+    samples = law.samples.reshape(len(law.samples), -1, *ours.shape[1:])
+    distance = law_distance(ours[:, after], samples[:, :, after])
+    return {**found, "law_distance": distance.largest, "usual_distance": distance.usual}
 
 
 def _largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
@@ -283,14 +342,19 @@ def _in_band(
     difference: Float[Tensor, "runs T k"], predicted: Trajectory
 ) -> tuple[Float[Tensor, " k"] | None, Float[Tensor, " k"] | None]:
     """The largest difference in predicted deviations, and the share inside the 95 % band."""
-    if predicted.std is None:
-        return None, None
-    std = predicted.std.reshape(-1, *difference.shape[1:])
-    scaled = (difference.abs() / std.clamp_min(1e-300)).nan_to_num(0.0)
-    # a measured start is on its prediction, and the band has no width before time passes
     after = predicted.times > predicted.times[0]
-    inside = (scaled[:, after] <= BAND).double().mean((0, 1)) if bool(after.any()) else None
-    return scaled.amax((0, 1)), inside
+    bounds, shape = predicted.bounds, (-1, *difference.shape[1:])
+    in_std = inside = None
+    if predicted.std is not None:
+        std = predicted.std.reshape(shape)
+        in_std = (difference.abs() / std.clamp_min(1e-300)).nan_to_num(0.0).amax((0, 1))
+    # a measured start is on its prediction, and the band has no width before time passes
+    if bounds is not None and bool(after.any()):
+        values = predicted.values.reshape(shape)
+        low, high = (end.reshape(shape) - values for end in bounds)
+        within = ~((difference < low) | (difference > high))
+        inside = within[:, after].double().mean((0, 1))
+    return in_std, inside
 
 
 # --- which statistics match ----------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: half the width of a 95 % band, in standard deviations
 BAND = 1.96
+#: what a prediction may know besides its values, for each of them
+_BESIDE = ("std", "lower", "upper", "samples")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,9 @@ class Trajectory:
         values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs.
         names: the k statistics' names.
         std: predicted standard deviation, of the shape of ``values``, or None.
+        lower, upper: predicted bounds, quantiles of the runs' law, of the shape of ``values``, or
+            None; see `ReducedChain.law`.
+        samples: values of predicted runs, one more leading dimension than ``values``, or None.
         metadata: JSON-able facts about where the numbers come from (``"equation"``, ``"dim"`` ...).
 
     Raises:
@@ -59,6 +64,10 @@ class Trajectory:
         tensor([0.0000, 0.5000], dtype=torch.float64)
         >>> path.initial, "r3" in path
         (tensor([0., 1.], dtype=torch.float64), False)
+        >>> path.run(0) is path, path.transformed(u[1], torch.ones(2)).final.tolist()
+        (True, [0.0, 0.0])
+        >>> path.bounds is None, replace(path, std=u).bounds[0][0]
+        (True, tensor([ 0.0000, -0.9600], dtype=torch.float64))
         >>> path.index("r2"), path.slice(path.steps > 0).values.tolist(), len(path.thin(2))
         (1, [[0.5, 1.5]], 2)
         >>> path.select(["r2", "m"]).final.tolist(), path.plot("m").get_ylabel()
@@ -79,6 +88,9 @@ class Trajectory:
     values: Float[Tensor, "*runs T k"]
     names: Sequence[str]
     std: Float[Tensor, "*runs T k"] | None = None
+    lower: Float[Tensor, "*runs T k"] | None = None
+    upper: Float[Tensor, "*runs T k"] | None = None
+    samples: Float[Tensor, "M *runs T k"] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,8 +101,8 @@ class Trajectory:
         object.__setattr__(self, "steps", steps)
         object.__setattr__(self, "values", _checks.float64("values", self.values))
         object.__setattr__(self, "names", _checks.names(self.names))
-        if self.std is not None:
-            object.__setattr__(self, "std", _checks.float64("std", self.std))
+        for name, entries in self._beside().items():
+            object.__setattr__(self, name, _checks.float64(name, entries))
         self._validate()
 
     def _validate(self) -> None:
@@ -101,17 +113,31 @@ class Trajectory:
                 f"and times and steps of shape (T,), got {values}, {times} and {steps}: give one "
                 "row for each time"
             )
-        if self.std is not None and self.std.shape != self.values.shape:
-            raise ValueError(
-                f"expected std of the shape of values, {tuple(self.values.shape)}, "
-                f"got {tuple(self.std.shape)}"
-            )
+        for name, entries in self._beside().items():
+            shape = entries.shape[1:] if name == "samples" else entries.shape
+            if shape != self.values.shape:
+                more = "(M, ...) before" if name == "samples" else "of"
+                raise ValueError(
+                    f"expected {name} {more} the shape of values, {tuple(self.values.shape)}, "
+                    f"got {tuple(entries.shape)}"
+                )
+        if (self.lower is None) != (self.upper is None):
+            raise ValueError("expected both lower and upper, got one of them: give both or neither")
         if len(set(self.names)) != len(self.names):
             twice = sorted(name for name, times in Counter(self.names).items() if times > 1)
             raise ValueError(f"expected k different names, got {twice} more than once: rename them")
         if len(self.times):
             _checks.ordered_times(self.times)
             _checks.never_fall("steps", self.steps)
+
+    def _beside(self) -> dict[str, Tensor]:
+        """What is known besides the values."""
+        known = {name: getattr(self, name) for name in _BESIDE}
+        return {name: entries for name, entries in known.items() if entries is not None}
+
+    def _of_all(self, part: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """A part of the values and of all that is known besides, ``(..., T, k)``."""
+        return {name: part(x) for name, x in {"values": self.values, **self._beside()}.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: these values, not all the memory that they are a part of."""
@@ -131,6 +157,18 @@ class Trajectory:
     def runs(self) -> int:
         """How many independent runs the leading dimensions of ``values`` hold."""
         return int(np.prod(self.values.shape[:-2], dtype=int))
+
+    @property
+    def bounds(self) -> tuple[Float[Tensor, "*runs T k"], Float[Tensor, "*runs T k"]] | None:
+        """The predicted band: ``lower`` and ``upper``, or the values -+ 1.96 ``std``, or None.
+
+        Of bounds and deviations, the bounds count: they are right where the law is not normal.
+        """
+        if self.lower is not None and self.upper is not None:
+            return self.lower, self.upper
+        if self.std is None:
+            return None
+        return self.values - BAND * self.std, self.values + BAND * self.std
 
     def __len__(self) -> int:
         return len(self.times)
@@ -194,8 +232,35 @@ class Trajectory:
         columns = {name: column for column, name in enumerate(self.names)}
         found = [one for name in asked for one in _names.chosen(name, self.names)]
         rows = [columns[name] for name in found]
-        std = None if self.std is None else self.std[..., rows]
-        return replace(self, values=self.values[..., rows], names=found, std=std)
+        return replace(self, names=found, **self._of_all(lambda x: x[..., rows]))
+
+    def run(self, number: int) -> Trajectory:
+        """The trajectory of one of its runs, counted from 0 over all leading dimensions.
+
+        Raises:
+            ValueError: if there is no such run.
+        """
+        if not 0 <= number < self.runs:
+            raise ValueError(f"expected a run from 0 to {self.runs - 1}, got {number}")
+        before = self.values.ndim - 2
+
+        def one(entries: Tensor) -> Tensor:
+            ahead = entries.ndim - self.values.ndim
+            return entries.flatten(ahead, ahead + before - 1).select(ahead, number)
+
+        return self if not before else replace(self, **self._of_all(one))
+
+    def transformed(self, shift: Float[Tensor, " k"], scale: Float[Tensor, " k"]) -> Trajectory:
+        """The trajectory of (u - shift) * scale, with its band.
+
+        Args:
+            shift, scale: a number for each statistic; scales are > 0.
+        """
+        moved = {
+            name: entries * scale if name == "std" else (entries - shift) * scale
+            for name, entries in self._of_all(lambda x: x).items()
+        }
+        return replace(self, **moved)
 
     def slice(self, rows: slice | Tensor) -> Trajectory:
         """The trajectory at some of its times.
@@ -203,9 +268,8 @@ class Trajectory:
         Args:
             rows: a slice, or a tensor of row numbers or booleans.
         """
-        times, steps, values = self.times[rows], self.steps[rows], self.values[..., rows, :]
-        std = None if self.std is None else self.std[..., rows, :]
-        return replace(self, times=times, steps=steps, values=values, std=std)
+        times, steps = self.times[rows], self.steps[rows]
+        return replace(self, times=times, steps=steps, **self._of_all(lambda x: x[..., rows, :]))
 
     def thin(self, points: int) -> Trajectory:
         """At most ``points`` times, evenly spread over the rows, first and last included.
@@ -217,16 +281,16 @@ class Trajectory:
             raise ValueError(f"expected at least 2 points to keep first and last, got {points}")
         if len(self) <= points:
             return self
-        rows = torch.linspace(0, len(self) - 1, points, device="cpu").round().long()
-        return self.slice(rows)
+        return self.slice(spread_rows(len(self), points))
 
     def to_pandas(self, *, wide: bool = True) -> pandas.DataFrame:
         """A table of the statistics; needs pandas.
 
         Args:
             wide: one row for each time (and run), one column for each statistic, and
-                ``<name>/std`` where there is a predicted deviation; otherwise one row for each
-                value, with columns ``statistic``, ``value`` and ``std``.
+                ``<name>/std``, ``<name>/lower`` and ``<name>/upper`` where they are predicted;
+                otherwise one row for each value, with columns ``statistic``, ``value``, ``std``
+                and, where they are predicted, ``lower`` and ``upper``.
 
         Returns:
             Columns ``step``, ``time`` (limit time), ``run`` where there are independent runs, then
@@ -238,7 +302,7 @@ class Trajectory:
         return _frames.to_pandas(self._columns(), wide)
 
     def to_xarray(self) -> xarray.Dataset:
-        """Arrays ``value`` (and ``std``) with labelled axes; needs xarray.
+        """Arrays ``value`` (``std``, ``lower``, ``upper``) with labelled axes; needs xarray.
 
         Returns:
             Dimensions ``run`` (one for each leading dimension: ``run``, ``run_1`` ...), ``time``
@@ -305,23 +369,25 @@ class Trajectory:
 
     def _panel(self, title: str, x: str) -> _curves.Curves:
         shape = (self.runs, *self.values.shape[-2:])
-        return _curves.Curves(
-            title, (self.times if x == "time" else self.steps).numpy(), self.names,
-            self.values.reshape(shape).numpy(),
-            None if self.std is None else BAND * self.std.reshape(shape).numpy(),
-        )  # fmt: skip
+        along, values = self.times if x == "time" else self.steps, self.values.reshape(shape)
+        ends = self.bounds
+        band = None if ends is None else tuple(end.reshape(shape).numpy() for end in ends)
+        return _curves.Curves(title, along.numpy(), self.names, values.numpy(), band)
 
     def _columns(self) -> _frames.Columns:
+        beside = {name: x.numpy() for name, x in self._beside().items() if name != "samples"}
         return _frames.Columns(
-            self.steps.numpy(), self.times.numpy(), self.values.numpy(),
-            None if self.std is None else self.std.numpy(), self.names, self.metadata,
+            self.steps.numpy(), self.times.numpy(), self.values.numpy(), beside, self.names,
+            self.metadata,
         )  # fmt: skip
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, samples: bool = False) -> None:
         """Write a ``.npz`` that numpy alone can read, one array for each field, metadata as JSON.
 
         Args:
             path: the file; its folder is made if it is not there.
+            samples: write ``samples`` too, which are many times as large as the rest; without them
+                the file's trajectory has none.
 
         Raises:
             ValueError: if names or metadata are so long that the file could not be read again.
@@ -335,8 +401,8 @@ class Trajectory:
             "values": self.values.numpy(),
             "metadata": np.array(_checks.json_text("metadata", self.metadata)),
         }
-        if self.std is not None:
-            fields["std"] = self.std.numpy()
+        beside = {n: x for n, x in self._beside().items() if samples or n != "samples"}
+        fields |= {name: entries.numpy() for name, entries in beside.items()}
         npz.write(place, self.names, fields)
 
     @classmethod
@@ -375,6 +441,16 @@ class Trajectory:
                     f"expected a trajectory file, {path} cannot be read: "
                     f"{error or type(error).__name__}"
                 ) from error
+
+
+def spread_rows(count: int, points: int) -> Int[Tensor, " rows"]:
+    """At most so many row numbers, evenly spread, first and last included.
+
+    Example:
+        >>> spread_rows(101, 5).tolist(), spread_rows(2, 5).tolist()
+        ([0, 25, 50, 75, 100], [0, 1])
+    """
+    return torch.linspace(0, count - 1, min(count, points), device="cpu").round().long()
 
 
 def trajectory_of_rows(header: Header, rows: np.ndarray) -> Trajectory:

@@ -13,7 +13,7 @@ from torchlimits.cli.main import main
 from torchlimits.ensemble import checkpoint
 from torchlimits.ensemble.checkpoint import Checkpoint
 
-OPTIONS = ["run", "binary", "--dim", "60", "--time", "4", "--runs", "2", "--no-band"]
+OPTIONS = ["run", "binary", "--dim", "60", "--time", "4", "--runs", "2", "--band", "none"]
 #: 120 steps
 
 KILLED = """

@@ -38,7 +38,9 @@ def test_one_command_leaves_a_table_a_picture_and_tensorboard(capsys):
     assert measured.steps[-1] == 20
     # the prediction begins at the measured start, and has a band
     assert torch.equal(measured.initial, predicted.initial)
-    assert predicted.std is not None
+    assert predicted.lower is not None
+    assert predicted.metadata["law"] == {"exact": True, "level": 0.95, "runs": 2000}
+    assert predicted.samples is None  # saved on request
     assert (folder / "overlay.png").read_bytes().startswith(b"\x89PNG")
     told = json.loads((folder / "run.json").read_text())
     assert told["stage"] == "finished"
@@ -49,7 +51,8 @@ def test_one_command_leaves_a_table_a_picture_and_tensorboard(capsys):
         assert len(shown.Scalars("v/0")) == len(measured)
     said = capsys.readouterr().out
     assert "The start is informed" in said
-    assert str(tl.compare(measured, predicted)) in said
+    table = str(tl.compare(measured, predicted)).partition("\n\n")[0]
+    assert table in said
     assert f"Picture: {folder / 'overlay.png'}" in said
     assert f"--logdir {folder}" in said
     assert "?smoothing=0#custom_scalars&_smoothingWeight=0" in said
@@ -57,7 +60,7 @@ def test_one_command_leaves_a_table_a_picture_and_tensorboard(capsys):
 
 #: where they differ from dim 300 and time 1
 SIZES = {
-    "xor": {"band": False},
+    "xor": {"band": "none"},
     "tensor": {"dim": 1000, "time": 0.5},
     "network": {"head": "gelu", "width": 2, "time": 8.0},
     "teacher-student": {"time": 4.0, "noise": 0.3},
@@ -76,7 +79,7 @@ def test_informed_starts_are_where_the_band_holds(name):
         progress=False, every=20,
     )  # fmt: skip
     dynamics = problem.dynamics(step_size=options.step_size)
-    predicted = dynamics.solve(measured.initial[0], measured.times, band=options.band)
+    predicted = dynamics.solve(measured.initial[0], measured.times, band=options.band != "none")
     if predicted.std is not None:
         inside = tl.compare(measured, predicted).inside
         assert float(inside.min()) > 0.88
@@ -88,7 +91,7 @@ def test_informed_starts_are_where_the_band_holds(name):
 @pytest.mark.parametrize("head", ["mlp", "relu"])
 def test_a_head_of_ones_choice_is_drawn_beside_its_theory(head, capsys):
     arguments = ["--head", head, "--width", "2", "--classes", "2", "--dim", "60", "--time", "4"]
-    assert main(["run", "network", *arguments, "--no-band"]) == 0
+    assert main(["run", "network", *arguments, "--band", "none"]) == 0
     (folder,) = Path("runs/network").iterdir()
     assert folder.name == f"0001-{head}-snr4-lr4-dim60-time4-classes2-width2"
     measured, predicted = (
@@ -180,7 +183,7 @@ def test_below_the_threshold_the_equator_is_no_saddle():
 
 def test_two_runs_have_two_folders_and_an_old_one_is_never_written_over(capsys):
     for _ in range(2):
-        assert main(["run", "matrix", *SMALL, "--no-band"]) == 0
+        assert main(["run", "matrix", *SMALL, "--band", "none"]) == 0
     names = [path.name[:4] for path in sorted(Path("runs/matrix").iterdir())]
     assert names == ["0001", "0002"]
     first, second = (tl.Trajectory.load(path / "measured.npz")
@@ -224,7 +227,7 @@ def test_open_starts_tensorboard_and_ends_it_with_an_interrupt(monkeypatch, caps
     monkeypatch.setattr(browser.webbrowser, "get", lambda: None)
     monkeypatch.setattr(browser.webbrowser, "open", interrupted)
     monkeypatch.setattr(browser, "_wait_for", lambda server, port: None)
-    assert main(["run", "matrix", *SMALL, "--no-band", "--open"]) == 130
+    assert main(["run", "matrix", *SMALL, "--band", "none", "--open"]) == 130
     assert opened[0].endswith(browser.VIEW)
     assert "all is saved in runs/matrix/0001" in capsys.readouterr().err
 

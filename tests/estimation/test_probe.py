@@ -145,7 +145,7 @@ def test_tensorboard_shows_the_four_parts(tmp_path):
         scalars = events.Scalars("explained/v/0")
         assert [s.step for s in scalars] == [0, 20, 40, 60]
         read[part] = [s.value for s in scalars]
-        experiment = f"±1.96 sd/{tmp_path.name}/run"
+        experiment = f"± band/{tmp_path.name}/run"
         assert len(events.Scalars(f"{experiment}/explained/R/0/1/upper")) == 4
     for change, *others in zip(read["measured change"], read["gradient flow"], read["corrector"],
                                read["residual"], strict=True):  # fmt: skip

@@ -271,7 +271,7 @@ def test_the_axis_is_the_step_or_limit_time(card, charts):
 
 def test_time_series_are_grouped_and_bands_come_last(page):
     page = page("timeseries")
-    groups = ["R", "m", "torchlimits", "v", "±1.96 sd", "· Custom Scalars"]
+    groups = ["R", "m", "torchlimits", "v", "± band", "· Custom Scalars"]
     page.until(groups, lambda: page.texts(".card-group .group-title"))
     cards = ["R/0/0", "R/0/1", "R/1/1", "m/0/0", "m/1/0"]
     page.until(cards, lambda: page.texts("scalar-card .tag"))
@@ -284,7 +284,7 @@ def test_time_series_are_grouped_and_bands_come_last(page):
 
 def test_scalars_are_grouped_and_bands_come_last(page):
     page = page("scalars")
-    groups = ["R", "m", "torchlimits", "v", "±1.96 sd", "· Custom Scalars"]
+    groups = ["R", "m", "torchlimits", "v", "± band", "· Custom Scalars"]
     page.until(groups, lambda: page.texts("button.heading .category-name"))
     page.until("R/0/0", lambda: page.texts("tf-scalar-card >>> .heading-row .name")[0])
     page.until(

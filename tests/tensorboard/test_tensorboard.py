@@ -170,9 +170,7 @@ def test_band_is_drawn_for_both_sides(tmp_path):
     found = read(tmp_path / "predicted")
     half = 1.96 * predicted.std[:, 0]
     experiment = "/".join(tmp_path.parts[-2:])
-    value, lower, upper = (
-        f"±1.96 sd/{experiment}/v/0/{end}" for end in ("value", "lower", "upper")
-    )
+    value, lower, upper = (f"± band/{experiment}/v/0/{end}" for end in ("value", "lower", "upper"))
     np.testing.assert_array_equal(found[value][1], found["v/0"][1])
     np.testing.assert_array_equal(found[lower][1], (predicted["v[0]"] - half).float())
     np.testing.assert_array_equal(found[upper][1], (predicted["v[0]"] + half).float())
@@ -400,7 +398,7 @@ def test_what_only_one_side_has_is_written_for_it_and_listed(tmp_path):
     measured = trajectory(names=["loss", "r2"], runs=2)
     predicted = trajectory(names=["r2", "m"], seed=1, band=True)
     tensorboard.write(tmp_path, measured=measured, predicted=predicted)
-    charts = "±1.96 sd/" + "/".join(tmp_path.parts[-2:])
+    charts = "± band/" + "/".join(tmp_path.parts[-2:])
     tags = {
         "loss",
         "r2",
@@ -448,7 +446,7 @@ def test_write_says_what_is_wrong(tmp_path):
         write(tmp_path, measured=path, predicted=trajectory(rows=5, names=["v/0", "r2"]))
     with pytest.raises(ValueError, match=r"'v\[0\]' and 'v/0'"):
         write(tmp_path, measured=trajectory(rows=5, names=["v[0]", "v/0"]))
-    clash = f"±1.96 sd/{'/'.join(tmp_path.parts[-2:])}/v/0/lower"
+    clash = f"± band/{'/'.join(tmp_path.parts[-2:])}/v/0/lower"
     with pytest.raises(ValueError, match=clash):
         write(tmp_path, measured=trajectory(rows=5, names=["v[0]", clash], band=True))
     with pytest.raises(ValueError, match="hold values"):

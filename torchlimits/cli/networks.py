@@ -25,6 +25,9 @@ class Network(Options):
     the accuracy.
     """
 
+    band: Literal["law", "linear", "none"] = "linear"
+    """What tells where 95 % of runs at this dimension are: the linear approximation, or their law,
+    by 2000 paths of the exact chain, which is right near saddles too (minutes)."""
     step_size: float = 4.0
     time: float = 20.0
     head: Literal["mlp", "gelu", "relu", "tanh"] = "mlp"
@@ -107,6 +110,9 @@ class TeacherStudent(Options):
     """
 
     dim: int = 400
+    band: Literal["law", "linear", "none"] = "linear"
+    """What tells where 95 % of runs at this dimension are: the linear approximation, or their law,
+    by 2000 paths of the exact chain, which is right near saddles too (minutes)."""
     time: float = 50.0
     width: int = 2
     """The number K of the student's neurons."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from torchlimits.trajectory import Trajectory
+from torchlimits.trajectory import Trajectory, spread_rows
 
 #: rows with values, for pictures; each value is an integral over the data
 _ROWS = 40
@@ -32,17 +32,27 @@ def with_performance(
     """
     if not functions:
         return path
-    rows = torch.linspace(0, len(path) - 1, min(len(path), _ROWS)).round().long()
+    rows = spread_rows(len(path), _ROWS)
     shape = (*path.values.shape[:-1], len(functions))
     found = torch.full(shape, torch.nan, dtype=torch.float64)
     some = path.values[..., rows, :]
     for i, function in enumerate(functions.values()):
         found[..., rows, i] = function(some)
-    std = None
-    if path.std is not None:
-        std = torch.cat([torch.full_like(found, torch.nan), path.std], dim=-1)
+    return _beside(path, functions, found)
+
+
+def _beside(
+    path: Trajectory, functions: Mapping[str, Callable[[Tensor], Tensor]], found: Tensor
+) -> Trajectory:
+    """The trajectory with further values, of which nothing else is known."""
+    known = {name: getattr(path, name) for name in ("std", "lower", "upper", "samples")}
+    columns = {
+        name: torch.cat([x.new_full((*x.shape[:-1], len(functions)), torch.nan), x], dim=-1)
+        for name, x in known.items()
+        if x is not None
+    }
     values = torch.cat([found, path.values], dim=-1)
-    return replace(path, values=values, names=[*functions, *path.names], std=std)
+    return replace(path, values=values, names=[*functions, *path.names], **columns)
 
 
 def performance_text(measured: Trajectory, predicted: Trajectory, names: Sequence[str]) -> str:

@@ -111,6 +111,8 @@ def options_of(described: dict[str, Any]) -> Options:
         'snr3-lr1'
     """
     rest = dict(described)
+    # what earlier versions wrote
+    rest["band"] = {True: "linear", False: "none"}.get(rest.get("band"), rest.get("band"))
     try:
         return PROBLEMS[rest.pop("problem")](**rest)
     except (KeyError, TypeError) as error:

@@ -147,6 +147,7 @@ def _about_random(problem: Problem, step_size: float) -> str:
         what = f"the overlaps with the means are {small}, near a saddle"
     return (
         f"The starts are random: {what}. The time at which a run escapes from it is random, so "
-        "that runs from similar starts part from each other and from the prediction, and the band "
-        "does not hold until they have escaped. --start informed begins off the saddle."
+        "that runs from similar starts part from each other and from the predicted curve. Their "
+        "law (--band law) holds nevertheless, and a linear band does not until they have escaped. "
+        "--start informed begins off the saddle."
     )

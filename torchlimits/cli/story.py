@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -112,11 +112,23 @@ class Story:
         options, starts = self.options, measured.initial
         if bool((starts == starts[:1]).all()):
             starts = starts[:1]
-        with Console(stderr=True).status("integrating the effective dynamics"):
-            return dynamics.solve(
-                starts, measured.times, corrector=options.corrector,
-                band=options.band and options.corrector,
-            )  # fmt: skip
+        band = self._band(len(starts))
+        doing = "drawing the law of runs" if band == "law" else "integrating the effective dynamics"
+        with Console(stderr=True).status(doing):
+            return dynamics.solve(starts, measured.times, corrector=options.corrector, band=band)
+
+    def _band(self, starts: int) -> bool | Literal["law"]:
+        """What `EffectiveDynamics.solve` is asked for."""
+        asked = self.options.band
+        if asked == "none" or not self.options.corrector:
+            return False
+        if asked == "law" and starts > _DRAWN:
+            print(
+                f"The band is the linear approximation: {starts} different starts would have as "
+                f"many laws; --runs {_DRAWN} or fewer shows them."
+            )
+            return True
+        return "law" if asked == "law" else True
 
     def _draw(
         self, folder: Folder, measured: Trajectory, predicted: Trajectory,

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks, _linalg
+from torchlimits.dynamics.law import check_size, law_of
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.trajectory import Trajectory
@@ -60,18 +61,16 @@ class DiffusiveDynamics(ABC):
     def rescale(self, trajectory: Trajectory) -> Trajectory:
         """A trajectory of u, measured or predicted, as one of u~."""
         self._check_names(trajectory)
-        values = (trajectory.values - self.centre.cpu()) * self.scale.cpu()
-        std = None if trajectory.std is None else trajectory.std * self.scale.cpu()
-        metadata = {**trajectory.metadata, _RESCALED: True}
-        return replace(trajectory, values=values, std=std, metadata=metadata)
+        moved = trajectory.transformed(self.centre.cpu(), self.scale.cpu())
+        return replace(moved, metadata={**trajectory.metadata, _RESCALED: True})
 
     def unscale(self, trajectory: Trajectory) -> Trajectory:
         """The inverse of `rescale`."""
         self._check_names(trajectory)
-        values = self.centre.cpu() + trajectory.values / self.scale.cpu()
-        std = None if trajectory.std is None else trajectory.std / self.scale.cpu()
+        scale = self.scale.cpu()
+        moved = trajectory.transformed(-self.centre.cpu() * scale, 1 / scale)
         metadata = {key: x for key, x in trajectory.metadata.items() if key != _RESCALED}
-        return replace(trajectory, values=values, std=std, metadata=metadata)
+        return replace(moved, metadata=metadata)
 
     def solve(
         self, u0: Float[Tensor, "*batch k"] | Trajectory,
@@ -136,6 +135,38 @@ class DiffusiveDynamics(ABC):
         learning_rate = (self.limit.step_size or 1.0) / self.dim
         steps = (instants / learning_rate).round().long()
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata())
+
+    def law(
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
+        runs: int = 2000, level: float = 0.95, generator: torch.Generator | None = None,
+    ) -> Trajectory:  # fmt: skip
+        """The law of the SDE's paths: means, deviations, bounds and the paths themselves.
+
+        It approximates the law of runs (`ReducedChain.law`) where no exact chain is known.
+
+        Args:
+            u0, times, generator: as in `solve`.
+            runs: the number of paths from every start.
+            level: the probability between the bounds at one time.
+
+        Returns:
+            As `ReducedChain.law`, of u~.
+
+        Raises:
+            As `solve`, and ValueError if level is not between 0 and 1.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.SpikedTensor(dim=10**6, order=2, snr=2.0).dynamics(step_size=1.0)
+            >>> law = dynamics.langevin().law(torch.tensor([0.0, 1.0]), [0.0, 2.0], runs=200)
+            >>> law.lower.shape, law.samples.shape
+            (torch.Size([2, 2]), torch.Size([200, 2, 2]))
+        """
+        start, instants = self._begun(u0, times)
+        check_size(_checks.positive_int("runs", runs), start.shape, len(instants))
+        paths = self.solve(u0, times, paths=runs, generator=generator)
+        return law_of(replace(paths, metadata={**paths.metadata, "law": {"exact": False}}), level)
 
     def _begun(self, u0: Any, times: Any) -> tuple[Any, Any]:
         """The start, in u~, and the times, from a trajectory of u or, after `rescale`, of u~."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.fixed_points import FixedPoints
 from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.langevin import LangevinDynamics
+from torchlimits.dynamics.reduced_chain import ReducedChain
 from torchlimits.dynamics.solver import integrate
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
@@ -167,12 +168,15 @@ class EffectiveDynamics(Flow):
         self, u0: Float[Tensor, "*batch k"] | Trajectory,
         times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
         rtol: float | None = None, atol: float | None = None, corrector: bool = True,
-        band: bool = False, initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
+        band: bool | Literal["law"] = False,
+        initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
     ) -> Trajectory:  # fmt: skip
         r"""Integrate from u0 at ``times[0]`` with torchdiffeq's dopri5.
 
         With ``band`` the standard deviations at dimension n come along, by the linear-noise
-        approximation; see `covariance`, also for where it fails.
+        approximation; see `covariance`, also for where it fails. With ``band="law"`` the law of
+        runs itself comes along, by 2000 paths of the exact chain (`ReducedChain.law`): bounds,
+        standard deviations and the paths. Where no chain is known, they are paths of `langevin`.
 
         Args:
             u0: start, shape ``(..., k)``; every leading index is a solution of its own, which
@@ -183,10 +187,11 @@ class EffectiveDynamics(Flow):
                 rate is 0 for some steps, and do not fall. By default those of the trajectory.
             rtol, atol: the solver's tolerances; the defaults fit the error of the right-hand side.
             corrector: False leaves the corrector out: gradient flow on the population loss.
-            band: also predict the standard deviations, ``Trajectory.std``.
-            initial_covariance: with ``band``, the covariance of u at ``times[0]`` where the start
-                is random; by default 0, for a measured start. Shape ``(k, k)``, or one for each
-                start.
+            band: also predict the standard deviations, ``Trajectory.std``; ``"law"``: also
+                ``lower``, ``upper`` (95 %) and ``samples``.
+            initial_covariance: with ``band=True``, the covariance of u at ``times[0]`` where the
+                start is random; by default 0, for a measured start. Shape ``(k, k)``, or one for
+                each start.
 
         Returns:
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.
@@ -198,6 +203,7 @@ class EffectiveDynamics(Flow):
                 no times.
             RuntimeError: if the solver cannot reach the tolerance.
             NotImplementedError: if a band is asked for and the diffusion matrix is not known.
+            MemoryError: if the law's paths take more than 4 GiB.
 
         Example:
             >>> import torchlimits as tl
@@ -212,22 +218,56 @@ class EffectiveDynamics(Flow):
         start = self.started(given)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
-        if initial_covariance is not None and not band:
+        if band not in (False, True, "law"):
+            raise ValueError(f"expected band as True, False or 'law', got {band!r}")
+        if initial_covariance is not None and band is not True:
             raise ValueError("expected initial_covariance together with band=True, got it alone")
         if band and not corrector:
             raise ValueError(
                 "expected corrector=True with a band, got False: gradient flow is the limit of "
                 "vanishing steps, which do not fluctuate"
             )
-        std = None
-        if band:
+        beside: dict[str, Any] = {}
+        facts = self._metadata(corrector)
+        if band is True:
             values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance)
-            std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+            beside["std"] = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
             velocity = self if corrector else lambda _, u: self.drift(u)
             values = integrate(velocity, start, instants, rtol, atol)
-        return Trajectory(
-            instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
+        if band == "law":
+            law = self._law(start, instants)
+            beside = {name: getattr(law, name) for name in ("std", "lower", "upper", "samples")}
+            facts["law"] = law.metadata["law"]
+        return Trajectory(instants, steps, values, self.names, **beside, metadata=facts)
+
+    def _law(self, u0: Tensor, instants: Tensor) -> Trajectory:
+        """The law of runs from u0, the same whenever it is asked for."""
+        generator = torch.Generator(u0.device).manual_seed(0)
+        try:
+            source = self.reduced_chain()
+        except NotImplementedError:
+            source = self.langevin()
+        return source.law(u0, instants, generator=generator)
+
+    def reduced_chain(self) -> ReducedChain:
+        """The exact chain of the same problem and optimizer: SGD's statistics at dimension n.
+
+        Problems that have one define it; `ReducedChain.law` is the law of their runs.
+
+        Raises:
+            NotImplementedError: if the problem has none.
+            ValueError: if the steps are not those of plain SGD.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+            >>> dynamics.reduced_chain().run(torch.tensor([0.0, 1.0]), 200, runs=5)
+            Trajectory(2 statistics, 201 times, t = 0 ... 2, runs=5)
+        """
+        raise NotImplementedError(
+            f"no exact chain is known for {type(self.field).__name__}: take langevin(), which "
+            "approximates it, or run SGD itself"
         )
 
     def covariance(

@@ -8,10 +8,13 @@ from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks, _threads
+from torchlimits.dynamics.law import check_size, law_of
+from torchlimits.dynamics.start import begun
+from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.trajectory import Trajectory
 
@@ -43,12 +46,15 @@ class ReducedChain(ABC):
         names: the names of the k statistics.
         dim: n.
         limit: what the optimizer does.
+        schedule: c_delta(t), where it is not constant; it starts with the chain's first step.
     """
 
-    def __init__(self, names: Sequence[str], dim: int, limit: SGDLimit) -> None:
-        self.names, self.dim, self.limit = list(names), dim, limit
-        #: the learning rate, delta = c_delta / n
-        self.lr = limit.step_size / dim
+    def __init__(
+        self, names: Sequence[str], dim: int, limit: SGDLimit, schedule: Schedule | None = None
+    ) -> None:
+        self.names, self.dim, self.limit, self.schedule = list(names), dim, limit, schedule
+        #: the learning rate, delta = c_delta / n, of the first step
+        self.lr = limit.step_size / dim if schedule is None else schedule.rates(1, dim)[0]
 
     def run(
         self, u0: Float[Tensor, "*batch k"], steps: int, *, runs: int = 1, every: int = 1,
@@ -78,13 +84,84 @@ class ReducedChain(ABC):
             >>> chain.run(torch.tensor([0.5, 1.0]), steps=100, runs=50, every=10)
             Trajectory(2 statistics, 11 times, t = 0 ... 1e-07, runs=50)
         """
-        for name, value in (("steps", steps), ("runs", runs), ("every", every)):
+        for name, value in (("steps", steps), ("every", every)):
             _checks.positive_int(name, value)
-        u0 = _checks.statistics(u0, len(self.names))
-        _checks.generator(generator, u0.device)
-        batch = u0.shape[:-1] if runs == 1 and u0.ndim > 1 else (runs, *u0.shape[:-1])
-        starts = u0.expand(*batch, len(self.names)).reshape(-1, len(self.names))
+        u0, batch = self._begun(u0, runs, generator)
         at = sorted({*range(0, steps + 1, every), steps})
+        values = self._paths(u0.expand(*batch, len(self.names)), at, generator)
+        recorded = torch.tensor(at, device="cpu")
+        return Trajectory(
+            self._times(at[-1])[recorded], recorded, values, self.names, metadata=self._metadata()
+        )
+
+    def law(
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
+        runs: int = 2000, level: float = 0.95, generator: torch.Generator | None = None,
+    ) -> Trajectory:  # fmt: skip
+        r"""The law of the statistics of runs from u0 at dimension n, by paths drawn from it.
+
+        It is right where the ballistic limit and its band are not: near saddles, which runs leave
+        in several directions, and at kinks. Between the bounds lies a run at one time with
+        probability ``level``, up to the error of quantiles of so many paths: at 95 % and 2000
+        paths, a standard deviation of 0.5 %.
+
+        Args:
+            u0: the start at ``times[0]``, shape ``(..., k)``; every leading index has a law of its
+                own. Or a measured `Trajectory`, whose first row is the start. Momentum starts at
+                rest.
+            times: limit times, shape ``(T,)``; they may repeat and do not fall. By default those of
+                the trajectory. Each is rounded to the nearest step.
+            runs: the number of paths from every start; the same seed gives the same paths.
+            level: the probability between the bounds.
+            generator: the source of randomness, on u0's device.
+
+        Returns:
+            `Trajectory` with the means over the paths as values ``(..., T, k)``, and their ``std``,
+            ``lower``, ``upper`` (quantiles) and ``samples`` ``(runs, ..., T, k)``.
+
+        Raises:
+            ValueError: as `run`, if times fall, or level is not between 0 and 1.
+            MemoryError: if the paths have more than 4 GiB.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> problem = tl.SpikedTensor(dim=100, order=2, snr=1.2)
+            >>> chain, seed = problem.reduced_chain(step_size=1.0), torch.Generator().manual_seed(0)
+            >>> law = chain.law(torch.tensor([0.0, 1.0]), [0.0, 2.0], generator=seed)
+            >>> law.lower[-1, 0] < -0.3, law.upper[-1, 0] > 0.3, law.samples.shape  # both ways
+            (tensor(True), tensor(True), torch.Size([2000, 2, 2]))
+        """
+        given, times = begun(u0, times, self.names)
+        instants = _checks.ordered_times(times)
+        start, _ = self._begun(given, runs, generator)
+        check_size(runs, start.shape, len(instants))
+        numbers = self._numbers(instants)
+        at, rows = numbers.unique(return_inverse=True)
+        values = self._paths(start.expand(runs, *start.shape), at.tolist(), generator)
+        facts = {**self._metadata(), "law": {"exact": True}}
+        paths = Trajectory(
+            instants, numbers, values[..., rows.to(values.device), :], self.names, metadata=facts
+        )
+        return law_of(paths, level)
+
+    def _begun(
+        self, u0: object, runs: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """The start, checked, and the leading dimensions of so many paths from it."""
+        _checks.positive_int("runs", runs)
+        start = _checks.statistics(u0, len(self.names))
+        _checks.generator(generator, start.device)
+        several = runs == 1 and start.ndim > 1
+        return start, start.shape[:-1] if several else (runs, *start.shape[:-1])
+
+    def _paths(
+        self, u0: Float[Tensor, "*batch k"], at: list[int], generator: torch.Generator | None
+    ) -> Float[Tensor, "*batch A k"]:
+        """A path from each start, after each of the numbers of steps ``at``, the first being 0."""
+        starts = u0.reshape(-1, len(self.names))
+        if at == [0]:
+            return u0[..., None, :]
         # torch would share small arrays out among threads, which takes longer than the sums
         with _threads.threads(1 if len(starts) <= _SHARED else torch.get_num_threads()):
             values = torch.stack(self._walk(starts, at, generator), dim=1)
@@ -92,10 +169,37 @@ class ReducedChain(ABC):
             raise RuntimeError(
                 "the statistics have become infinite: the step size is too large for this start"
             )
-        recorded = torch.tensor(at, device="cpu")
-        values = values.reshape(*batch, len(at), len(self.names))
-        facts = {"parameters": self._parameters()}
-        return Trajectory(recorded.double() * self.lr, recorded, values, self.names, metadata=facts)
+        return values.reshape(*u0.shape[:-1], len(at), len(self.names))
+
+    def _numbers(self, instants: Float[Tensor, " T"]) -> Int[Tensor, " T"]:
+        """The numbers of steps after the first instant that lead nearest to each."""
+        if self.schedule is None:
+            return ((instants - instants[0]) / self.lr).round().long()
+        numbers = self.schedule.steps(instants, self.dim)
+        if float(instants[0]) != 0:
+            raise ValueError(
+                "expected times that start at 0 for the law with a schedule, which starts there, "
+                f"got {float(instants[0]):g}: give the start of the run"
+            )
+        return numbers
+
+    def _times(self, steps: int) -> Float[Tensor, " S"]:
+        """Limit times after 0, 1, ... steps."""
+        if self.schedule is None:
+            return torch.arange(steps + 1, dtype=torch.float64, device="cpu") * self.lr
+        rates = self.schedule.rates(steps, self.dim)
+        return torch.tensor([0.0, *rates], dtype=torch.float64, device="cpu").cumsum(0)
+
+    def _factors(self, steps: int) -> list[float]:
+        """What the schedule makes of the learning rates of the limit, at each step."""
+        if self.schedule is None:
+            return [1.0] * steps
+        constant = self.limit.step_size / self.dim
+        return [rate / constant for rate in self.schedule.rates(steps, self.dim)]
+
+    def _metadata(self) -> dict[str, Any]:
+        schedule = {} if self.schedule is None else {"schedule": self.schedule.describe()}
+        return {"parameters": {**self._parameters(), **schedule}}
 
     def _parameters(self) -> dict[str, Any]:
         settings = self.limit.settings

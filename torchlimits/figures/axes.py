@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from torchlimits.figures.panels import Panel
 from torchlimits.figures.rows import Curves, Row
-from torchlimits.trajectory import BAND
+from torchlimits.trajectory import spread_rows
 
 _LINE_POINTS = 300
+#: the resolution of the density of a law
+_CLOUD_TIMES, _CLOUD_BINS = 80, 60
 GREY = "#666666"
 #: the height of a line in inches
 LEGEND_LINE = 0.16
@@ -34,11 +39,16 @@ def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
     rows = _rows(curves.times, curves.values[:, column], _LINE_POINTS)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(times, values, color=colour, linewidth=1.4, zorder=3)
-    if curves.spread is not None:
-        half = BAND * curves.spread[rows, column].numpy()
-        axes.fill_between(
-            times, values - half, values + half, color=colour, alpha=0.16, linewidth=0, zorder=2
-        )
+    humped = curves.samples is not None and name in curves.humped
+    if curves.band is not None:
+        low, high = (end[rows, column].numpy() for end in curves.band)
+        if humped:  # shading would cover the density
+            for end in (low, high):
+                axes.plot(times, end, color=colour, linewidth=0.7, linestyle=":", zorder=2)
+        else:
+            axes.fill_between(times, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
+    if humped:
+        cloud(axes, curves.times, curves.samples[:, :, column], colour)
 
 
 def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -> None:
@@ -49,9 +59,30 @@ def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -
         times, values, linestyle="none", marker="o", markersize=3.4, markerfacecolor="white",
         markeredgecolor=colour, markeredgewidth=0.9, zorder=4,
     )  # fmt: skip
-    if curves.runs > 1 and curves.spread is not None:
-        half = curves.spread[rows, column].numpy()
-        axes.vlines(times, values - half, values + half, color=colour, linewidth=0.8, zorder=3.5)
+    if curves.runs > 1 and curves.band is not None:
+        low, high = (end[rows, column].numpy() for end in curves.band)
+        axes.vlines(times, low, high, color=colour, linewidth=0.8, zorder=3.5)
+
+
+def cloud(
+    axes: Axes, times: Float[Tensor, " T"], samples: Float[Tensor, "M T"], colour: str
+) -> None:
+    """Draw the density of a law behind the curves, darkest where it is highest at each time.
+
+    Args:
+        axes: where.
+        times: limit times.
+        samples: paths of the law.
+        colour: that of the statistic.
+    """
+    rows = _rows(times, samples[0], _CLOUD_TIMES)
+    moments, paths = times[rows].numpy(), samples[:, rows].numpy()
+    ends = np.linspace(*np.quantile(paths, (0.001, 0.999)), _CLOUD_BINS + 1)
+    counts = np.stack([np.histogram(column, ends)[0] for column in paths.T], axis=1)
+    shade = counts / counts.max(axis=0).clip(1)
+    fading = LinearSegmentedColormap.from_list("", [(colour, 0.0), (colour, 0.8)])
+    edges = np.concatenate([moments[:1], (moments[1:] + moments[:-1]) / 2, moments[-1:]])
+    axes.pcolormesh(edges, ends, shade, cmap=fading, vmin=0, vmax=1, linewidth=0, zorder=1)
 
 
 def _rows(times: Tensor, values: Tensor, points: int) -> Tensor:
@@ -66,12 +97,7 @@ def _rows(times: Tensor, values: Tensor, points: int) -> Tensor:
     moves = times[there].diff() > 0
     end = moves.new_ones(1)
     kept = there[(torch.cat([end, moves]) | torch.cat([moves, end])).nonzero()[:, 0]]
-    return kept[_spread_rows(len(kept), points)]
-
-
-def _spread_rows(count: int, points: int) -> Tensor:
-    """At most so many row numbers, evenly spread, first and last included."""
-    return torch.linspace(0, count - 1, min(count, points), device="cpu").round().long()
+    return kept[spread_rows(len(kept), points)]
 
 
 def dress(axes: Axes) -> None:
@@ -100,7 +126,7 @@ def legend(axes: Axes, panel: Panel, lines: int) -> None:
         return
     shown = list(panel.key.items())
     if len(shown) > 12:
-        shown = [shown[i] for i in _spread_rows(len(shown), 6).tolist()]
+        shown = [shown[i] for i in spread_rows(len(shown), 6).tolist()]
     axes.legend(
         [Line2D([], [], color=colour, linewidth=2.2) for _, colour in shown],
         [label for label, _ in shown], loc="lower left", bbox_to_anchor=(-0.02, 0.99),

@@ -38,7 +38,8 @@ def overlay(
     that share their start are averaged, with the standard error of the mean as error bars; runs
     with different starts, which may go to different fixed points, are drawn in rows of their own,
     the first four of them. Statistics match by name; those that only one side has are drawn without
-    the other.
+    the other. Where a predicted law (``band="law"``) has more than one hump, its density is drawn
+    behind the curves.
 
     Args:
         measured: values ``(..., T, k)``.
@@ -161,13 +162,25 @@ def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[Row]) -> N
         handles.append(mark)
     if line is not None:
         handles.append(Line2D([], [], color=GREY, linewidth=1.6, label="predicted"))
-        if line.spread is not None:
-            handles.append(Patch(color=GREY, alpha=0.2, label=f"± {BAND} predicted sd"))
+        if line.band is not None:
+            handles.append(Patch(color=GREY, alpha=0.2, label=_band(given[-1])))
+        if any(row.predicted is not None and row.predicted.humped for row in rows):
+            handles.append(Patch(color=GREY, alpha=0.55, label="density, several humps"))
     below = (0.35 if title else 0.1) / height
     figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.2 / width, 1 - below), ncols=3,
+        handles=handles, loc="upper left", bbox_to_anchor=(0.2 / width, 1 - below),
+        ncols=4 if width > 9 else 3,
         fontsize=9, frameon=False,
     )  # fmt: skip
+
+
+def _band(predicted: Trajectory) -> str:
+    """What the shaded band is."""
+    law = predicted.metadata.get("law")
+    if predicted.lower is None or law is None:
+        return f"± {BAND} predicted sd"
+    kind = "predicted" if law.get("exact") else "approximate"
+    return f"{100 * law['level']:g} % of the {kind} law"
 
 
 def _title(given: Sequence[Trajectory]) -> str:

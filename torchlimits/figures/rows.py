@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.comparison import Match, share_start
+from torchlimits.law_check import several_humps
 from torchlimits.trajectory import Trajectory
 
 _MOST_ROWS = 4
@@ -24,12 +25,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of one side in one row: those of one run, or means over several."""
+    """The curves of one side in one row: those of one run, or means over several.
+
+    Attributes:
+        times, values, names: as those of a trajectory of one run.
+        band: one standard error below and above (measured), or the predicted band.
+        samples: paths of the predicted law, ``(M, T, k)``.
+        humped: the statistics whose law has more than one hump.
+        runs: how many runs are averaged.
+    """
 
     times: Float[Tensor, " T"]
     values: Float[Tensor, "T k"]
-    spread: Float[Tensor, "T k"] | None  # standard error (measured), standard deviation (predicted)
+    band: tuple[Float[Tensor, "T k"], Float[Tensor, "T k"]] | None
     names: list[str]
+    samples: Float[Tensor, "M T k"] | None = None
+    humped: frozenset[str] = frozenset()
     runs: int = 1
 
 
@@ -50,20 +61,24 @@ def _flat(values: Float[Tensor, "*runs T k"]) -> Float[Tensor, "flat T k"]:
 
 
 def _mean(path: Trajectory | None, *, error: bool) -> Curves | None:
-    if path is None:
-        return None
+    if path is None or path.runs == 1:
+        return _one(path, 0)
     values = _flat(path.values)
-    spread = None
-    if error and len(values) > 1:
+    mean, band = values.mean(dim=0), None
+    if error:
         spread = values.std(dim=0) / len(values) ** 0.5
-    elif not error and path.std is not None:
-        spread = _flat(path.std).mean(dim=0)
-    return Curves(path.times, values.mean(dim=0), spread, list(path.names), len(values))
+        band = mean - spread, mean + spread
+    elif path.bounds is not None:
+        low, high = path.bounds
+        band = _flat(low).mean(dim=0), _flat(high).mean(dim=0)
+    return Curves(path.times, mean, band, list(path.names), runs=len(values))
 
 
-def _one(path: Trajectory | None, run: int) -> Curves | None:
+def _one(path: Trajectory | None, number: int) -> Curves | None:
     if path is None:
         return None
-    run = 0 if path.runs == 1 else run
-    spread = None if path.std is None else _flat(path.std)[run]
-    return Curves(path.times, _flat(path.values)[run], spread, list(path.names))
+    run = path.run(0 if path.runs == 1 else number)
+    humped = frozenset[str]()
+    if run.samples is not None:
+        humped = frozenset(one.name for one in several_humps(run))
+    return Curves(run.times, run.values, run.bounds, list(run.names), run.samples, humped)

@@ -26,9 +26,11 @@ FIRST_FORMAT = "torchlimits.Trajectory/1"
 #: what the file holds, and of what kind
 _ARRAYS = {
     "format": "U", "times": "<f8", "steps": "<i8", "names": "U", "values": "<f8", "std": "<f8",
-    "metadata": "U",
+    "lower": "<f8", "upper": "<f8", "samples": "<f8", "metadata": "U",
 }  # fmt: skip
 _FIELDS = _ARRAYS.keys() - {"format"}
+#: what not every trajectory has
+_OPTIONAL = {"std", "lower", "upper", "samples"}
 #: what else may be there: numpy before 2.0 took the argument of that name for an array to save
 _HARMLESS = "allow_pickle.npy"
 #: how the comment begins; eight hexadecimal digits follow
@@ -47,8 +49,8 @@ def write(path: Path, names: Sequence[str], fields: Mapping[str, np.ndarray]) ->
     Args:
         path: the file.
         names: of the statistics.
-        fields: ``times``, ``steps``, ``values``, ``metadata`` (as JSON) and, where there is one,
-            ``std``.
+        fields: ``times``, ``steps``, ``values``, ``metadata`` (as JSON) and, where there are
+            any, ``std``, ``lower``, ``upper`` and ``samples``.
 
     Raises:
         ValueError: if names or metadata are so long that they could not be read again.
@@ -155,7 +157,8 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
 
 def _check_members(members: list[str]) -> None:
     known = {f"{name}.npy" for name in _ARRAYS}
-    missing = sorted(name.removesuffix(".npy") for name in known - {"std.npy", *members})
+    needed = {f"{name}.npy" for name in _ARRAYS.keys() - _OPTIONAL}
+    missing = sorted(name.removesuffix(".npy") for name in needed - {*members})
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
     if len(set(members)) < len(members) or not {*known, _HARMLESS}.issuperset(members):

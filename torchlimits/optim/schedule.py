@@ -51,6 +51,14 @@ class Schedule(ABC):
             ValueError: if the schedule ends before the last time, or the times start below 0.
         """
 
+    @abstractmethod
+    def rates(self, count: int, dim: int) -> list[float]:
+        """The learning rates of the first ``count`` steps of SGD.
+
+        Raises:
+            ValueError: if the schedule ends before, or a learning rate is 0.
+        """
+
     def describe(self) -> str:
         """A word that says what it is."""
         return type(self).__name__
@@ -88,6 +96,8 @@ class FunctionSchedule(Schedule):
         >>> schedule = FunctionSchedule(lambda t: 1 / (1 + t))
         >>> schedule(1.0), schedule.steps(torch.tensor([0.0, 1.0]), dim=1000).tolist()
         (0.5, [0, 1500])
+        >>> schedule.rates(2, dim=1000)
+        [0.001, 0.000999000999000999]
     """
 
     def __init__(self, function: Callable[[float], float]) -> None:
@@ -129,6 +139,14 @@ class FunctionSchedule(Schedule):
                 "infinitely many steps to get there; ask for earlier times"
             )
         return value
+
+    def rates(self, count: int, dim: int) -> list[float]:
+        """c_delta(t) / n at the times at which the steps begin."""
+        t, rates = 0.0, list[float]()
+        for _ in range(count):
+            rates.append(self._positive(t) / dim)
+            t += rates[-1]
+        return rates
 
     def describe(self) -> str:
         """The function's name."""
@@ -212,6 +230,13 @@ class SteppedSchedule(Schedule):
         right = torch.searchsorted(ends, times).clamp(1, len(ends) - 1)
         nearer = (times - ends[right - 1]) < (ends[right] - times)
         return torch.where(nearer, right - 1, right)
+
+    def rates(self, count: int, dim: int) -> list[float]:
+        """The learning rates that the scheduler sets."""
+        while len(self._rates) < count:
+            if not self._advance():
+                raise ValueError(self._refusal)
+        return self._rates[:count]
 
     def describe(self) -> str:
         """The scheduler's name."""

@@ -37,7 +37,10 @@ class SGDStep:
         """Whether there is momentum, and so a buffer."""
         return self.settings.momentum != 0
 
-    def update(self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, first: bool) -> None:
+    def update(
+        self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, first: bool,
+        factor: float = 1.0,
+    ) -> None:  # fmt: skip
         """Move a parameter.
 
         Args:
@@ -45,26 +48,28 @@ class SGDStep:
             buffer: the momentum buffer; without momentum it is not used.
             gradient: that of the loss; it is overwritten.
             first: whether this is the first step.
+            factor: what a schedule makes of the learning rate at this step.
         """
-        settings = self.settings
+        settings, lr = self.settings, self.lr * factor
         if settings.weight_decay:
             gradient = gradient.add_(parameter, alpha=settings.weight_decay)
         if not settings.momentum:
-            parameter.sub_(gradient, alpha=self.lr)
+            parameter.sub_(gradient, alpha=lr)
             return
         if first:  # torch starts with the gradient, undamped
             buffer.copy_(gradient)
         else:
             buffer.mul_(settings.momentum).add_(gradient, alpha=1 - settings.dampening)
         if settings.nesterov:
-            parameter.sub_(gradient, alpha=self.lr)
-            parameter.sub_(buffer, alpha=self.lr * settings.momentum)
+            parameter.sub_(gradient, alpha=lr)
+            parameter.sub_(buffer, alpha=lr * settings.momentum)
         else:
-            parameter.sub_(buffer, alpha=self.lr)
+            parameter.sub_(buffer, alpha=lr)
 
     def update_rows(
         self, rows: Float[Tensor, "K columns S"], buffer: Float[Tensor, "held columns S"],
         pull: Float[Tensor, "vectors K S"], x: Float[Tensor, "vectors columns S"], *, first: bool,
+        factor: float = 1.0,
     ) -> None:  # fmt: skip
         """Move rows along the sum of the outer products pull x^T, over the batch size.
 
@@ -73,7 +78,7 @@ class SGDStep:
             buffer: the momentum buffer; ``held`` is 0 without it.
             pull: dl/dh of each sample, and its counterpart for the further vectors.
             x: the samples and, if there are many of them, the further vectors.
-            first: whether this is the first step.
+            first, factor: as in `update`.
         """
         settings = self.settings
         if settings.momentum or settings.batch_size > 1:
@@ -81,9 +86,9 @@ class SGDStep:
                 gradient = torch.einsum("bks,bcs->kcs", pull, x) / settings.batch_size
             else:
                 gradient = (pull[:, :, None] * x[:, None]).mean(0)
-            self.update(rows, buffer, gradient, first=first)
+            self.update(rows, buffer, gradient, first=first, factor=factor)
             return
         # the same without an array for the gradient
         if settings.weight_decay:
-            rows.mul_(1 - self.lr * settings.weight_decay)
-        rows.addcmul_(pull[0][:, None], x[0], value=-self.lr)
+            rows.mul_(1 - self.lr * factor * settings.weight_decay)
+        rows.addcmul_(pull[0][:, None], x[0], value=-self.lr * factor)

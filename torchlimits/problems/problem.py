@@ -132,14 +132,16 @@ class Problem(Trainable, Protocol):
 
     def reduced_chain(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        dim: int | None = None,
     ) -> ReducedChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension n, drawn without vectors of size n.
 
-        See `ReducedChain.run`; arguments and errors are those of `dynamics`.
+        See `ReducedChain.run` and `ReducedChain.law`; arguments and errors are those of `dynamics`.
 
         Args:
-            optimizer, step_size, momentum, batch_size, dim: as in `dynamics`; Nesterov's momentum
-                and dampening are read from the optimizer.
+            optimizer, step_size, momentum, batch_size, schedule, dim: as in `dynamics`; Nesterov's
+                momentum and dampening are read from the optimizer. A function of limit time gives
+                the learning rate of each step at the time at which it begins.
         """
         ...

@@ -61,10 +61,10 @@ def write(
 
     *Custom Scalars* has one chart for each statistic of each experiment, in categories that carry
     the last two levels of ``logdir``. A chart finds its runs by their tags, so these curves have
-    tags of their own, ``±1.96 sd/<experiment>/<tag>/value``. With a predicted standard deviation,
-    ``.../lower`` and ``.../upper`` hold the value -+ 1.96 such deviations, drawn as a band. The
-    other side repeats its value there, as TensorBoard leaves out a run that lacks them: so write
-    both sides in one call. Without such a deviation, the tag is
+    tags of their own, ``± band/<experiment>/<tag>/value``. With a predicted band
+    (`Trajectory.bounds`), ``.../lower`` and ``.../upper`` hold its ends. The other side repeats its
+    value there, as TensorBoard leaves out a run that lacks them: so write both sides in one call.
+    Without a band, the tag is
     ``· Custom Scalars/<experiment>/<tag>``.
 
     TensorBoard colours a run by its place in the list of runs: of two runs, both sides of the first
@@ -119,7 +119,7 @@ def _replace(
     parameters: Mapping[str, bool | int | float | str], max_points: int | None, max_runs: int,
 ) -> None:  # fmt: skip
     """Write the files of the sides given, then remove those that they replace."""
-    band = any(path.std is not None for path in match.sides.values())
+    band = any(path.bounds is not None for path in match.sides.values())
     experiment = experiment_of(path_of(logdir))
     # this refuses two statistics with one tag, before there is a folder
     all_tags(match.all_names, experiment, band=band)

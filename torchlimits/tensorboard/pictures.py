@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
 from torchlimits.comparison import Match
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,11 +62,4 @@ def _part(path: Trajectory, names: Sequence[str]) -> Trajectory | None:
     own = [name for name in names if name in path.names]
     if not own:
         return None
-    part = path.select(own)
-
-    def first(entries: torch.Tensor) -> torch.Tensor:
-        return entries.reshape(-1, *entries.shape[-2:])[0]
-
-    std = None if part.std is None else first(part.std)
-    metadata = {**part.metadata, "title": ""}
-    return replace(part, values=first(part.values), std=std, metadata=metadata)
+    return replace(path.select(own).run(0), metadata={**path.metadata, "title": ""})

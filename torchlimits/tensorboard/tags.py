@@ -15,7 +15,7 @@ from torchlimits import _checks
 from torchlimits.contracts.tags import LEVELS, check_different, parts_of, tag_in, tags_of
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from torchlimits.trajectory import BAND, Trajectory
+from torchlimits.trajectory import Trajectory
 
 _HOUR = 3600.0
 #: seconds between the starts that the files of two runs tell
@@ -23,7 +23,7 @@ APART = 1e-3
 
 #: the charts of an experiment have tags of their own, or they would show other experiments' runs as
 #: well; TensorBoard opens the first groups of tags, by name, and these come after all letters
-_LINES, _BANDS = "· Custom Scalars", f"±{BAND} sd"
+_LINES, _BANDS = "· Custom Scalars", "± band"
 #: TensorBoard takes what follows the first of these for the name of the run
 _ROUND = str.maketrans("()", "（）")
 
@@ -46,8 +46,8 @@ def chart_tags(one: str, experiment: str, band: bool) -> list[str]:
     """Under which tags the charts of an experiment find a statistic's value and its band's ends.
 
     >>> chart_tags("m/0/1", "runs/xor", band=True)
-    ['±1.96 sd/runs/xor/m/0/1/value', '±1.96 sd/runs/xor/m/0/1/lower', \
-'±1.96 sd/runs/xor/m/0/1/upper']
+    ['± band/runs/xor/m/0/1/value', '± band/runs/xor/m/0/1/lower', \
+'± band/runs/xor/m/0/1/upper']
     """
     stem = f"{_BANDS if band else _LINES}/{experiment}/{one}".translate(_ROUND)
     return [f"{stem}/{end}" for end in ("value", "lower", "upper")] if band else [stem]
@@ -121,8 +121,7 @@ def columns_of(path: Trajectory, band: bool) -> Float[np.ndarray, "runs T column
     """The columns of values that belong to `all_tags`."""
     columns = torch.cat([path.values, path.values], dim=-1)
     if band:
-        half = torch.zeros_like(path.values) if path.std is None else BAND * path.std
-        columns = torch.cat([columns, path.values - half, path.values + half], dim=-1)
+        columns = torch.cat([columns, *(path.bounds or (path.values, path.values))], dim=-1)
     return columns.reshape(-1, *columns.shape[-2:]).numpy()
 
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain
@@ -21,13 +22,16 @@ class MixtureChain(FirstLayerChain):
     Args:
         field: the field of the same problem, which gives the mixture's constants.
         limit: what the optimizer does.
+        schedule: c_delta(t).
     """
 
-    def __init__(self, field: MixtureField, limit: SGDLimit) -> None:
+    def __init__(
+        self, field: MixtureField, limit: SGDLimit, schedule: Schedule | None = None
+    ) -> None:
         super().__init__(
             field.layout,
             coordinates=field.coordinates, weights=field.weights, snr=field.snr, dim=field.dim,
-            limit=limit,
+            limit=limit, schedule=schedule,
         )  # fmt: skip
         self.field = field
 

@@ -10,6 +10,7 @@ from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.field import MixtureField, squared_lengths
 
 
@@ -50,6 +51,10 @@ class MixtureDynamics(EffectiveDynamics):
     def layers(self) -> Layers | None:
         """What the optimizer does to each layer, where they differ."""
         return self.limit.layers
+
+    def reduced_chain(self) -> MixtureChain:
+        """The exact chain of the same problem and optimizer."""
+        return MixtureChain(self.field, self.limit.at_finite_n(), self.schedule)
 
     def split(
         self, u: Float[Tensor, "*batch k"]

@@ -102,12 +102,14 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
 
     def reduced_chain(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        dim: int | None = None,
     ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
-        return MixtureChain(self._field(dim), limit.at_finite_n())
+        plan = Schedule.of(schedule, optimizer, dim)
+        return MixtureChain(self._field(dim), limit.at_finite_n(), plan)
 
     def _field(self, dim: int, level: int = 0) -> MixtureField:
         place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}

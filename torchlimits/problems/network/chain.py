@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain
 from torchlimits.problems.network.replayed import Replayed
@@ -21,17 +22,20 @@ class NetworkChain(FirstLayerChain):
         setting: the network, its data and its loss.
         dim: N, at least d + K + B.
         limit: what the optimizer does.
+        schedule: c_delta(t).
 
     Raises:
         ValueError: if N is too small.
     """
 
-    def __init__(self, setting: Setting, *, dim: int, limit: SGDLimit) -> None:
+    def __init__(
+        self, setting: Setting, *, dim: int, limit: SGDLimit, schedule: Schedule | None = None
+    ) -> None:
         self.setting = setting
         self._fast = Replayed(self._summed)
         super().__init__(
             setting.layout, coordinates=setting.coordinates, weights=setting.shares,
-            snr=setting.snr, dim=dim, limit=limit,
+            snr=setting.snr, dim=dim, limit=limit, schedule=schedule,
         )  # fmt: skip
 
     def _check_room(self) -> None:

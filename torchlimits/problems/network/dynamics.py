@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.field import NetworkField
 
 
@@ -38,6 +39,11 @@ class NetworkDynamics(EffectiveDynamics):
 
     field: NetworkField
     limit: SGDLimit
+
+    def reduced_chain(self) -> NetworkChain:
+        """The exact chain of the same problem and optimizer."""
+        limit = self.limit.at_finite_n()
+        return NetworkChain(self.field.setting, dim=self.dim, limit=limit, schedule=self.schedule)
 
     def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """E[l], the population loss without the ridge, shape ``(...)``.

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import groupby
 from math import prod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor
 from torchlimits import _linalg
 from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
+from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.sgd_step import SGDStep
 from torchlimits.problems.network.components import cumulative, drawn_components
@@ -48,13 +50,15 @@ class FirstLayerChain(ReducedChain):
         snr: lambda.
         dim: N.
         limit: what the optimizer does.
+        schedule: c_delta(t).
     """
 
     def __init__(
         self, layout: Layout, *, coordinates: Float[Tensor, "A d"],
         weights: Float[Tensor, " A"] | None, snr: float, dim: int, limit: SGDLimit,
+        schedule: Schedule | None,
     ) -> None:  # fmt: skip
-        super().__init__(layout.names, dim, limit)
+        super().__init__(layout.names, dim, limit, schedule)
         self.layout, self.coordinates, self.weights = layout, coordinates, weights
         self.snr, self.batch_size = snr, limit.settings.batch_size
         self._check_room()
@@ -97,20 +101,21 @@ class FirstLayerChain(ReducedChain):
         samples = (sample for block in blocks for sample in block)
         head_buffer, bias_buffer = torch.zeros_like(theta), torch.zeros_like(b)
         recorded = [starts]
-        for number in range(at[-1]):
+        for number, factor in enumerate(self._factors(at[-1])):
             x, target = next(samples)
-            rows, first = frame.take_up(x), number == 0
+            rows = frame.take_up(x)
+            now: dict[str, Any] = {"first": number == 0, "factor": factor}
             W, velocity = rows[:K], rows[K:]
             h = frame.products(W, x)  # (B, K, S)
             if self.layout.bias:
                 h += b
             by_theta, pull = self._gradients(theta, h, target)
             for part, step in of_head:
-                step.update(theta[part], head_buffer[part], by_theta[part], first=first)
+                step.update(theta[part], head_buffer[part], by_theta[part], **now)
             if of_bias is not None:
-                of_bias.update(b, bias_buffer, pull.mean(0), first=first)
+                of_bias.update(b, bias_buffer, pull.mean(0), **now)
             if of_rows is not None:
-                of_rows.update_rows(W, velocity, frame.outside(pull), x, first=first)
+                of_rows.update_rows(W, velocity, frame.outside(pull), x, **now)
             if number + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(theta, b, W))
         return recorded

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
+from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.spiked.field import NAMES
 
@@ -29,10 +30,16 @@ class SpikedChain(ReducedChain):
         order, snr: k, lambda.
         dim: n.
         limit: what the optimizer does.
+        schedule: c_delta(t).
     """
 
-    def __init__(self, *, order: int, snr: float, dim: int, limit: SGDLimit) -> None:
-        super().__init__(NAMES, dim, limit)
+    def __init__(
+        self, *, order: int, snr: float, dim: int, limit: SGDLimit,
+        schedule: Schedule | None = None,
+    ) -> None:  # fmt: skip
+        if dim < 2:
+            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
+        super().__init__(NAMES, dim, limit, schedule)
         self.order, self.snr = order, snr
 
     def _walk(
@@ -50,11 +57,12 @@ class SpikedChain(ReducedChain):
         blocks = ahead(frame.vectors(generator), starts.device)
         vectors = (z for block in blocks for z in block)
         recorded = [starts]
-        for number in range(at[-1]):
+        for number, factor in enumerate(self._factors(at[-1])):
             z = next(vectors)
             rows = frame.take_up(z)
             x, velocity = rows[:1], rows[1:]
-            step.update(x, velocity, self._gradient(x, z), first=number == 0)
+            gradient = self._gradient(x, z)
+            step.update(x, velocity, gradient, first=number == 0, factor=factor)
             if number + 1 == at[len(recorded)]:
                 recorded.append(torch.stack([x[0, 0], x[0, 1:].square().sum(0)], dim=-1))
         return recorded

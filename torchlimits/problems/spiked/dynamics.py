@@ -13,6 +13,7 @@ from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, classify,
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.field import SpikedField, SpikedGeometry
 
 
@@ -55,6 +56,13 @@ class SpikedDynamics(EffectiveDynamics):
     def settings(self) -> SGDSettings:
         """What the optimizer does."""
         return self.limit.settings
+
+    def reduced_chain(self) -> SpikedChain:
+        """The exact chain of the same problem and optimizer."""
+        limit = self.limit.at_finite_n()
+        return SpikedChain(
+            order=self.order, snr=self.snr, dim=self.dim, limit=limit, schedule=self.schedule
+        )
 
     # --- fixed points in closed form --------------------------------------------------------------
 

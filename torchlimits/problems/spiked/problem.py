@@ -208,16 +208,14 @@ class SpikedTensor(Problem):
 
     def reduced_chain(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, dim: int | None = None,
+        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        dim: int | None = None,
     ) -> SpikedChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension n; see `Problem.reduced_chain`."""
-        if dim is not None and _checks.positive_int("dim", dim) < 2:
-            raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        dynamics = self.dynamics(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size, dim=dim
-        )
-        limit = dynamics.limit.at_finite_n()
-        return SpikedChain(order=self.order, snr=self.snr, dim=dynamics.dim, limit=limit)
+        return self.dynamics(
+            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
+            schedule=schedule, dim=dim,
+        ).reduced_chain()  # fmt: skip
 
     def random_start(self) -> tuple[Float[Tensor, " 2"], Float[Tensor, "2 2"]]:
         """Mean and covariance of (m, r2) at the random start x ~ N(0, I/n) of `model`.

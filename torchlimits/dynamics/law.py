@@ -1,0 +1,96 @@
+"""The law of runs at dimension n, told by many paths: means, deviations, bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _checks
+from torchlimits.trajectory import Trajectory
+
+#: paths with more bytes are refused
+_MOST_BYTES = 2**32
+#: quantiles are found for so many numbers at once
+_AT_ONCE = 2**22
+
+
+def law_of(paths: Trajectory, level: float) -> Trajectory:
+    """Describe the law that independent paths come from.
+
+    The bounds are the quantiles of order (1 -+ level)/2 at positions i/(M + 1) of M paths, between
+    which one more path lies with probability ``level`` at each time.
+
+    Args:
+        paths: values ``(M, ..., T, k)``.
+        level: the probability between the bounds.
+
+    Returns:
+        `Trajectory` with the paths' means as values ``(..., T, k)``, their ``std``, ``lower`` and
+        ``upper``, and the paths as ``samples``. Its metadata say ``"level"`` under ``"law"``.
+
+    Raises:
+        ValueError: if level is not between 0 and 1, or there are too few paths for it.
+
+    Example:
+        >>> times, u = torch.tensor([0.0]), torch.arange(1.0, 40.0).reshape(39, 1, 1)
+        >>> law = law_of(Trajectory(times, torch.tensor([0]), u, ["m"]), level=0.9)
+        >>> law.values.item(), law.lower.item(), law.upper.item()
+        (20.0, 2.0, 38.0)
+    """
+    level = _checks.positive("level", level)
+    outside = (1 - level) / 2
+    if level >= 1:
+        raise ValueError(f"expected level between 0 and 1, got {level:g}: a probability, 0.95 say")
+    samples = paths.values
+    if outside * (len(samples) + 1) < 1:
+        raise ValueError(
+            f"expected at least {int(-(-1 // outside)) - 1} runs for bounds of level {level:g}, "
+            f"got {len(samples)}: draw more, or take a smaller level"
+        )
+    lower, upper = quantiles(samples, (outside, 1 - outside))
+    facts = {**paths.metadata.get("law", {}), "level": level, "runs": len(samples)}
+    return replace(
+        paths, values=samples.mean(0), std=samples.std(0), lower=lower, upper=upper,
+        samples=samples, metadata={**paths.metadata, "law": facts},
+    )  # fmt: skip
+
+
+def quantiles(
+    samples: Float[Tensor, "M *shape"], orders: Sequence[float]
+) -> list[Float[Tensor, "*shape"]]:
+    """Quantiles over the first dimension, the i-th smallest of M standing for order i/(M + 1).
+
+    Args:
+        samples: shape ``(M, ...)``.
+        orders: between 1/(M + 1) and M/(M + 1).
+    """
+    flat = samples.flatten(1).numpy()
+    pieces = np.array_split(flat, max(1, flat.size // _AT_ONCE), axis=1)
+    # torch.quantile takes at most 2^24 numbers
+    found = [np.quantile(piece, orders, axis=0, method="weibull") for piece in pieces]
+    return list(torch.from_numpy(np.concatenate(found, axis=1)).unflatten(1, samples.shape[1:]))
+
+
+def check_size(runs: int, start: Sequence[int], times: int) -> None:
+    """Refuse paths that take more than 4 GiB.
+
+    Args:
+        runs: from each start.
+        start: the shape of the starts, ``(..., k)``.
+        times: T.
+
+    Raises:
+        MemoryError: if there are too many.
+    """
+    size = 8 * runs * times * int(np.prod(start))
+    if size > _MOST_BYTES:
+        raise MemoryError(
+            f"expected paths of at most {_MOST_BYTES / 2**30:.0f} GiB, got {runs} runs of "
+            f"{times} times and statistics {tuple(start)}, {size / 2**30:.1f} GiB: give fewer "
+            "times (measured.thin(200)), fewer starts or fewer runs"
+        )
