@@ -20,7 +20,7 @@ class Columns:
     Attributes:
         steps, times: shape ``(T,)``.
         values: shape ``(..., T, k)``.
-        beside: what is known of each value, under ``"std"``, ``"lower"``, ``"upper"``.
+        beside: what is known of each value, under ``"std"``, ``"lower"``, ``"upper"``, ``"error"``.
         names: of the k statistics.
         attrs: the metadata.
     """

@@ -55,7 +55,10 @@ class Comparison(Tabular):
             NaN for one run.
         sup_difference: largest |mean over runs of (measured - predicted)| at any time, ``(k,)``.
         sup_time: when that was, ``(k,)``.
-        sup_standard_error: standard error of the difference there; NaN for one run.
+        sup_standard_error: standard error of the difference there, with that of the prediction
+            where it is an estimate itself; NaN for one run and an exact prediction.
+        predicted_error: standard error of ``predicted`` (`Trajectory.error`), or None where it is
+            exact.
         sup_in_std: the largest |difference| in predicted standard deviations, or None without a
             band.
         inside: the share of the rows (and runs) in which measured values are inside the predicted
@@ -98,6 +101,7 @@ class Comparison(Tabular):
     runs: int
     unmatched: dict[str, list[str]]
     worst_runs: WorstRuns | None = None
+    predicted_error: Float[Tensor, " k"] | None = None
     level: float = 0.95
     law_distance: Float[Tensor, " k"] | None = None
     usual_distance: Float[Tensor, " k"] | None = None
@@ -181,25 +185,31 @@ class Comparison(Tabular):
     def _of_means(self) -> tuple[list[list[str]], dict[str, str]]:
         """Rows and explanations of the means over all runs, or of the one run."""
         several, error = self.runs > 1, " ± standard error" * (self.runs > 1)
+        estimated = " ± standard error" * (self.predicted_error is not None)
         notes = {
             "measured, end": f"{'mean over the runs' if several else 'value'} at the last time"
             + error,
-            "predicted, end": "what theory says there",
+            "predicted, end": f"what theory says there{estimated}",
             "sup |difference|": "largest |measured - predicted|"
-            + f" of the means over the runs{error}" * several,
+            + " of the means over the runs" * several
+            + (error or estimated),
             "at t": "the limit time (sum of the learning rates) of that difference",
         }
         rows = [
             [
                 name,
                 _number(self.measured[i], self.standard_error[i]),
-                f"{self.predicted[i]:.4f}",
+                self._predicted(i),
                 _number(self.sup_difference[i], self.sup_standard_error[i]),
                 f"{self.sup_time[i]:.3g}",
             ]
             for i, name in enumerate(self.names)
         ]
         return [["statistic", *notes], *rows], notes
+
+    def _predicted(self, i: int) -> str:
+        error = self.predicted_error
+        return f"{self.predicted[i]:.4f}" if error is None else _number(self.predicted[i], error[i])
 
     def _of_worst_runs(self, worst: WorstRuns) -> tuple[list[list[str]], dict[str, str]]:
         """Rows and explanations of the run with the largest difference of each statistic."""
@@ -273,8 +283,11 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
     runs = len(difference)
     mean = difference.mean(dim=0)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
-    sup, at = _largest(mean.abs())
     theirs = predicted.select(match.names)
+    # estimates from one set of samples err together
+    own = None if theirs.error is None else theirs.error.reshape(-1, *mean.shape).mean(dim=0)
+    whole = error if own is None else torch.hypot(own, error.nan_to_num(0.0))
+    sup, at = _largest(mean.abs())
     in_std, inside = _in_band(difference, theirs)
     ours = measured.select(match.names).values.reshape(-1, len(measured), k)
     ends = [path.select(match.names).final.reshape(-1, k) for path in (measured, predicted)]
@@ -286,7 +299,8 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         standard_error=error[-1],
         sup_difference=sup,
         sup_time=measured.times[at],
-        sup_standard_error=error.gather(0, at[None])[0],
+        sup_standard_error=whole.gather(0, at[None])[0],
+        predicted_error=None if own is None else own[-1],
         sup_in_std=in_std,
         inside=inside,
         runs=runs,
@@ -346,7 +360,8 @@ def _in_band(
     bounds, shape = predicted.bounds, (-1, *difference.shape[1:])
     in_std = inside = None
     if predicted.std is not None:
-        std = predicted.std.reshape(shape)
+        own = torch.zeros_like(predicted.std) if predicted.error is None else predicted.error
+        std = torch.hypot(predicted.std, own).reshape(shape)
         in_std = (difference.abs() / std.clamp_min(1e-300)).nan_to_num(0.0).amax((0, 1))
     # a measured start is on its prediction, and the band has no width before time passes
     if bounds is not None and bool(after.any()):

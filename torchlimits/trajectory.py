@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 #: half the width of a 95 % band, in standard deviations
 BAND = 1.96
 #: what a prediction may know besides its values, for each of them
-_BESIDE = ("std", "lower", "upper", "samples")
+_BESIDE = ("std", "lower", "upper", "samples", "error")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,8 @@ class Trajectory:
         lower, upper: predicted bounds, quantiles of the runs' law, of the shape of ``values``, or
             None; see `ReducedChain.law`.
         samples: values of predicted runs, one more leading dimension than ``values``, or None.
+        error: standard error of the values where they are estimates themselves, as those of
+            `EmpiricalDynamics` are, of the shape of ``values``, or None.
         metadata: JSON-able facts about where the numbers come from (``"equation"``, ``"dim"`` ...).
 
     Raises:
@@ -91,6 +93,7 @@ class Trajectory:
     lower: Float[Tensor, "*runs T k"] | None = None
     upper: Float[Tensor, "*runs T k"] | None = None
     samples: Float[Tensor, "M *runs T k"] | None = None
+    error: Float[Tensor, "*runs T k"] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -162,13 +165,15 @@ class Trajectory:
     def bounds(self) -> tuple[Float[Tensor, "*runs T k"], Float[Tensor, "*runs T k"]] | None:
         """The predicted band: ``lower`` and ``upper``, or the values -+ 1.96 ``std``, or None.
 
-        Of bounds and deviations, the bounds count: they are right where the law is not normal.
+        Of bounds and deviations, the bounds count: they are right where the law is not normal. The
+        ``error`` of the values adds to the deviations, as independent errors do.
         """
         if self.lower is not None and self.upper is not None:
             return self.lower, self.upper
         if self.std is None:
             return None
-        return self.values - BAND * self.std, self.values + BAND * self.std
+        half = BAND * (self.std if self.error is None else torch.hypot(self.std, self.error))
+        return self.values - half, self.values + half
 
     def __len__(self) -> int:
         return len(self.times)
@@ -257,7 +262,7 @@ class Trajectory:
             shift, scale: a number for each statistic; scales are > 0.
         """
         moved = {
-            name: entries * scale if name == "std" else (entries - shift) * scale
+            name: entries * scale if name in ("std", "error") else (entries - shift) * scale
             for name, entries in self._of_all(lambda x: x).items()
         }
         return replace(self, **moved)
@@ -288,9 +293,9 @@ class Trajectory:
 
         Args:
             wide: one row for each time (and run), one column for each statistic, and
-                ``<name>/std``, ``<name>/lower`` and ``<name>/upper`` where they are predicted;
-                otherwise one row for each value, with columns ``statistic``, ``value``, ``std``
-                and, where they are predicted, ``lower`` and ``upper``.
+                ``<name>/std``, ``<name>/lower``, ``<name>/upper`` and ``<name>/error`` where there
+                are any; otherwise one row for each value, with columns ``statistic``, ``value``,
+                ``std`` and, where there are any, ``lower``, ``upper`` and ``error``.
 
         Returns:
             Columns ``step``, ``time`` (limit time), ``run`` where there are independent runs, then

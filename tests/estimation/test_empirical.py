@@ -1,5 +1,7 @@
 """`EmpiricalDynamics` against the closed forms, and against SGD where there are none."""
 
+import dataclasses
+
 import pytest
 import torch
 from scipy.stats import norm, ttest_1samp, ttest_ind
@@ -36,7 +38,11 @@ def measured(problem, model):
 
 
 def empirical(problem, model, **options):
-    options = {"step_size": 1.5, "samples": 4000, "weight_decay": problem.ridge, **options}
+    # errors and looks at closability have tests of their own
+    plain = {"blocks": 0, "places": 0}
+    options = {
+        "step_size": 1.5, "samples": 4000, "weight_decay": problem.ridge, **plain, **options
+    }  # fmt: skip
     return tl.EmpiricalDynamics(
         model, problem.loss, problem.sample, problem.statistics, dim=problem.dim, **options
     )
@@ -347,3 +353,85 @@ def test_a_start_that_no_parameters_have():
     u[4] = -0.5
     with pytest.raises(ValueError, match=r"start that parameters can have.* R\[0,0\]"):
         empirical(problem, model, samples=50).solve(u, [0.0, 1.0])
+
+
+# --- what finitely many samples leave open --------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_error_is_that_of_finitely_many_samples():
+    """z of 4 seeds against the closed form; the corrector left out is many errors away."""
+    problem, model, u = mixture("binary")
+    closed, times = problem.dynamics(step_size=1.5), [0.0, 0.5, 1.0]
+    right, wrong = (closed.solve(u, times, corrector=on).values[1:] for on in (True, False))
+    z, far = [], []
+    for seed in range(4):
+        found = empirical(problem, model, samples=512, seed=seed, blocks=8).solve(u, times)
+        assert not found.error[0].any()
+        z.append((found.values[1:] - right) / found.error[1:])
+        far.append((found.values[1:] - wrong) / found.error[1:])
+    assert 0.5 < float(torch.stack(z).square().mean().sqrt()) < 1.7
+    assert float(torch.stack(far).mean(0).abs().max()) > 8
+
+
+def test_the_error_counts_in_bands_and_comparisons(tmp_path):
+    problem, model, u = mixture("binary", dim=100)
+    found = empirical(problem, model, samples=128, blocks=2).solve(u, [0.0, 0.5])
+    found = dataclasses.replace(found, std=torch.full_like(found.values, 0.05))
+    assert found.metadata["error"] == "standard error by 2 blocks of the samples"
+    half = 1.96 * torch.hypot(found.std, found.error)
+    torch.testing.assert_close(found.bounds[1], found.values + half)
+    found.save(tmp_path / "u.npz")
+    assert torch.equal(tl.Trajectory.load(tmp_path / "u.npz").error, found.error)
+    runs = torch.stack([found.values + 0.1, found.values + 0.3])
+    measured = tl.Trajectory(found.times, found.steps, runs, found.names)
+    compared = tl.compare(measured, found)
+    spread = torch.full((7,), 0.1, dtype=torch.float64)
+    torch.testing.assert_close(compared.standard_error, spread)
+    at = compared.sup_time == 0.5
+    torch.testing.assert_close(
+        compared.sup_standard_error[at], torch.hypot(spread, found.error[-1])[at]
+    )
+    assert "± standard error" in str(compared)
+    one = tl.compare(measured.run(0), found)
+    torch.testing.assert_close(one.predicted_error, found.error[-1])
+    assert f"{found.final[0]:.4f} ± {found.error[-1, 0]:.4f}" in str(one)
+    exact = tl.compare(measured.run(0), problem.dynamics(step_size=1.5).solve(u, [0.0, 0.5]))
+    assert exact.predicted_error is None
+    assert "±" not in str(exact)
+
+
+def test_an_error_that_is_not_known_is_said_to_be_so():
+    problem, model, u = mixture("binary", dim=100)
+    for options, why in (({"blocks": 0}, "not asked for"), ({"blocks": 8}, "from 40 samples")):
+        found = empirical(problem, model, samples=40, **options).solve(u, [0.0, 0.1])
+        assert found.error is None
+        assert why in found.metadata["error"]
+    for name, value in (("blocks", 1), ("places", 2), ("blocks", 2.0)):
+        with pytest.raises(ValueError, match=f"expected {name} as 0 or an int >="):
+            empirical(problem, model, **{name: value})
+
+
+def test_statistics_that_do_not_close_are_told_and_others_are_not(recwarn):
+    """Without the angle between the neurons, R is driven by what nobody knows."""
+    problem, model, u = mixture("binary", dim=200)
+    found = empirical(problem, model, samples=256, places=4).solve(u, [0.0, 0.2])
+    assert found.metadata["closability"].startswith("a look at 4 parameters")
+    assert not [one for one in recwarn if "close" in str(one.message)]
+    e = torch.eye(1, 200)
+    own = tl.SummaryStatistics({
+        "v": tl.statistics.second_layer("second.weight"),
+        "m": tl.statistics.overlaps("first.weight", e),
+        "R": tl.statistics.squared_lengths("first.weight", e),
+    })  # fmt: skip
+    options = {"step_size": 1.5, "dim": 200, "samples": 1500, "blocks": 0}
+    loose = tl.EmpiricalDynamics(model, problem.loss, problem.sample, own, **options)
+    start = own(dict(model.named_parameters())).detach().double()
+    with pytest.warns(
+        UserWarning, match=r"the statistics do not close: .* in R\[\d\] at the start"
+    ):
+        found = loose.solve(start, [0.0, 0.2])
+    assert found.metadata["closability"].startswith("the statistics do not close")
+    lift = tl.Lift(model, problem.statistics)
+    fixed = empirical(problem, model, samples=256, places=4, lift=lambda u: lift(u))
+    assert "nobody has looked" in fixed.solve(u, [0.0, 0.2]).metadata["closability"]

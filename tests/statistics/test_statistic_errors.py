@@ -224,3 +224,13 @@ def test_no_room_is_no_property_of_a_statistic():
     torch.testing.assert_close(
         tracker.trajectory()["norm"], torch.tensor(norms).double(), rtol=1e-6, atol=0
     )
+
+
+@pytest.mark.parametrize("kind", ["overlaps", "gram", "squared_lengths"])
+def test_filters_of_a_convolution_are_no_rows(kind):
+    """The message has a function that works, which the ready-made statistic is not."""
+    weight = torch.nn.Conv2d(3, 8, 5).weight
+    statistic = getattr(tl.statistics, kind)("0.weight", torch.eye(2, 75))
+    with pytest.raises(ValueError, match=r"of length N, got \(2, 75\) and a weight \(8, 3, 5, 5\)"):
+        statistic({"0.weight": weight})
+    assert (weight.flatten(1) @ torch.eye(2, 75).T).shape == (8, 2)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
-from torch.utils import _pytree as pytree
 
 from torchlimits import _checks
 from torchlimits.contracts.geometry import Geometry
@@ -22,13 +23,21 @@ from torchlimits.estimation.estimate import (
     Loss,
     Sampler,
     checked_sampler,
-    checked_samples,
 )
 from torchlimits.estimation.lift import Lift
+from torchlimits.estimation.quick_check import Closing
+from torchlimits.estimation.sample_error import Replay, block_error
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.statistics.summary import SummaryStatistics
+from torchlimits.trajectory import Trajectory
 
+#: options of `solve` that solutions by blocks of the samples do without
+_NOT_SHARED = ("times", "u0", "band", "initial_covariance")
+#: tolerances of those: single samples make larger jumps there, and their scatter is larger
+_COARSE = {"rtol": 5e-3, "atol": 5e-4}
+#: in so many blocks of samples places are compared that have the same statistics
+_BLOCKS = 4
 #: half the distance of central differences, relative to 1 + |u|
 _DIFFERENCE = 0.05
 #: a start is refused if its lift's statistics are off by this much, relative to 1 + |u|
@@ -41,11 +50,14 @@ class EmpiricalDynamics(EffectiveDynamics):
     u is lifted to parameters that have these statistics, and f and g are estimated there
     (`torchlimits.estimate`). That is a prediction where the statistics close (Theorem 2.2 of
     arXiv 2206.04030): where f and g are the same at all parameters with these statistics.
-    `torchlimits.estimation.conditions.closability` says whether they are.
+    `torchlimits.closability` says whether they are; `solve` takes a quick look at the first
+    solution's start and end, warns where they are not, and says what it saw in
+    ``metadata["closability"]``.
 
     All evaluations share one set of samples and one remainder of the lift, drawn once from
     ``seed``: the right-hand side is a function, smooth to its own error, of order
-    samples^(-1/2). Solve with several seeds to see what that does to the solution.
+    samples^(-1/2). What that does to a solution is its `Trajectory.error`, from solutions by blocks
+    of the samples; bands and `torchlimits.compare` count it.
 
     Args:
         model, loss, sampler, statistics: as in `torchlimits.estimate`.
@@ -55,9 +67,17 @@ class EmpiricalDynamics(EffectiveDynamics):
         samples: the number of samples, which are held in memory.
         momentum, weight_decay, batch_size: those of torch.optim.SGD.
         seed: the seed of samples and remainder.
+        blocks: into how many blocks `solve` divides the samples for the error: together they take
+            one to four times as long as the solution. 0 leaves it out.
+        places: the parameters with the same statistics that `solve` compares to see whether
+            statistics close, at least 3, or 0 for not looking. Without remainders that can be drawn
+            from a generator, nobody looks.
 
     Raises:
         ValueError: if a number is out of its range, or there is no ready-made lift.
+
+    Warns:
+        UserWarning: by `solve`, if the statistics do not close.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -86,6 +106,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         statistics: SummaryStatistics | Mapping[str, Any], *, step_size: float, dim: int,
         lift: Callable[..., Mapping[str, Tensor]] | None = None, samples: int = 4096,
         momentum: float = 0.0, weight_decay: float = 0.0, batch_size: int = 1, seed: int = 0,
+        blocks: int = 8, places: int = 4,
     ) -> None:  # fmt: skip
         settings = SGDSettings(
             step_size, momentum, weight_decay=weight_decay, batch_size=batch_size
@@ -93,7 +114,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         _checks.positive_int("dim", dim)
         if not callable(lift) and lift is not None:
             raise TypeError(f"expected lift as a function of u, got {type(lift).__name__}")
-        data = _Replay(checked_sampler(sampler, model), _checks.positive_int("samples", samples))
+        data = Replay(checked_sampler(sampler, model), _checks.positive_int("samples", samples))
         estimator = Estimator(model, loss, data, statistics)
         lift = Lift(model, estimator.statistics, seed=seed) if lift is None else lift
         field = EmpiricalField(
@@ -101,6 +122,63 @@ class EmpiricalDynamics(EffectiveDynamics):
         )
         super().__init__(field, SGDLimit(settings))
         self.samples, self.seed, self.lift = samples, seed, lift
+        self.blocks, self.places = _checked_counts(blocks, places)
+        self._data = data
+
+    def solve(self, *args: Any, **options: Any) -> Trajectory:
+        """Integrate as `EffectiveDynamics.solve` does, with the error of finitely many samples.
+
+        Args:
+            args, options: as there.
+
+        Returns:
+            The predicted `Trajectory`, with its ``error``; ``metadata`` say what that is, and what
+            is known of closability.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as there.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
+            >>> dynamics = tl.EmpiricalDynamics(
+            ...     problem.model(), problem.loss, problem.sample, problem.statistics,
+            ...     step_size=1.0, dim=100, samples=1000,
+            ... )
+            >>> found = dynamics.solve(problem.starts(1)[0], [0.0, 0.5])
+            >>> found.error.shape, found.metadata["error"]
+            (torch.Size([2, 7]), 'standard error by 8 blocks of the samples')
+        """
+        found = super().solve(*args, **options)
+        start, shared = found.initial, {k: v for k, v in options.items() if k not in _NOT_SHARED}
+
+        def by(data: Replay) -> Tensor:
+            part = EffectiveDynamics(self.field.of(data), self.limit)
+            how: dict[str, Any] = {**_COARSE, **shared}
+            return part.solve(start, found.times, **how).values
+
+        error, told = block_error(by, self._data, self.blocks)
+        facts = {**found.metadata, "error": told, "closability": self._closability(found)}
+        return replace(found, error=error, metadata=facts)
+
+    def _closability(self, found: Trajectory) -> str:
+        """What a look at the first solution says; a warning where statistics do not close."""
+        draws = self.places and "generator" in inspect.signature(self.lift).parameters
+        few = self.samples < 2 * _BLOCKS or not math.prod(found.values.shape)
+        if not draws or few:
+            return "nobody has looked whether the statistics close: see torchlimits.closability"
+        path = found.run(0)
+        ends = {"start": path.initial, "end": path.final}
+        seen = {where: self.field.closing(u, self.limit, self.places) for where, u in ends.items()}
+        told = ", ".join(f"{closing} at the {where}" for where, closing in seen.items())
+        if any(closing.fails for closing in seen.values()):
+            _checks.warn_user(
+                f"the statistics do not close: du/dt of parameters that share them differs {told}. "
+                "What is predicted is that of one kind of parameters; torchlimits.closability "
+                "tells more"
+            )
+            return f"the statistics do not close: du/dt differs {told}"
+        return f"a look at {self.places} parameters with the same statistics: du/dt differs {told}"
 
     def estimate(self, u: Float[Tensor, " k"], step_size: float | None = None) -> Estimate:
         """f, g and Sigma at u, with their standard errors, for plain SGD with batch size 1.
@@ -115,6 +193,13 @@ class EmpiricalDynamics(EffectiveDynamics):
         settings = self.limit.settings
         c = (settings.step_size or 1.0) if step_size is None else step_size
         return self.field.estimate(self.checked(u), c, settings.weight_decay)
+
+
+def _checked_counts(blocks: int, places: int) -> tuple[int, int]:
+    for name, value, least in (("blocks", blocks, 2), ("places", places, 3)):
+        if isinstance(value, bool) or not isinstance(value, int) or 0 != value < least:
+            raise ValueError(f"expected {name} as 0 or an int >= {least}, got {value!r}")
+    return blocks, places
 
 
 class EmpiricalField(VectorField):
@@ -137,7 +222,7 @@ class EmpiricalField(VectorField):
     settling_time = 0.0
 
     def __init__(
-        self, estimator: Estimator, data: _Replay, lift: Callable[..., Mapping[str, Tensor]], *,
+        self, estimator: Estimator, data: Replay, lift: Callable[..., Mapping[str, Tensor]], *,
         dim: int, samples: int, seed: int, weight_decay: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(estimator.names, dim)
@@ -155,11 +240,55 @@ class EmpiricalField(VectorField):
         self, u: Float[Tensor, " k"], step_size: float, weight_decay: float = 0.0
     ) -> Estimate:
         """Estimate as `EmpiricalDynamics.estimate` does, at u, c_delta and alpha."""
+        return self._at(self.lifted(u.detach()), step_size, weight_decay)
+
+    def _at(
+        self, parameters: Mapping[str, Tensor], step_size: float, weight_decay: float = 0.0
+    ) -> Estimate:
         self._data.restart()
         generator = torch.Generator(device=self._device).manual_seed(self.seed)
         return self._estimator(
-            self.lifted(u.detach()), step_size / self.dim, self.samples, weight_decay, generator
+            parameters, step_size / self.dim, self.samples, weight_decay, generator
         )
+
+    def of(self, data: Replay) -> EmpiricalField:
+        """The same field estimated from other samples.
+
+        Args:
+            data: serves them.
+        """
+        own = self._estimator
+        return EmpiricalField(
+            Estimator(own.model, own.gradients.loss, data, own.statistics), data, self.lift,
+            dim=self.dim, samples=data.samples, seed=self.seed, weight_decay=self.weight_decay,
+        )  # fmt: skip
+
+    def closing(self, u: Float[Tensor, " k"], limit: SGDLimit, places: int) -> Closing:
+        """How much du/dt differs between parameters with the statistics u.
+
+        These are lifts with remainders of their own and, if the model itself has the statistics,
+        the model's.
+
+        Args:
+            u: shape ``(k,)``.
+            limit: what the optimizer makes of drift and corrector.
+            places: how many lifts.
+        """
+        generators = (torch.Generator().manual_seed(self.seed + 1 + i) for i in range(places))
+        own = {n: p.detach() for n, p in self._estimator.model.named_parameters()}
+        found = [{**own, **self.lift(u, generator=generator)} for generator in generators]
+        here = self._estimator.statistics(own).to(u)
+        if float((here - u).abs().max()) <= 1e-4 * (1 + float(u.abs().max())):
+            found.append(own)
+        places_here = [{n: p.to(own[n]) for n, p in place.items()} for place in found]
+        c, speed = limit.step_size / limit.settings.batch_size, limit.speed
+        rows = []
+        for block in self._data.blocks(_BLOCKS):
+            part = self.of(block)
+            estimates = [part._at(place, 1.0) for place in places_here]
+            rate = [speed * e.drift.value + c * speed**2 * e.corrector.value for e in estimates]
+            rows.append(torch.stack(rate))
+        return Closing.of(torch.stack(rows).cpu(), self.names)
 
     def statistics(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """The statistics of the lift at u, shape ``(..., k)``."""
@@ -269,24 +398,3 @@ class EmpiricalGeometry(Geometry):
     def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """The statistics of the lift."""
         return self.field.statistics(u)
-
-
-class _Replay:
-    """A sampler that draws a number of samples once, and serves them from the first on."""
-
-    def __init__(self, sampler: Sampler, samples: int) -> None:
-        self._sampler, self._samples = sampler, samples
-        self._data: Any = None
-        self._served = 0
-
-    def restart(self) -> None:
-        """Make the first sample the next one again."""
-        self._served = 0
-
-    def __call__(self, batch: int, generator: torch.Generator | None = None) -> Any:
-        if self._data is None:
-            data = self._sampler(self._samples, generator=generator)
-            self._data = checked_samples(data, self._samples)
-        rows = slice(self._served, self._served + batch)
-        self._served += batch
-        return pytree.tree_map(lambda x: x[rows], self._data)

@@ -26,11 +26,11 @@ FIRST_FORMAT = "torchlimits.Trajectory/1"
 #: what the file holds, and of what kind
 _ARRAYS = {
     "format": "U", "times": "<f8", "steps": "<i8", "names": "U", "values": "<f8", "std": "<f8",
-    "lower": "<f8", "upper": "<f8", "samples": "<f8", "metadata": "U",
+    "lower": "<f8", "upper": "<f8", "samples": "<f8", "error": "<f8", "metadata": "U",
 }  # fmt: skip
 _FIELDS = _ARRAYS.keys() - {"format"}
 #: what not every trajectory has
-_OPTIONAL = {"std", "lower", "upper", "samples"}
+_OPTIONAL = {"std", "lower", "upper", "samples", "error"}
 #: what else may be there: numpy before 2.0 took the argument of that name for an array to save
 _HARMLESS = "allow_pickle.npy"
 #: how the comment begins; eight hexadecimal digits follow
@@ -50,7 +50,7 @@ def write(path: Path, names: Sequence[str], fields: Mapping[str, np.ndarray]) ->
         path: the file.
         names: of the statistics.
         fields: ``times``, ``steps``, ``values``, ``metadata`` (as JSON) and, where there are
-            any, ``std``, ``lower``, ``upper`` and ``samples``.
+            any, ``std``, ``lower``, ``upper``, ``samples`` and ``error``.
 
     Raises:
         ValueError: if names or metadata are so long that they could not be read again.

@@ -85,6 +85,7 @@ class Overlaps(Quadratic):
     def __call__(self, parameters: Parameters) -> Tensor:
         """m."""
         weight = parameters[self.parameter]
+        _check_directions(self.parameter, weight, self.directions)
         return weight @ self.directions.to(weight).mT
 
     def along(self, parameters: Parameters, gradient: Gradient) -> Tensor:
@@ -124,7 +125,9 @@ class Gram(Quadratic):
     def __call__(self, parameters: Parameters) -> Tensor:
         """R."""
         # project first: W W^T - m m^T would lose all digits once R is small beside m m^T
-        weight = self._perpendicular(parameters[self.parameter])
+        weight = parameters[self.parameter]
+        _check_directions(self.parameter, weight, self.perpendicular_to)
+        weight = self._perpendicular(weight)
         return weight @ weight.mT
 
     def along(self, parameters: Parameters, gradient: Gradient) -> Tensor:
@@ -200,6 +203,18 @@ class SquaredLengths(Quadratic):
     @property
     def _gram(self) -> Gram:
         return Gram(self.parameter, self.perpendicular_to)
+
+
+def _check_directions(name: str, weight: Tensor, directions: Tensor | None) -> None:
+    """Raise ValueError if directions are not as long as the rows of the weight."""
+    if directions is None or (directions.ndim == 2 and weight.shape[-1] == directions.shape[-1]):
+        return
+    own = f"lambda p: p[{name!r}].flatten(1) @ directions.T"
+    got = f"{tuple(directions.shape)} and a weight {tuple(weight.shape)}"
+    raise ValueError(
+        f"expected directions (d, N) for rows of {name!r} of length N, got {got}: for filters of a "
+        f"convolution, which are tensors, take a function of your own such as {own}"
+    )
 
 
 def _symmetrised(a: Float[Tensor, "B K"], b: Float[Tensor, "B K"]) -> Float[Tensor, "B K K"]:
