@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
+    from torchlimits.problems.network.next_order import NextOrder
     from torchlimits.problems.network.problem import NetworkProblem
     from torchlimits.problems.network.teacher_student import TeacherStudent
     from torchlimits.problems.problem import Problem
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
         "LabelLaw",
         "Lift",
         "NetworkProblem",
+        "NextOrder",
         "NonFiniteStatistic",
         "NormalizedSGD",
         "Observer",
@@ -154,6 +156,7 @@ _PUBLIC = {
     "problems.spiked.problem": "SpikedTensor",
     "problems.network.problem": "NetworkProblem",
     "problems.network.labels": "LabelLaw",
+    "problems.network.next_order": "NextOrder",
     "problems.network.teacher_student": "TeacherStudent",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",

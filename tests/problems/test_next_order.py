@@ -1,0 +1,100 @@
+"""Momentum near 1 at finite N: the next order against SGD, for the parameters and for y."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchlimits as tl
+
+N, RUNS = 250, 100
+CASES = [
+    pytest.param({"momentum": 0.97, "weight_decay": 0.3}, 1, id="heavy"),
+    pytest.param({"momentum": 0.97, "nesterov": True}, 1, id="nesterov", marks=pytest.mark.slow),
+    pytest.param({"momentum": 0.97, "dampening": 0.5}, 2, id="dampened", marks=pytest.mark.slow),
+]
+
+
+def teacher(x, component):
+    return torch.tanh(x[:, 0] - 0.5 * x[:, 1]) + 0.3
+
+
+def problem_of(ridge=0.0):
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Tanh(), nn.Linear(2, 1))
+    return tl.NetworkProblem(
+        dim=N, width=2, head=head, loss=nn.functional.mse_loss, directions=torch.eye(2, N),
+        labels=teacher, snr=1.0, label_noise=0.3, ridge=ridge, dtype=torch.float64,
+    )  # fmt: skip
+
+
+def trained(problem, options, batch, c, steps):
+    """Start, and the ends of RUNS runs: of the parameters and of the slow variable."""
+    generator = torch.Generator().manual_seed(1)
+    start = problem.model(generator=torch.Generator().manual_seed(0))
+    u0 = problem.statistics(dict(start.named_parameters())).detach()
+    model = problem.model(replicas=(RUNS,), generator=generator)
+    with torch.no_grad():
+        for p, one in zip(model.parameters(), start.parameters(), strict=True):
+            p.copy_(one.expand_as(p))
+    optimizer = torch.optim.SGD(model.parameters(), lr=c / N, **options)
+    slow = tl.statistics.slow_variable(problem.statistics)
+    with tl.track(model, optimizer, slow, every=steps) as tracker:
+        for _ in range(steps):
+            x, y = problem.sample(batch, replicas=(RUNS,), generator=generator)
+            optimizer.zero_grad()
+            problem.loss(model(x), y).backward()
+            optimizer.step()
+    w = problem.statistics(dict(model.named_parameters())).detach()
+    return u0, w, tracker.trajectory().final, optimizer
+
+
+def rms_z(runs, predicted):
+    z = (runs.mean(0) - predicted) / (runs.std(0) / len(runs) ** 0.5)
+    return float(z.square().mean().sqrt())
+
+
+@pytest.mark.parametrize(("options", "batch"), CASES)
+def test_the_next_order_is_what_runs_do(options, batch):
+    """rms z over the statistics falls from 5 to 24 to what is left of order 1/N, 1.4 to 3.8."""
+    problem, c, steps = problem_of(options.get("weight_decay", 0.0)), 0.03, 250
+    c = c / (1 - options.get("dampening", 0.0))
+    u0, w, y, optimizer = trained(problem, options, batch, c, steps)
+    dynamics = problem.dynamics(optimizer, batch_size=batch)
+    times = [0.0, steps * c / N]
+    first, ahead = dynamics.solve(u0, times).final, tl.NextOrder(dynamics)
+    for runs, slow in ((w, False), (y, True)):
+        z = rms_z(runs, ahead.solve(u0, times, slow=slow).final)
+        # negative controls: the limit, and the other variable
+        assert rms_z(runs, first) > 2.5 * z, slow
+        assert rms_z(runs, ahead.solve(u0, times, slow=not slow).final) > 1.5 * z, slow
+        assert z < 4.5, slow
+
+
+def test_without_momentum_it_is_the_limit():
+    problem = problem_of()
+    u0, times = problem.starts(2), [0.0, 0.5, 1.0]
+    for options in ({"batch_size": 3}, {}):
+        dynamics = problem.dynamics(step_size=0.5, **options)
+        for slow in (False, True):
+            found = tl.NextOrder(dynamics).solve(u0, times, slow=slow)
+            expected = dynamics.solve(u0, times)
+            torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)
+    assert "slow variable" in found.metadata["equation"]
+
+
+def test_what_it_is_not_known_for():
+    spiked = tl.SpikedTensor(dim=20, order=2, snr=2.0).dynamics(step_size=1.0, momentum=0.5)
+    with pytest.raises(TypeError, match=r"tl.GaussianMixture or tl.NetworkProblem under SGD"):
+        tl.NextOrder(spiked)
+    problem = problem_of()
+    with pytest.raises(ValueError, match="constant step size for the next order"):
+        tl.NextOrder(problem.dynamics(step_size=1.0, schedule=lambda t: 1.0))
+    with pytest.raises(ValueError, match="step_size"):
+        tl.NextOrder(problem.dynamics(step_size=0.0))
+    model = problem.model()
+    groups = [{"params": p, "lr": lr} for p, lr in zip(model.parameters(), (1, 2, 3), strict=False)]
+    with pytest.raises(ValueError, match="one learning rate, momentum and weight decay for all"):
+        tl.NextOrder(problem.dynamics(torch.optim.SGD(groups, momentum=0.5), model=model))
+    ascent = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
+    with pytest.raises(ValueError, match="plain SGD for the next order"):
+        tl.NextOrder(problem.dynamics(ascent))
