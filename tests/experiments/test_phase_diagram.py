@@ -181,6 +181,30 @@ def test_what_is_no_problem():
         tl.phase_diagram(lambda snr: torch.nn.Linear(1, 1), ("snr", [1.0]), ("step_size", [1.0]))
 
 
+def test_a_problem_of_ones_own_that_lacks_something():
+    class Single(Own):
+        def __init__(self, *, strength):
+            super().__init__(strength=strength)
+            self.model = lambda: self.spiked.model()
+
+    class Bare(Own):
+        def dynamics(self, *, step_size):
+            return None
+
+    class OneModel(Own):
+        def __init__(self, *, strength):
+            super().__init__(strength=strength)
+            self.statistics = tl.SummaryStatistics({"m": lambda p: p["x"].sum()})
+
+    for make, error, message in (
+        (Single, TypeError, r"expected Single.model\(replicas=..., generator=...\)"),
+        (Bare, TypeError, r"to return tl.EffectiveDynamics, got NoneType"),
+        (OneModel, ValueError, r"expected statistics of 32 models, \(32, k\), got \(1,\)"),
+    ):
+        with pytest.raises(error, match=message):
+            tl.phase_diagram(make, ("strength", [2.0]), ("step_size", [1.0]))
+
+
 def test_what_is_no_function_or_no_axis():
     y = ("step_size", [1.0])
     with pytest.raises(TypeError, match=r"expected make as a function .* got NoneType"):

@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
 from torchlimits.problems.mixture.problem import GaussianMixture
@@ -241,18 +242,39 @@ def _fixed_points(
         dynamics = problem.dynamics(step_size=step_size)
         return dynamics.fixed_points(seed=seed) if problem.ridge else dynamics.exact_fixed_points()
     if not isinstance(problem, GaussianMixture):
-        generator = torch.Generator().manual_seed(seed)
-        model = problem.model(replicas=(count or _MODELS,), generator=generator)
-        starts = problem.statistics(dict(model.named_parameters())).detach().double()
-        return problem.dynamics(step_size=step_size).fixed_points(
-            starts, flow=_SETTLING if flow is None else flow
-        )
+        starts = _random_starts(problem, count or _MODELS, seed)
+        dynamics = problem.dynamics(step_size=step_size)
+        if not isinstance(dynamics, EffectiveDynamics):
+            raise TypeError(
+                "expected dynamics(step_size=...) to return tl.EffectiveDynamics, got "
+                f"{type(dynamics).__name__}: make them of a tl.VectorField"
+            )
+        return dynamics.fixed_points(starts, flow=_SETTLING if flow is None else flow)
     dynamics = problem.dynamics(step_size=step_size, level=level)
     starts = _spread(dynamics, representatives(problem, idle=idle))
     if count:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.cat([starts, dynamics.geometry.starts(dynamics, count, generator)])
     return _up_to_symmetry(dynamics, dynamics.fixed_points(starts, flow=flow))
+
+
+def _random_starts(problem: Any, count: int, seed: int) -> Float[Tensor, "S k"]:
+    """The statistics of models at their random starts."""
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        model = problem.model(replicas=(count,), generator=generator)
+    except TypeError as error:
+        raise TypeError(
+            f"expected {type(problem).__name__}.model(replicas=..., generator=...), which makes "
+            f"several models at random starts, got {error}"
+        ) from error
+    starts = problem.statistics(dict(model.named_parameters())).detach().double()
+    if starts.ndim != 2:
+        raise ValueError(
+            f"expected statistics of {count} models, ({count}, k), got {tuple(starts.shape)}: give "
+            "SummaryStatistics(..., parameter_dims=...) for parameters with replicas"
+        )
+    return starts
 
 
 def _spread(dynamics: MixtureDynamics, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
