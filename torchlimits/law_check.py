@@ -105,7 +105,7 @@ def _of_one(
     ordered = samples.movedim(0, -1).contiguous().sort(dim=-1).values
     largest = _distance(_shares(measured, ordered)).amax()
     # as many paths of the law itself; each law gives all runs, or its own one
-    own = (samples.argsort(dim=0).argsort(dim=0) + 0.5) / paths
+    own = (samples.argsort(dim=0).argsort(dim=0).to(samples.dtype) + 0.5) / paths
     seed = torch.Generator().manual_seed(0)
     if len(ordered) == 1:
         groups = [own[torch.randperm(paths, generator=seed)[:runs], 0] for _ in range(_GROUPS)]

@@ -162,3 +162,29 @@ def test_errors():
         figures.overlay(trajectory(["m"], runs=3), trajectory(["m"], runs=2))
     with pytest.raises(ValueError, match="hold values"):
         figures.overlay(trajectory(["m"], rows=0))
+
+
+def test_the_density_of_a_law_is_drawn_where_it_has_two_humps():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(500, 20, 2, generator=generator, dtype=torch.float64)
+    samples[:250, 10:, 1] += 8.0
+    law = Trajectory(
+        torch.linspace(0, 2, 20), torch.arange(20), samples.mean(0), ["a", "b"], samples.std(0),
+        *samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0), samples,
+        {"law": {"level": 0.95, "exact": True}},
+    )  # fmt: skip
+    figure = figures.overlay(None, law)
+    kinds = [[type(one).__name__ for one in axes.collections] for axes in figure.axes]
+    assert kinds == [["FillBetweenPolyCollection"], ["QuadMesh"]]
+    (mesh,) = figure.axes[1].collections
+    edges, shade = mesh.get_coordinates()[:, 0, 1], mesh.get_array()
+    middles = (edges[1:] + edges[:-1]) / 2
+    # at the end the runs are at 0 and at 8, and none in between
+    beside = [float(shade[np.abs(middles - at).argmin(), -1]) for at in (0.0, 4.0, 8.0)]
+    assert beside[1] == 0
+    assert min(beside[0], beside[2]) > 0.3
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["predicted", "95 % of the predicted law", "density, several humps"]
+    low, high = (line.get_ydata() for line in figure.axes[1].lines[1:])
+    np.testing.assert_array_equal(low, law.lower[:, 1])
+    np.testing.assert_array_equal(high, law.upper[:, 1])
