@@ -150,7 +150,7 @@ def several_humps(law: Trajectory) -> list[TwoHumps]:
         >>> times, steps = torch.tensor([2.0]), torch.tensor([20])
         >>> law = Trajectory(times, steps, paths.mean(0), ["a", "b"], samples=paths)
         >>> [str(one) for one in several_humps(law)]
-        ['b at t = 2: 52 % near -0.673, 48 % near 6.69']
+        ['b at t = 2: 50 % near -0.577, 50 % near 6.71']
     """
     assert law.samples is not None
     rows = spread_rows(len(law), _TIMES)
