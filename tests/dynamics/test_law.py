@@ -146,6 +146,33 @@ def test_solve_brings_the_law_along():
     assert torch.equal(law.values, law.samples.mean(0))
 
 
+NETWORKS = {
+    "head": tl.NetworkProblem(
+        dim=40, width=2, head=torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(2, 2)),
+        loss=torch.nn.functional.cross_entropy, means=torch.eye(2, 40), snr=4.0,
+        labels=torch.tensor([0, 1]), ridge=0.1,
+    ),
+    "teacher": tl.TeacherStudent(dim=40, width=2, teacher_width=1, activation="erf", noise=0.1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_laws_too(name):
+    """Of the optimizer's settings for each parameter, like SGD itself."""
+    problem = NETWORKS[name]
+    start = problem.model(generator=seeded(0))
+    model = copies(problem, start, RUNS)
+    head, first = ([p for n, p in model.named_parameters() if n.startswith("first") is where]
+                   for where in (False, True))  # fmt: skip
+    groups = [{"params": first}] + [{"params": head, "lr": 0.5 / 40, "momentum": 0.4}] * bool(head)
+    optimizer = torch.optim.SGD(groups, lr=1.0 / 40, weight_decay=problem.ridge)
+    dynamics = problem.dynamics(optimizer, batch_size=2, model=model)
+    measured = train(problem, model, optimizer, 20, every=10, batch=2)
+    path = dynamics.solve(measured.initial[0], measured.times, band="law")
+    assert path.metadata["law"]["exact"] is True
+    assert alike(measured.values.movedim(1, 0)[1:], path.samples.movedim(1, 0)[1:])
+
+
 class Noisy(tl.VectorField):
     """dx = -x dt with constant noise: an Ornstein-Uhlenbeck process, of no known chain."""
 
