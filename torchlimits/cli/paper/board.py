@@ -47,7 +47,7 @@ class Board:
     def shown(self) -> Generator[None]:
         """Show it until the end of the block."""
         if not self._console.is_terminal:
-            say(self._console, f"{len(self.parts)} parts are to be done")
+            say(self._console, f"parts to be done: {len(self.parts)}")
             yield
             return
         with self._bars:

@@ -109,7 +109,8 @@ def _pca_row(
     for level in stable_m:
         row[0].axhline(level, color=GREY, lw=0.8, ls=":")
     row[0].set(xlabel="limit time $t$", title=f"$\\lambda$ = {problem.snr:g}")
-    row[0].legend(fontsize=7, loc="center right")
+    # below: curves are everywhere
+    row[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     _portrait(row[1], problem, path, points)
 
 
