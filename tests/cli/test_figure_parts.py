@@ -170,4 +170,4 @@ def test_a_terminal_shows_bars_that_fit_and_leave_nothing():
 @pytest.mark.parametrize("jobs", ["0", "-1"])
 def test_a_number_of_processes_that_there_is_not(jobs, capsys):
     assert main(["figures", "2", "--smoke", "--jobs", jobs]) == 1
-    assert "expected jobs as" in capsys.readouterr().err
+    assert "expected --jobs to be an int >= 1" in capsys.readouterr().err

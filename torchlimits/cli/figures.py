@@ -47,7 +47,7 @@ class Figures:
         from torchlimits.cli.paper.common import PaperOptions, say
         from torchlimits.cli.paper.workers import results
 
-        jobs = _cores() if self.jobs is None else _checks.positive_int("jobs", self.jobs)
+        jobs = _cores() if self.jobs is None else _checks.positive_int("--jobs", self.jobs)
         options, console = PaperOptions(self.smoke, self.seed, self.logdir), Console()
         numbers = ("1", "2", "3") if self.figure == "all" else (self.figure,)
         parts = {number: _parts(number, options) for number in numbers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -245,11 +246,19 @@ class _Watch(TorchDispatchMode):
 
 def _written(function: Any, args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
     """The tensors among the arguments of an operation that it writes into, as its schema says."""
+    for place, name in _places(function):
+        given = args[place] if place < len(args) else kwargs.get(name)
+        yield from (x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))
+
+
+@cache
+def _places(function: Any) -> list[tuple[int, str]]:
     schema = getattr(function, "_schema", None)
-    for place, one in enumerate(schema.arguments if schema is not None else ()):
-        if one.alias_info is not None and one.alias_info.is_write:
-            given = args[place] if place < len(args) else kwargs.get(one.name)
-            yield from (x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))
+    return [
+        (place, one.name)
+        for place, one in enumerate(schema.arguments if schema is not None else ())
+        if one.alias_info is not None and one.alias_info.is_write
+    ]
 
 
 def _address(tensor: Tensor) -> int:
