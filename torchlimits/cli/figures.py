@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from torchlimits.cli.programs import program
+
+
+def _cores() -> int:
+    """The cores that this program may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -32,9 +37,9 @@ class Figures:
     logdir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs/figures")
     """The folder for the pictures, and for TensorBoard's files."""
 
-    jobs: int | None = None
-    """How many processes work at once: as many as there are cores if it is not given.
-    The numbers do not depend on it."""
+    jobs: int = field(default_factory=_cores)
+    """How many processes work at once, as many as there are cores by default; the numbers do not
+    depend on it."""
 
     def main(self) -> None:
         """Draw the figures asked for, each as soon as its parts are done."""
@@ -47,7 +52,7 @@ class Figures:
         from torchlimits.cli.paper.common import PaperOptions, say
         from torchlimits.cli.paper.workers import results
 
-        jobs = _cores() if self.jobs is None else _checks.positive_int("--jobs", self.jobs)
+        jobs = _checks.positive_int("--jobs", self.jobs)
         options, console = PaperOptions(self.smoke, self.seed, self.logdir), Console()
         numbers = ("1", "2", "3") if self.figure == "all" else (self.figure,)
         parts = {number: _parts(number, options) for number in numbers}
@@ -74,11 +79,6 @@ class Figures:
             names = ", ".join(map(str, done)) or "no picture yet"
             raise KeyboardInterrupt(f"there is {names}") from None
         say(console, f"TensorBoard: {program('tensorboard')} --logdir {self.logdir}")
-
-
-def _cores() -> int:
-    """The cores that this program may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _parts(number: str, options: Any) -> list[Any]:
