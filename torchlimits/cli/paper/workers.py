@@ -11,9 +11,9 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
-from torchlimits.cli.main import sentence
 from torchlimits.cli.paper.board import Board
 from torchlimits.cli.paper.parts import Part, Tell
+from torchlimits.cli.sentences import sentence
 from torchlimits.ensemble.processes import begin_process, end_processes
 
 #: seconds from one look at how far the parts have come to the next
