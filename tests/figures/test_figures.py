@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from torchlimits import figures
+from torchlimits.figures.panels import panels_of
 from torchlimits.trajectory import Trajectory
 
 XOR = [
@@ -46,6 +47,28 @@ def test_a_neuron_has_one_colour():
     colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
     assert colours[0] == colours[1] == colours[2] == colours[3]
     assert len(set(colours[0])) == 4
+
+
+def test_parameters_of_heads_have_a_panel_each_under_their_own_names():
+    """Names with dots: rows of a matrix have a colour each, and labels do not repeat the name."""
+    first = [f"head.1.weight[{i},{j}]" for i in range(2) for j in range(3)]
+    last = [f"head.3.weight[0,{j}]" for j in range(2)]
+    biases = [f"head.1.bias[{i}]" for i in range(2)]
+    figure = figures.overlay(None, trajectory([*first, *biases, *last, "head.scale"]))
+    assert titles(figure) == [
+        "head.1.weight[i,j]", "head.1.bias[i]", "head.3.weight[i,j]", "head.scale",
+    ]  # fmt: skip
+    assert [len(axes.lines) for axes in figure.axes] == [6, 2, 2, 1]
+    weights, bias, *_ = panels_of([*first, *biases])
+    assert weights.labels == ["[0,:]"] * 3 + ["[1,:]"] * 3
+    assert len(weights.key) == 2
+    assert bias.labels == ["[0]", "[1]"]
+    # a neuron keeps its colour from one panel to the next
+    assert [weights.key["[0,:]"], weights.key["[1,:]"]] == bias.colours
+    # families of one letter stay as they are: columns apart
+    assert [panel.title for panel in panels_of(["m[0,0]", "m[0,1]", "m[1,0]", "m[1,1]"])] == [
+        "$m_{i,0}$", "$m_{i,1}$",
+    ]  # fmt: skip
 
 
 def test_runs_from_different_starts_are_never_averaged():
