@@ -2,6 +2,7 @@
 
     python scripts/figures.py all
     python scripts/figures.py 2 --smoke
+    python scripts/figures.py all --jobs 1  # one process: the same numbers, and longer
 
 This is `torchlimits figures`. Each figure is a file of `torchlimits/cli/paper`, made of the names
 that README has: figure 2 begins with

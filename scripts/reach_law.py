@@ -49,7 +49,7 @@ def cases() -> dict[str, Case]:
         "binary K=2": Case(tl.GaussianMixture.binary(250, 2, snr=2.0, ridge=0.05), 1.0, 8.0, 3),
         "XOR K=4": Case(tl.GaussianMixture.xor(250, 4, snr=8.0, ridge=0.05), 1.0, 12.0, 3),
         "matrix PCA, snr 1.2": Case(tl.SpikedTensor(100, 2, snr=1.2), 1.0, 6.0, 3),
-        "tensor PCA, k=3": Case(tl.SpikedTensor(20, 3, snr=6.0), 0.5, 1.0, 3),
+        "tensor PCA, k=3": Case(tl.SpikedTensor(30, 3, snr=6.0), 0.25, 0.6, 3),
     }
 
 

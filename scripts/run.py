@@ -10,7 +10,7 @@ This is `torchlimits run`; in a few lines of your own, it does:
     problem = tl.GaussianMixture.xor(dim=1000, width=4, snr=8.0, ridge=0.05)
     measured = tl.train(problem, step_size=2.0, time=10.0, path="measured.npz")
     dynamics = problem.dynamics(step_size=2.0)
-    predicted = dynamics.solve(measured.initial, measured.times, band=True)
+    predicted = dynamics.solve(measured.initial, measured.times, band="law")
     print(tl.compare(measured, predicted))
     tl.tensorboard.write("runs/mine", measured=measured, predicted=predicted)
     tl.figures.save(tl.figures.overlay(measured, predicted), "overlay.png")

@@ -282,3 +282,96 @@ def test_sentences_stand_below_each_other_and_long_names_have_lines_of_their_own
         assert max(map(len, lines)) <= width
         assert " ".join(lines).count("holds") == 20
         assert any(line.strip().startswith(long) for line in lines)
+
+
+def normal_law(seed, paths=2000, shift=0.0, scale=1.0):
+    """A law of normal numbers, two statistics at 11 times, the first 0."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = shift + scale * torch.randn(paths, 11, 2, generator=generator, dtype=torch.float64)
+    samples[:, 0] = 0.0
+    order = samples.sort(dim=0).values
+    return tl.Trajectory(
+        torch.linspace(0, 1, 11), torch.arange(11), samples.mean(0), ["a", "b"],
+        std=samples.std(0), lower=order[paths // 40], upper=order[-paths // 40 - 1],
+        samples=samples, metadata={"law": {"level": 0.95, "exact": True}},
+    )  # fmt: skip
+
+
+def runs_of(law, count):
+    picked = law.samples[:count]
+    return tl.Trajectory(law.times, law.steps, picked, law.names)
+
+
+def test_runs_are_counted_within_the_bounds_of_a_law():
+    law, measured = normal_law(0), runs_of(normal_law(1), 200)
+    skew = dataclasses.replace(law, upper=law.lower + 0.5)  # bounds, and not the deviation, count
+    result = tl.compare(measured, skew)
+    values = measured.values[:, 1:]
+    expected = ((values >= skew.lower[1:]) & (values <= skew.upper[1:])).double().mean((0, 1))
+    torch.testing.assert_close(result.inside, expected)
+    assert "in 95 %" in str(result)
+    narrow = {"law": {"level": 0.5}}
+    assert "in 50 %" in str(tl.compare(measured, dataclasses.replace(law, metadata=narrow)))
+
+
+def test_the_distance_from_the_law_tells_a_wrong_one():
+    """Against scipy's, and by how often runs of the law itself are beyond what is usual."""
+    from scipy import stats
+
+    law = normal_law(0)
+    beyond = []
+    for seed in range(1, 41):
+        result = tl.compare(runs_of(normal_law(seed), 50), law)
+        beyond += (result.law_distance > result.usual_distance).tolist()
+    # 5 % of 80: between 0 and 11 with a probability of 0.999
+    assert sum(beyond) <= 11
+    measured = runs_of(normal_law(1), 50)
+    result = tl.compare(measured, law)
+    of_a = [
+        stats.ks_2samp(measured.values[:, t, 0], law.samples[:, t, 0]).statistic
+        for t in range(1, 11)
+    ]
+    assert float(result.law_distance[0]) == pytest.approx(max(of_a), abs=1 / 2000)
+    for wrong in (normal_law(1, shift=0.7), normal_law(1, scale=2.0)):
+        result = tl.compare(runs_of(wrong, 50), law)
+        assert bool((result.law_distance > result.usual_distance).all())
+    assert "KS" in str(result)
+    assert result.to_pandas().usual_distance.notna().all()
+
+
+def test_runs_with_laws_of_their_own_are_held_against_them():
+    laws = [normal_law(seed, paths=500, shift=float(seed)) for seed in range(20)]
+    samples = torch.stack([law.samples for law in laws], dim=1)
+    whole = tl.Trajectory(
+        laws[0].times, laws[0].steps, samples.mean(0), ["a", "b"], samples=samples
+    )
+    values = torch.stack([normal_law(seed + 100, paths=2).samples[0] for seed in range(20)])
+    after = torch.arange(11)[:, None] > 0
+    values = values + torch.arange(20.0)[:, None, None] * after
+    measured = tl.Trajectory(whole.times, whole.steps, values, ["a", "b"])
+    result = tl.compare(measured, whole)
+    assert bool((result.law_distance < 1.3 * result.usual_distance).all())
+    others = tl.Trajectory(whole.times, whole.steps, values + 2.0 * after, ["a", "b"])
+    result = tl.compare(others, whole)
+    assert bool((result.law_distance > 1.5 * result.usual_distance).all())
+
+
+def test_few_runs_and_narrow_laws_have_no_distance():
+    law = normal_law(0)
+    assert tl.compare(runs_of(law, 4), law).law_distance is None
+    still = torch.cat([law.samples[..., :1], torch.zeros(2000, 11, 1)], dim=-1)
+    frozen = dataclasses.replace(law, samples=still)
+    result = tl.compare(runs_of(frozen, 50), frozen)
+    assert result.law_distance.isnan().tolist() == [False, True]
+    assert "nan" not in str(result)
+
+
+def test_humps_are_told_in_words():
+    law = normal_law(0)
+    parted = law.samples + 6.0 * (torch.arange(2000)[:, None, None] % 4 == 0)
+    wide = dataclasses.replace(law, samples=parted)
+    text = str(tl.compare(runs_of(law, 1), wide))
+    assert "more than one hump" in text
+    assert "75 % near" in text
+    assert "25 % near" in text
+    assert "hump" not in str(tl.compare(runs_of(law, 1), law))

@@ -109,7 +109,7 @@ def test_no_thread_waits_for_a_lock_that_an_interrupt_left_taken():
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(timeout=60)
+    thread.join(timeout=1800)
     assert found == [1, 1]
     lock.__exit__()  # a slow owner that comes back after all
     with lock:

@@ -326,3 +326,87 @@ def test_a_notebook_shows_where_each_statistic_goes():
     assert ">nan" not in text
     assert "98 other" in of_families(names=[f"a{i}" for i in range(128)])._repr_html_()
     assert "<table>" in path.slice(slice(0, 0))._repr_html_()
+
+
+BESIDE = ("std", "lower", "upper", "samples")
+
+
+def law(runs=(), samples=7):
+    """A prediction with all that one may have, no two numbers of it the same."""
+    shape = (*runs, 5, 2)
+    some = {name: torch.rand(shape, dtype=torch.float64) for name in ("std", "lower", "upper")}
+    return path(runs=runs, **some, samples=torch.rand(samples, *shape, dtype=torch.float64))
+
+
+def everything(trajectory):
+    return {name: getattr(trajectory, name) for name in ("values", *BESIDE)}
+
+
+@pytest.mark.parametrize("runs", [(), (3,), (2, 3)])
+def test_a_law_is_saved_with_its_samples_on_request(tmp_path, runs):
+    before = law(runs)
+    before.save(tmp_path / "u.npz")
+    after = tl.Trajectory.load(tmp_path / "u.npz")
+    assert after.samples is None
+    for name in ("values", "std", "lower", "upper"):
+        assert torch.equal(getattr(before, name), getattr(after, name))
+    before.save(tmp_path / "u.npz", samples=True)
+    assert torch.equal(before.samples, tl.Trajectory.load(tmp_path / "u.npz").samples)
+
+
+def test_parts_of_a_law():
+    whole = law((2, 3))
+    for part, of in (
+        (whole.select(["u[1]"]), lambda x: x[..., [1]]),
+        (whole.slice(slice(1, 3)), lambda x: x[..., 1:3, :]),
+        (whole.thin(2), lambda x: x[..., [0, 4], :]),
+    ):
+        for name, entries in everything(whole).items():
+            assert torch.equal(getattr(part, name), of(entries))
+    one = whole.run(4)
+    for name, entries in everything(whole).items():
+        own = entries[:, 1, 1] if name == "samples" else entries[1, 1]
+        assert torch.equal(getattr(one, name), own)
+    with pytest.raises(ValueError, match="0 to 5"):
+        whole.run(6)
+
+
+def test_a_transformed_law():
+    whole, shift, scale = law((3,)), torch.tensor([1.0, -2.0]), torch.tensor([0.5, 4.0])
+    moved = whole.transformed(shift, scale)
+    for name, entries in everything(whole).items():
+        expected = entries * scale if name == "std" else (entries - shift) * scale
+        torch.testing.assert_close(getattr(moved, name), expected)
+
+
+def test_bounds_count_before_deviations():
+    whole = law()
+    assert torch.equal(whole.bounds[0], whole.lower)
+    assert torch.equal(whole.bounds[1], whole.upper)
+    normal = path(std=torch.ones(5, 2))
+    torch.testing.assert_close(normal.bounds[1] - normal.values, torch.full((5, 2), 1.96).double())
+    assert path().bounds is None
+
+
+def test_tables_of_a_law():
+    whole = law()
+    wide = whole.to_pandas()
+    assert wide["u[1]/lower"].tolist() == whole.lower[:, 1].tolist()
+    assert wide["u[0]/upper"].tolist() == whole.upper[:, 0].tolist()
+    long = whole.to_pandas(wide=False)
+    assert long["upper"].tolist() == whole.upper.T.flatten().tolist()
+    assert np.array_equal(whole.to_xarray()["lower"].values, whole.lower.numpy())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"lower": torch.zeros(5, 2)},
+        {"lower": torch.zeros(5, 2), "upper": torch.zeros(4, 2)},
+        {"samples": torch.zeros(5, 2)},
+        {"samples": torch.zeros(7, 4, 2)},
+    ],
+)
+def test_what_does_not_fit_the_values_is_refused(given):
+    with pytest.raises(ValueError, match="expected"):
+        path(**given)

@@ -105,7 +105,7 @@ def _of_one(
     ordered = samples.movedim(0, -1).contiguous().sort(dim=-1).values
     largest = _distance(_shares(measured, ordered)).amax()
     # as many paths of the law itself; each law gives all runs, or its own one
-    own = (samples.argsort(dim=0).argsort(dim=0) + 0.5) / paths
+    own = (samples.argsort(dim=0).argsort(dim=0).to(samples.dtype) + 0.5) / paths
     seed = torch.Generator().manual_seed(0)
     if len(ordered) == 1:
         groups = [own[torch.randperm(paths, generator=seed)[:runs], 0] for _ in range(_GROUPS)]
@@ -150,7 +150,7 @@ def several_humps(law: Trajectory) -> list[TwoHumps]:
         >>> times, steps = torch.tensor([2.0]), torch.tensor([20])
         >>> law = Trajectory(times, steps, paths.mean(0), ["a", "b"], samples=paths)
         >>> [str(one) for one in several_humps(law)]
-        ['b at t = 2: 52 % near -0.673, 48 % near 6.69']
+        ['b at t = 2: 50 % near -0.577, 50 % near 6.71']
     """
     assert law.samples is not None
     rows = spread_rows(len(law), _TIMES)

@@ -240,7 +240,10 @@ class Trajectory:
         return replace(self, names=found, **self._of_all(lambda x: x[..., rows]))
 
     def run(self, number: int) -> Trajectory:
-        """The trajectory of one of its runs, counted from 0 over all leading dimensions.
+        """The trajectory of one of its runs.
+
+        Args:
+            number: of the run, counted from 0 over all leading dimensions.
 
         Raises:
             ValueError: if there is no such run.

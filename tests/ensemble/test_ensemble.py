@@ -24,6 +24,14 @@ def test_the_same_seed_gives_the_same_trajectory(problem):
     assert first.metadata["parameters"]["lr"] == pytest.approx(1 / 30)
 
 
+def test_a_function_is_told_of_the_steps(problem):
+    told = []
+    options = {"step_size": 1.0, "time": 5.0, "runs": 2}
+    path = tl.train(problem, progress=lambda *counts: told.append(counts), **options)
+    assert told == [(0, 150), (64, 150), (128, 150), (150, 150)]
+    assert torch.equal(path.values, tl.train(problem, progress=False, **options).values)
+
+
 def test_one_step_of_all_runs_is_a_step_of_each(problem):
     """Against loops written out, one run at a time, on the same data, in float64."""
     options = {"step_size": 2.0, "time": 3.0, "seed": 3, "every": 1, "progress": False}

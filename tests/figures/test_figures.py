@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from torchlimits import figures
+from torchlimits.figures.panels import panels_of
 from torchlimits.trajectory import Trajectory
 
 XOR = [
@@ -46,6 +47,28 @@ def test_a_neuron_has_one_colour():
     colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
     assert colours[0] == colours[1] == colours[2] == colours[3]
     assert len(set(colours[0])) == 4
+
+
+def test_parameters_of_heads_have_a_panel_each_under_their_own_names():
+    """Names with dots: rows of a matrix have a colour each, and labels do not repeat the name."""
+    first = [f"head.1.weight[{i},{j}]" for i in range(2) for j in range(3)]
+    last = [f"head.3.weight[0,{j}]" for j in range(2)]
+    biases = [f"head.1.bias[{i}]" for i in range(2)]
+    figure = figures.overlay(None, trajectory([*first, *biases, *last, "head.scale"]))
+    assert titles(figure) == [
+        "head.1.weight[i,j]", "head.1.bias[i]", "head.3.weight[i,j]", "head.scale",
+    ]  # fmt: skip
+    assert [len(axes.lines) for axes in figure.axes] == [6, 2, 2, 1]
+    weights, bias, *_ = panels_of([*first, *biases])
+    assert weights.labels == ["[0,:]"] * 3 + ["[1,:]"] * 3
+    assert len(weights.key) == 2
+    assert bias.labels == ["[0]", "[1]"]
+    # a neuron keeps its colour from one panel to the next
+    assert [weights.key["[0,:]"], weights.key["[1,:]"]] == bias.colours
+    # families of one letter stay as they are: columns apart
+    assert [panel.title for panel in panels_of(["m[0,0]", "m[0,1]", "m[1,0]", "m[1,1]"])] == [
+        "$m_{i,0}$", "$m_{i,1}$",
+    ]  # fmt: skip
 
 
 def test_runs_from_different_starts_are_never_averaged():
@@ -162,3 +185,29 @@ def test_errors():
         figures.overlay(trajectory(["m"], runs=3), trajectory(["m"], runs=2))
     with pytest.raises(ValueError, match="hold values"):
         figures.overlay(trajectory(["m"], rows=0))
+
+
+def test_the_density_of_a_law_is_drawn_where_it_has_two_humps():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(500, 20, 2, generator=generator, dtype=torch.float64)
+    samples[:250, 10:, 1] += 8.0
+    law = Trajectory(
+        torch.linspace(0, 2, 20), torch.arange(20), samples.mean(0), ["a", "b"], samples.std(0),
+        *samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0), samples,
+        {"law": {"level": 0.95, "exact": True}},
+    )  # fmt: skip
+    figure = figures.overlay(None, law)
+    kinds = [[type(one).__name__ for one in axes.collections] for axes in figure.axes]
+    assert kinds == [["FillBetweenPolyCollection"], ["QuadMesh"]]
+    (mesh,) = figure.axes[1].collections
+    edges, shade = mesh.get_coordinates()[:, 0, 1], mesh.get_array()
+    middles = (edges[1:] + edges[:-1]) / 2
+    # at the end the runs are at 0 and at 8, and none in between
+    beside = [float(shade[np.abs(middles - at).argmin(), -1]) for at in (0.0, 4.0, 8.0)]
+    assert beside[1] == 0
+    assert min(beside[0], beside[2]) > 0.3
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["predicted", "95 % of the predicted law", "density, several humps"]
+    low, high = (line.get_ydata() for line in figure.axes[1].lines[1:])
+    np.testing.assert_array_equal(low, law.lower[:, 1])
+    np.testing.assert_array_equal(high, law.upper[:, 1])

@@ -1,6 +1,7 @@
 """Files of rows and of trajectories: their layout, their limits, and what they hold."""
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -258,6 +259,16 @@ def test_many_equal_names_are_refused_in_linear_time(tmp_path):
         assert Counted.compared < 10 * len(names)
 
 
+def test_a_file_of_many_equal_names_is_refused(tmp_path):
+    """A hundred thousand in a header that is right otherwise."""
+    text = json.dumps(
+        {"format": "torchlimits.Rows/1", "names": ["u"] * 100_000, "runs": [], "metadata": {}}
+    ).encode()
+    (tmp_path / "u.rows").write_bytes(text.ljust(-(-(len(text) + 1) // 64) * 64 - 1) + b"\n")
+    with pytest.raises(ValueError, match=r"\['u'\] more than once"):
+        tl.Trajectory.load(tmp_path / "u.rows")
+
+
 # --- replacing ------------------------------------------------------------------------------------
 
 
@@ -361,6 +372,46 @@ def test_no_descriptor_is_held(tmp_path, monkeypatch, small, suffix):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert all(same(one, trajectory()) for one in kept[300:])
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc to count descriptors")
+def test_kept_trackers_hold_no_descriptor(tmp_path):
+    """As in `[run(seed) for seed in seeds]`, whose trackers are closed."""
+
+    def run(seed):
+        model = torch.nn.Linear(2, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with tl.track(
+            model, optimizer, {"w": lambda p: p["weight"].norm()}, path=tmp_path / f"{seed}.npz",
+            writer=tl.CSV(tmp_path / f"{seed}.csv"),
+        ) as tracker:  # fmt: skip
+            optimizer.step()
+            tracker.flush()
+            optimizer.step()
+        return tracker
+
+    kept = [run(0)]
+    before = len(os.listdir("/proc/self/fd"))
+    kept += [run(seed) for seed in range(1, 9)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert [len(tracker.trajectory()) for tracker in kept] == [3] * 9
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".rows"])
+def test_no_descriptor_left_is_no_damage_of_a_file(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"u{suffix}"
+    recording = recorded(path)
+    recording.finish(recording.trajectory())
+
+    def none_left(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for function in ("builtins.open", "io.open", "os.open"):
+        monkeypatch.setattr(function, none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        tl.Trajectory.load(path)
+    monkeypatch.undo()
+    assert same(tl.Trajectory.load(path), trajectory())
 
 
 @pytest.mark.parametrize("small", [2**24, 0], ids=["in memory", "mapped"])

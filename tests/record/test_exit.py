@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import pytest
 import torch
@@ -90,3 +91,46 @@ def test_a_tracker_that_is_collected(tmp_path):
     del model, optimizer
     gc.collect()
     assert len(tl.Trajectory.load(path)) == 6
+
+
+def test_event_files_of_a_tracker_that_is_collected(tmp_path):
+    """All rows, also those since the last flush."""
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tl.track(model, optimizer, {"w": lambda p: p["weight"].norm()}, writer=tmp_path / "log")
+    for _ in range(40):
+        optimizer.step()
+    del model, optimizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gc.collect()
+    found = reader.EventAccumulator(str(tmp_path / "log")).Reload()
+    assert [event.step for event in found.Scalars("w")] == list(range(41))
+
+
+def test_what_could_not_be_kept_at_the_end_is_told_once(tmp_path):
+    """The folder is a file by then; no traceback comes after the program's own output."""
+    result = run(
+        tmp_path,
+        """
+        tracker.close()
+        tracker = tl.track(
+            model, optimizer, {"w": lambda p: p["weight"].norm()}, path="folder/u.npz"
+        )
+        train(5)
+        tracker.flush()
+        import shutil
+        shutil.rmtree("folder")
+        open("folder", "w").close()
+        train(5)
+        try:
+            tracker.close()
+        except OSError as error:
+            print(error)
+        """,
+    )
+    assert "its rows are in tracker.trajectory()" in result.stdout
+    assert "unfinished" not in result.stdout
+    assert result.stderr.count("Warning: what was recorded and not closed could not be kept") == 1
+    assert "Traceback" not in result.stderr

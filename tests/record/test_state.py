@@ -10,6 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 import torchlimits as tl
+from torchlimits.record import trial
 
 X = torch.randn(16, 3, generator=torch.Generator().manual_seed(1))
 Y = torch.randn(16, 2, generator=torch.Generator().manual_seed(2))
@@ -413,6 +414,122 @@ def test_what_changes_its_argument_is_refused_and_has_changed_nothing(statistic,
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="leave the parameters alone"):
         tl.track(model, optimizer, {"a": statistic}, max_bytes=max_bytes)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def converged(make):
+    """A network whose power iteration changes no digit any more, as long as nothing trains."""
+    model = nn.Sequential(make(nn.Linear(3, 4)), nn.Linear(4, 2))
+    for _ in range(500):
+        model(X)
+    return model
+
+
+UNCHANGED = {
+    "zeros": (network, lambda model: lambda p: p["0.bias"].mul_(2.0).sum()),
+    "zeros by .data": (network, lambda model: lambda p: p["0.bias"].data.neg_().sum()),
+    "zeros by out=": (
+        network, lambda model: lambda p: torch.mul(p["0.bias"], 2, out=p["0.bias"]).sum(),
+    ),
+    "power iteration": (
+        lambda: converged(nn.utils.parametrizations.spectral_norm),
+        lambda model: lambda p: functional_call(model, p, (X,)).square().mean(),
+    ),
+    "power iteration in the other mode": (
+        lambda: converged(nn.utils.parametrizations.spectral_norm).eval(),
+        lambda model: lambda p: functional_call(model, p, (X,)).square().mean(),
+    ),
+    "older power iteration": (
+        lambda: converged(nn.utils.spectral_norm),
+        lambda model: lambda p: functional_call(model, p, (X,)).square().mean(),
+    ),
+}  # fmt: skip
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("make", "statistic"), UNCHANGED.values(), ids=UNCHANGED)
+def test_what_writes_into_its_argument_is_refused_where_that_changes_nothing_yet(
+    make, statistic, max_bytes
+):
+    """Later it would: rows would be wrong, or those of the training itself."""
+    torch.manual_seed(0)
+    model = make()
+    nn.init.zeros_(model[0].bias)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"leave the parameters alone.* in place: .*of_model\(f"):
+        tl.track(model, optimizer, {"a": statistic(model)}, max_bytes=max_bytes)
+
+
+@BOTH
+def test_the_check_sees_what_such_a_statistic_would_do(max_bytes, monkeypatch):
+    """Negative control: the same without the refusal."""
+    monkeypatch.setattr(trial, "_written", lambda function, args, kwargs: iter(()))
+
+    def run(tracked):
+        torch.manual_seed(0)
+        model = converged(nn.utils.parametrizations.spectral_norm)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        direction = "0.parametrizations.weight.0._u"
+        statistics = {
+            "loss": lambda p: functional_call(model, p, (X,)).square().mean(),
+            "u": lambda p: p[direction],
+        }
+        tracker = tl.track(model, optimizer, statistics, max_bytes=max_bytes) if tracked else None
+        rows = [model.state_dict()[direction].clone()]
+        train(model, optimizer, 3, lambda step: rows.append(model.state_dict()[direction].clone()))
+        found = tracker.trajectory().values[:, 1:] if tracker else None
+        return torch.stack(rows).double(), found
+
+    (alone, _), (rows, found) = run(False), run(True)
+    # with a ring, rows are wrong; in the hook, the training is another one
+    assert not torch.equal(rows, found) or not torch.equal(rows, alone)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.utils.parametrizations.spectral_norm])
+def test_a_forward_pass_in_training_mode_updates_the_buffers_of_a_copy(kind, max_bytes):
+    def run(tracked):
+        torch.manual_seed(0)
+        model = network(nn.BatchNorm1d(4)) if kind is nn.BatchNorm1d else converged(kind)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        loss = tl.statistics.of_model(lambda m: (m(X) - Y).square().mean(), train=True)
+        if tracked:
+            tracker = tl.track(model, optimizer, {"loss": loss}, max_bytes=max_bytes)
+        # what the step begins with is what the row before it is evaluated with
+        losses = []
+        for _ in range(6):
+            optimizer.zero_grad()
+            value = (model(X) - Y).square().mean()
+            losses.append(value.item())
+            value.backward()
+            optimizer.step()
+        if tracked:
+            rows = tracker.trajectory()["loss"][:-1]
+            torch.testing.assert_close(rows, torch.tensor(losses).double(), rtol=1e-5, atol=0)
+        return model.state_dict()
+
+    alone, with_rows = run(False), run(True)
+    for name, value in alone.items():
+        assert torch.equal(value, with_rows[name]), name
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make", [
+    lambda: network(nn.BatchNorm1d(4)),
+    lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2)),
+])  # fmt: skip
+def test_a_forward_pass_that_updates_buffers_is_refused_and_has_changed_nothing(make, training):
+    torch.manual_seed(0)
+    model = make().train(training)
+    with torch.no_grad():
+        model[0].bias.add_(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=r"of_model"):
+        tl.track(model, optimizer, {"a": lambda p: functional_call(model, p, (X,)).mean()})
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
 

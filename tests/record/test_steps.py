@@ -115,6 +115,28 @@ def test_the_other_advice_of_a_refusal_works():
     assert tracker.unseen() is None
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_the_averaging_optimizer_of_torch_is_refused_with_the_one_to_track():
+    """The very one that `LocalLike` is like."""
+    optim = pytest.importorskip("torch.distributed.optim")
+    averagers = pytest.importorskip(
+        "torch.distributed.algorithms.model_averaging.averagers", exc_type=ImportError
+    )
+
+    class NoAverager(averagers.ModelAverager):
+        def __init__(self):
+            pass
+
+        def average_parameters(self, params):
+            pass
+
+    model = nn.Linear(K, 1)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = optim.PostLocalSGDOptimizer(sgd, NoAverager())
+    with pytest.raises(ValueError, match=r"PostLocalSGDOptimizer, .* track optimizer\.optim, the"):
+        tl.track(model, optimizer, WEIGHT)
+
+
 def test_what_is_no_optimizer():
     model = nn.Linear(K, 1)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -388,7 +410,9 @@ def test_a_loop_that_never_steps_the_tracked_optimizer(fused):
     assert message is not None
     assert message.startswith("no step of the optimizer was seen, but parameters that it holds")
     assert "(AdamW)" in message
-    tracker.close()
+    with pytest.warns(RuntimeWarning) as warned:
+        tracker.close()
+    assert [str(one.message) for one in warned] == [message]
     assert tracker.unseen() == message
     del other
     gc.collect()
@@ -401,6 +425,8 @@ def test_a_loop_that_goes_on_with_a_new_optimizer():
     take(model, torch.optim.SGD(model.parameters(), lr=0.1), 40)
     assert tracker.unseen().startswith("no step of the optimizer was seen after step 7, but")
     assert "changed 40 times since: " in tracker.unseen()
+    with pytest.warns(RuntimeWarning, match="no step of the optimizer was seen after step 7"):
+        tracker.close()
 
 
 def test_a_wrapper_that_the_loop_steps_past():

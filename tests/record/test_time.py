@@ -147,6 +147,28 @@ def test_a_group_that_is_removed():
         tracker.close()
 
 
+@pytest.mark.parametrize("change", ["removed", "reordered", "another in front"])
+def test_what_becomes_of_the_groups_is_saved_at_the_end(tmp_path, change):
+    """All rows, with the learning rates of the parameter that counted from the beginning."""
+    model, other = layer(), layer()
+    optimizer = torch.optim.SGD([*groups(model, 0.1, 0.2)])
+    tracker = tl.track(model, optimizer, STATISTICS, path=tmp_path / "u.npz")
+    take(model, optimizer)
+    if change == "removed":
+        del optimizer.param_groups[1]
+    elif change == "reordered":
+        optimizer.param_groups.reverse()
+    else:
+        optimizer.add_param_group({"params": list(other.parameters()), "lr": 5.0})
+        optimizer.param_groups.insert(0, optimizer.param_groups.pop())
+    take(model, optimizer, count=3)
+    tracker.close()
+    path = tl.Trajectory.load(tmp_path / "u.npz")
+    assert path.times.tolist() == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])
+    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert torch.equal(path.final, expected)
+
+
 def test_a_removed_group_that_comes_back():
     model = layer()
     optimizer = torch.optim.SGD(groups(model, 0.1, 0.2))

@@ -107,6 +107,11 @@ LATE = {
     "own": (own_check, tl.StatisticError, "'late' failed with LookupError: mine"),
     "no tensor": (lambda p: 3.0, TypeError, "'late' to return a tensor, got float"),
     "complex": (lambda p: p["weight"][0, 0] * 1j, TypeError, "'late' to be a real"),
+    "no values": (
+        lambda p: torch.zeros((), device="meta"),
+        tl.StatisticError,
+        r"to return tensors with values, got \['late'\] on the meta device",
+    ),
     "shape": (
         lambda p: p["weight"].sum(0),
         tl.StatisticError,

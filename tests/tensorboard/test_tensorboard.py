@@ -189,6 +189,18 @@ def test_band_is_drawn_for_both_sides(tmp_path):
         assert (series.value, series.lower, series.upper) == (value, lower, upper)
 
 
+def test_the_bounds_of_a_law_are_the_band(tmp_path):
+    predicted = trajectory(band=True)
+    ends = predicted.values - 0.5, predicted.values + 2.0
+    law = dataclasses.replace(predicted, lower=ends[0], upper=ends[1])
+    tensorboard.write(tmp_path, measured=trajectory(), predicted=law)
+    found = read(tmp_path / "predicted")
+    experiment = "/".join(tmp_path.parts[-2:])
+    for name, end in zip(("lower", "upper"), ends, strict=True):
+        shown = found[f"± band/{experiment}/v/0/{name}"][1]
+        np.testing.assert_array_equal(shown, end[:, 0].float())
+
+
 def test_large_categories_are_closed_but_for_the_first(tmp_path):
     names = [f"{family}[{i}]" for family, size in {"R": 13, "m": 13, "v": 12}.items()
              for i in range(size)]  # fmt: skip

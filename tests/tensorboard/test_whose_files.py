@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -150,6 +151,37 @@ def test_a_summary_writer_in_the_same_folder_keeps_its_points(tmp_path, first):
     assert steps_in(tmp_path, "loss") == list(range(40))
     assert steps_in(tmp_path / "torchlimits") == list(range(33))
     assert steps_in(tmp_path) is None
+
+
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_a_summary_writer_made_without_options_keeps_its_points(tmp_path, first):
+    """As the docs of torch have it; a tracker with the same folder begins before or after it."""
+    theirs = SummaryWriter(str(tmp_path)) if first == "theirs" else None
+    if theirs is not None:
+        theirs.add_scalar("loss", 0.0, 0)
+        theirs.flush()
+    tracker, take = training(tmp_path)
+    theirs = SummaryWriter(str(tmp_path)) if theirs is None else theirs
+    for step in range(theirs is not None and first == "theirs", 12):
+        take(1)
+        theirs.add_scalar("loss", step, step)
+    theirs.flush()
+    tracker.close()
+    theirs.close()
+    assert steps_in(tmp_path, "loss") == list(range(12))
+    ours = [steps_in(folder) for folder in (tmp_path, tmp_path / "torchlimits")]
+    assert list(range(tracker.step + 1)) in ours
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_trackers_of_a_folder_and_its_subfolders_keep_each_other(tmp_path, times):
+    """Several runs in one log directory, whose script may be run again."""
+    for _ in range(times):
+        for run, count in (("0", 3), ("1", 4), (".", 5)):
+            tracker, take = training(str(tmp_path / run))
+            take(count)
+            tracker.close()
+    assert [len(steps_in(tmp_path / run)) for run in ("0", "1", ".")] == [4, 5, 6]
 
 
 def test_a_borrowed_writer_loses_no_points_of_either_side(tmp_path):
@@ -371,6 +403,21 @@ def test_a_forked_process_does_not_hold_the_lock(tmp_path):
 
 
 # --- names that grow, tags -----------------------------------------------------------------------
+
+
+def test_a_lock_that_another_had_meanwhile_is_lost(tmp_path):
+    """Also if nobody looked while the other one had it; not if both are gone."""
+    first, second = (lock.Lock(tmp_path / "lock") for _ in range(2))
+    first.take()
+    second.take(over=True)
+    second.release()
+    assert (first.held, first.lost) == (False, True)
+    third = lock.Lock(tmp_path / "lock")
+    third.take()
+    assert (third.held, third.lost) == (True, False)
+    # as the collector does before it calls __del__
+    lock._release(third._key, weakref.ref(third))
+    assert (third.held, third.lost) == (False, False)
 
 
 def test_statistics_that_are_added_during_the_run(tmp_path):

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from torchlimits.cli.sentences import sentence
+
 #: exit codes: of an error, of a command line that is not understood, of an interrupt
 ERROR, MISUSE, INTERRUPTED = 1, 2, 130
 
@@ -90,23 +92,6 @@ def _misuse(box: str, words: list[str], names: Collection[str]) -> str:
     known = itertools.takewhile(lambda word: word in names, words)
     asked = " ".join(["torchlimits", *known])
     return f"{said.rstrip('.')}{hint}: see `{asked} --help`"
-
-
-def sentence(error: BaseException) -> str:
-    """What an error says, in one line.
-
-    Args:
-        error: any exception.
-
-    Example:
-        >>> sentence(FileNotFoundError(2, "No such file or directory", "u.npz"))
-        'u.npz: No such file or directory'
-    """
-    if isinstance(error, MemoryError):
-        return f"there is not enough memory: {error}; ask for fewer runs or a smaller dimension"
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _note(message: Warning | str, *where: Any) -> None:

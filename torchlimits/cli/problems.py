@@ -111,8 +111,8 @@ def options_of(described: dict[str, Any]) -> Options:
         'snr3-lr1'
     """
     rest = dict(described)
-    # what earlier versions wrote
-    rest["band"] = {True: "linear", False: "none"}.get(rest.get("band"), rest.get("band"))
+    if isinstance(rest.get("band"), bool):  # as earlier versions wrote it
+        rest["band"] = "linear" if rest["band"] else "none"
     try:
         return PROBLEMS[rest.pop("problem")](**rest)
     except (KeyError, TypeError) as error:

@@ -102,7 +102,7 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
     _check_pickled(trained)
     share = max(1, torch.get_num_threads() // len(shards))
     context = multiprocessing.get_context("spawn")
-    pools = [ProcessPoolExecutor(1, context, _begin, (share,)) for _ in shards[1:]]
+    pools = [ProcessPoolExecutor(1, context, begin_process, (share,)) for _ in shards[1:]]
     try:
         with threads(share), shards[0].ends_on_signal(path):
             outcomes = _outcomes(trained, shards, pools, path)
@@ -155,7 +155,7 @@ def _outcomes(
         _raise_first(futures, path)
         return [mine, *(pickle.loads(future.result()) for future in futures)]
     except BaseException:
-        _end(pools, processes)
+        end_processes(pools, processes)
         raise
 
 
@@ -177,7 +177,7 @@ def _started(pools: Sequence[Executor]) -> list[int]:
         ) from error
 
 
-def _begin(own_threads: int) -> None:
+def begin_process(own_threads: int) -> None:
     """Prepare a new process: it has its own threads, and ends if the one that started it does."""
     torch.set_num_threads(own_threads)
     parent = multiprocessing.parent_process()
@@ -200,7 +200,7 @@ def _raise_first(futures: Mapping[Future[bytes], Shard], path: str | Path | None
             raise error
 
 
-def _end(pools: Sequence[Executor], processes: Sequence[int]) -> None:
+def end_processes(pools: Sequence[Executor], processes: Sequence[int]) -> None:
     """Have processes close their files and end, by force where that takes long."""
     for pool in pools:
         pool.shutdown(wait=False)

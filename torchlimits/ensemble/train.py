@@ -15,7 +15,7 @@ from torchlimits import _checks
 from torchlimits.ensemble.checkpoint import Checkpoint
 from torchlimits.ensemble.ensemble import Ensemble
 from torchlimits.ensemble.processes import spawned
-from torchlimits.ensemble.progress import counted
+from torchlimits.ensemble.progress import Progressing, counted
 from torchlimits.ensemble.shard import Shard
 from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
@@ -26,7 +26,8 @@ from torchlimits.trajectory import Trajectory
 def train(
     problem: Trainable, *, step_size: float, time: float, runs: int = 1, momentum: float = 0.0,
     batch_size: int = 1, seed: int = 0, device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None, every: int | None = None, progress: bool = True,
+    dtype: torch.dtype | None = None, every: int | None = None,
+    progress: bool | Callable[[int, int], object] = True,
     logdir: str | Path | None = None, path: str | Path | None = None,
     start: nn.Module | None = None, group: Any = None, processes: int = 1,
     compiled: bool | None = None, checkpoint: str | Path | None = None, max_runs: int = 16,
@@ -59,7 +60,8 @@ def train(
         seed: the seed of starts and data, an int >= 0.
         device, dtype: where, and in which real numbers, to train; float32 by default.
         every: the number of steps from one record to the next; by default there are about 1000.
-        progress: show a progress bar with steps/s and the time left.
+        progress: show a progress bar with steps/s and the time left. Or a function, which is called
+            now and then with the number of steps made and the number of all.
         logdir: show the run live in TensorBoard, in ``<logdir>/measured``.
         path: save the trajectory there, also if the training ends in an exception.
         start: a module whose parameters all runs start from; by default each has its own start.
@@ -150,7 +152,7 @@ class _Training:
     steps: int
     every: int
     runs: int
-    progress: bool
+    progress: Progressing
     logdir: str | Path | None
     path: str | Path | None
     start: nn.Module | None
@@ -183,7 +185,7 @@ class _Training:
                 )  # fmt: skip
                 kept.load()
             with (
-                counted(self.steps, self.progress and shard.first, tracker.step) as ticks,
+                counted(self.steps, shard.first and self.progress, tracker.step) as ticks,
                 nullcontext() if kept is None else kept.waits_for_steps(),
                 closing(
                     ensemble.training(model, optimizer, tracker, shard.groups, self.compiled, data)

@@ -39,16 +39,16 @@ def _line(axes: Axes, curves: Curves, name: str, colour: str) -> None:
     rows = _rows(curves.times, curves.values[:, column], _LINE_POINTS)
     times, values = curves.times[rows].numpy(), curves.values[rows, column].numpy()
     axes.plot(times, values, color=colour, linewidth=1.4, zorder=3)
-    humped = curves.samples is not None and name in curves.humped
+    samples = curves.samples if name in curves.humped else None
     if curves.band is not None:
         low, high = (end[rows, column].numpy() for end in curves.band)
-        if humped:  # shading would cover the density
+        if samples is not None:  # shading would cover the density
             for end in (low, high):
                 axes.plot(times, end, color=colour, linewidth=0.7, linestyle=":", zorder=2)
         else:
             axes.fill_between(times, low, high, color=colour, alpha=0.16, linewidth=0, zorder=2)
-    if humped:
-        cloud(axes, curves.times, curves.samples[:, :, column], colour)
+    if samples is not None:
+        cloud(axes, curves.times, samples[:, :, column], colour)
 
 
 def _dots(axes: Axes, curves: Curves, name: str, colour: str, max_points: int) -> None:
@@ -77,7 +77,8 @@ def cloud(
     """
     rows = _rows(times, samples[0], _CLOUD_TIMES)
     moments, paths = times[rows].numpy(), samples[:, rows].numpy()
-    ends = np.linspace(*np.quantile(paths, (0.001, 0.999)), _CLOUD_BINS + 1)
+    low, high = np.quantile(paths, (0.001, 0.999)).tolist()
+    ends = np.linspace(low, high, _CLOUD_BINS + 1)
     counts = np.stack([np.histogram(column, ends)[0] for column in paths.T], axis=1)
     shade = counts / counts.max(axis=0).clip(1)
     fading = LinearSegmentedColormap.from_list("", [(colour, 0.0), (colour, 0.8)])

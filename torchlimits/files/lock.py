@@ -35,6 +35,8 @@ class _Entry:
 
 #: by path; what a forked process finds here is its parent's
 _held: dict[str, _Entry] = {}
+#: by path: who took the lock last, whether or not it is held any more
+_latest: dict[str, object] = {}
 
 
 class Lock:
@@ -53,18 +55,19 @@ class Lock:
         ...     first, second = (Lock(Path(folder) / ".lock") for _ in range(2))
         ...     first.take()
         ...     second.take(over=True)
-        ...     print(first.held, second.held)
+        ...     print(first.held, first.lost, second.held, second.lost)
         ...     second.release()
         ...     len(list(Path(folder).iterdir()))
-        False True
+        False True True False
         0
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._key = os.path.realpath(path)
-        #: whether this object held the lock and did not release it
-        self.was_held = False
+        # None unless this object took the lock and did not release it
+        self._taken_in: int | None = None
+        self._token = object()
         weakref.finalize(self, _release, self._key, weakref.ref(self))
 
     @property
@@ -72,6 +75,17 @@ class Lock:
         """Whether it is this object that holds the lock, here and now."""
         entry = self._entry()
         return entry is not None and entry.owner() is self
+
+    @property
+    def lost(self) -> bool:
+        """Whether this object took the lock, and another one, or another process, has had it since.
+
+        It is False while both are collected as garbage: nobody else came, and what holds the lock
+        may end its work.
+        """
+        if self._taken_in is None:
+            return False
+        return self._taken_in != os.getpid() or _latest.get(self._key) is not self._token
 
     def _entry(self) -> _Entry | None:
         """The entry of the lock, if an object of this process holds it."""
@@ -95,11 +109,12 @@ class Lock:
             if entry is not None and entry.owner() not in (None, self):
                 raise Taken(errno.EBUSY, "another tracker of this program writes there")
         file = entry.file if entry is not None and self.path.exists() else _locked(self.path)
-        _held[self._key], self.was_held = _Entry(file, os.getpid(), weakref.ref(self)), True
+        _held[self._key] = _Entry(file, os.getpid(), weakref.ref(self))
+        _latest[self._key], self._taken_in = self._token, os.getpid()
 
     def release(self) -> None:
         """Give the lock back and remove its file; does nothing if it is not held."""
-        self.was_held = False
+        self._taken_in = None
         _release(self._key, weakref.ref(self))
 
 

@@ -106,7 +106,7 @@ class RowFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._partial = beside(path)
             # if it never comes to its place
-            weakref.finalize(self, self._partial.unlink, missing_ok=True)
+            weakref.finalize(self, _remove, self._partial)
             self._file = self._partial.open("x+b", buffering=0)
             lock(self._file)
         weakref.finalize(self, self._file.close)
@@ -248,6 +248,12 @@ class RowFile:
             read = in_memory if self._end < SMALL else mapped
             self._kept = read(self._file, self.header.row, self._offset, self.count)
         self._file.close()
+
+
+def _remove(partial: Path) -> None:
+    # its folder may be gone, or something else by now
+    with contextlib.suppress(OSError):
+        partial.unlink()
 
 
 def _unlock_in_child() -> None:

@@ -24,6 +24,8 @@ class Closable(Protocol):
 
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 _process = os.getpid()
+#: set when the program has ended: what is collected then was closed, or has said why not
+_done: list[bool] = []
 
 
 def close_at_exit(one: Closable) -> None:
@@ -41,7 +43,7 @@ def close_quietly(one: Closable) -> None:
 
     A forked process, for instance a data loader's worker, leaves this to its parent.
     """
-    if os.getpid() != _process:
+    if os.getpid() != _process or _done:
         return
     try:
         if one.left_open():
@@ -54,3 +56,4 @@ def close_quietly(one: Closable) -> None:
 def _close_all() -> None:
     for one in list(_open):
         close_quietly(one)
+    _done.append(True)

@@ -56,6 +56,13 @@ class Ring(ABC):
     def _row(self, tensors: dict[str, Tensor]) -> Tensor:
         """The statistics, shaped as at step 0, or an error that names one of them."""
         row = self.statistics(tensors)
+        if row.is_meta:
+            values = self.statistics.values_of(tensors).items()
+            raise StatisticError(
+                "expected statistics to return tensors with values, got "
+                f"{[name for name, value in values if value.is_meta]} on the meta device; they "
+                f"were given {_checks.shapes(tensors)}"
+            )
         if row.shape[-1] == len(self.names):
             return row
         now = self.statistics.shapes_of(tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ _REMEDY = (
     "it is evaluated some time after the step, and would see what is there then. Read the "
     "argument, as in lambda p: p['weight'].norm(), or take the module that is handed to f by "
     "tl.statistics.of_model(f)"
+)
+_NOT_IN_PLACE = (
+    "use x.mul(...) for x.mul_(...), or a .clone(); for a forward pass in training mode, "
+    "tl.statistics.of_model(f, train=True)"
 )
 
 
@@ -80,9 +85,8 @@ def tried(statistics: SummaryStatistics, state: ModelState, surroundings: Surrou
     if untouched.changed:
         raise ValueError(
             "expected statistics that leave the parameters alone, got some among "
-            f"{list(statistics.functions)} that changed {untouched.changed} of the model: use "
-            "x.mul(...) for x.mul_(...), or a .clone(); for a forward pass in training mode, "
-            "tl.statistics.of_model(f, train=True)"
+            f"{list(statistics.functions)} that changed {untouched.changed} of the model: "
+            f"{_NOT_IN_PLACE}"
         )
     names = [name for name in copies if name in copies.given]
     names += [name for name in copies.given if name not in names]
@@ -102,25 +106,28 @@ def _evaluated(
     """Evaluate one statistic, note its value's shape, and see that it uses nothing but `copies`."""
     alone = statistics.select([name])
     recorder = ReadRecorder(copies, copies.state.parameters)
-    with _Watch(copies.state) as watch:
+    with _Watch(copies) as watch:
         copies.watch = watch
         value = alone.values_of(recorder)[name]
+        fails = None if watch.seen else _depends_on_mode(name, alone, recorder, watch.called)
     copies.watch = None
     if watch.seen:
+        fails = f"reads the model's own {sorted(watch.seen)} beside them"
+    if fails is not None:
         raise ValueError(
-            f"expected statistics that are functions of the parameters they are given, got {name!r}"
-            f" that reads the model's own {sorted(watch.seen)} beside them: {_REMEDY}"
+            "expected statistics that are functions of the parameters they are given, got "
+            f"{name!r} that {fails}: {_REMEDY}"
         )
-    if watch.called:
-        _check_modes(name, alone, recorder, watch.called)
     shapes[name] = tuple(value.shape[alone.batch_dims(recorder) :])
     return recorder
 
 
-def _check_modes(
+def _depends_on_mode(
     name: str, alone: SummaryStatistics, recorder: ReadRecorder, modules: list[nn.Module]
-) -> None:
-    """Raise ValueError if a statistic that runs the model depends on the mode it finds it in."""
+) -> str | None:
+    """What to say of a statistic that runs the model and depends on the mode it finds it in."""
+    if not modules:
+        return None
     modes, found = [module.training for module in modules], []
     for training in (True, False):
         for module in modules:
@@ -133,11 +140,8 @@ def _check_modes(
         module.training = training
     first, second = found
     if first is None or second is None or first.shape != second.shape or not same(first, second):
-        raise ValueError(
-            f"expected statistics that are functions of the parameters they are given, got {name!r}"
-            " that runs the model in whatever mode it is, training or evaluation, and depends on "
-            f"that: {_REMEDY}"
-        )
+        return "runs the model in whatever mode it is, training or evaluation, and depends on that"
+    return None
 
 
 class _Copies(Mapping[str, Tensor]):
@@ -146,6 +150,7 @@ class _Copies(Mapping[str, Tensor]):
     def __init__(self, state: ModelState) -> None:
         self.state, self._made = state, dict[str, Tensor]()
         self.given: dict[str, Tensor] = {}
+        self.written: set[str] = set()
         self.watch: _Watch | None = None
         # before torch.func may ask within a transformation, which would take them for its own;
         # what processes share is gathered only where it is read
@@ -177,28 +182,38 @@ class _Copies(Mapping[str, Tensor]):
         return len(self.state)
 
     def check(self) -> None:
-        """Raise ValueError if a statistic has changed what it was given."""
-        changed = [n for n, copy in self.given.items() if not same(copy, exact(self.state[n]))]
+        """Raise ValueError if a statistic has written into what it was given.
+
+        Also if that changed nothing now, as steps of a power iteration that has converged.
+        """
+        changed = [
+            name
+            for name, copy in self.given.items()
+            if name in self.written or not same(copy, exact(self.state[name]))
+        ]
         if changed:
             raise ValueError(
                 f"expected statistics that leave the parameters alone, got some that changed "
-                f"{changed} in place: use x.mul(...) for x.mul_(...), or a .clone()"
+                f"{changed} in place: {_NOT_IN_PLACE}"
             )
 
 
 class _Watch(TorchDispatchMode):
     """Sees whether the tensors, or the modules, of a training are used in a block.
 
+    It notes which of the copies are written into, by whatever name for their memory.
+
     Attributes:
         seen: the names of the tensors.
         called: all modules of the model, if one of them was called.
     """
 
-    def __init__(self, state: ModelState) -> None:
+    def __init__(self, copies: _Copies) -> None:
         super().__init__()
-        self._live = {_address(tensor): name for name, tensor in state.live().items()}
+        self._copies = copies
+        self._live = {_address(tensor): name for name, tensor in copies.state.live().items()}
         self._live.pop(0, None)  # tensors without entries
-        self._modules = list(state.model.modules())
+        self._modules = list(copies.state.model.modules())
         self.paused = False
         self.seen: set[str] = set()
         self.called: list[nn.Module] = []
@@ -222,7 +237,28 @@ class _Watch(TorchDispatchMode):
             for one in pytree.tree_leaves((args, kwargs)):
                 if isinstance(one, Tensor) and _address(one) in self._live:
                     self.seen.add(self._live[_address(one)])
+            written = {_address(one) for one in _written(function, args, kwargs or {})} - {0}
+            if written:
+                given = self._copies.given.items()
+                self._copies.written.update(n for n, copy in given if _address(copy) in written)
         return function(*args, **(kwargs or {}))
+
+
+def _written(function: Any, args: Any, kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments of an operation that it writes into, as its schema says."""
+    for place, name in _places(function):
+        given = args[place] if place < len(args) else kwargs.get(name)
+        yield from (x for x in pytree.tree_leaves(given) if isinstance(x, Tensor))
+
+
+@cache
+def _places(function: Any) -> list[tuple[int, str]]:
+    schema = getattr(function, "_schema", None)
+    return [
+        (place, one.name)
+        for place, one in enumerate(schema.arguments if schema is not None else ())
+        if one.alias_info is not None and one.alias_info.is_write
+    ]
 
 
 def _address(tensor: Tensor) -> int:

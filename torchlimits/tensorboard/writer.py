@@ -124,7 +124,7 @@ class Writer(Live):
 
     def _is_stopped(self) -> bool:
         """Whether a later writer of this program has the folder."""
-        taken = [lock for lock in self._locks if not lock.held and lock.was_held]
+        taken = [lock for lock in self._locks if lock.lost]
         if taken and not self._stopped:
             self._stopped = True
             warn(

@@ -1,11 +1,10 @@
-"""`figure1`: matrix PCA below and above the threshold."""
+"""`parts1` and `figure1`: matrix PCA below and above the threshold."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -14,24 +13,43 @@ from rich.console import Console
 
 from torchlimits import tensorboard
 from torchlimits.cli.paper.common import BLUE, GREY, RED, STEP_SIZE, PaperOptions, say, seeded
+from torchlimits.cli.paper.parts import Part, Tell
 from torchlimits.dynamics.fixed_points import FixedPoint
 from torchlimits.ensemble.train import train
 from torchlimits.problems.spiked.problem import SpikedTensor
 from torchlimits.trajectory import Trajectory
 
+SNRS = (0.8, 1.2)
 
-def figure1(options: PaperOptions, console: Console) -> Figure:
-    """One dense run below and one above the threshold; many implicit ones at the equator."""
-    n, time, runs = (60, 2.0, 40) if options.smoke else (1500, 10.0, 200)
-    snrs = (0.8, 1.2)
-    jobs = [(n, snr, time, options.seed) for snr in snrs]
-    with console.status(f"dense SGD, n = {n}, {time * n:.0f} steps, two processes"):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(len(jobs), mp_context=context) as pool:
-            measured = list(pool.map(_dense_run, jobs))
+
+def parts1(options: PaperOptions) -> list[Part]:
+    """One dense run below and one above the threshold; many implicit ones at the equator.
+
+    Args:
+        options: how large they are, and their seed.
+    """
+    n, time, runs = _sizes(options)
+    dense = [
+        Part("1", f"dense SGD at snr {snr:g}", 320.0, _dense_run, (n, snr, time, options.seed))
+        for snr in SNRS
+    ]
+    job = (n, SNRS[0], time / 2, runs, options.seed + 1)
+    return [*dense, Part("1", "runs from the equator", 80.0, _equator_runs, job)]
+
+
+def figure1(options: PaperOptions, console: Console, done: Mapping[str, Any]) -> Figure:
+    """Draw what the parts have found, and print its numbers.
+
+    Args:
+        options: those of the parts.
+        console: where numbers are printed.
+        done: the result of each part, by its name.
+    """
+    n, _, _ = _sizes(options)
+    *measured, (many, paths) = [done[part.name] for part in parts1(options)]
     figure = Figure(figsize=(12.5, 6.4), layout="constrained")
     grid = figure.subplots(2, 3)
-    for row, snr, path in zip(grid, snrs, measured, strict=True):
+    for row, snr, path in zip(grid, SNRS, measured, strict=True):
         problem = SpikedTensor(dim=n, order=2, snr=snr)
         dynamics = problem.dynamics(step_size=STEP_SIZE)
         predicted = dynamics.solve(path.initial, path.times)
@@ -39,14 +57,8 @@ def figure1(options: PaperOptions, console: Console) -> Figure:
         tensorboard.write(folder, measured=path, predicted=predicted)
         _pca_row(list(row), problem, path, predicted)
         _pca_numbers(console, problem, path)
-    with console.status(f"{runs} implicit runs at snr 0.8"):
-        problem = SpikedTensor(dim=n, order=2, snr=snrs[0])
-        many = train(
-            problem, step_size=STEP_SIZE, time=time / 2, runs=runs, seed=options.seed + 1,
-            every=max(1, int(time * n) // 100), progress=False,
-        )  # fmt: skip
-    _equator_panel(grid[0, 2], console, problem, many)
-    _escape_panel(grid[1, 2], measured[1], snrs[1], n)
+    _equator_panel(grid[0, 2], console, SpikedTensor(dim=n, order=2, snr=SNRS[0]), many, paths)
+    _escape_panel(grid[1, 2], measured[1], SNRS[1], n)
     figure.suptitle(
         f"Matrix PCA, n = {n}, $c_\\delta$ = 1, dense data: below (top) and above (bottom) "
         "the threshold $\\lambda_c$ = 1",
@@ -55,11 +67,28 @@ def figure1(options: PaperOptions, console: Console) -> Figure:
     return figure
 
 
-def _dense_run(job: tuple[int, float, float, int]) -> Trajectory:
-    n, snr, time, seed = job
-    torch.set_num_threads(1)
+def _sizes(options: PaperOptions) -> tuple[int, float, int]:
+    """The dimension, the limit time, and the number of implicit runs."""
+    return (60, 2.0, 40) if options.smoke else (1500, 10.0, 200)
+
+
+def _dense_run(n: int, snr: float, time: float, seed: int, tell: Tell) -> Trajectory:
     problem = SpikedTensor(dim=n, order=2, snr=snr, sampler="dense")
-    return train(problem, step_size=STEP_SIZE, time=time, seed=seed, progress=False)
+    return train(problem, step_size=STEP_SIZE, time=time, seed=seed, progress=tell)
+
+
+def _equator_runs(
+    n: int, snr: float, time: float, runs: int, seed: int, tell: Tell
+) -> tuple[Trajectory, Trajectory]:
+    """SGD, and 20,000 paths of the SDE that sqrt(n) m follows there."""
+    problem = SpikedTensor(dim=n, order=2, snr=snr)
+    many = train(
+        problem, step_size=STEP_SIZE, time=time, runs=runs, seed=seed,
+        every=max(1, int(2 * time * n) // 100), progress=tell,
+    )  # fmt: skip
+    starts = torch.stack([torch.randn(20_000, generator=seeded(5)), torch.ones(20_000)], -1)
+    limit = problem.equator(step_size=STEP_SIZE)
+    return many, limit.solve(starts, many.times, generator=seeded(6))
 
 
 def _pca_row(
@@ -80,7 +109,8 @@ def _pca_row(
     for level in stable_m:
         row[0].axhline(level, color=GREY, lw=0.8, ls=":")
     row[0].set(xlabel="limit time $t$", title=f"$\\lambda$ = {problem.snr:g}")
-    row[0].legend(fontsize=7, loc="center right")
+    # below: curves are everywhere
+    row[0].legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
     _portrait(row[1], problem, path, points)
 
 
@@ -142,15 +172,11 @@ def _pca_numbers(console: Console, problem: SpikedTensor, path: Trajectory) -> N
         say(console, f"  from t = {late.times[0]:.2f} on within {float(gap):.4f} of the ODE")
 
 
-def _equator_panel(axes: Axes, console: Console, problem: SpikedTensor, many: Trajectory) -> None:
+def _equator_panel(
+    axes: Axes, console: Console, problem: SpikedTensor, many: Trajectory, paths: Trajectory
+) -> None:
     """sqrt(n) m over time: paths of SGD, and standard deviations of SGD and of the SDE."""
-    limit = problem.equator(step_size=STEP_SIZE)
-    m = limit.rescale(many)["m"]
-    paths = limit.solve(
-        torch.stack([torch.randn(20_000, generator=seeded(5)), torch.ones(20_000)], -1),
-        many.times,
-        generator=seeded(6),
-    )
+    m = problem.equator(step_size=STEP_SIZE).rescale(many)["m"]
     rate = 4 * (1 - problem.snr)
     exact = 1 / (1 - problem.snr) + (1 - 1 / (1 - problem.snr)) * torch.exp(-2 * rate * many.times)
     axes.plot(many.times, m[:40].T, color=BLUE, alpha=0.15, lw=0.6)

@@ -1,10 +1,11 @@
-"""`mixture_figure`: where random starts on a mixture end, and the diffusion around the rings."""
+"""`mixture_parts`, `mixture_figure`: where random starts end, and the diffusion on the rings."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -13,7 +14,8 @@ from rich.console import Console
 
 from torchlimits import tensorboard
 from torchlimits.cli.paper.common import BLUE, GREEN, RED, STEP_SIZE, PaperOptions, say
-from torchlimits.cli.paper.rings import plane_panel, rank_panel, ring_runs
+from torchlimits.cli.paper.parts import Part, Tell
+from torchlimits.cli.paper.rings import plane_panel, rank_panel, ring_runs, sde_numbers
 from torchlimits.cli.paper.specs import MixtureFigure
 from torchlimits.ensemble.train import train
 from torchlimits.experiments import success
@@ -22,21 +24,42 @@ from torchlimits.problems.mixture.small_noise import FixedPointComponent
 from torchlimits.trajectory import Trajectory
 
 
-def mixture_figure(spec: MixtureFigure, options: PaperOptions, console: Console) -> Figure:
-    """Where 200 random starts end, and the diffusion on the rings."""
-    dim, runs, time = (40, 20, 4.0) if options.smoke else (250, 200, spec.time)
+def mixture_parts(spec: MixtureFigure, options: PaperOptions) -> list[Part]:
+    """Many random starts, and runs around the rings at two noise levels.
+
+    Args:
+        spec: which of the two figures.
+        options: how large they are, and their seed.
+    """
+    dim, runs, time, around = _sizes(spec, options)
+    job = (spec, dim, time, runs, options.seed)
+    starts = Part(spec.number, "random starts", spec.cost, _random_starts, job)
+    rings = [
+        Part(spec.number, f"rings at snr {snr:g}", 2.0, ring_runs,
+             (spec, dim, snr, around, options.seed))
+        for snr in (math.inf, spec.snr)
+    ]  # fmt: skip
+    return [starts, *rings]
+
+
+def mixture_figure(
+    spec: MixtureFigure, options: PaperOptions, console: Console, done: Mapping[str, Any]
+) -> Figure:
+    """Draw where random starts end, and the diffusion on the rings; print the numbers.
+
+    Args:
+        spec: which of the two figures.
+        options: those of the parts.
+        console: where numbers are printed.
+        done: the result of each part, by its name.
+    """
+    dim, runs, _, _ = _sizes(spec, options)
     problem = spec.make(dim, spec.width, snr=spec.snr, ridge=0.1)
-    with console.status(f"{runs} runs of SGD, N = {dim}, {time * dim:.0f} steps"):
-        measured = train(
-            problem, step_size=STEP_SIZE, time=time, runs=runs, seed=options.seed,
-            every=max(1, int(time * dim) // 300), progress=False,
-        )  # fmt: skip
-    with console.status("integrating the small-noise dynamics from the same starts"):
-        dynamics = problem.small_noise().dynamics(step_size=STEP_SIZE)
-        predicted = dynamics.solve(measured.initial[:8], measured.times, rtol=1e-4, atol=1e-6)
+    (measured, predicted), *diffusions = [done[p.name] for p in mixture_parts(spec, options)]
     shown = replace(measured, values=measured.values[:8])
     tensorboard.write(options.logdir / spec.name, measured=shown, predicted=predicted)
-    diffusions = ring_runs(spec, dim, 40 if options.smoke else 200, options.seed, console)
+    for one in diffusions:
+        sde_numbers(console, one)
 
     figure = Figure(figsize=(12.5, 6.6), layout="constrained")
     grid = figure.subplots(2, 3)
@@ -48,6 +71,25 @@ def mixture_figure(spec: MixtureFigure, options: PaperOptions, console: Console)
     rank_panel(grid[1, 2], console, diffusions)
     figure.suptitle(f"{problem}, $c_\\delta$ = 1, {runs} runs", fontsize=12)
     return figure
+
+
+def _sizes(spec: MixtureFigure, options: PaperOptions) -> tuple[int, int, float, int]:
+    """The dimension, the number of random starts, their limit time, and the runs on the rings."""
+    return (40, 20, 4.0, 40) if options.smoke else (250, 200, spec.time, 200)
+
+
+def _random_starts(
+    spec: MixtureFigure, dim: int, time: float, runs: int, seed: int, tell: Tell
+) -> tuple[Trajectory, Trajectory]:
+    """SGD from random starts, and the small-noise dynamics from the first of them."""
+    problem = spec.make(dim, spec.width, snr=spec.snr, ridge=0.1)
+    measured = train(
+        problem, step_size=STEP_SIZE, time=time, runs=runs, seed=seed,
+        every=max(1, int(time * dim) // 300), progress=tell,
+    )  # fmt: skip
+    dynamics = problem.small_noise().dynamics(step_size=STEP_SIZE)
+    starts = measured.initial[:8]
+    return measured, dynamics.solve(starts, measured.times, rtol=1e-4, atol=1e-6)
 
 
 def _fraction_panel(

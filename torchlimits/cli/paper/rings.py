@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from rich.console import Console
 
 from torchlimits.cli.paper.common import BLUE, RED, STEP_SIZE, say, seeded
+from torchlimits.cli.paper.parts import Tell
 from torchlimits.cli.paper.specs import MixtureFigure
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.ensemble.train import train
@@ -29,26 +30,29 @@ class RingRuns:
 
 
 def ring_runs(
-    spec: MixtureFigure, dim: int, runs: int, seed: int, console: Console
-) -> list[RingRuns]:
-    """The dynamics at the figure's snr, and in the small-noise limit itself."""
+    spec: MixtureFigure, dim: int, snr: float, runs: int, seed: int, tell: Tell
+) -> RingRuns:
+    """SGD at one snr, and the SDE of the small-noise limit.
+
+    Args:
+        spec: which of the two figures.
+        dim: the dimension N.
+        snr: of the problem that is trained, inf included.
+        runs: the number of independent runs.
+        seed: of the data.
+        tell: is told how many steps were made.
+    """
     limit_problem = spec.make(dim, spec.width, snr=math.inf, ridge=0.1)
     component = next(c for c in limit_problem.fixed_point_components() if c.classes == spec.classes)
     at = component.point(seeded(1))
     limit = limit_problem.diffusive(at=at, step_size=STEP_SIZE)
     offset = 0.5 * at / at.norm()  # outwards, to see the drift
-    found = []
-    for snr in (math.inf, spec.snr):
-        problem = spec.make(dim, spec.width, snr=snr, ridge=0.1)
-        with console.status(f"{runs} runs from the rings, snr = {snr:g}"):
-            path = train(
-                problem, step_size=STEP_SIZE, time=2.0, runs=runs, seed=seed, every=1,
-                start=_network_at(problem, at + offset / dim**0.5), progress=False,
-            )  # fmt: skip
-        found.append(RingRuns(snr, limit, limit.rescale(path), offset))
-    for one in found:
-        _sde_numbers(console, one)
-    return found
+    problem = spec.make(dim, spec.width, snr=snr, ridge=0.1)
+    path = train(
+        problem, step_size=STEP_SIZE, time=2.0, runs=runs, seed=seed, every=1,
+        start=_network_at(problem, at + offset / dim**0.5), progress=tell,
+    )  # fmt: skip
+    return RingRuns(snr, limit, limit.rescale(path), offset)
 
 
 def _network_at(problem: GaussianMixture, u: torch.Tensor) -> torch.nn.Module:
@@ -61,8 +65,13 @@ def _network_at(problem: GaussianMixture, u: torch.Tensor) -> torch.nn.Module:
     return model
 
 
-def _sde_numbers(console: Console, ring: RingRuns) -> None:
-    """Mean and covariance of the rescaled v at the end, with standard errors, beside the SDE's."""
+def sde_numbers(console: Console, ring: RingRuns) -> None:
+    """Print mean and covariance of the rescaled v at the end, beside those of the SDE.
+
+    Args:
+        console: where.
+        ring: the runs.
+    """
     K = sum(name.startswith("v") for name in ring.runs.names)
     end, count = ring.runs.values[:, -1, :K].double(), ring.runs.runs
     time = float(ring.runs.times[-1])

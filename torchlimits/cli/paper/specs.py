@@ -12,7 +12,9 @@ from torchlimits.problems.mixture.problem import GaussianMixture
 class MixtureFigure:
     """What differs between figures 2 and 3."""
 
-    name: str
+    number: str
+    cost: float
+    """about how many seconds one core takes for the runs from random starts"""
     make: Callable[..., GaussianMixture]
     width: int
     snr: float
@@ -23,9 +25,15 @@ class MixtureFigure:
     """statistics whose rescaled values are drawn against each other"""
     endpoints: tuple[str, str]
 
+    @property
+    def name(self) -> str:
+        """The name of the picture and of the folder."""
+        return f"figure{self.number}"
+
 
 BINARY = MixtureFigure(
-    name="figure2",
+    number="2",
+    cost=20.0,
     make=GaussianMixture.binary,
     width=2,
     snr=100.0,
@@ -35,7 +43,8 @@ BINARY = MixtureFigure(
     endpoints=("m[0,0]", "m[1,0]"),
 )
 XOR = MixtureFigure(
-    name="figure3",
+    number="3",
+    cost=70.0,
     make=GaussianMixture.xor,
     width=4,
     snr=1000.0,

@@ -1,0 +1,64 @@
+"""Hartigan's dip, and what it says of laws with one hump and with two."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import torchlimits as tl
+from torchlimits import _humps
+from torchlimits.law_check import several_humps
+
+
+def test_dip_is_that_of_the_reference_implementation():
+    """The values are those of diptest 0.12.0 (R. Urlus), a port of M. Maechler's for R."""
+    rng = np.random.default_rng(7)
+    two = np.concatenate([rng.normal(size=60), rng.normal(3, 1, size=40)])
+    skewed = rng.exponential(size=80)
+    assert _humps.dip(two) == pytest.approx(0.048031481569513514, rel=1e-9)
+    assert _humps.dip(skewed) == pytest.approx(0.04156555670439418, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [
+        stats.norm(), stats.uniform(), stats.expon(), stats.chi2(3), stats.t(3), stats.beta(2, 5),
+        stats.lognorm(0.8),
+    ],
+)  # fmt: skip
+def test_laws_with_one_hump_have_one(law):
+    """Also where they are far from normal: a test of one normal against two would err."""
+    rng = np.random.default_rng(0)
+    assert not any(_humps.several(law.rvs(2000, random_state=rng)) for _ in range(40))
+
+
+@pytest.mark.parametrize(("share", "apart"), [(0.5, 3.2), (0.3, 4.0), (0.1, 7.0)])
+def test_laws_with_two_humps_have_two(share, apart):
+    rng = np.random.default_rng(0)
+    first = rng.random(2000) < share
+    sample = rng.normal(size=2000) + apart * first
+    assert _humps.several(sample)
+    found = _humps.humps(sample)
+    np.testing.assert_allclose(found.shares, [1 - share, share], atol=0.06)
+    np.testing.assert_allclose(found.places, [0, apart], atol=0.25)
+
+
+def test_constant_and_short_samples_have_no_shape():
+    assert not _humps.several(np.zeros(500))
+    assert not _humps.several(np.concatenate([np.zeros(250), np.full(250, 1e-9)]))
+    assert not _humps.several(np.repeat([0.0, 1.0], 20))
+
+
+def test_a_saddle_of_xor_has_two_and_an_ornstein_uhlenbeck_process_one():
+    problem = tl.GaussianMixture.xor(250, 4, snr=8.0, ridge=0.05)
+    u0 = problem.starts(1, generator=torch.Generator().manual_seed(3))[0]
+    seed = torch.Generator().manual_seed(0)
+    law = problem.reduced_chain(step_size=1.0).law(u0, [0.0, 6.0, 12.0], runs=800, generator=seed)
+    found = several_humps(law)
+    assert [one.name for one in found] == ["m[0,1]"]
+    assert found[0].humps.places[0] < -0.2
+    assert found[0].humps.places[1] > 0.2
+    below = tl.SpikedTensor(1000, order=2, snr=0.5).dynamics(step_size=1.0)
+    process = below.diffusive(torch.tensor([0.0, 1.0]))
+    stationary = process.law(torch.tensor([0.0, 0.0]), [0.0, 1.0, 5.0], runs=2000, generator=seed)
+    assert not several_humps(stationary)
