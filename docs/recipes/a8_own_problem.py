@@ -21,4 +21,5 @@ statistics = {"m": overlaps("0.weight", e), "R": gram("0.weight", e), "v": entri
 statistics = tl.SummaryStatistics(statistics, symmetric=["R"])
 dynamics = tl.EmpiricalDynamics(model, loss, sampler, statistics, step_size=1.0, dim=n)
 u0 = statistics(dict(model.named_parameters())).detach()
-print(dynamics.solve(u0, [0.0, 0.5, 1.0]).to_pandas())
+predicted = dynamics.solve(u0, [0.0, 0.5, 1.0])
+print(predicted.select("R").to_pandas())  # with the standard errors of 4096 samples
