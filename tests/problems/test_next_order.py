@@ -72,13 +72,11 @@ def test_the_next_order_is_what_runs_do(options, batch):
 
 def test_without_momentum_it_is_the_limit():
     problem = problem_of()
-    u0, times = problem.starts(2), [0.0, 0.5, 1.0]
-    for options in ({"batch_size": 3}, {}):
-        dynamics = problem.dynamics(step_size=0.5, **options)
-        for slow in (False, True):
-            found = tl.NextOrder(dynamics).solve(u0, times, slow=slow)
-            expected = dynamics.solve(u0, times)
-            torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)
+    dynamics = problem.dynamics(step_size=0.5, batch_size=3, nodes=2**9)
+    u0, times = problem.starts(2), [0.0, 0.25, 0.5]
+    found = tl.NextOrder(dynamics).solve(u0, times, slow=True)
+    expected = dynamics.solve(u0, times)
+    torch.testing.assert_close(found.values, expected.values, rtol=1e-4, atol=1e-5)
     assert "slow variable" in found.metadata["equation"]
 
 
