@@ -35,7 +35,7 @@ def growth(dynamics, length=1e-5):
 def test_idle_neurons_grow_as_the_ode_says(snr, c, stable):
     """XOR: the corrector slows the way out of 0, and closes it at c_delta = 8."""
     dynamics = xor(c, snr=snr)
-    values, kind, _ = fixed_points.classify(dynamics, torch.zeros(4).double())
+    values, kind, *_ = fixed_points.classify(dynamics, torch.zeros(4).double())
     assert float(values[0].real) == pytest.approx(growth(dynamics), abs=2e-5)
     assert (kind == "stable") is stable
 

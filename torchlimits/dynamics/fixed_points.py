@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlimits._text import Table, terminal_width
 from torchlimits.dynamics.flow import Flow
+from torchlimits.dynamics.newton import fading, newton
 from torchlimits.dynamics.solver import integrate
 from torchlimits.dynamics.stability import Bifurcation, Kind, classify
 
@@ -178,9 +179,9 @@ def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100
             flown = _flown(flow, starts, settling_time)
             starts = torch.cat([flown, starts])
         u = flow.geometry.snap(_levenberg(flow, starts))
-        step, blur = _newton(flow, u)
+        step, blur = newton(flow, u)
         size = 1 + u.abs().amax(-1)
-        lasting = flow.geometry.persists(flow, u) & (step <= _NEWTON * size)
+        lasting = flow.geometry.persists(flow, u) & (step <= _NEWTON * size) & ~fading(flow, u)
         u, blur, size = u[lasting], blur[lasting], size[lasting]
         radius = max(_SAME, flow.error) * size + 10 * blur.minimum(_NEWTON * size)
         kept = _distinct(u, flow(0.0, u).abs().amax(-1), radius)
@@ -261,34 +262,6 @@ def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
     relative = s / largest
     gain = torch.where(relative > 1e-9, relative / (relative**2 + damping[:, None]) / largest, 0.0)
     return -(right.mT @ (gain * (left.mT @ value[..., None])[..., 0])[..., None])[..., 0]
-
-
-def _newton(flow: Flow, u: Float[Tensor, "S k"]) -> tuple[Float[Tensor, " S"], Float[Tensor, " S"]]:
-    """The length of the Newton step at each point, and the radius within which all look like zeros.
-
-    In each singular direction of the Jacobian, -f + g counts as far as it is larger than its own
-    roughness, which is what is left of it beside u when the linear part is taken off: rounding at
-    closed forms. Directions in which integrals are too rough to see a slope do not count.
-    """
-    if not len(u):
-        return u.new_zeros(0), u.new_zeros(0)
-    value, slope = flow(0.0, u), flow.jacobian(u)
-    left, s, right = torch.linalg.svd(slope)
-    rough = torch.zeros_like(u)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(3):
-        signs = torch.randn(u.shape, generator=generator, dtype=torch.float64).sign()
-        beside = 1e-7 * u * signs.to(u)
-        change = flow(0.0, u + beside) - value - (slope @ beside[..., None])[..., 0]
-        rough = torch.maximum(rough, (left.mT @ change[..., None])[..., 0].abs())
-    along = (left.mT @ value[..., None])[..., 0].abs()
-    unseen = s * u.abs().amax(-1, keepdim=True) <= (flow.error if flow.error > 1e-12 else 0.0)
-    gain = torch.where(s > 0, 1 / s.clamp_min(1e-300), 0.0)
-    # a value without any slope to explain it is far from a zero
-    gain = torch.where((s == 0) & (along > 10 * rough), torch.inf, gain)
-    step = torch.where(unseen, 0.0, (along - 10 * rough).clamp_min(0) * gain).nan_to_num(0.0)
-    blur = ((along + rough) * gain).nan_to_num(0.0)
-    return step.norm(dim=-1), blur.norm(dim=-1)
 
 
 def _distinct(u: Tensor, speed: Tensor, radius: Tensor) -> list[int]:

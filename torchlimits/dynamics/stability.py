@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -124,8 +125,9 @@ def _directions(basis: Float[Tensor, "n k"]) -> Float[Tensor, "d k"]:
     """Both ways along each vector of a basis, and along combinations of them."""
     w = torch.cat([basis, -basis])
     if len(basis) > 1:
+        like: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
         generator = torch.Generator().manual_seed(0)
-        weights = torch.randn(_DIRECTIONS, len(basis), generator=generator, dtype=torch.float64)
+        weights = torch.randn(_DIRECTIONS, len(basis), generator=generator, **like)
         w = torch.cat([w, weights.to(basis) @ basis])
     return w / w.norm(dim=-1, keepdim=True).clamp_min(1e-300)
 
@@ -137,13 +139,14 @@ def _onward(
     fits: list[Tensor] = []
     size = 1 + float(u.abs().max())
     at_rest = flow(0.0, u)
+    eye = torch.eye(len(u), dtype=u.dtype, device=u.device)
     noise = 4e-16 * max(1.0, size * float(torch.linalg.matrix_norm(J, 2)))
     noise = max(noise, flow.error if flow.error > 1e-12 else 0.0)
     for scale in _SCALES:
         x = scale * size * u.new_tensor([1.0, 0.5, 0.25, 0.125])
         straight = u + x[:, None] * w
         # by the second order of the other directions, extrapolated to x = 0
-        bend = (flow(0.0, straight) - at_rest) @ (torch.eye(len(u)).to(u) - centre).mT
+        bend = (flow(0.0, straight) - at_rest) @ (eye - centre).mT
         bend = (bend - x[:, None] * (J @ w)) / x[:, None] ** 2
         curve = straight + x[:, None] ** 2 * -(slaved @ (2 * bend[2] - bend[1]))
         if float((flow.geometry.project(curve) - curve).abs().max()) > 1e-6 * float(x[-1]):
@@ -167,7 +170,9 @@ def _name(
 ) -> Bifurcation | None:
     """What happens there as a parameter passes through its present value."""
     quadratic = any(line.a2 for line in lines if not line.a1)
-    if quadratic and int(zero.sum()) > 1:
+    several = int(zero.sum()) > 1
+    if several and (quadratic or bool(zero.all())):
+        # what is flat to first order in all directions is so at other parameters too
         return None
     persists = _persists(flow, u, J)
     if quadratic:
@@ -181,10 +186,9 @@ def _persists(flow: Flow, u: Tensor, J: Tensor) -> bool:
     order = values.abs().argsort()
     left = torch.linalg.pinv(vectors)[order[0]].real.to(u)
     shifts = [flow.limit.rates(flow.field, u, 1.0)[1]]
-    try:
+    # where decay is not known, c_delta alone tells
+    with contextlib.suppress(NotImplementedError):
         shifts.append(flow.field.decay(u))
-    except NotImplementedError:
-        pass  # then c_delta alone tells
     return all(
         float((left @ shift).abs()) <= 1e-6 * float(left.norm() * shift.norm()) for shift in shifts
     )
