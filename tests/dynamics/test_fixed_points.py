@@ -190,7 +190,7 @@ def test_a_list_of_fixed_points_is_a_list_and_shows_a_table():
     assert repr(type(points)()) == "FixedPoints([])"
 
 
-# --- at infinity, and where eigenvalues are zero ---------------------------------------------------
+# --- at infinity, and where eigenvalues are zero --------------------------------------------------
 
 
 class Far(tl.VectorField):

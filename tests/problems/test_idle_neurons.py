@@ -56,6 +56,17 @@ def test_more_idle_neurons_grow_like_one():
     torch.testing.assert_close(values.real[:3], one.real[:1].expand(3), atol=2e-4, rtol=0)
 
 
+@pytest.mark.parametrize("snr", [0.2, 8.0])
+def test_rays_are_found_whatever_the_rates_are(snr):
+    """Momentum 0.9 at a tenth of c_delta is the same dynamics, ten times as fast."""
+    problem = tl.GaussianMixture.xor(dim=100, snr=snr, ridge=0.0, width=1)
+    plain, fast = (
+        fixed_points.classify(problem.dynamics(**options), torch.zeros(4).double()).eigenvalues
+        for options in ({"step_size": 1.0}, {"step_size": 0.1, "momentum": 0.9})
+    )
+    torch.testing.assert_close(fast.real, 10 * plain.real, rtol=1e-3, atol=1e-6)
+
+
 def test_what_is_on_its_slow_way_to_0_counts_as_0():
     """XOR, K = 4, coarse: where 0 attracts slowly, residuals are small long before it is there."""
     dynamics = xor(8.0, width=4, level=-1)

@@ -151,8 +151,8 @@ def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100
         give more starts. A point counts if the Newton step from it is short beside 1 + \\|u\\|, not
         only -f + g, which falls to 0 at infinity in some dynamics; as far as rounding and the error
         of integrals let one tell. Zeros of -f + g that no solution stays at are left out (parallel
-        neurons at c_delta > 0: see `MixtureDynamics`). The residual is as small as rounding for closed
-        forms, and as the error of the right-hand side where that is an integral
+        neurons at c_delta > 0: see `MixtureDynamics`). The residual is as small as rounding for
+        closed forms, and as the error of the right-hand side where that is an integral
         (`EffectiveDynamics.error`).
 
     Raises:
