@@ -32,7 +32,7 @@ class Curve:
     COARSEST: ClassVar[int] = 8
 
     def progress(self) -> Float[Tensor, " G"]:
-        """From 0 on, rising by 1 with the time and by 1 with the length, for the fastest start."""
+        """It rises from 0 by 1 with the time and by 1 with the length, for the fastest start."""
         grid = self.grid
         length = self.u.diff(dim=-2).norm(dim=-1).reshape(-1, len(grid) - 1).amax(0).cpu()
         travelled = torch.cat([length.new_zeros(1), length.cumsum(0)])
@@ -125,7 +125,7 @@ class Coefficients:
         A, D = (self._interpolated(values, middle) for values in (self.A, self.D))
         if nonnegative:
             values, vectors = _linalg.eigh((D + D.mT) / 2)
-            D = (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
+            return A, (vectors * values.clamp_min(0)[..., None, :]) @ vectors.mT
         return A, D
 
     def _interpolated(
