@@ -36,8 +36,8 @@ def fluctuations(
     the linear-noise approximation, with D that of the full one-step increment (`diffusion`).
 
     A and D are evaluated at 6 times, dense where u moves, then halfway between these, and so on to
-    41 times, until standard deviations change by less than 1 %; as the finer ones are kept, the
-    error is several times smaller. In between they are interpolated. The covariance is carried by
+    41 times, until standard deviations change by less than 1 %. As the finer ones are kept, the
+    error is half of that or less. In between they are interpolated. The covariance is carried by
     the exponentials of short steps, which keep it positive semidefinite.
 
     Where fluctuations grow to more than ten times the size of the statistics, as at neurons that
