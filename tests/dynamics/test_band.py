@@ -8,6 +8,7 @@ import torchdiffeq
 from real_sgd import copies, train
 
 import torchlimits as tl
+from torchlimits.dynamics import band, coefficients
 
 RUNS = 4000
 
@@ -239,15 +240,84 @@ def test_bad_input():
     assert dynamics.solve(u0, [0.0], band=True).std.tolist() == [[0.0, 0.0]]
 
 
+@pytest.mark.parametrize("case", ["matrix", "tensor"])
+def test_derivatives_are_evaluated_where_they_are_needed(case, monkeypatch):
+    problem, start, time, settings = CASES[case]
+    dynamics, u0 = problem.dynamics(**settings), start(problem)
+    times = torch.linspace(0, time, 20, dtype=torch.float64)
+    evaluated: list[int] = []
+    whole = coefficients.Curve._evaluated
+    monkeypatch.setattr(
+        coefficients.Curve, "_evaluated",
+        lambda self, rows: (evaluated.append(len(rows)), whole(self, rows))[1],
+    )  # fmt: skip
+    found = dynamics.solve(u0, times, band=True).std[1:]
+    assert evaluated[0] == 6
+    assert sum(evaluated) < 41
+    monkeypatch.setattr(band, "_ENOUGH", 0.0)
+    evaluated.clear()
+    finest = dynamics.solve(u0, times, band=True).std[1:]
+    assert sum(evaluated) == 41
+    error = float((found / finest - 1).abs().max())
+    assert error < 5e-3
+    # negative control: at 6 times, which the refinement left
+    monkeypatch.setattr(band, "_ENOUGH", float("inf"))
+    coarse = dynamics.solve(u0, times, band=True).std[1:]
+    assert float((coarse / finest - 1).abs().max()) > 2 * error
+
+
+class Leaving(tl.VectorField):
+    """du/dt = 5 u from a saddle at 0."""
+
+    def terms(self, u):
+        return 5 * u, torch.zeros_like(u)
+
+    def increment_covariance(self, u, step_size):
+        return torch.ones_like(u)[..., None]
+
+
+def test_a_band_that_means_nothing_is_none():
+    dynamics = tl.EffectiveDynamics(Leaving(["a"], 100), step_size=1.0)
+    starts = torch.tensor([[0.0], [100.0]])
+    with pytest.warns(UserWarning, match=r"no band from t = 1\.\d+ on \(NaN\)"):
+        std = dynamics.solve(starts, [0.0, 0.5, 1.0, 3.0], band=True).std
+    exact = ((torch.tensor([0.0, 5.0, 10.0, 30.0]).double().exp() - 1) / 1000).sqrt()
+    torch.testing.assert_close(std[0, :3, 0], exact[:3], rtol=1e-6, atol=0)
+    assert bool(std[0, 3].isnan())
+    # beside what the statistic is by then, these fluctuations are small
+    torch.testing.assert_close(std[1, :, 0], exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.slow
+def test_the_coarse_rule_of_wide_networks_is_good_enough():
+    """XOR, K = 5: standard deviations after t = 1 with A and D as they are at the start."""
+    problem = tl.GaussianMixture.xor(dim=1000, width=5, snr=4.0, ridge=0.05)
+    dynamics, u0 = (
+        problem.dynamics(step_size=1.0),
+        mixture_start(problem, [1, 0.7, -0.8, -1.2, 0.3]),
+    )
+
+    def std(flow):
+        A, D = flow.jacobian(u0[None]), flow.diffusion(u0[None])
+        h, still = torch.ones(1).double(), torch.zeros(len(u0), len(u0)).double()
+        return band.carried(A, D, h, still)[1].diagonal().sqrt()
+
+    coarse, fine = (dynamics.field.for_band(), dynamics.field.for_band())
+    assert coarse.level == -3
+    fine.level = -1
+    ratio = std(dynamics.on(coarse)) / std(dynamics.on(fine))
+    assert 1e-5 < float((ratio - 1).abs().max()) < 1.5e-2
+
+
 def test_another_default_device_changes_nothing():
     problem = tl.GaussianMixture.binary(dim=100, snr=2.0)
     dynamics, u0 = problem.dynamics(step_size=1.0), mixture_start(problem, [1.0, -1.0])
     times = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
 
     def numbers():
-        band = dynamics.solve(u0, times, rtol=1e-4, atol=1e-5, band=True)
+        found = dynamics.solve(u0, times, rtol=1e-4, atol=1e-5, band=True)
         noise = dynamics.langevin()
-        return [band.values, band.std, noise.centre, noise.scale]
+        return [found.values, found.std, noise.centre, noise.scale]
 
     expected = numbers()
     with torch.device("meta"):

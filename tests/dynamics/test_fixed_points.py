@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import torchlimits as tl
+from torchlimits.dynamics import fixed_points
 
 
 def spiked(order, snr, c, **options):
@@ -63,8 +64,9 @@ def test_stability_of_the_closed_forms():
         (0.0, 0.0): "unstable", (0.0, 1.0): "stable",
         (0.177, 1.0): "unstable", (1.364, 1.0): "stable",
     }  # fmt: skip
-    (marginal,) = [p for p in spiked(2, 1.0, 1.0).exact_fixed_points() if p.u[1] == 1]
-    assert marginal.kind == "marginal"
+    (critical,) = [p for p in spiked(2, 1.0, 1.0).exact_fixed_points() if p.u[1] == 1]
+    # the cubic term decides, and attracts: dm/dt = -4 m^3 on r2 = 1
+    assert (critical.kind, critical.bifurcation) == ("stable", "pitchfork")
 
 
 def test_warm_and_cold_starts_part_at_m_dagger():
@@ -186,3 +188,109 @@ def test_a_list_of_fixed_points_is_a_list_and_shows_a_table():
     assert [float(row.split()[3]) for row in rows] == pytest.approx([float(p.u[0]) for p in points])
     assert points._repr_html_().count("<tr>") == 5
     assert repr(type(points)()) == "FixedPoints([])"
+
+
+# --- at infinity, and where eigenvalues are zero --------------------------------------------------
+
+
+class Far(tl.VectorField):
+    """-u/(1 + u^2)^2 falls like u^-3 and has no zero but 0."""
+
+    def terms(self, u):
+        return -u / (1 + u**2) ** 2, torch.zeros_like(u)
+
+
+def test_no_fixed_point_is_at_infinity():
+    flow = tl.EffectiveDynamics(Far(["a"], 10), step_size=0.0)
+    starts = 3 * torch.randn(20, 1, generator=torch.Generator().manual_seed(0))
+    assert [p.u.tolist() for p in flow.fixed_points(starts, flow=0.0)] == [[0.0]]
+    # where weights may grow forever, -f + g gets as small as exp(-|u|^2)
+    problem = tl.GaussianMixture.binary(dim=50, snr=1.0, ridge=0.0).small_noise()
+    found = problem.dynamics(step_size=1.0).fixed_points(count=12, flow=0.0)
+    assert all(not bool(p.u[:4].any()) for p in found)  # R stays as it is without a ridge
+
+
+class Normal(tl.VectorField):
+    """A normal form in the first coordinate, turned, with a slaved second one."""
+
+    def __init__(self, square=0.0, cube=0.0, slaved=0.0, fifth=0.0, shift=0.0):
+        super().__init__(["a", "b"], 10)
+        self.numbers = square, cube, slaved, fifth, shift
+        self.turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]]).double()
+
+    def terms(self, u):
+        square, cube, slaved, fifth, shift = self.numbers
+        x, y = (u.double() @ self.turn.mT).unbind(-1)
+        dx = square * x**2 + cube * x**3 + x * y + fifth * x**5
+        rates = torch.stack([dx, -2 * y + 2 * slaved * x**2], -1) @ self.turn
+        shifts = torch.stack([shift + 0 * x, 1 + 0 * x], -1) @ self.turn
+        return rates.to(u), shifts.to(u)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind", "name"),
+    [
+        ({"cube": -1.0}, "stable", "pitchfork"),
+        ({"cube": 1.0}, "unstable", "pitchfork"),
+        # y = slaved x^2 adds to the cubic term, and outweighs it
+        ({"cube": -1.0, "slaved": 1.5}, "unstable", "pitchfork"),
+        ({"cube": 1.0, "slaved": -1.5}, "stable", "pitchfork"),
+        ({"slaved": -0.1}, "stable", "pitchfork"),
+        ({"cube": -1.0, "shift": 1.0}, "stable", "cusp"),
+        ({"square": 1.0, "cube": -1.0, "shift": 1.0}, "unstable", "saddle-node"),
+        ({"square": -0.3, "cube": -1.0}, "unstable", "transcritical"),
+        ({"fifth": -1.0}, "marginal", None),
+        ({"cube": -1.0, "slaved": 1.0, "fifth": 1.0}, "marginal", None),
+        ({}, "marginal", None),
+    ],
+)
+def test_the_centre_manifold_decides(numbers, kind, name):
+    flow = tl.EffectiveDynamics(Normal(**numbers), step_size=0.0)
+    found = fixed_points.classify(flow, torch.zeros(2).double())
+    assert (found.kind, found.bifurcation) == (kind, name)
+    assert found.dimension == (kind == "marginal")
+
+
+@pytest.mark.parametrize("slaved", [-1.5, 1.5])
+def test_solutions_do_what_the_classification_says(slaved):
+    """An independent check: the slaved direction turns the sign of the cubic term of its own."""
+    flow = tl.EffectiveDynamics(Normal(cube=-slaved / 1.5, slaved=slaved), step_size=0.0)
+    kind = fixed_points.classify(flow, torch.zeros(2).double()).kind
+    final = flow.solve(0.2 * flow.field.turn[0], [0.0, 10.0]).final
+    assert kind == ("unstable" if float(final.norm()) > 0.2 else "stable")
+    assert kind == ("unstable" if slaved > 0 else "stable")
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "name"),
+    [(2, "stable", "pitchfork"), (3, "unstable", "saddle-node"), (4, "unstable", "saddle-node")],
+)
+def test_the_critical_point_of_spiked_models(order, kind, name):
+    critical = spiked(order, spiked(order, 1.0, 1.0).critical_snr, 1.0)
+    for points in (critical.exact_fixed_points(), critical.fixed_points()):
+        named = [p for p in points if p.bifurcation]
+        assert {(p.kind, p.bifurcation) for p in named} == {(kind, name)}
+        assert len(named) == (2 if order == 4 else 1)
+    assert f"at a {name}" in repr(named[0])
+    assert name in repr(critical.exact_fixed_points())
+
+
+@pytest.mark.parametrize("mixture", ["binary", pytest.param("xor", marks=pytest.mark.slow)])
+def test_zero_attracts_where_the_spheres_have_shrunk_to_it(mixture):
+    make, means = {
+        "binary": (tl.GaussianMixture.binary, 2), "xor": (tl.GaussianMixture.xor, 4)
+    }[mixture]  # fmt: skip
+    problem = make(dim=50, width=2, snr=1.0, ridge=1 / (2 * means)).small_noise()
+    assert [c.kind for c in problem.fixed_point_components()] == ["stable"]
+    dynamics = problem.dynamics(step_size=1.0)
+    (point,) = dynamics.fixed_points(count=4, flow=0.0)
+    assert (point.kind, point.bifurcation) == ("stable", "pitchfork")
+    assert not bool(point.u.any())
+    # solutions from nearby come closer, slowly; at a smaller ridge they leave
+    v, m, R = dynamics.split(torch.zeros(len(dynamics.names)).double())
+    start = dynamics.join(v + 0.1, m + 0.1 * dynamics.coordinates[0].double(), R)
+    near = dynamics.solve(start, [0.0, 100.0]).values.norm(dim=-1)
+    assert float(near[1]) < float(near[0])
+    less = make(dim=50, width=2, snr=1.0, ridge=0.9 / (2 * means)).small_noise()
+    away = less.dynamics(step_size=1.0).solve(start, [0.0, 100.0]).values.norm(dim=-1)
+    assert float(away[1]) > float(away[0])

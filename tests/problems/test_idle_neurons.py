@@ -35,7 +35,7 @@ def growth(dynamics, length=1e-5):
 def test_idle_neurons_grow_as_the_ode_says(snr, c, stable):
     """XOR: the corrector slows the way out of 0, and closes it at c_delta = 8."""
     dynamics = xor(c, snr=snr)
-    values, kind, _ = fixed_points.classify(dynamics, torch.zeros(4).double())
+    values, kind, *_ = fixed_points.classify(dynamics, torch.zeros(4).double())
     assert float(values[0].real) == pytest.approx(growth(dynamics), abs=2e-5)
     assert (kind == "stable") is stable
 
@@ -54,6 +54,17 @@ def test_more_idle_neurons_grow_like_one():
     values = fixed_points.classify(xor(8.0, width=3, level=0), torch.zeros(15).double())[0]
     one = fixed_points.classify(xor(8.0), torch.zeros(4).double())[0]
     torch.testing.assert_close(values.real[:3], one.real[:1].expand(3), atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("snr", [0.2, 8.0])
+def test_rays_are_found_whatever_the_rates_are(snr):
+    """Momentum 0.9 at a tenth of c_delta is the same dynamics, ten times as fast."""
+    problem = tl.GaussianMixture.xor(dim=100, snr=snr, ridge=0.0, width=1)
+    plain, fast = (
+        fixed_points.classify(problem.dynamics(**options), torch.zeros(4).double()).eigenvalues
+        for options in ({"step_size": 1.0}, {"step_size": 0.1, "momentum": 0.9})
+    )
+    torch.testing.assert_close(fast.real, 10 * plain.real, rtol=1e-3, atol=1e-6)
 
 
 def test_what_is_on_its_slow_way_to_0_counts_as_0():

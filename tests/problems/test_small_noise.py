@@ -102,7 +102,7 @@ def test_components_are_what_the_numbers_say(make, width):
         u = component.point(generator)
         assert float(dynamics(0.0, u).abs().max()) < 1e-14
         assert float(component.distance(u)) < 1e-7
-        values, kind, dimension = fixed_points.classify(dynamics, u)
+        values, kind, dimension, _ = fixed_points.classify(dynamics, u)
         if component.stable and component.dimension:
             # a sphere that attracts: marginal along itself
             assert (kind, dimension) == ("marginal", component.dimension)

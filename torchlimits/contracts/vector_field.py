@@ -33,7 +33,9 @@ class VectorField(OwnNames, nn.Module, ABC):
         quadratic_in: the name of the parameter whose step enters the statistics to second order.
         rtol, atol: the tolerances of `EffectiveDynamics.solve`, no finer than `error`.
         error: the absolute error of `terms` where u is of order 1.
-        settling_time: how long `EffectiveDynamics.fixed_points` lets its starts flow.
+        settling_time: how long `EffectiveDynamics.fixed_points` lets its starts flow. A few times
+            the slowest relaxation time, in many problems 1/ridge, is enough to tell attractors from
+            other zeros; it need not be exact, as points are refined afterwards.
 
     Example:
         >>> import torch, torchlimits as tl

@@ -9,13 +9,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits._checks import warn_user
+from torchlimits.dynamics.coefficients import Coefficients, Curve
 from torchlimits.dynamics.diffusive import van_loan
-from torchlimits.dynamics.flow import POINTS, Flow
+from torchlimits.dynamics.flow import Flow
 
-#: times at which derivatives and diffusion matrices are evaluated; between them they are linear
-_NODES = 41
 #: steps of the covariance besides the times asked for
 _STEPS = 256
+#: a statistic that is said to fluctuate by this many times its own size does not
+_BEYOND = 10.0
+#: change of a standard deviation, relative, at which derivatives are known at enough times
+_ENOUGH = 1e-2
+#: the same, at which a user should know
+_DOUBTFUL = 0.1
 
 Solve = Callable[[Float[Tensor, " T"]], Float[Tensor, "*batch T k"]]
 
@@ -29,8 +35,14 @@ def fluctuations(
 
     the linear-noise approximation, with D that of the full one-step increment (`diffusion`).
 
-    A and D are evaluated at 41 times that are dense where u moves, and are linear in between. The
-    covariance is carried by the exponentials of short steps, which keep it positive semidefinite.
+    A and D are evaluated at 6 times, dense where u moves, then halfway between these, and so on to
+    41 times, until standard deviations change by less than 1 %. As the finer ones are kept, the
+    error is half of that or less. In between they are interpolated. The covariance is carried by
+    the exponentials of short steps, which keep it positive semidefinite.
+
+    Where fluctuations grow to more than ten times the size of the statistics, as at neurons that
+    have become parallel, the linear approximation means nothing: P is NaN from there on, with a
+    warning.
 
     Args:
         flow: gives A, D and n.
@@ -45,16 +57,83 @@ def fluctuations(
         return u, initial.to(u).expand(*u.shape, u.shape[-1])
     grid = _grid(times)
     u = solve(grid)
-    rows = _nodes(grid, u)
-    A, D = _coefficients(flow, grid[rows], u[..., rows, :])
-    propagators, gained = _steps(grid, grid[rows], A, D / flow.dim)
-    covariances = [initial.to(u).expand(*u.shape[:-2], *initial.shape[-2:])]
-    for step in range(len(grid) - 1):
-        F = propagators[..., step, :, :]
-        P = F @ covariances[-1] @ F.mT + gained[..., step, :, :]
-        covariances.append((P + P.mT) / 2)
+    curve = Curve(flow, grid, u)
+    coefficients = _known_well_enough(curve, initial.to(u))
+    A, D = coefficients.between(torch.arange(len(grid), device=grid.device))
+    P = carried(A, D / flow.dim, grid.diff(), initial.to(u))
     asked = torch.searchsorted(grid, asked_for)
-    return u[..., asked, :], torch.stack(covariances, dim=-3)[..., asked, :, :]
+    return u[..., asked, :], _meaningful(P, u, grid)[..., asked, :, :]
+
+
+def carried(
+    A: Float[Tensor, "*batch S k k"],
+    D: Float[Tensor, "*batch S k k"],
+    h: Float[Tensor, " S"],
+    initial: Float[Tensor, "*#batch k k"],
+) -> Float[Tensor, "*batch S+1 k k"]:
+    """The covariance after each of S steps h, with constant A and D/n in each.
+
+    Args:
+        A, D: one matrix for each step.
+        h: the lengths of the steps.
+        initial: the covariance at the start.
+    """
+    propagators, gained = van_loan(A, D, h.to(A)[:, None, None])
+    covariances = [initial.expand(*A.shape[:-3], *initial.shape[-2:])]
+    for F, more in zip(propagators.unbind(-3), gained.unbind(-3), strict=True):
+        P = F @ covariances[-1] @ F.mT + more
+        covariances.append((P + P.mT) / 2)
+    return torch.stack(covariances, dim=-3)
+
+
+def _known_well_enough(curve: Curve, initial: Float[Tensor, "*#batch k k"]) -> Coefficients:
+    """A and D at as many times as standard deviations need."""
+    rows = curve.rows()
+    change, before = float("inf"), None
+    coefficients = curve.coefficients(rows[:: curve.COARSEST])
+    stride = curve.COARSEST
+    while True:
+        A, D = coefficients.between(rows, nonnegative=False)
+        P = carried(A, D / curve.flow.dim, curve.grid[rows].diff(), initial)
+        std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+        change = float("inf") if before is None else _change(before, std)
+        if change <= _ENOUGH or stride == 1 or not bool(std.isfinite().all()):
+            break
+        stride, before = stride // 2, std
+        coefficients = curve.coefficients(rows[::stride], coefficients)
+    if _DOUBTFUL < change < float("inf"):
+        warn_user(
+            f"the band may be off by {change:.0%} of a standard deviation: the derivatives of the "
+            "dynamics change faster than the 41 times show at which they are evaluated; ask for "
+            "shorter pieces, each from the covariance that the one before ends with"
+        )
+    return coefficients
+
+
+def _change(before: Float[Tensor, "*batch T k"], std: Float[Tensor, "*batch T k"]) -> float:
+    """The largest change, relative, and beside a hundredth of a statistic's largest band."""
+    size = torch.maximum(std, 1e-2 * std.amax(-2, keepdim=True)).clamp_min(1e-300)
+    return float(((std - before).abs() / size).max())
+
+
+def _meaningful(
+    P: Float[Tensor, "*batch G k k"], u: Float[Tensor, "*batch G k"], grid: Float[Tensor, " G"]
+) -> Float[Tensor, "*batch G k k"]:
+    """P, and NaN from where it cannot be right."""
+    variance = P.diagonal(dim1=-2, dim2=-1)
+    size = _BEYOND * (1 + u.abs().amax(-2, keepdim=True))
+    beyond = ~(variance <= size.square()).all(-1)
+    lost = beyond.cumsum(-1) > 0
+    if not bool(lost.any()):
+        return P
+    first = float(grid[int(lost.reshape(-1, len(grid)).any(0).double().argmax())])
+    warn_user(
+        f"there is no band from t = {first:.4g} on (NaN): by the linear approximation fluctuations "
+        "would be more than ten times as large as the statistics themselves, as near saddles and "
+        "where neurons become parallel; take the law of runs instead (reduced_chain, langevin), or "
+        "start later"
+    )
+    return torch.where(lost[..., None, None], torch.nan, P)
 
 
 def _grid(times: Float[Tensor, " T"]) -> Float[Tensor, " G"]:
@@ -67,57 +146,3 @@ def _grid(times: Float[Tensor, " T"]) -> Float[Tensor, " G"]:
     gap = torch.minimum((right - fine).abs(), (fine - left).abs())
     fine = fine[gap > 1e-6 * (times[-1] - times[0])]
     return torch.cat([times, fine]).sort().values
-
-
-def _nodes(grid: Float[Tensor, " G"], u: Float[Tensor, "*batch G k"]) -> Tensor:
-    """Rows of the grid that are evenly spread in time and along the solutions, half each."""
-    length = u.diff(dim=-2).norm(dim=-1).reshape(-1, len(grid) - 1).amax(0).cpu()
-    travelled = torch.cat([length.new_zeros(1), length.cumsum(0)])
-    elapsed = (grid - grid[0]) / (grid[-1] - grid[0])
-    progress = elapsed + travelled / travelled[-1].clamp_min(1e-300)
-    marks = torch.linspace(0, float(progress[-1]), _NODES, dtype=grid.dtype, device=progress.device)
-    rows = torch.searchsorted(progress, marks).clamp_max(len(grid) - 1)
-    return torch.cat([rows.new_tensor([0]), rows, rows.new_tensor([len(grid) - 1])]).unique()
-
-
-def _coefficients(
-    flow: Flow, times: Float[Tensor, " M"], u: Float[Tensor, "*batch M k"]
-) -> tuple[Float[Tensor, "*batch M k k"], Float[Tensor, "*batch M k k"]]:
-    coarse = flow.on(flow.field.for_band())
-    if flow.schedule is None:
-        return _coefficients_at(coarse, u, 0.0)
-    moments = zip(times.tolist(), u.unbind(-2), strict=True)
-    pairs = [_coefficients_at(coarse, at, t) for t, at in moments]
-    A, D = (torch.stack(matrices, dim=-3) for matrices in zip(*pairs, strict=True))
-    return A, D
-
-
-def _coefficients_at(
-    flow: Flow, u: Float[Tensor, "*batch k"], t: float
-) -> tuple[Float[Tensor, "*batch k k"], Float[Tensor, "*batch k k"]]:
-    flat = u.reshape(-1, u.shape[-1])
-    A = flow.jacobian(flat, t)
-    D = torch.cat([flow.diffusion(piece, t) for piece in flat.split(POINTS)])
-    shape = (*u.shape, u.shape[-1])
-    return A.reshape(shape), D.reshape(shape)
-
-
-def _steps(
-    grid: Float[Tensor, " G"],
-    nodes: Float[Tensor, " M"],
-    A: Float[Tensor, "*batch M k k"],
-    D: Float[Tensor, "*batch M k k"],
-) -> tuple[Float[Tensor, "*batch S k k"], Float[Tensor, "*batch S k k"]]:
-    """exp(A h) and the covariance gained, for the steps of the grid."""
-    middle, h = (grid[1:] + grid[:-1]) / 2, grid.diff().to(A)[:, None, None]
-    return van_loan(_linear(middle, nodes, A), _linear(middle, nodes, D), h)
-
-
-def _linear(
-    t: Float[Tensor, " S"], nodes: Float[Tensor, " M"], values: Float[Tensor, "*batch M k k"]
-) -> Float[Tensor, "*batch S k k"]:
-    right = torch.searchsorted(nodes, t).clamp(1, len(nodes) - 1)
-    left = right - 1
-    weight = ((t - nodes[left]) / (nodes[right] - nodes[left])).to(values)[:, None, None]
-    # positive semidefinite matrices stay so
-    return values[..., left, :, :] * (1 - weight) + values[..., right, :, :] * weight

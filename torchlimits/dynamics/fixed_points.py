@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
@@ -12,15 +11,20 @@ from torch import Tensor
 
 from torchlimits._text import Table, terminal_width
 from torchlimits.dynamics.flow import Flow
+from torchlimits.dynamics.newton import fading, newton
 from torchlimits.dynamics.solver import integrate
+from torchlimits.dynamics.stability import Bifurcation, Kind, classify
 
-Kind = Literal["stable", "unstable", "marginal"]
 #: the order in which points are listed
 ORDER: dict[Kind, int] = {"stable": 0, "marginal": 1, "unstable": 2}
 
 _ITERATIONS = 200
 #: points closer than this or than the error of the integrals (relative to 1 + |u|) are one
 _SAME = 1e-6
+#: Newton steps longer than this (relative to 1 + |u|) lead away from no zero. At a zero of order p
+#: they are 1/p of what is left, and rounding stops them there below 1e-4 for p <= 4; where -f + g
+#: falls like exp(-|u|^p) without a zero, they are 1/(700 p) or more until it is 0 in float64.
+_NEWTON = 3e-4
 #: steps of a walk along a component
 _WALK = 8
 
@@ -33,14 +37,23 @@ class FixedPoint:
         u: the point, shape ``(k,)``.
         eigenvalues: those of the Jacobian of -f + g there, shape ``(k,)``, complex, by falling real
             part; where -f + g has a kink, those of the one-sided Jacobian that grows fastest.
-        kind: ``"stable"``: all real parts are negative; ``"unstable"``: one is positive, or none is
-            but the dynamics leave along a direction of zero real part (to second or higher
-            order); ``"marginal"``: some are zero and nothing leaves that way, as within a
-            component (a circle of fixed points, say) or exactly at a phase transition.
+        kind: ``"stable"``: solutions that start near enough stay near; ``"unstable"``: some leave,
+            however near they start. Eigenvalues decide: all real parts are negative, or one is
+            positive. Where some are zero and none is positive, the second and third order along
+            these directions do (`torchlimits.dynamics.stability.classify`): the point of a
+            saddle-node or transcritical bifurcation is unstable, since solutions leave on one side;
+            that of a pitchfork is stable or unstable by the sign of the cubic term, as matrix PCA's
+            (0, c) at snr = c, which attracts, is stable. ``"marginal"``: nor does that decide, as
+            within a component (a circle of fixed points, say).
         dimension: the dimension of the component, that is the number of zero eigenvalues at
             marginal points.
         residual: the largest entry of \\|-f + g\\| at u.
         members: the points found on the same component, u first, shape ``(count, k)``.
+        bifurcation: where an eigenvalue is zero and higher orders decide, what the point is as
+            parameters change: ``"saddle-node"`` (quadratic, and gone on one side),
+            ``"transcritical"`` (quadratic, and still there at another c_delta and ridge, to first
+            order), ``"pitchfork"`` (cubic, and still there), ``"cusp"`` (cubic, and moving); else
+            None, and if the point is marginal, it is one of a component.
 
     Example:
         >>> import torchlimits as tl
@@ -56,16 +69,18 @@ class FixedPoint:
     dimension: int
     residual: float
     members: Float[Tensor, "count k"]
+    bifurcation: Bifurcation | None = None
 
     @property
     def stable(self) -> bool:
-        """Whether all eigenvalues have negative real parts."""
+        """Whether solutions that start near enough stay near."""
         return self.kind == "stable"
 
     def __repr__(self) -> str:
         u = ", ".join(f"{x:.4g}" for x in self.u.tolist())
         whole = f", on a component of dimension {self.dimension}" if self.dimension else ""
-        return f"FixedPoint([{u}], {self.kind}{whole})"
+        place = f", at a {self.bifurcation}" if self.bifurcation else ""
+        return f"FixedPoint([{u}], {self.kind}{whole}{place})"
 
 
 class FixedPoints(list[FixedPoint]):
@@ -97,10 +112,13 @@ class FixedPoints(list[FixedPoint]):
         notes = {"fastest rate": "largest real part of the Jacobian's eigenvalues: < 0 stable"}
         if whole:
             notes["dimension"] = "of the component of fixed points that the point stands for"
+        named = any(point.bifurcation for point in self)
+        if named:
+            notes["bifurcation"] = "that takes place at the point, by second and third orders"
         names = self.names or [f"u[{i}]" for i in range(len(self[0].u) if self else 0)]
         rows = [["point", "kind", *notes, *names]]
         for i, point in enumerate(self):
-            extent = [str(point.dimension)] * whole
+            extent = [str(point.dimension)] * whole + [point.bifurcation or ""] * named
             u = [f"{x:.4g}" for x in (point.u + 0.0).tolist()]
             rate = f"{float(point.eigenvalues.real.max()):.3g}"
             rows.append([str(i), point.kind, rate, *extent, *u])
@@ -124,13 +142,17 @@ def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100
     Args:
         flow: an `EffectiveDynamics`.
         starts: shape ``(S, k)``.
-        settling_time: limit time that the second set of starts flows for; 0 leaves it out.
+        settling_time: limit time that the second set of starts flows for; 0 leaves it out. It only
+            has to bring starts closer to attractors than to other zeros: a few times the inverse of
+            the slowest rate, which is 1/ridge in many problems, and longer does no harm.
 
     Returns:
         The points, stable ones first. That a point is not found does not prove that there is none:
-        give more starts. Zeros of -f + g that no solution stays at are left out (parallel neurons
-        at c_delta > 0: see `MixtureDynamics`). The residual is as small as rounding for closed
-        forms, and as the error of the right-hand side where that is an integral
+        give more starts. A point counts if the Newton step from it is short beside 1 + \\|u\\|, not
+        only -f + g, which falls to 0 at infinity in some dynamics; as far as rounding and the error
+        of integrals let one tell. Zeros of -f + g that no solution stays at are left out (parallel
+        neurons at c_delta > 0: see `MixtureDynamics`). The residual is as small as rounding for
+        closed forms, and as the error of the right-hand side where that is an integral
         (`EffectiveDynamics.error`).
 
     Raises:
@@ -157,15 +179,18 @@ def find(flow: Flow, starts: Float[Tensor, "S k"], *, settling_time: float = 100
             flown = _flown(flow, starts, settling_time)
             starts = torch.cat([flown, starts])
         u = flow.geometry.snap(_levenberg(flow, starts))
-        speed = flow(0.0, u).abs().amax(-1)
-        lasting = flow.geometry.persists(flow, u)
-        kept = _distinct(u[lasting], speed[lasting], max(_SAME, flow.error))
+        step, blur = newton(flow, u)
+        size = 1 + u.abs().amax(-1)
+        lasting = flow.geometry.persists(flow, u) & (step <= _NEWTON * size) & ~fading(flow, u)
+        u, blur, size = u[lasting], blur[lasting], size[lasting]
+        radius = max(_SAME, flow.error) * size + 10 * blur.minimum(_NEWTON * size)
+        kept = _distinct(u, flow(0.0, u).abs().amax(-1), radius)
         if not len(kept):
             raise RuntimeError(
                 f"no fixed point found from {len(starts)} starts: give starts nearer to one, or "
                 "flow= for longer"
             )
-        points = [_classified(flow, row) for row in kept]
+        points = [_classified(flow, u[i], float(radius[i])) for i in kept]
         points = _components(flow, points)
     return in_order(points, flow.names)
 
@@ -174,25 +199,6 @@ def in_order(points: list[FixedPoint], names: Sequence[str]) -> FixedPoints:
     """Stable points first, then marginal, then unstable ones; each kind by the entries of u."""
     ordered = sorted(points, key=lambda p: (ORDER[p.kind], *(round(x, 6) for x in p.u.tolist())))
     return FixedPoints(ordered, names)
-
-
-def classify(flow: Flow, u: Float[Tensor, " k"]) -> tuple[Tensor, Kind, int]:
-    """Eigenvalues, kind and dimension of a fixed point; see `FixedPoint`."""
-    # one small matrix or a few: on the CPU, for which torch always has eig
-    values, vectors = torch.linalg.eig(flow.geometry.pieces(flow, u).cpu())
-    fastest = int(values.real.max(dim=-1).values.argmax())
-    values, vectors = values[fastest], vectors[fastest]
-    order = values.real.argsort(descending=True)
-    values, vectors = values[order], vectors[:, order]
-    scale = max(1.0, float(values.abs().max()))
-    tolerance = scale * max(1e-6, flow.error)
-    if float(values.real[0]) > tolerance:
-        return values, "unstable", 0
-    zero = values.real.abs() <= tolerance
-    if not bool(zero.any()):
-        return values, "stable", 0
-    leaves = _leaves(flow, u, vectors[:, zero].real.mT.to(u))
-    return values, "unstable" if leaves else "marginal", 0 if leaves else int(zero.sum())
 
 
 # --- the steps of find ----------------------------------------------------------------------------
@@ -258,41 +264,30 @@ def _step(slope: Tensor, value: Tensor, damping: Tensor) -> Tensor:
     return -(right.mT @ (gain * (left.mT @ value[..., None])[..., 0])[..., None])[..., 0]
 
 
-def _distinct(u: Tensor, speed: Tensor, same: float) -> Tensor:
+def _distinct(u: Tensor, speed: Tensor, radius: Tensor) -> list[int]:
     """One point of each cluster: the one with the smallest residual."""
-    u = u[speed.argsort(stable=True)]
-    kept = u[:0]
-    while len(u):
-        kept = torch.cat([kept, u[:1]])
-        u = u[(u - u[0]).norm(dim=-1) > same * (1 + u[0].norm())]
+    left = speed.argsort(stable=True)
+    kept: list[int] = []
+    while len(left):
+        first = left[0]
+        kept.append(int(first))
+        apart = (u[left] - u[first]).norm(dim=-1)
+        left = left[apart > torch.maximum(radius[left], radius[first])]
     return kept
 
 
-def _classified(flow: Flow, u: Tensor) -> FixedPoint:
-    rounded = torch.where(u.abs() < 1e-12, 0.0, u)
-    if float(flow(0.0, rounded).abs().max()) <= 1e-11:
-        u = rounded
-    values, kind, dimension = classify(flow, u)
+def _classified(flow: Flow, u: Tensor, radius: float) -> FixedPoint:
+    for blur in (radius, 1e-12):
+        rounded = torch.where(u.abs() < blur, 0.0, u)
+        residual = float(flow(0.0, rounded).abs().max())
+        if residual <= (1e-11 if blur == 1e-12 else float(flow(0.0, u).abs().max())):
+            u = rounded
+            break
+    found = classify(flow, u)
     residual = float(flow(0.0, u).abs().max())
-    return FixedPoint(u, values, kind, dimension, residual, u[None])
-
-
-def _leaves(flow: Flow, u: Tensor, directions: Tensor) -> bool:
-    """Whether the dynamics move away along one of +-directions, to second or higher order."""
-    w = torch.cat([directions, -directions])
-    w = w / w.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    noise = max(1e-11, 100 * flow.error)
-    out = torch.ones_like(w[:, 0], dtype=torch.bool)
-    # at every scale: further off there may be a kink, nearer rounding wins
-    for distance, least in ((1e-2, noise), (1e-3, noise), (1e-4, -noise)):
-        beside = flow.geometry.project(u + distance * (1 + u.norm()) * w)
-        away = beside - u
-        length = away.norm(dim=-1)
-        growth = (flow(0.0, beside) * away).sum(-1) / length.clamp_min(1e-300) ** 2
-        # a direction in which parameters cannot go is no way out
-        possible = length > 0.5 * distance
-        out &= possible & (growth > least)
-    return bool(out.any())
+    return FixedPoint(
+        u, found.eigenvalues, found.kind, found.dimension, residual, u[None], found.bifurcation
+    )
 
 
 def _components(flow: Flow, points: list[FixedPoint]) -> list[FixedPoint]:

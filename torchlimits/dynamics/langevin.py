@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.dynamics.diffusive import DiffusiveDynamics
 from torchlimits.dynamics.flow import Flow
+from torchlimits.dynamics.step_control import Equation
 
 
 class LangevinDynamics(DiffusiveDynamics):
@@ -21,6 +24,9 @@ class LangevinDynamics(DiffusiveDynamics):
     drift and diffusion, at saddles too, where runs part and a band means nothing; so it reaches
     dimensions and times, 10^9 and n log n steps, that the exact `ReducedChain` does not.
 
+    Its steps come from the rates that the paths meet, see `DiffusiveDynamics.solve`; D comes from
+    the field's rule for bands, which errs by 1 % at most.
+
     Source: diffusion approximation of the chain of Theorem 2.2 of arXiv 2206.04030 (Kurtz).
 
     Args:
@@ -32,6 +38,8 @@ class LangevinDynamics(DiffusiveDynamics):
         zero = torch.zeros(k, dtype=torch.float64, device="cpu")
         super().__init__(flow.names, flow.dim, flow.limit, zero, zero + 1)
         self.flow = flow
+        # an error of 1e-3 does not matter for the noise
+        self.noise = flow.on(flow.field.for_band())
 
     def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """-f + g at u, or at the nearest u that parameters can have."""
@@ -39,15 +47,24 @@ class LangevinDynamics(DiffusiveDynamics):
 
     def diffusion(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k k"]:
         """D(u)/n."""
-        return self.flow.diffusion(self.flow.geometry.project(u)) / self.dim
+        return self.noise.diffusion(self.flow.geometry.project(u)) / self.dim
 
     def _advance(self, u: Tensor, step: float, brownian: Tensor) -> Tensor:
         return self.flow.geometry.project(super()._advance(u, step, brownian))
 
-    @property
-    def rate(self) -> float:
-        """The rate of the package's problems at parameters of order 1: several per unit of time."""
-        return 5.0 * max(1.0, self.limit.speed)
+    def _as_equation(self) -> Equation:
+        # differences over shorter distances would be those of the integrals' errors
+        distance = max(1e-4, self.flow.error**0.5)
+        return replace(
+            super()._as_equation(), project=self.flow.geometry.project, distance=distance
+        )
+
+    def _unbounded(self, t: float) -> str:
+        return (
+            f"paths grow beyond all bounds at t = {t:g}, with steps that resolve the rates there: "
+            "the effective dynamics with their noise are unstable at this c_delta; take a smaller "
+            "one, or shorter times"
+        )
 
     def equation(self) -> str:
         """The equation solved, in markdown."""

@@ -56,15 +56,17 @@ def on_fastest_ray(
     across = one[:, None].expand(ms.shape[1:])
     degrees = few.join(one, across, one[:, None] + one)
     measured = few.join(one, across, torch.zeros_like(one[:, None] * one))
-    step = 1 / (1 + float(field.coordinates.square().sum(-1).max()))
     growth = u.new_zeros(A)
     for _ in range(_STEPS):
         moved = (degrees > 0) * velocity(0.0, rays)
         growth = (measured * rays * moved).sum(-1) / (measured * rays.square()).sum(-1)
         change = moved - growth[:, None] * degrees * rays
-        rays = rays + step * change
+        # in half the time in which the fastest of them changes: as -f + g is of degree 1 there,
+        # rates are speeds over lengths, whatever the optimizer and the snr
+        speed = (measured * moved).norm(dim=-1) / (measured * rays).norm(dim=-1)
+        rays = rays + 0.5 / speed.max().clamp_min(1e-300) * change
         fastest = int(growth.argmax())
-        if float(change[fastest].abs().max()) < 1e-8 * length:
+        if float(change[fastest].abs().max()) < 1e-8 * length * float(speed.max()):
             break
     vs, ms, Rs = few.split(rays[int(growth.argmax())])
     v[idle], m[idle] = vs[-1], ms[-1]

@@ -106,7 +106,8 @@ def components(
     """All components, those that are stable first; see `FixedPointComponent`.
 
     With alpha below 1/(2 A) there are (A + 1)^K (625 for XOR and K = 4); above, there is only 0,
-    stable.
+    stable. At alpha = 1/(2 A) itself the spheres have shrunk to 0, which attracts by the cubic
+    terms (a pitchfork).
 
     Raises:
         ValueError: if the mixture is neither binary nor XOR, for which the closed form is known,
@@ -176,7 +177,7 @@ def kind_of_mixture(coordinates: Tensor, labels: Tensor) -> Literal["binary", "x
 
 
 def _kind(classes: tuple[int | None, ...], means: int, radius2: float) -> Kind:
-    if radius2 < 0:
+    if radius2 <= 0:
         return "stable"
     taken = set(classes) - {None}
     idle, empty, alone = None in classes, len(taken) < means, len(taken) == len(classes)

@@ -100,7 +100,9 @@ class SmallNoiseField(MixtureField):
         c, y = self.coordinates.to(v), self.labels.to(v)
         h = torch.einsum("...kd,ad->a...k", m, c)
         psi = (v * h.relu()).sum(-1)
-        s = (torch.sigmoid(psi) - y.reshape(-1, *(1,) * (psi.ndim - 1)))[..., None]
+        # sigmoid(psi) - y without cancellation: it falls like exp(-|psi|), not to 0 at once
+        sign = 1 - 2 * y.reshape(-1, *(1,) * (psi.ndim - 1))
+        s = (sign * torch.sigmoid(sign * psi))[..., None]
         pull = self._sign * v * s
         if self.weights is not None:
             pull = self._shares(pull) * pull

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
-from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, classify, in_order
+from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, in_order
+from torchlimits.dynamics.stability import classify
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
@@ -147,7 +148,8 @@ class SpikedDynamics(EffectiveDynamics):
     def _fixed_point(self, m: float, r2: float) -> FixedPoint:
         u = torch.tensor([m, r2], dtype=torch.float64, device="cpu")
         residual = float(self(0.0, u).abs().max())
-        return FixedPoint(u, *classify(self, u), residual, u[None])
+        values, kind, dimension, bifurcation = classify(self, u)
+        return FixedPoint(u, values, kind, dimension, residual, u[None], bifurcation)
 
     def _c(self) -> float:
         if self.settings.weight_decay:
@@ -194,7 +196,8 @@ class SpikedDynamics(EffectiveDynamics):
             )
 
         top = math.log(c * (k - 2) / k) / 2
-        if excess(top) <= 0:  # snr == critical_snr up to rounding: the roots have met
+        # snr == critical_snr up to the rounding of the logarithms: the roots have met
+        if excess(top) <= 1e-14:
             return sign * math.exp(top)
         # |excess| grows at least linearly in log m on either side
         reach = (excess(top) + 2 * k) * (1 if not smaller else -1)
