@@ -43,7 +43,9 @@ class Trajectory:
             and repeat where the learning rate is 0.
         steps: optimizer steps, shape ``(T,)``. They do not fall; recorded ones increase, and those
             of a prediction repeat where its times are closer than a step.
-        values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs.
+        values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs. If
+            they have a graph, as a solution from tensors that require gradients has, they keep it:
+            ``loss(path.final).backward()`` works. Files, tables, plots and copies have the values.
         names: the k statistics' names.
         std: predicted standard deviation, of the shape of ``values``, or None.
         metadata: JSON-able facts about where the numbers come from (``"equation"``, ``"dim"`` ...).
@@ -61,6 +63,8 @@ class Trajectory:
         (tensor([0., 1.], dtype=torch.float64), False)
         >>> path.index("r2"), path.slice(path.steps > 0).values.tolist(), len(path.thin(2))
         (1, [[0.5, 1.5]], 2)
+        >>> path.detach() is path  # no graph
+        True
         >>> path.select(["r2", "m"]).final.tolist(), path.plot("m").get_ylabel()
         ([1.5, 0.5], 'm')
         >>> path.to_pandas().columns.tolist(), path.to_pandas(wide=False).shape
@@ -87,7 +91,7 @@ class Trajectory:
         steps = torch.as_tensor(self.steps, device="cpu").detach().long().contiguous()
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "values", _checks.float64("values", self.values))
+        object.__setattr__(self, "values", _checks.float64("values", self.values, graph=True))
         object.__setattr__(self, "names", _checks.names(self.names))
         if self.std is not None:
             object.__setattr__(self, "std", _checks.float64("std", self.std))
@@ -142,7 +146,7 @@ class Trajectory:
         )
 
     def _repr_html_(self) -> str:
-        values = self.values.reshape(self.runs, *self.values.shape[-2:]).numpy()
+        values = self._numbers.reshape(self.runs, *self.values.shape[-2:])
         return overview(repr(self), self.names, values).html()
 
     def __getitem__(self, name: str) -> Float[Tensor, "..."]:
@@ -219,6 +223,10 @@ class Trajectory:
             return self
         rows = torch.linspace(0, len(self) - 1, points, device="cpu").round().long()
         return self.slice(rows)
+
+    def detach(self) -> Trajectory:
+        """The same trajectory without the graph of its values, as `torch.Tensor.detach`."""
+        return replace(self, values=self.values.detach()) if self.values.requires_grad else self
 
     def to_pandas(self, *, wide: bool = True) -> pandas.DataFrame:
         """A table of the statistics; needs pandas.
@@ -307,13 +315,18 @@ class Trajectory:
         shape = (self.runs, *self.values.shape[-2:])
         return _curves.Curves(
             title, (self.times if x == "time" else self.steps).numpy(), self.names,
-            self.values.reshape(shape).numpy(),
+            self._numbers.reshape(shape),
             None if self.std is None else BAND * self.std.reshape(shape).numpy(),
         )  # fmt: skip
 
+    @property
+    def _numbers(self) -> np.ndarray:
+        """The values without their graph, if they have one."""
+        return self.values.detach().numpy()
+
     def _columns(self) -> _frames.Columns:
         return _frames.Columns(
-            self.steps.numpy(), self.times.numpy(), self.values.numpy(),
+            self.steps.numpy(), self.times.numpy(), self._numbers,
             None if self.std is None else self.std.numpy(), self.names, self.metadata,
         )  # fmt: skip
 
@@ -332,7 +345,7 @@ class Trajectory:
         fields: dict[str, np.ndarray] = {
             "times": self.times.numpy(),
             "steps": self.steps.numpy(),
-            "values": self.values.numpy(),
+            "values": self._numbers,
             "metadata": np.array(_checks.json_text("metadata", self.metadata)),
         }
         if self.std is not None:
@@ -394,7 +407,9 @@ def trajectory_of_rows(header: Header, rows: np.ndarray) -> Trajectory:
 
 
 def _compact(value: Any) -> Any:
-    """A tensor without the rest of its memory; anything else as it is."""
+    """A tensor without its graph and the rest of its memory; anything else as it is."""
+    if isinstance(value, Tensor):
+        value = value.detach()
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone(memory_format=torch.contiguous_format)
     return value

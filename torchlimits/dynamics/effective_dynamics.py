@@ -17,7 +17,7 @@ from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.fixed_points import FixedPoints
 from torchlimits.dynamics.flow import Flow
 from torchlimits.dynamics.langevin import LangevinDynamics
-from torchlimits.dynamics.solver import integrate
+from torchlimits.dynamics.solver import METHODS, integrate
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
@@ -87,8 +87,8 @@ class EffectiveDynamics(Flow):
 
     def __init__(
         self, field: VectorField, optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
-        *, step_size: float | None = None, momentum: float = 0.0, batch_size: int = 1,
-        weight_decay: float = 0.0, schedule: ScheduleLike | Schedule | None = None,
+        *, step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
+        batch_size: int = 1, weight_decay: float | Tensor = 0.0, schedule: ScheduleLike | Schedule | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(field, VectorField):
             raise TypeError(
@@ -168,8 +168,14 @@ class EffectiveDynamics(Flow):
         times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
         rtol: float | None = None, atol: float | None = None, corrector: bool = True,
         band: bool = False, initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
+        method: str = "auto",
     ) -> Trajectory:  # fmt: skip
-        r"""Integrate from u0 at ``times[0]`` with torchdiffeq's dopri5.
+        r"""Integrate from u0 at ``times[0]``, by torchdiffeq's dopri5 or, where that is stiff, BDF.
+
+        The solution can be differentiated, once, where u0 requires a gradient, or c_delta, the
+        momentum, the ridge or the snr that the dynamics were made with does, or a tensor that the
+        schedule returns: `Trajectory.values` then have a graph (inside ``torch.no_grad()`` they
+        have none). What cannot be differentiated is refused.
 
         With ``band`` the standard deviations at dimension n come along, by the linear-noise
         approximation; see `covariance`, also for where it fails.
@@ -187,6 +193,9 @@ class EffectiveDynamics(Flow):
             initial_covariance: with ``band``, the covariance of u at ``times[0]`` where the start
                 is random; by default 0, for a measured start. Shape ``(k, k)``, or one for each
                 start.
+            method: ``"dopri5"``, explicit; ``"BDF"`` or ``"Radau"``, implicit methods of scipy for
+                stiff systems; or ``"auto"``, dopri5 and, from starts that would take it more than
+                50,000 evaluations, BDF.
 
         Returns:
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.
@@ -196,8 +205,11 @@ class EffectiveDynamics(Flow):
                 statistic, or a band is asked for without the corrector.
             TypeError: if u0 is neither a float32 or float64 tensor nor a trajectory, or there are
                 no times.
-            RuntimeError: if the solver cannot reach the tolerance.
-            NotImplementedError: if a band is asked for and the diffusion matrix is not known.
+            RuntimeError: if the solver cannot reach the tolerance, or takes too long; the message
+                says how far it came and what to try.
+            NotImplementedError: if a band is asked for and the diffusion matrix is not known, or a
+                gradient is asked for and not known: of a band, of an implicit method, of a head
+                that jumps where its own parameters say, of terms that lose the graph.
 
         Example:
             >>> import torchlimits as tl
@@ -205,11 +217,22 @@ class EffectiveDynamics(Flow):
             >>> measured = tl.train(problem, step_size=1.0, time=0.5, runs=3, progress=False)
             >>> problem.dynamics(step_size=1.0).solve(measured)
             Trajectory(2 statistics, 51 times, t = 0 ... 0.5, runs=3)
+
+            How much the overlap at the end would grow with c_delta and with the start:
+
+            >>> c = torch.tensor(1.0, requires_grad=True)
+            >>> u0 = torch.tensor([0.1, 1.0], requires_grad=True)
+            >>> overlap = problem.dynamics(step_size=c).solve(u0, [0.0, 0.5])["m"][-1]
+            >>> [g.numpy().round(3).tolist() for g in torch.autograd.grad(overlap, [c, u0])]
+            [-0.7..., [3.7..., -0.2...]]
         """
         given, times = begun(u0, times, self.names)
+        if method not in METHODS:
+            raise ValueError(f"expected method as one of {', '.join(METHODS)}, got {method!r}")
         instants = _checks.ordered_times(times)
         steps = self.steps(instants)
         start = self.started(given)
+        graph = self._graph(start, instants, band=band)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
         if initial_covariance is not None and not band:
@@ -221,11 +244,11 @@ class EffectiveDynamics(Flow):
             )
         std = None
         if band:
-            values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance)
+            values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance, method)
             std = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
             velocity = self if corrector else lambda _, u: self.drift(u)
-            values = integrate(velocity, start, instants, rtol, atol)
+            values = integrate(velocity, start, instants, rtol, atol, method, graph=graph)
         return Trajectory(
             instants, steps, values, self.names, std=std, metadata=self._metadata(corrector)
         )
@@ -267,19 +290,50 @@ class EffectiveDynamics(Flow):
         given, times = begun(u0, times, self.names)
         instants = _checks.ordered_times(times)
         start = self.started(given)
+        self._graph(start, instants, band=True)
         return self._fluctuating(start, instants, self.rtol, self.atol, initial_covariance)[1]
 
     def _fluctuating(
-        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None,
+        method: str = "auto",
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The solution and the covariances around it."""
 
         def solution(times: Tensor) -> Tensor:
-            return integrate(self, u0, times, rtol, atol)
+            return integrate(self, u0, times, rtol, atol, method)
 
-        return fluctuations(
-            self, solution, instants, _covariance_at_start(initial, len(self.names))
-        )
+        covariance = _covariance_at_start(initial, len(self.names))
+        if not u0.numel():
+            values = solution(instants)
+            return values, values.new_zeros(*values.shape, values.shape[-1])
+        with torch.no_grad():
+            return fluctuations(self, solution, instants, covariance)
+
+    def _graph(self, start: Tensor, instants: Tensor, *, band: bool) -> bool:
+        """Whether a solution is asked to have a gradient; refused if it cannot have one."""
+        if not torch.is_grad_enabled() or not start.numel():
+            return False
+        with torch.enable_grad():
+            u = start.reshape(-1, start.shape[-1])[:1]
+            scheduled = self.schedule is not None and self.schedule.has_graph(instants)
+            if not (scheduled or u.requires_grad or self(instants[0], u).requires_grad):
+                return False
+            if band:
+                raise NotImplementedError(
+                    "expected no gradient of a band, got u0 or a parameter that requires one: "
+                    "leave band=True out, or solve inside torch.no_grad()"
+                )
+            # refused now, not after the solution
+            at = u.detach().double().requires_grad_()
+            rates = self(instants[0], at)
+            if not rates.requires_grad:
+                raise NotImplementedError(
+                    f"expected terms of {type(self.field).__name__} that keep the graph of u, as "
+                    "a gradient is asked for, got some without: compute them by torch, without "
+                    ".detach(), .item() and numpy; or solve inside torch.no_grad()"
+                )
+            torch.autograd.grad(rates.sum(), at)
+        return True
 
     def langevin(self) -> LangevinDynamics:
         r"""The same dynamics with their noise at dimension n, as an SDE: see `LangevinDynamics`.
@@ -306,7 +360,8 @@ class EffectiveDynamics(Flow):
         u0 = self.checked(u0)
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
-        self.field.check_start(u0)
+        if u0.numel():
+            self.field.check_start(u0)
         return u0
 
     def _metadata(self, corrector: bool) -> dict[str, Any]:

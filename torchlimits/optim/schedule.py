@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from torchlimits import _checks
 from torchlimits.optim.sgd import clock
 
 #: the panels in which 1/c_delta(t) is integrated, and the points in each
@@ -26,7 +27,7 @@ _ROUNDING = 1e-6
 _MOST_STEPS = 10_000_000
 
 #: what problems take: c_delta(t), or a scheduler of torch
-ScheduleLike = Callable[[float], float] | LRScheduler
+ScheduleLike = Callable[[float], "float | Tensor"] | LRScheduler
 
 
 class Schedule(ABC):
@@ -36,8 +37,8 @@ class Schedule(ABC):
     """
 
     @abstractmethod
-    def __call__(self, t: float) -> float:
-        """c_delta(t).
+    def __call__(self, t: float) -> float | Tensor:
+        """c_delta(t), as a tensor where it has a gradient.
 
         Raises:
             ValueError: if the schedule does not reach t.
@@ -50,6 +51,10 @@ class Schedule(ABC):
         Raises:
             ValueError: if the schedule ends before the last time, or the times start below 0.
         """
+
+    def has_graph(self, times: Float[Tensor, " T"]) -> bool:
+        """Whether c_delta(t) has a gradient at some time between the first and the last one."""
+        return False
 
     def describe(self) -> str:
         """A word that says what it is."""
@@ -82,7 +87,8 @@ class FunctionSchedule(Schedule):
     """c_delta(t) as the user's own function of limit time.
 
     Args:
-        function: t -> c_delta(t), both floats.
+        function: t -> c_delta(t), both floats; or a tensor of shape (), with the graph of the
+            parameters that it was computed from.
 
     Example:
         >>> schedule = FunctionSchedule(lambda t: 1 / (1 + t))
@@ -90,17 +96,24 @@ class FunctionSchedule(Schedule):
         (0.5, [0, 1500])
     """
 
-    def __init__(self, function: Callable[[float], float]) -> None:
+    def __init__(self, function: Callable[[float], float | Tensor]) -> None:
         self.function = function
 
-    def __call__(self, t: float) -> float:
-        """c_delta(t)."""
-        value = float(self.function(float(t)))
+    def __call__(self, t: float) -> float | Tensor:
+        """c_delta(t), as a tensor where it has a gradient."""
+        given = self.function(float(t))
+        value = float(given)
         if not 0 <= value < math.inf:
             raise ValueError(
                 f"expected schedule(t) = c_delta(t) to be finite and >= 0, got {value} at t={t:g}"
             )
-        return value
+        return _checks.kept("schedule(t)", given) if _checks.requires_grad(given) else value
+
+    def has_graph(self, times: Float[Tensor, " T"]) -> bool:
+        """Whether it returns a tensor with a gradient at one of the times or 513 between them."""
+        between = torch.linspace(float(times[0]), float(times[-1]), _PANELS + 1, device="cpu")
+        moments = [*times.tolist(), *between.double().clamp_max(float(times[-1])).tolist()]
+        return any(_checks.requires_grad(self.function(t)) for t in moments)
 
     def steps(self, times: Float[Tensor, " T"], dim: int) -> Int[Tensor, " T"]:
         """The integral by four Gauss-Legendre points in each of 512 panels."""
@@ -122,7 +135,8 @@ class FunctionSchedule(Schedule):
         return (dim * total[torch.searchsorted(grid, times)]).round().long()
 
     def _positive(self, t: float) -> float:
-        value = self(t)
+        with torch.no_grad():
+            value = float(self(t))
         if value == 0:
             raise ValueError(
                 f"expected schedule(t) > 0 up to the last time, got 0 at t={t:g}: SGD takes "

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain
@@ -26,7 +27,7 @@ class MixtureChain(FirstLayerChain):
     def __init__(self, field: MixtureField, limit: SGDLimit) -> None:
         super().__init__(
             field.layout,
-            coordinates=field.coordinates, weights=field.weights, snr=field.snr, dim=field.dim,
+            coordinates=field.coordinates, weights=field.weights, snr=_checks.plain(field.snr), dim=field.dim,
             limit=limit,
         )  # fmt: skip
         self.field = field

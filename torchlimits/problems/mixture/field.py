@@ -7,6 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.problems.mixture.layout import mixture_layout
 from torchlimits.problems.network.first_layer_field import FirstLayerField
 
@@ -29,7 +30,7 @@ class MixtureField(FirstLayerField):
         labels: Float[Tensor, " A"],
         *,
         width: int,
-        snr: float,
+        snr: float | Tensor,
         dim: int,
         weights: Float[Tensor, " A"] | None = None,
     ) -> None:
@@ -93,7 +94,7 @@ class MixtureField(FirstLayerField):
 
     def describe(self) -> dict[str, Any]:
         """Width and snr, and the weights if they differ."""
-        facts = {"width": self.width, "snr": self.snr}
+        facts = {"width": self.width, "snr": _checks.plain(self.snr)}
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
 

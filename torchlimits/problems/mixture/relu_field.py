@@ -50,14 +50,14 @@ class ReluField(MixtureField):
         labels: Float[Tensor, " A"],
         *,
         width: int,
-        snr: float,
+        snr: float | Tensor,
         dim: int,
         weights: Float[Tensor, " A"] | None = None,
         level: int = 0,
     ) -> None:
         super().__init__(coordinates, labels, width=width, snr=snr, dim=dim, weights=weights)
         quadrature.check_level(level)
-        self.level = level + (width > 4 and snr < 4)
+        self.level = level + (width > 4 and float(snr) < 4)
         self.geometry = SmoothedGeometry(self)
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:

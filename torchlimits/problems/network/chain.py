@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain
 from torchlimits.problems.network.replayed import Replayed
@@ -31,7 +32,7 @@ class NetworkChain(FirstLayerChain):
         self._fast = Replayed(self._summed)
         super().__init__(
             setting.layout, coordinates=setting.coordinates, weights=setting.shares,
-            snr=setting.snr, dim=dim, limit=limit,
+            snr=_checks.plain(setting.snr), dim=dim, limit=limit,
         )  # fmt: skip
 
     def _check_room(self) -> None:

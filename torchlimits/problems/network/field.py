@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.problems.network.first_layer_field import Averages, FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry
@@ -204,7 +205,7 @@ class NetworkField(FirstLayerField):
 
     def describe(self) -> dict[str, Any]:
         """The problem's constants, the nodes and their error."""
-        facts = {"width": self.layout.width, "snr": self.setting.snr}
+        facts = {"width": self.layout.width, "snr": _checks.plain(self.setting.snr)}
         kind = "Gauss-Hermite" if self.rule.hermite else "Sobol"
         nodes = f"{len(self.rule.nodes.weights)} ({kind})"
         return {**facts, "nodes": nodes, "error of the nodes": float(f"{self.error:.1g}")}
