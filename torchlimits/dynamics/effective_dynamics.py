@@ -361,7 +361,7 @@ class EffectiveDynamics(Flow):
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
         if u0.numel():
-            self.field.check_start(u0)
+            self.field.check_start(u0.detach())
         return u0
 
     def _metadata(self, corrector: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from torchlimits import _checks
 from torchlimits._dir import OwnNames
 from torchlimits.contracts.geometry import Geometry
 from torchlimits.contracts.vector_field import VectorField
@@ -169,7 +170,7 @@ class Flow(OwnNames, nn.Module):
         if self.schedule is not None:
             return self.schedule.steps(instants, self.dim)
         # gradient flow has no steps of its own: count those of c_delta = 1
-        learning_rate = (float(self.limit.step_size) or 1.0) / self.dim
+        learning_rate = (_checks.plain(self.limit.step_size) or 1.0) / self.dim
         return (instants / learning_rate).round().long()
 
     def checked(self, u: object) -> Tensor:

@@ -102,7 +102,7 @@ class FunctionSchedule(Schedule):
     def __call__(self, t: float) -> float | Tensor:
         """c_delta(t), as a tensor where it has a gradient."""
         given = self.function(float(t))
-        value = float(given)
+        value = float(_checks.plain(given))
         if not 0 <= value < math.inf:
             raise ValueError(
                 f"expected schedule(t) = c_delta(t) to be finite and >= 0, got {value} at t={t:g}"
@@ -164,7 +164,7 @@ class SteppedSchedule(Schedule):
 
     Raises:
         TypeError: for ReduceLROnPlateau, or if the scheduler cannot be copied.
-        ValueError: if the scheduler is another optimizer's.
+        ValueError: if the scheduler is another optimizer's, or a learning rate requires a gradient.
 
     Example:
         >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
@@ -189,6 +189,11 @@ class SteppedSchedule(Schedule):
                 "expected the optimizer's own scheduler, got "
                 + ("step_size" if optimizer is None else "that of another optimizer")
                 + " with it: call dynamics(scheduler.optimizer, schedule=scheduler)"
+            )
+        if any(_checks.requires_grad(group["lr"]) for group in optimizer.param_groups):
+            raise ValueError(
+                "expected learning rates without a gradient beside a scheduler, which steps them, "
+                "got a tensor that requires one: give a function t -> c_delta(t) of it"
             )
         self.dim, self._name = dim, type(scheduler).__name__
         self._scheduler, self._optimizer = _copied(scheduler, optimizer)

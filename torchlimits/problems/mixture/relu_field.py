@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _linalg
+from torchlimits import _checks, _linalg
+from torchlimits._once import differentiable_once
 from torchlimits.problems.mixture import expectations, quadrature
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.geometry import SmoothedGeometry
@@ -57,11 +58,13 @@ class ReluField(MixtureField):
     ) -> None:
         super().__init__(coordinates, labels, width=width, snr=snr, dim=dim, weights=weights)
         quadrature.check_level(level)
-        self.level = level + (width > 4 and float(snr) < 4)
+        self.level = level + (width > 4 and _checks.plain(snr) < 4)
         self.geometry = SmoothedGeometry(self)
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
         """The averages, with integrals split exactly at kinks; see `FirstLayerField.averages`."""
+        if self.width > 2:  # lines of the rule miss where two kinks cross, which second ones need
+            u = differentiable_once(u, "the dynamics of more than two neurons")
         v, m, R = self.split(u)
         L, Q = _linalg.factor_gaussian(m, R, self.snr)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, classify, in_order
 from torchlimits.optim.schedule import Schedule
@@ -43,7 +44,7 @@ class SpikedDynamics(EffectiveDynamics):
         schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
-        number, plain = float(snr), settings.plain()
+        number, plain = _checks.plain(snr), settings.plain()
         reach, radius2 = 1.2 * number ** (1 / order), 2 * float(plain.effective_step_size)
         if settings.normalized:
             c = float(plain.step_size) * float(plain.drift_factor) / settings.batch_size**0.5

@@ -117,9 +117,10 @@ class SpikedField(VectorField):
 
     def check_start(self, u0: Float[Tensor, "*batch 2"]) -> None:
         """Raise ValueError unless r2 >= 0."""
-        if float(u0[..., 1].min()) < -1e-6:
+        smallest = float(u0[..., 1].detach().min())
+        if smallest < -1e-6:
             raise ValueError(
-                f"expected r2 >= 0 (it is a squared length), got {float(u0[..., 1].min()):g}"
+                f"expected r2 >= 0 (it is a squared length), got {smallest:g}"
             )
 
     def describe(self) -> dict[str, Any]:
