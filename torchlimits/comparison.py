@@ -222,6 +222,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         if not isinstance(path, Trajectory):
             raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
     match = matched(measured, predicted)
+    measured, predicted = match.sides.values()
     if not match.comparable:
         raise ValueError(
             f"expected the same times, got {len(measured)} and {len(predicted)} of them: "
@@ -358,7 +359,7 @@ def matched(measured: object, predicted: object) -> Match:
             raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
         if not len(path) or not path.names or not path.runs:
             raise ValueError(f"expected {side} to hold values, got {path!r}: record a step first")
-        sides[side] = path
+        sides[side] = path.detach()
     if not sides:
         raise ValueError("expected a measured or a predicted trajectory, got neither: give one")
     if len(sides) < 2:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from jaxtyping import Float
@@ -70,6 +71,14 @@ class MixtureField(FirstLayerField):
             return values.mean(dim)
         weights = self.weights.to(values)
         return (values * weights.reshape(-1, *(1,) * (-dim - 1))).sum(dim)
+
+    @abstractmethod
+    def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """E[l], the population loss without the ridge, shape ``(...)``.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
 
     def along_means(self, m: Float[Tensor, "*batch K d"]) -> Float[Tensor, "*batch K A"]:
         r"""The overlaps with the directions of the means, :math:`m_i \cdot c_a / |c_a|`."""

@@ -7,6 +7,7 @@ import copy
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from torchlimits import _checks, _linalg
 from torchlimits._once import differentiable_once
@@ -71,6 +72,23 @@ class ReluField(MixtureField):
         pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
         kick = v[..., :, None] * v[..., None, :] * activity
         return Averages(residual, torch.zeros_like(v), v[..., None] * overlap, pull, kick)
+
+    def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """E[log(1 + e^psi) - y psi], by the rule of the dynamics; see `MixtureField.risk`."""
+        if self.width > 2:
+            u = differentiable_once(u, "the risk of more than two neurons")
+        v, m, R = self.split(u)
+        L, _ = _linalg.factor_gaussian(m, R, self.snr)
+        mean = m @ self.coordinates.to(v).mT
+        y = self.labels.to(v).expand(mean.mT.shape[:-1])
+
+        def loss(xi: Tensor, h: Tensor, psi: Tensor, y: Tensor) -> Tensor:
+            return functional.softplus(psi) - y[:, None] * psi
+
+        values = expectations.expect(
+            loss, mean.mT, L[..., None, :, :], v[..., None, :], y, level=self.level
+        )
+        return self.mean(values, -1).to(u.dtype)
 
     def of_neurons(self, width: int) -> ReluField:
         """The field of another number of neurons.
