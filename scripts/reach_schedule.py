@@ -4,7 +4,7 @@
 
 The committee machine of Saad and Rattray (K = M = 2, erf, label noise) and the binary mixture:
 `tl.optimal_schedule` minimises the risk after a number of steps; the exact chain then makes 200
-runs with the schedule, in 80 pieces of constant c, and 200 with the best constant, and torch.optim
+runs with the schedule, in 40 pieces of constant c, and 200 with the best constant, and torch.optim
 itself, with LambdaLR, makes some of both. The gain is the difference of the mean risks of runs at
 their end, with its standard error. The script ends with an error if a gain of the chain is not
 above 0 by four errors, if it is off the predicted one by more than four errors and a quarter of it
@@ -29,7 +29,7 @@ from torch import Tensor
 
 import torchlimits as tl
 
-PIECES = 80
+PIECES = 40
 
 
 def committee(dim: int) -> tuple[Any, Tensor, float, int]:
@@ -39,14 +39,14 @@ def committee(dim: int) -> tuple[Any, Tensor, float, int]:
     )
     Q = torch.diag(torch.tensor([0.3, 0.3], dtype=torch.float64))
     C = torch.tensor([[0.2, 0.05], [0.05, 0.2]], dtype=torch.float64)
-    return problem, problem.from_order_parameters(Q, C), 0.5, 60 * dim
+    return problem, problem.from_order_parameters(Q, C), 0.5, 40 * dim
 
 
 def mixture(dim: int) -> tuple[Any, Tensor, float, int]:
     """The same for the binary mixture."""
     problem = tl.GaussianMixture.binary(dim=dim, width=2, snr=2.0, dtype=torch.float64)
     u0 = torch.tensor([0.5, -0.5, 0.2, -0.2, 0.5, 0.0, 0.5], dtype=torch.float64)
-    return problem, u0, 1.0, 20 * dim
+    return problem, u0, 1.0, 12 * dim
 
 
 def by_chain(
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--dim", type=int, default=100)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--torch-runs", type=int, default=40)
+    parser.add_argument("--torch-runs", type=int, default=20)
     options = parser.parse_args()
     found = {
         "committee machine": figures_of(committee, options),

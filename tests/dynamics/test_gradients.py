@@ -227,7 +227,13 @@ def test_files_tables_and_pictures_show_the_values(tmp_path):
     assert json.loads(json.dumps(dynamics.describe()))["snr"] == 2.0
     # data and runs are drawn, and have none
     assert problem.snr == 2.0
-    assert not problem.loss(problem.model(at=(1.0, 1.0)).x.detach(), problem.sample(1)[1]).requires_grad
+    assert not problem.loss(
+        problem.model(at=(1.0, 1.0)).x.detach(), problem.sample(1)[1]
+    ).requires_grad
     run = problem.reduced_chain(step_size=c).run(torch.ones(2), 5)
     assert not run.values.requires_grad
-    assert not pickle.loads(pickle.dumps(problem)).dynamics(step_size=1.0)(0.0, torch.ones(2)).requires_grad
+    assert (
+        not pickle.loads(pickle.dumps(problem))
+        .dynamics(step_size=1.0)(0.0, torch.ones(2))
+        .requires_grad
+    )

@@ -175,7 +175,10 @@ def test_no_starts_have_no_solutions():
         assert path.runs == 0
         assert "runs=0" in path._repr_html_()
     network = tl.GaussianMixture.binary(dim=100, width=2, snr=2.0)
-    assert network.dynamics(step_size=1.0).solve(torch.zeros(0, 7), [0.0, 1.0]).final.shape == (0, 7)
+    assert network.dynamics(step_size=1.0).solve(torch.zeros(0, 7), [0.0, 1.0]).final.shape == (
+        0,
+        7,
+    )
     # starts of size 0 stay where they are
     still = network.dynamics(step_size=1.0).solve(torch.zeros(7), [0.0, 5.0]).final
     assert torch.equal(still, torch.zeros(7, dtype=torch.float64))

@@ -281,7 +281,9 @@ class _Problem:
             bounds=[(first - far, first + far)] * len(self.knots),
             options={"maxiter": 200, "ftol": 1e-8, "gtol": 1e-6},
         )  # fmt: skip
-        return torch.tensor(found.x, dtype=torch.float64, device="cpu").exp(), float(found.fun) * unit
+        return torch.tensor(found.x, dtype=torch.float64, device="cpu").exp(), float(
+            found.fun
+        ) * unit
 
 
 def _linear(x: float, knots: Tensor, values: Tensor) -> Tensor:

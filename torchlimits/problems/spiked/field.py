@@ -119,9 +119,7 @@ class SpikedField(VectorField):
         """Raise ValueError unless r2 >= 0."""
         smallest = float(u0[..., 1].detach().min())
         if smallest < -1e-6:
-            raise ValueError(
-                f"expected r2 >= 0 (it is a squared length), got {smallest:g}"
-            )
+            raise ValueError(f"expected r2 >= 0 (it is a squared length), got {smallest:g}")
 
     def describe(self) -> dict[str, Any]:
         """Order and snr."""
