@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def by_chain(
     generator = torch.Generator().manual_seed(seed)
     u = u0.expand(runs, -1)
     marks = torch.linspace(0, steps, PIECES + 1).round().long().tolist()
-    for begin, end in zip(marks[:-1], marks[1:], strict=True):
+    for begin, end in pairwise(marks):
         chain = problem.reduced_chain(step_size=c((begin + end - 1) / 2 / problem.dim))
         u = chain.run(u, end - begin, every=end - begin, generator=generator).final
     return u

@@ -168,8 +168,9 @@ def factor_gaussian(
 
     Returns:
         L and Q. Values are right for every R >= 0. Derivatives up to the third are right where
-        [m, S] has rank K. At aligned neurons or R = 0 the drift has none in R (it grows like R^{-1/2} towards
-        the edge of the cone); what is returned is finite and drops directions outside the range.
+        [m, S] has rank K. At aligned neurons or R = 0 the drift has none in R (it grows like
+        R^{-1/2} towards the edge of the cone); what is returned is finite and drops directions
+        outside the range.
 
     Example:
         >>> import torch

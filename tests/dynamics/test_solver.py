@@ -154,7 +154,7 @@ def test_what_never_ends_is_given_up(monkeypatch):
     def turning(t, u):
         return torch.stack([u[..., 1], -u[..., 0]], -1)
 
-    with pytest.raises(RuntimeError, match="gave up.*after 3,000 evaluations, the most it takes"):
+    with pytest.raises(RuntimeError, match=r"gave up.*after 3,000 evaluations, the most it takes"):
         solver.integrate(turning, torch.ones(2), FAR, 1e-6, 1e-8)
     assert solver.integrate(turning, torch.ones(2), TIMES, 1e-6, 1e-8).shape == (3, 2)
 

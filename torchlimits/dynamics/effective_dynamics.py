@@ -88,7 +88,8 @@ class EffectiveDynamics(Flow):
     def __init__(
         self, field: VectorField, optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
         *, step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
-        batch_size: int = 1, weight_decay: float | Tensor = 0.0, schedule: ScheduleLike | Schedule | None = None,
+        batch_size: int = 1, weight_decay: float | Tensor = 0.0,
+        schedule: ScheduleLike | Schedule | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(field, VectorField):
             raise TypeError(

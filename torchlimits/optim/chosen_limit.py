@@ -15,8 +15,8 @@ from torchlimits.optim.sgd_limit import SGDLimit
 
 def chosen_limit(
     optimizer: torch.optim.Optimizer | None, *, step_size: float | Tensor | None,
-    momentum: float | Tensor, batch_size: int, ridge: float | Tensor, dim: int, parameters: Mapping[str, Shape],
-    dims: Iterable[int], model: nn.Module | None = None,
+    momentum: float | Tensor, batch_size: int, ridge: float | Tensor, dim: int,
+    parameters: Mapping[str, Shape], dims: Iterable[int], model: nn.Module | None = None,
 ) -> SGDLimit:  # fmt: skip
     """The limit of an SGD optimizer, parameter by parameter, or of SGD with the given numbers.
 

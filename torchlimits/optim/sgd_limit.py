@@ -107,8 +107,8 @@ class SGDLimit(OptimizerLimit):
         )
         if any(ridges) and type(field).decay is VectorField.decay:
             raise ValueError(
-                f"expected weight_decay 0 for {name}, got {_checks.plain(max(ridges)):g}: the field does not say "
-                "how its statistics decay; define decay(u), p u for statistics of degree p"
+                f"expected weight_decay 0 for {name}, got {_checks.plain(max(ridges)):g}: the field "
+                "does not say how its statistics decay; define decay(u), p u for statistics of degree p"
             )
         if self.layers is not None and field.parameter_names is None:
             raise ValueError(

@@ -27,8 +27,8 @@ class MixtureChain(FirstLayerChain):
     def __init__(self, field: MixtureField, limit: SGDLimit) -> None:
         super().__init__(
             field.layout,
-            coordinates=field.coordinates, weights=field.weights, snr=_checks.plain(field.snr), dim=field.dim,
-            limit=limit,
+            coordinates=field.coordinates, weights=field.weights, snr=_checks.plain(field.snr),
+            dim=field.dim, limit=limit,
         )  # fmt: skip
         self.field = field
 

@@ -120,7 +120,8 @@ class TeacherStudent(NetworkProblem):
             "dim": dim, "width": width, "teacher_width": M, "activation": activation,
             "noise": noise, "overlaps": overlaps, "teacher_second_layer": teacher_second_layer,
             "train_second_layer": train_second_layer, "second_layer": second_layer,
-            "convention": convention, "ridge": _checks.plain(ridge), "device": device, "dtype": dtype,
+            "convention": convention, "ridge": _checks.plain(ridge), "device": device,
+            "dtype": dtype,
         }  # fmt: skip
         self._form = CLOSED_FORMS.get(activation) if isinstance(activation, str) else None
         super().__init__(
