@@ -54,14 +54,18 @@ def non_negative(name: str, value: float, hint: str = "") -> float:
 
 def graph_or_positive(name: str, value: float | Tensor, hint: str = "") -> float | Tensor:
     """As `positive`, but a tensor of shape () that requires a gradient stays one, in float64."""
-    number = positive(name, plain(value), hint)
-    return kept(name, value) if requires_grad(value) else number
+    if not requires_grad(value):
+        return positive(name, value, hint)
+    positive(name, plain(kept(name, value)), hint)
+    return kept(name, value)
 
 
 def graph_or_non_negative(name: str, value: float | Tensor, hint: str = "") -> float | Tensor:
     """As `non_negative`, but a tensor of shape () that requires a gradient stays one."""
-    number = non_negative(name, plain(value), hint)
-    return kept(name, value) if requires_grad(value) else number
+    if not requires_grad(value):
+        return non_negative(name, value, hint)
+    non_negative(name, plain(kept(name, value)), hint)
+    return kept(name, value)
 
 
 def requires_grad(value: object) -> bool:

@@ -194,11 +194,12 @@ def factor_gaussian(
     dT = T - fixed
     dL = dT @ q
     N, inverse = dT - dL @ Q, pinv(L, rtol=1e-7)
-    C = inverse @ N
+    turned = inverse @ N  # C
     for _ in range(_ORDERS - 1):
-        C = inverse @ (N - dL @ C)
-    half = C @ C.mT / 2  # of second order, and the next term of the root is of fourth
-    return (L + dL) + (L + dL) @ half, (Q + C) - half @ (Q + C)
+        turned = inverse @ (N - dL @ turned)
+    half = turned @ turned.mT / 2  # of second order, and the next term of the root is of fourth
+    L, Q = L + dL, Q + turned
+    return L + L @ half, Q - half @ Q
 
 
 def _zero(x: Tensor) -> Tensor:

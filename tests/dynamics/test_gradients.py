@@ -81,7 +81,7 @@ CASES = {
 
 def final(make, x):
     dynamics, u0 = make(x)
-    solution = dynamics.solve(u0, [0.0, 0.04, 0.1], rtol=1e-8, atol=1e-10).final
+    solution = dynamics.solve(u0, [0.0, 0.04, 0.1], rtol=1e-9, atol=1e-11).final
     return solution @ torch.linspace(1, 2, solution.shape[-1], dtype=torch.float64)
 
 
@@ -89,13 +89,15 @@ def final(make, x):
 def test_gradients_are_those_of_central_differences(make):
     x = torch.tensor(CASES[make], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(final(make, x).sum(), x)
-    h = 3e-4 * torch.eye(len(x), dtype=torch.float64)
+    # along one random direction: a wrong component shows, at the cost of two solutions
+    e = torch.randn(len(x), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) / 1000
     with torch.no_grad():
-        expected = [(final(make, x + e) - final(make, x - e)).sum() / 6e-4 for e in h]
-    expected = torch.stack(expected)
-    assert float((slope - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+        expected = float((final(make, x + e) - final(make, x - e)).sum()) / 2
+    assert float(slope @ e) == pytest.approx(expected, rel=1e-5)
+    assert float(slope.abs().min()) > 0
 
 
+@pytest.mark.slow
 def test_the_overlap_grows_with_the_step_size_as_differences_say():
     """The figure that a user looks at first: 1e-5 of itself, for c and for each of 5 knots."""
 
@@ -106,7 +108,7 @@ def test_the_overlap_grows_with_the_step_size_as_differences_say():
 
         problem = tl.SpikedTensor(dim=1000, order=2, snr=2.0)
         path = problem.dynamics(step_size=1.0, schedule=schedule).solve(
-            torch.tensor([0.1, 1.0]), [0.0, 0.4], rtol=1e-9, atol=1e-11
+            torch.tensor([0.1, 1.0]), [0.0, 0.4], rtol=1e-10, atol=1e-12
         )
         return path["m"][-1]
 

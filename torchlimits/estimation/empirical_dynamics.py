@@ -114,7 +114,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         """
         settings = self.limit.settings
         c = (settings.step_size or 1.0) if step_size is None else step_size
-        return self.field.estimate(self.checked(u), c, settings.weight_decay)
+        return self.field.estimate(self.checked(u), float(c), float(settings.weight_decay))
 
 
 class EmpiricalField(VectorField):

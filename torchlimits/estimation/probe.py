@@ -139,7 +139,8 @@ class Prober(Observer):
         if (self._steps and self._steps[-1] == step) or not self.finite:
             return
         settings = self._settings()
-        delta, alpha, samples = settings.step_size, settings.weight_decay, self.probe.samples
+        delta, alpha = float(settings.step_size), float(settings.weight_decay)
+        samples = self.probe.samples
         if delta == 0 and self._steps:  # nothing moves; but the start has to be known
             return
         # corrector and covariance are proportional to delta

@@ -35,7 +35,7 @@ class OptimizerLimit(ABC):
 
     @property
     @abstractmethod
-    def speed(self) -> float | Tensor:
+    def speed(self) -> float:
         """How many times as fast as under plain SGD the fastest parameters move."""
 
     @abstractmethod

@@ -86,9 +86,9 @@ class SGDLimit(OptimizerLimit):
         return self.settings.step_size
 
     @property
-    def speed(self) -> float | Tensor:
+    def speed(self) -> float:
         """q, of the reference."""
-        return self.settings.drift_factor
+        return float(_checks.plain(self.settings.drift_factor))
 
     def prepared(self, field: VectorField) -> VectorField:
         """The field, refused by `check` if it lacks what the settings need."""
@@ -107,8 +107,9 @@ class SGDLimit(OptimizerLimit):
         )
         if any(ridges) and type(field).decay is VectorField.decay:
             raise ValueError(
-                f"expected weight_decay 0 for {name}, got {_checks.plain(max(ridges)):g}: the field "
-                "does not say how its statistics decay; define decay(u), p u for statistics of degree p"
+                f"expected weight_decay 0 for {name}, got {_checks.plain(max(ridges)):g}: the "
+                "field does not say how its statistics decay; define decay(u), p u for "
+                "statistics of degree p"
             )
         if self.layers is not None and field.parameter_names is None:
             raise ValueError(

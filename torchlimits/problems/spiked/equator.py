@@ -76,9 +76,14 @@ class EquatorDynamics(DiffusiveDynamics):
     @property
     def rate(self) -> float:
         """The rate of r2 and of sqrt(n) m, at starts of order 1."""
-        c = max(1.0, self.settings.effective_step_size)
+        c = max(1.0, float(self.settings.effective_step_size))
         k = self.order
-        return self.settings.drift_factor * 2 * k * (2 * c ** (k - 1) + (k - 1) * self.scaled_snr)
+        return (
+            float(self.settings.drift_factor)
+            * 2
+            * k
+            * (2 * c ** (k - 1) + (k - 1) * self.scaled_snr)
+        )
 
     def equation(self) -> str:
         """The equation solved, in markdown."""
