@@ -176,7 +176,8 @@ class EffectiveDynamics(Flow):
         The solution can be differentiated, once, where u0 requires a gradient, or c_delta, the
         momentum, the ridge or the snr that the dynamics were made with does, or a tensor that the
         schedule returns: `Trajectory.values` then have a graph (inside ``torch.no_grad()`` they
-        have none). What cannot be differentiated is refused.
+        have none). What cannot be differentiated is refused. The tolerances are those of values;
+        steps end at the times asked for, so ask for the corners of a schedule that has some.
 
         With ``band`` the standard deviations at dimension n come along, by the linear-noise
         approximation; see `covariance`, also for where it fails.

@@ -206,7 +206,7 @@ class _Problem:
 
         atol = dynamics.atol * min(1.0, self.rtol / dynamics.rtol)
         final = integrate(
-            velocity, self.start, self.knots[[0, -1]], self.rtol, atol, "dopri5",
+            velocity, self.start, self.knots, self.rtol, atol, "dopri5",
             graph=step_sizes.requires_grad,
         )[..., -1, :]  # fmt: skip
         found = self.objective(final)

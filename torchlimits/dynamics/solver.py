@@ -53,6 +53,8 @@ def integrate(
         rtol, atol: relative and absolute tolerance of a step.
         method: one of `METHODS`, or an explicit method of torchdiffeq that chooses its own steps.
         graph: keep the graph through the steps, as torch.autograd needs it; explicit methods only.
+            Steps then end at all times, where F may have corners: the error of gradients is not
+            controlled, and with a step across a corner it would be of second order.
 
     Returns:
         Shape ``(..., T, k)``, float64: in float32 the control of the steps stalls near 4e-7.
@@ -196,7 +198,10 @@ class _Attempt:
                 atol=solver.atol,
                 method="dopri5" if solver.method == "auto" else solver.method,
                 # a step ends at the end: beyond, a schedule need not be defined
-                options={"norm": self._largest_row_rms, "step_t": times[-1:]},
+                options={
+                    "norm": self._largest_row_rms,
+                    "step_t": times[1 if solver.graph else -1 :],
+                },
             )
         return torch.as_tensor(values, device=self.rows.device).movedim(0, -2)
 
