@@ -87,7 +87,11 @@ def final(make, x):
     return solution @ torch.linspace(1, 2, solution.shape[-1], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=[pytest.mark.slow] * (make is layers)) for make in CASES],
+    ids=lambda make: make.__name__,
+)
 def test_gradients_are_those_of_central_differences(make):
     x = torch.tensor(CASES[make], dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(final(make, x).sum(), x)

@@ -37,7 +37,7 @@ def best():
     problem = least_squares()
     u0 = torch.tensor([0.0, 0.0], dtype=torch.float64)
     steps = round(BUDGET * problem.dim)
-    return tl.optimal_schedule(problem.dynamics(step_size=0.5), u0, steps, distance, knots=6)
+    return tl.optimal_schedule(problem.dynamics(step_size=0.5), u0, steps, distance, knots=4)
 
 
 def test_the_equation_is_that_of_the_dynamics():
@@ -87,6 +87,7 @@ def test_its_forms_agree(best):
         assert best.factor(round(alpha * problem.dim)) == pytest.approx(best(alpha) / 0.5)
 
 
+@pytest.mark.slow
 def test_sgd_with_it_ends_where_it_says_and_below_the_constant(best):
     """torch.optim.SGD with LambdaLR; the same data for both, so that the difference is precise."""
     problem, runs = least_squares(), 24
@@ -112,11 +113,12 @@ def test_sgd_with_it_ends_where_it_says_and_below_the_constant(best):
     assert abs(float(gain.mean()) - best.gain) < 4 * float(gain.std()) / runs**0.5
 
 
+@pytest.mark.slow
 def test_several_starts_and_the_risk_of_a_mixture():
     problem = tl.GaussianMixture.binary(dim=100, width=1, snr=2.0)
     dynamics = problem.dynamics(step_size=1.0)
     u0 = torch.tensor([[0.5, 0.2, 0.5], [0.5, 0.4, 0.5]], dtype=torch.float64)
-    found = tl.optimal_schedule(dynamics, u0, 500, lambda u: dynamics.risk(u).mean(), knots=2)
+    found = tl.optimal_schedule(dynamics, u0, 300, lambda u: dynamics.risk(u).mean(), knots=2)
     assert found.gain > 0
     assert found.step_sizes[0] > found.constant > found.step_sizes[1]
 
@@ -131,7 +133,7 @@ def test_what_cannot_be_optimised_is_refused():
         ((dynamics, u0, 0, distance), "expected steps to be an int >= 1"),
         ((dynamics, u0, 100, lambda u: u), r"one number, a tensor, got \(2,\)"),
         ((dynamics, u0, 100, lambda u: u.sum().detach()), "keeps the graph of u"),
-        ((problem.dynamics(step_size=50.0), u0, 4000, lambda u: u.sum() / 0), "finite with the"),
+        ((dynamics, u0, 100, lambda u: u.sum() + math.inf), "expected an objective that is finite"),
     ):
         with pytest.raises(ValueError, match=message):
             tl.optimal_schedule(*arguments)

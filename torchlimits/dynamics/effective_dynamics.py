@@ -16,6 +16,7 @@ from torchlimits.dynamics.band import fluctuations
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.fixed_points import FixedPoints
 from torchlimits.dynamics.flow import Flow
+from torchlimits.dynamics.graph import graph_asked_for
 from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.dynamics.solver import METHODS, integrate
 from torchlimits.dynamics.start import begun
@@ -234,7 +235,7 @@ class EffectiveDynamics(Flow):
         instants = _checks.ordered_times(times)
         steps = self.steps(instants)
         start = self.started(given)
-        graph = self._graph(start, instants, band=band)
+        graph = graph_asked_for(self, start, instants, band=band)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
         if initial_covariance is not None and not band:
@@ -292,7 +293,7 @@ class EffectiveDynamics(Flow):
         given, times = begun(u0, times, self.names)
         instants = _checks.ordered_times(times)
         start = self.started(given)
-        self._graph(start, instants, band=True)
+        graph_asked_for(self, start, instants, band=True)
         return self._fluctuating(start, instants, self.rtol, self.atol, initial_covariance)[1]
 
     def _fluctuating(
@@ -310,32 +311,6 @@ class EffectiveDynamics(Flow):
             return values, values.new_zeros(*values.shape, values.shape[-1])
         with torch.no_grad():
             return fluctuations(self, solution, instants, covariance)
-
-    def _graph(self, start: Tensor, instants: Tensor, *, band: bool) -> bool:
-        """Whether a solution is asked to have a gradient; refused if it cannot have one."""
-        if not torch.is_grad_enabled() or not start.numel():
-            return False
-        with torch.enable_grad():
-            u = start.reshape(-1, start.shape[-1])[:1]
-            scheduled = self.schedule is not None and self.schedule.has_graph(instants)
-            if not (scheduled or u.requires_grad or self(instants[0], u).requires_grad):
-                return False
-            if band:
-                raise NotImplementedError(
-                    "expected no gradient of a band, got u0 or a parameter that requires one: "
-                    "leave band=True out, or solve inside torch.no_grad()"
-                )
-            # refused now, not after the solution
-            at = u.detach().double().requires_grad_()
-            rates = self(instants[0], at)
-            if not rates.requires_grad:
-                raise NotImplementedError(
-                    f"expected terms of {type(self.field).__name__} that keep the graph of u, as "
-                    "a gradient is asked for, got some without: compute them by torch, without "
-                    ".detach(), .item() and numpy; or solve inside torch.no_grad()"
-                )
-            torch.autograd.grad(rates.sum(), at)
-        return True
 
     def langevin(self) -> LangevinDynamics:
         r"""The same dynamics with their noise at dimension n, as an SDE: see `LangevinDynamics`.

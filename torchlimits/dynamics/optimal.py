@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.graph import graph_asked_for
 from torchlimits.dynamics.solver import integrate
 
 Objective = Callable[[Tensor], Tensor]
@@ -178,6 +179,8 @@ def optimal_schedule(
         raise ValueError(f"expected a start u0, got none: shape {tuple(u0.shape)}")
     alpha = torch.linspace(0, steps / dynamics.dim, knots, dtype=torch.float64, device="cpu")
     problem = _Problem(dynamics, start, alpha, objective, rtol or dynamics.rtol)
+    with torch.enable_grad():  # refused before anything is computed
+        graph_asked_for(dynamics, start.clone().requires_grad_(), alpha)
     constant, worth = problem.best_constant(reference)
     step_sizes, value = problem.best(constant, worth)
     return OptimalSchedule(
