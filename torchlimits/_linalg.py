@@ -198,8 +198,8 @@ def factor_gaussian(
     for _ in range(_ORDERS - 1):
         turned = inverse @ (N - dL @ turned)
     half = turned @ turned.mT / 2  # of second order, and the next term of the root is of fourth
-    L, Q = L + dL, Q + turned
-    return L + L @ half, Q - half @ Q
+    lower, rows = L + dL, Q + turned
+    return lower + lower @ half, rows - half @ rows
 
 
 def _zero(x: Tensor) -> Tensor:

@@ -136,15 +136,14 @@ def test_a_system_at_rest_ends_and_an_explicit_method_says_how_far_it_came():
         solver.integrate(decaying, u0, FAR, 1e-6, 1e-8, "dopri5")
 
 
-@pytest.mark.parametrize("method", ["BDF", "Radau"])
-def test_implicit_methods_hold_the_tolerance_between_their_steps(method):
+def test_the_implicit_method_holds_the_tolerance_between_its_steps():
     times = torch.linspace(0, 2, 41, dtype=torch.float64)
     u0 = torch.tensor([[1.0, 1e3], [1.0, 1e4], [2.0, 1e6]], dtype=torch.float64)
     forced = Forced()
-    values = solver.integrate(forced, u0, times, 1e-6, 1e-8, method)[..., 0]
+    values = solver.integrate(forced, u0, times, 1e-6, 1e-8, "BDF")[..., 0]
     exact = times.sin() + u0[:, :1] * torch.exp(-u0[:, 1:] * times)
     assert float((values - exact).abs().max()) < 2e-6
-    assert forced.evaluated < 3 * 20000  # an explicit method takes 4e6 for the last
+    assert forced.evaluated < 3 * 1000  # an explicit method takes millions for the last
 
 
 def test_what_never_ends_is_given_up(monkeypatch):
@@ -159,12 +158,14 @@ def test_what_never_ends_is_given_up(monkeypatch):
     assert solver.integrate(turning, torch.ones(2), TIMES, 1e-6, 1e-8).shape == (3, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [2, 3])
 def test_huge_starts_and_long_times_end_where_they_should(order):
     dynamics = tl.SpikedTensor(dim=100, order=order, snr=30.0).dynamics(step_size=1.0)
-    u0 = torch.tensor([[1e6, 1.0], [dynamics.m_star(), 1.0]], dtype=torch.float64)
-    final = dynamics.solve(u0, [0.0, 1e6 if order == 2 else 10.0]).final
-    assert torch.allclose(final, u0[1:].expand(2, 2), rtol=1e-6)
+    expected = torch.tensor([dynamics.m_star(), 1.0], dtype=torch.float64)
+    for u0, time in (([1e6, 1.0], 1.0), ([dynamics.m_star() + 0.1, 1.0], 1e6)):
+        final = dynamics.solve(torch.tensor(u0, dtype=torch.float64), [0.0, time]).final
+        assert torch.allclose(final, expected, rtol=1e-6)
 
 
 def test_no_starts_have_no_solutions():
@@ -186,5 +187,5 @@ def test_no_starts_have_no_solutions():
 
 def test_unknown_methods_are_refused():
     dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
-    with pytest.raises(ValueError, match="expected method as one of auto, dopri5, BDF, Radau"):
+    with pytest.raises(ValueError, match="expected method as one of auto, dopri5, BDF, got"):
         dynamics.solve(torch.ones(2), [0.0, 1.0], method="euler")

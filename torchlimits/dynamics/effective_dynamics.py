@@ -196,9 +196,9 @@ class EffectiveDynamics(Flow):
             initial_covariance: with ``band``, the covariance of u at ``times[0]`` where the start
                 is random; by default 0, for a measured start. Shape ``(k, k)``, or one for each
                 start.
-            method: ``"dopri5"``, explicit; ``"BDF"`` or ``"Radau"``, implicit methods of scipy for
-                stiff systems; or ``"auto"``, dopri5 and, from starts that would take it more than
-                50,000 evaluations, BDF.
+            method: ``"dopri5"``, explicit; ``"BDF"``, scipy's implicit method for stiff systems;
+                or ``"auto"``, dopri5 and, from starts that would take it more than 50,000
+                evaluations, BDF.
 
         Returns:
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from torchlimits.dynamics.effort import Effort
 
-#: implicit methods of scipy.integrate, and how many times finer than asked for their steps are:
-#: between them BDF interpolates as accurately as it steps; Radau by cubics, with 4th-order errors
-METHODS = {"BDF": 10, "Radau": 1000}
+#: implicit methods of scipy.integrate that interpolate between their steps as accurately as they
+#: step; Radau, with cubics, does not where solutions have layers
+METHODS = ("BDF",)
+#: how much finer than asked for tolerances are, as errors of many steps add up
+_FINER = 10
 
 
 class StepError(Exception):
@@ -32,7 +34,7 @@ def solution(
         u0: the start, float64.
         times: increasing, at least two.
         rtol, atol: relative and absolute tolerance of a step.
-        method: ``"BDF"`` or ``"Radau"``.
+        method: one of `METHODS`.
 
     Raises:
         StepError: if the method cannot make a step.
@@ -49,7 +51,7 @@ def solution(
     from scipy.integrate import solve_ivp
 
     begin, end = float(times[0]), float(times[-1])
-    effort, finer = Effort(begin, end, implicit=True), METHODS[method]
+    effort = Effort(begin, end, implicit=True)
 
     def velocity(t: float, y: np.ndarray) -> np.ndarray:
         """Columns of y are points: all columns of a Jacobian by differences in one call."""
@@ -61,7 +63,7 @@ def solution(
 
     found: Any = solve_ivp(
         velocity, (begin, end), u0.cpu().numpy(), method=method, t_eval=times.cpu().numpy(),
-        rtol=max(rtol / finer, 1e-13), atol=atol / finer, vectorized=True,
+        rtol=max(rtol / _FINER, 1e-13), atol=atol / _FINER, vectorized=True,
     )  # fmt: skip
     if not found.success:
         raise StepError(str(found.message))
