@@ -53,7 +53,7 @@ def non_negative(name: str, value: float, hint: str = "") -> float:
 
 
 def graph_or_positive(name: str, value: float | Tensor, hint: str = "") -> float | Tensor:
-    """As `positive`, but a tensor of shape () that requires a gradient stays one, in float64."""
+    """Check `positive`; a tensor of shape () that requires a gradient stays one, in float64."""
     if not requires_grad(value):
         return positive(name, plain(value), hint)
     positive(name, plain(kept(name, value)), hint)
@@ -61,7 +61,7 @@ def graph_or_positive(name: str, value: float | Tensor, hint: str = "") -> float
 
 
 def graph_or_non_negative(name: str, value: float | Tensor, hint: str = "") -> float | Tensor:
-    """As `non_negative`, but a tensor of shape () that requires a gradient stays one."""
+    """Check `non_negative`; a tensor of shape () that requires a gradient stays one."""
     if not requires_grad(value):
         return non_negative(name, plain(value), hint)
     non_negative(name, plain(kept(name, value)), hint)
