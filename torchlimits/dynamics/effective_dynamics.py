@@ -226,8 +226,8 @@ class EffectiveDynamics(Flow):
             >>> c = torch.tensor(1.0, requires_grad=True)
             >>> u0 = torch.tensor([0.1, 1.0], requires_grad=True)
             >>> overlap = problem.dynamics(step_size=c).solve(u0, [0.0, 0.5])["m"][-1]
-            >>> [g.numpy().round(3).tolist() for g in torch.autograd.grad(overlap, [c, u0])]
-            [-0.7..., [3.7..., -0.2...]]
+            >>> torch.autograd.grad(overlap, [c, u0])
+            (tensor(-0.6820), tensor([ 3.8820, -0.1910]))
         """
         given, times = begun(u0, times, self.names)
         if method not in METHODS:

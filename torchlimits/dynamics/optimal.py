@@ -163,7 +163,7 @@ def optimal_schedule(
         ...     objective=lambda u: (1 - u[..., 0]) ** 2 + u[..., 1],
         ... )
         >>> best.step_sizes[0].round(decimals=1), round(best.constant, 2), 0 < best.gain < 0.1
-        (tensor(0.5000, dtype=torch.float64), 0.2..., True)
+        (tensor(0.5000, dtype=torch.float64), 0.34, True)
     """
     _checks.positive_int("steps", steps)
     if _checks.positive_int("knots", knots) < 2:
