@@ -15,6 +15,7 @@ Predicting, for a problem:
     NetworkProblem, LabelLaw         any head on a linear first layer, any loss and labels
     TeacherStudent                   a two-layer network that learns another, in closed form
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
+    optimal_schedule                 the learning rates that make the most of so many steps
     VectorField, Geometry, Problem   what to write for a problem of your own
     NormalizedSGD                    an optimizer whose limit is known besides torch.optim.SGD
     estimate, EmpiricalDynamics      the same from data, for any model: estimate, Lift ...
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from torchlimits.contracts.vector_field import VectorField
     from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
     from torchlimits.dynamics.fixed_points import FixedPoint
+    from torchlimits.dynamics.optimal import OptimalSchedule, optimal_schedule
     from torchlimits.ensemble.train import train
     from torchlimits.estimation.conditions.closability import closability
     from torchlimits.estimation.conditions.localizability import localizability
@@ -103,6 +105,7 @@ if TYPE_CHECKING:
         "NonFiniteStatistic",
         "NormalizedSGD",
         "Observer",
+        "OptimalSchedule",
         "OptimizerLimit",
         "PhaseDiagram",
         "Probe",
@@ -126,6 +129,7 @@ if TYPE_CHECKING:
         "figures",
         "integrations",
         "localizability",
+        "optimal_schedule",
         "phase_diagram",
         "regime",
         "replicate",
@@ -165,6 +169,7 @@ _PUBLIC = {
     "optim.normalized_sgd": "NormalizedSGD",
     "dynamics.effective_dynamics": "EffectiveDynamics",
     "dynamics.fixed_points": "FixedPoint",
+    "dynamics.optimal": "OptimalSchedule optimal_schedule",
     "estimation.estimate": "Estimate estimate",
     "estimation.lift": "Lift",
     "estimation.empirical_dynamics": "EmpiricalDynamics",

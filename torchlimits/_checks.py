@@ -53,6 +53,41 @@ def non_negative(name: str, value: float, hint: str = "") -> float:
     return _in_range(name, number, 0 <= number < math.inf, "a finite number >= 0", hint)
 
 
+def graph_or_positive(name: str, value: float | Tensor, hint: str = "") -> float | Tensor:
+    """Check `positive`; a tensor of shape () that requires a gradient stays one, in float64."""
+    if not requires_grad(value):
+        return positive(name, plain(value), hint)
+    positive(name, plain(kept(name, value)), hint)
+    return kept(name, value)
+
+
+def graph_or_non_negative(name: str, value: float | Tensor, hint: str = "") -> float | Tensor:
+    """Check `non_negative`; a tensor of shape () that requires a gradient stays one."""
+    if not requires_grad(value):
+        return non_negative(name, plain(value), hint)
+    non_negative(name, plain(kept(name, value)), hint)
+    return kept(name, value)
+
+
+def requires_grad(value: object) -> bool:
+    """Whether a value is a tensor that requires a gradient."""
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def plain(value: Any) -> Any:
+    """A tensor of one number that requires a gradient as a float; anything else as it is."""
+    if requires_grad(value) and value.numel() == 1:
+        return float(value.detach())
+    return value
+
+
+def kept(name: str, value: Any) -> Tensor:
+    """A tensor that requires a gradient with its graph, in float64 on the CPU, of shape ()."""
+    if value.ndim:
+        raise ValueError(f"expected {name} of shape (), one number, got {tuple(value.shape)}")
+    return value.to("cpu", torch.float64)
+
+
 def positive_int(name: str, value: int) -> int:
     """An int >= 1, or ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -60,11 +95,15 @@ def positive_int(name: str, value: int) -> int:
     return value
 
 
-def float64(name: str, value: object) -> Tensor:
-    """A float64 tensor on the CPU made from a tensor, array or nested list, or TypeError."""
+def float64(name: str, value: object, *, graph: bool = False) -> Tensor:
+    """A float64 tensor on the CPU made from a tensor, array or nested list, or TypeError.
+
+    With ``graph`` it keeps the graph that it may have.
+    """
     try:
         # neither the default device nor the precision of the default dtype applies to the value
-        tensor = value.detach() if isinstance(value, Tensor) else _on_cpu(value)
+        tensor = value if isinstance(value, Tensor) else _on_cpu(value)
+        tensor = tensor if graph else tensor.detach()
         if not tensor.is_complex():
             return tensor.to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -193,6 +232,11 @@ def statistics(u: object, k: int) -> Tensor:
 
 
 def _number(name: str, value: object, hint: str) -> float:
+    if requires_grad(value):
+        raise TypeError(
+            f"expected {name} as a number, got a tensor that requires a gradient, which does not "
+            "flow through it: give it without one, x.detach()"
+        )
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise TypeError(f"expected {name} to be a number, got {value!r}{hint and ': ' + hint}")
     return float(value)

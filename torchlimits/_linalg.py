@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+#: derivatives up to this order are those of the functions
+_ORDERS = 3
 #: matrices at once on CUDA: cuSOLVER fails for more than some 32,000
 #: (https://github.com/mujocolab/mjlab/pull/732; seen with 100,000 on an H100)
 _AT_ONCE = 2**14
@@ -67,7 +69,8 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
 
     Derivative: the Sylvester equation S dS + dS S = dR, in the eigenbasis
     :math:`dS_{ij} = dR_{ij} / (s_i + s_j)`, which equal eigenvalues do not disturb (that of
-    torch.linalg.eigh is not defined there); 0 where :math:`s_i + s_j = 0`. First order only.
+    torch.linalg.eigh is not defined there); 0 where :math:`s_i + s_j = 0`. Two further steps of
+    Newton's method, S dS + dS S = R - S S, zero in value, make second and third derivatives right.
 
     Args:
         matrix: R, symmetric; eigenvalues below 0 (rounding) count as 0.
@@ -87,8 +90,11 @@ def psd_sqrt(matrix: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]
     # eigenvalues below rounding are zeros: nothing may be divided by their roots
     solvable = total > 1e-7 * roots[..., -1:, None]
     inverse = torch.where(solvable, 1 / total.where(solvable, 1.0), 0.0)
-    # zero in value, with the derivative of the root
+    # zero in value, with the derivatives of the root; each round makes one order more right
     change = vectors @ ((vectors.mT @ (symmetric - fixed) @ vectors) * inverse) @ vectors.mT
+    for _ in range(_ORDERS - 1):
+        rest = _zero(symmetric - (root + change) @ (root + change))
+        change = change + vectors @ ((vectors.mT @ rest @ vectors) * inverse) @ vectors.mT
     return root + change
 
 
@@ -161,9 +167,10 @@ def factor_gaussian(
         snr: lambda, shape ``(...)``.
 
     Returns:
-        L and Q. Values are right for every R >= 0. First derivatives are right where [m, S] has
-        rank K. At aligned neurons or R = 0 the drift has none in R (it grows like R^{-1/2} towards
-        the edge of the cone); what is returned is finite and drops directions outside the range.
+        L and Q. Values are right for every R >= 0. Derivatives up to the third are right where
+        [m, S] has rank K. At aligned neurons or R = 0 the drift has none in R (it grows like
+        R^{-1/2} towards the edge of the cone); what is returned is finite and drops directions
+        outside the range.
 
     Example:
         >>> import torch
@@ -180,12 +187,24 @@ def factor_gaussian(
     fixed = T.detach()
     q, r = torch.linalg.qr(fixed.mT)
     L, Q = r.mT, q.mT
-    # First order in dT = T - fixed, which is zero in value: dL Q + L dQ = dT, dQ orthogonal to Q.
+    # Orders in dT = T - fixed, which is zero in value. T = (L + dL) Q + N with dL = dT Q^T, and N
+    # orthogonal to Q; with (L + dL) C = N it is (L + dL) (Q + C), and dividing Q + C by the root of
+    # its Gram matrix I + C C^T makes rows orthonormal.
     # torch's derivative of QR divides by the diagonal of L, which vanishes where neurons align.
     dT = T - fixed
     dL = dT @ q
-    dQ = pinv(L, rtol=1e-7) @ (dT - dL @ Q)
-    return L + dL, Q + dQ
+    N, inverse = dT - dL @ Q, pinv(L, rtol=1e-7)
+    turned = inverse @ N  # C
+    for _ in range(_ORDERS - 1):
+        turned = inverse @ (N - dL @ turned)
+    half = turned @ turned.mT / 2  # of second order, and the next term of the root is of fourth
+    lower, rows = L + dL, Q + turned
+    return lower + lower @ half, rows - half @ rows
+
+
+def _zero(x: Tensor) -> Tensor:
+    """Zero in value, with the derivatives of x."""
+    return x - x.detach()
 
 
 def _pieces(matrices: Tensor) -> tuple[Tensor, ...]:

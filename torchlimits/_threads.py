@@ -1,15 +1,17 @@
-"""Threads: how many torch's operations take, and one that works ahead."""
+"""Threads: how many torch's operations take, one that works ahead, one that makes constants."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from functools import lru_cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 
 Block = TypeVar("Block")
+Given = ParamSpec("Given")
 
 
 @contextmanager
@@ -21,6 +23,33 @@ def threads(count: int) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def constant(function: Callable[Given, Block]) -> Callable[Given, Block]:
+    """Keep what a function returns, made by a thread of its own.
+
+    What torch.func makes inside a transformation belongs to it and cannot be used afterwards, nor
+    can a graph that was being recorded; neither reaches another thread.
+
+    Args:
+        function: makes tensors from hashable arguments.
+
+    Example:
+        >>> ones = constant(lambda n: torch.ones(n))
+        >>> torch.func.grad(lambda x: x * ones(2).sum())(torch.tensor(1.0)), ones(2).sum()
+        (tensor(2.), tensor(2.))
+    """
+
+    @lru_cache(maxsize=64)
+    def made(*given: Given.args, **named: Given.kwargs) -> Block:
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(function, *given, **named).result()
+
+    @wraps(function)
+    def kept(*given: Given.args, **named: Given.kwargs) -> Block:
+        return made(*given, **named)
+
+    return kept
 
 
 def ahead(blocks: Iterator[Block], device: torch.device) -> Generator[Block]:

@@ -147,14 +147,14 @@ class Comparison(Tabular):
             rows[0].append("in sd")
             notes["in sd"] = "largest difference of any run in its predicted standard deviations"
             for row, value in zip(rows[1:], self.sup_in_std, strict=True):
-                row.append(f"{value:.2f}")
+                row.append("" if torch.isnan(value) else f"{value:.2f}")
         if self.inside is not None:
             title, runs = f"in {100 * self.level:g} %", " and runs" * (self.runs > 1)
             rows[0].append(title)
             notes[title] = f"share of the times{runs} measured within the predicted "
             notes[title] += f"{100 * self.level:g} % band"
             for row, value in zip(rows[1:], self.inside, strict=True):
-                row.append(f"{100 * value:.0f} %")
+                row.append("" if torch.isnan(value) else f"{100 * value:.0f} %")
         if self.law_distance is not None and self.usual_distance is not None:
             rows[0] += ["KS", "usual"]
             notes["KS"] = (
@@ -274,6 +274,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         if not isinstance(path, Trajectory):
             raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
     match = matched(measured, predicted)
+    measured, predicted = match.sides.values()
     if not match.comparable:
         raise ValueError(
             f"expected the same times, got {len(measured)} and {len(predicted)} of them: "
@@ -325,7 +326,7 @@ def _against_law(ours: Float[Tensor, "runs T k"], law: Trajectory) -> dict[str, 
 
 
 def _largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The largest value of each column that is not NaN, and its row."""
+    """The largest value of each column that is not NaN, if there is one, and its row."""
     rows = sizes.nan_to_num(nan=-1.0, posinf=torch.inf).argmax(dim=0)
     return sizes.gather(0, rows[None])[0], rows
 
@@ -362,13 +363,16 @@ def _in_band(
     if predicted.std is not None:
         own = torch.zeros_like(predicted.std) if predicted.error is None else predicted.error
         std = torch.hypot(predicted.std, own).reshape(shape)
-        in_std = (difference.abs() / std.clamp_min(1e-300)).nan_to_num(0.0).amax((0, 1))
+        scaled = (difference.abs() / std.clamp_min(1e-300)).flatten(0, 1)
+        in_std, _ = _largest(scaled)
     # a measured start is on its prediction, and the band has no width before time passes
     if bounds is not None and bool(after.any()):
         values = predicted.values.reshape(shape)
         low, high = (end.reshape(shape) - values for end in bounds)
-        within = ~((difference < low) | (difference > high))
-        inside = within[:, after].double().mean((0, 1))
+        within = ((difference >= low) & (difference <= high)).double()
+        # where one of them is NaN there is no band, or nothing measured
+        within[(difference + low + high).isnan()] = torch.nan
+        inside = within[:, after].nanmean((0, 1))
     return in_std, inside
 
 
@@ -437,7 +441,7 @@ def matched(measured: object, predicted: object) -> Match:
             raise TypeError(f"expected {side} as a Trajectory, got {type(path).__name__}")
         if not len(path) or not path.names or not path.runs:
             raise ValueError(f"expected {side} to hold values, got {path!r}: record a step first")
-        sides[side] = path
+        sides[side] = path.detach()
     if not sides:
         raise ValueError("expected a measured or a predicted trajectory, got neither: give one")
     if len(sides) < 2:

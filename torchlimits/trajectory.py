@@ -45,7 +45,9 @@ class Trajectory:
             and repeat where the learning rate is 0.
         steps: optimizer steps, shape ``(T,)``. They do not fall; recorded ones increase, and those
             of a prediction repeat where its times are closer than a step.
-        values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs.
+        values: the statistics, shape ``(..., T, k)``; leading dimensions are independent runs. If
+            they have a graph, as a solution from tensors that require gradients has, they keep it:
+            ``loss(path.final).backward()`` works. Files, tables, plots and copies have the values.
         names: the k statistics' names.
         std: predicted standard deviation, of the shape of ``values``, or None.
         lower, upper: predicted bounds, quantiles of the runs' law, of the shape of ``values``, or
@@ -72,6 +74,8 @@ class Trajectory:
         (True, tensor([ 0.0000, -0.9600], dtype=torch.float64))
         >>> path.index("r2"), path.slice(path.steps > 0).values.tolist(), len(path.thin(2))
         (1, [[0.5, 1.5]], 2)
+        >>> path.detach() is path  # no graph
+        True
         >>> path.select(["r2", "m"]).final.tolist(), path.plot("m").get_ylabel()
         ([1.5, 0.5], 'm')
         >>> path.to_pandas().columns.tolist(), path.to_pandas(wide=False).shape
@@ -102,7 +106,7 @@ class Trajectory:
         steps = torch.as_tensor(self.steps, device="cpu").detach().long().contiguous()
         object.__setattr__(self, "times", times)
         object.__setattr__(self, "steps", steps)
-        object.__setattr__(self, "values", _checks.float64("values", self.values))
+        object.__setattr__(self, "values", _checks.float64("values", self.values, graph=True))
         object.__setattr__(self, "names", _checks.names(self.names))
         for name, entries in self._beside().items():
             object.__setattr__(self, name, _checks.float64(name, entries))
@@ -185,7 +189,7 @@ class Trajectory:
         )
 
     def _repr_html_(self) -> str:
-        values = self.values.reshape(self.runs, *self.values.shape[-2:]).numpy()
+        values = self._numbers.reshape(self.runs, *self.values.shape[-2:])
         return overview(repr(self), self.names, values).html()
 
     def __getitem__(self, name: str) -> Float[Tensor, "..."]:
@@ -291,6 +295,10 @@ class Trajectory:
             return self
         return self.slice(spread_rows(len(self), points))
 
+    def detach(self) -> Trajectory:
+        """The same trajectory without the graph of its values, as `torch.Tensor.detach`."""
+        return replace(self, values=self.values.detach()) if self.values.requires_grad else self
+
     def to_pandas(self, *, wide: bool = True) -> pandas.DataFrame:
         """A table of the statistics; needs pandas.
 
@@ -377,15 +385,20 @@ class Trajectory:
 
     def _panel(self, title: str, x: str) -> _curves.Curves:
         shape = (self.runs, *self.values.shape[-2:])
-        along, values = self.times if x == "time" else self.steps, self.values.reshape(shape)
+        along, values = self.times if x == "time" else self.steps, self._numbers.reshape(shape)
         ends = self.bounds
-        band = None if ends is None else tuple(end.reshape(shape).numpy() for end in ends)
-        return _curves.Curves(title, along.numpy(), self.names, values.numpy(), band)
+        band = None if ends is None else tuple(end.detach().reshape(shape).numpy() for end in ends)
+        return _curves.Curves(title, along.numpy(), self.names, values, band)
+
+    @property
+    def _numbers(self) -> np.ndarray:
+        """The values without their graph, if they have one."""
+        return self.values.detach().numpy()
 
     def _columns(self) -> _frames.Columns:
         beside = {name: x.numpy() for name, x in self._beside().items() if name != "samples"}
         return _frames.Columns(
-            self.steps.numpy(), self.times.numpy(), self.values.numpy(), beside, self.names,
+            self.steps.numpy(), self.times.numpy(), self._numbers, beside, self.names,
             self.metadata,
         )  # fmt: skip
 
@@ -406,7 +419,7 @@ class Trajectory:
         fields: dict[str, np.ndarray] = {
             "times": self.times.numpy(),
             "steps": self.steps.numpy(),
-            "values": self.values.numpy(),
+            "values": self._numbers,
             "metadata": np.array(_checks.json_text("metadata", self.metadata)),
         }
         beside = {n: x for n, x in self._beside().items() if samples or n != "samples"}
@@ -478,7 +491,9 @@ def trajectory_of_rows(header: Header, rows: np.ndarray) -> Trajectory:
 
 
 def _compact(value: Any) -> Any:
-    """A tensor without the rest of its memory; anything else as it is."""
+    """A tensor without its graph and the rest of its memory; anything else as it is."""
+    if isinstance(value, Tensor):
+        value = value.detach()
     if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone(memory_format=torch.contiguous_format)
     return value

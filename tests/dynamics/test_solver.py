@@ -4,7 +4,7 @@ import torchdiffeq
 from scipy.integrate import solve_ivp
 
 import torchlimits as tl
-from torchlimits.dynamics import solver
+from torchlimits.dynamics import effort, solver
 
 TIMES = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
 
@@ -117,3 +117,75 @@ def test_another_default_device_changes_nothing(monkeypatch):
     with torch.device("meta"):
         found = solver.integrate(Forced(), u0, TIMES, 1e-6, 1e-8)
     assert torch.equal(found, expected)
+
+
+def decaying(t, u):
+    return -u
+
+
+FAR = torch.tensor([0.0, 1.0, 1e6], dtype=torch.float64)
+
+
+def test_a_system_at_rest_ends_and_an_explicit_method_says_how_far_it_came():
+    u0 = torch.tensor([[1.0, 2.0], [0.5, 0.0]], dtype=torch.float64)
+    values = solver.integrate(decaying, u0, FAR, 1e-6, 1e-8)
+    assert torch.allclose(values[:, 1], u0 * torch.e**-1, rtol=1e-5)
+    assert float(values[:, 2].abs().max()) < 1e-7
+    match = r"from start \d of 2: after 4,000 evaluations it was at t=\d+.*Try method='BDF'"
+    with pytest.raises(RuntimeError, match=match):
+        solver.integrate(decaying, u0, FAR, 1e-6, 1e-8, "dopri5")
+
+
+def test_the_implicit_method_holds_the_tolerance_between_its_steps():
+    times = torch.linspace(0, 2, 41, dtype=torch.float64)
+    u0 = torch.tensor([[1.0, 1e3], [1.0, 1e4], [2.0, 1e6]], dtype=torch.float64)
+    forced = Forced()
+    values = solver.integrate(forced, u0, times, 1e-6, 1e-8, "BDF")[..., 0]
+    exact = times.sin() + u0[:, :1] * torch.exp(-u0[:, 1:] * times)
+    assert float((values - exact).abs().max()) < 2e-6
+    assert forced.evaluated < 3 * 1000  # an explicit method takes millions for the last
+
+
+def test_what_never_ends_is_given_up(monkeypatch):
+    """An oscillator, whose steps no method may make long."""
+    monkeypatch.setattr(effort, "LIMIT", 3000)
+
+    def turning(t, u):
+        return torch.stack([u[..., 1], -u[..., 0]], -1)
+
+    with pytest.raises(RuntimeError, match=r"gave up.*after 3,000 evaluations, the most it takes"):
+        solver.integrate(turning, torch.ones(2), FAR, 1e-6, 1e-8)
+    assert solver.integrate(turning, torch.ones(2), TIMES, 1e-6, 1e-8).shape == (3, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [2, 3])
+def test_huge_starts_and_long_times_end_where_they_should(order):
+    dynamics = tl.SpikedTensor(dim=100, order=order, snr=30.0).dynamics(step_size=1.0)
+    expected = torch.tensor([dynamics.m_star(), 1.0], dtype=torch.float64)
+    for u0, time in (([1e6, 1.0], 1.0), ([dynamics.m_star() + 0.1, 1.0], 1e6)):
+        final = dynamics.solve(torch.tensor(u0, dtype=torch.float64), [0.0, time]).final
+        assert torch.allclose(final, expected, rtol=1e-6)
+
+
+def test_no_starts_have_no_solutions():
+    dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+    for shape in ((0, 2), (3, 0, 2)):
+        path = dynamics.solve(torch.zeros(shape), [0.0, 1.0], band=True)
+        assert path.values.shape == path.std.shape == (*shape[:-1], 2, 2)
+        assert path.runs == 0
+        assert "runs=0" in path._repr_html_()
+    network = tl.GaussianMixture.binary(dim=100, width=2, snr=2.0)
+    assert network.dynamics(step_size=1.0).solve(torch.zeros(0, 7), [0.0, 1.0]).final.shape == (
+        0,
+        7,
+    )
+    # starts of size 0 stay where they are
+    still = network.dynamics(step_size=1.0).solve(torch.zeros(7), [0.0, 5.0]).final
+    assert torch.equal(still, torch.zeros(7, dtype=torch.float64))
+
+
+def test_unknown_methods_are_refused():
+    dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
+    with pytest.raises(ValueError, match="expected method as one of auto, dopri5, BDF, got"):
+        dynamics.solve(torch.ones(2), [0.0, 1.0], method="euler")

@@ -349,3 +349,29 @@ def test_what_has_no_chain():
     exact = problem.reduced_chain(step_size=1.0)
     with pytest.raises(ValueError, match="positive semidefinite"):
         exact.run(-torch.ones(len(problem.names)), 3)
+
+
+def test_rows_that_do_not_fit_beside_the_directions_are_refused():
+    """R = I_4 in a space of 3 dimensions, one of which is the mean's."""
+    problem = tl.GaussianMixture.binary(dim=100, width=4, snr=2.0)
+    for dim in (3, 4):
+        with pytest.raises(ValueError, match="the rows of W have no room"):
+            problem.reduced_chain(step_size=1.0, dim=dim)
+    u0 = problem.random_start(torch.ones(4))[0]
+    assert problem.reduced_chain(step_size=1.0, dim=5).run(u0, 3).values.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["mixture", "spiked", "network"])
+def test_data_follow_the_problem_and_not_the_model_made_last(kind):
+    problem = {
+        "mixture": lambda: tl.GaussianMixture.binary(dim=20, width=2, snr=2.0),
+        "spiked": lambda: tl.SpikedTensor(dim=20, order=2, snr=2.0),
+        "network": lambda: tl.NetworkProblem(
+            dim=20, width=2, head=torch.nn.Linear(2, 1), loss=torch.nn.functional.mse_loss,
+            labels=torch.tensor([1.0]), snr=2.0,
+        ),
+    }[kind]()  # fmt: skip
+    model = problem.model()
+    problem.model(dtype=torch.float64)
+    x, y = problem.sample(4)
+    assert problem.loss(model(x), y).dtype == torch.float32

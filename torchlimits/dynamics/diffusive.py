@@ -123,7 +123,7 @@ class DiffusiveDynamics(ABC):
         longest = float("inf") if max_step is None else _checks.positive("max_step", max_step)
         control = StepControl(self._as_equation(), generator, longest)
         values = self._walk(u0, instants.tolist(), control, generator)
-        learning_rate = (self.limit.step_size or 1.0) / self.dim
+        learning_rate = (_checks.plain(self.limit.step_size) or 1.0) / self.dim
         steps = (instants / learning_rate).round().long()
         return Trajectory(instants, steps, values, self.names, metadata=self._metadata())
 

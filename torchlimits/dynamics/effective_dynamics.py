@@ -16,9 +16,10 @@ from torchlimits.dynamics.band import fluctuations
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.dynamics.fixed_points import FixedPoints
 from torchlimits.dynamics.flow import Flow
+from torchlimits.dynamics.graph import graph_asked_for
 from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.dynamics.reduced_chain import ReducedChain
-from torchlimits.dynamics.solver import integrate
+from torchlimits.dynamics.solver import METHODS, integrate
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
@@ -88,8 +89,9 @@ class EffectiveDynamics(Flow):
 
     def __init__(
         self, field: VectorField, optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
-        *, step_size: float | None = None, momentum: float = 0.0, batch_size: int = 1,
-        weight_decay: float = 0.0, schedule: ScheduleLike | Schedule | None = None,
+        *, step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
+        batch_size: int = 1, weight_decay: float | Tensor = 0.0,
+        schedule: ScheduleLike | Schedule | None = None,
     ) -> None:  # fmt: skip
         if not isinstance(field, VectorField):
             raise TypeError(
@@ -169,9 +171,15 @@ class EffectiveDynamics(Flow):
         times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
         rtol: float | None = None, atol: float | None = None, corrector: bool = True,
         band: bool | Literal["law"] = False,
-        initial_covariance: Float[Tensor, "*#batch k k"] | None = None,
+        initial_covariance: Float[Tensor, "*#batch k k"] | None = None, method: str = "auto",
     ) -> Trajectory:  # fmt: skip
-        r"""Integrate from u0 at ``times[0]`` with torchdiffeq's dopri5.
+        r"""Integrate from u0 at ``times[0]``, by torchdiffeq's dopri5 or, where that is stiff, BDF.
+
+        The solution can be differentiated, once, where u0 requires a gradient, or c_delta, the
+        momentum, the ridge or the snr that the dynamics were made with does, or a tensor that the
+        schedule returns: `Trajectory.values` then have a graph (inside ``torch.no_grad()`` they
+        have none). What cannot be differentiated is refused. The tolerances are those of values;
+        steps end at the times asked for, so ask for the corners of a schedule that has some.
 
         With ``band`` the standard deviations at dimension n come along, by the linear-noise
         approximation; see `covariance`, also for where it fails. With ``band="law"`` the law of
@@ -192,6 +200,9 @@ class EffectiveDynamics(Flow):
             initial_covariance: with ``band=True``, the covariance of u at ``times[0]`` where the
                 start is random; by default 0, for a measured start. Shape ``(k, k)``, or one for
                 each start.
+            method: ``"dopri5"``, explicit; ``"BDF"``, scipy's implicit method for stiff systems;
+                or ``"auto"``, dopri5 and, from starts that would take it more than 50,000
+                evaluations, BDF.
 
         Returns:
             The predicted `Trajectory`, values ``(..., T, k)`` in float64.
@@ -201,8 +212,11 @@ class EffectiveDynamics(Flow):
                 statistic, or a band is asked for without the corrector.
             TypeError: if u0 is neither a float32 or float64 tensor nor a trajectory, or there are
                 no times.
-            RuntimeError: if the solver cannot reach the tolerance.
-            NotImplementedError: if a band is asked for and the diffusion matrix is not known.
+            RuntimeError: if the solver cannot reach the tolerance, or takes too long; the message
+                says how far it came and what to try.
+            NotImplementedError: if a band is asked for and the diffusion matrix is not known, or a
+                gradient is asked for and not known: of a band, of an implicit method, of a head
+                that jumps where its own parameters say, of terms that lose the graph.
             MemoryError: if the law's paths take more than 4 GiB.
 
         Example:
@@ -211,11 +225,22 @@ class EffectiveDynamics(Flow):
             >>> measured = tl.train(problem, step_size=1.0, time=0.5, runs=3, progress=False)
             >>> problem.dynamics(step_size=1.0).solve(measured)
             Trajectory(2 statistics, 51 times, t = 0 ... 0.5, runs=3)
+
+            How much the overlap at the end would grow with c_delta and with the start:
+
+            >>> c = torch.tensor(1.0, requires_grad=True)
+            >>> u0 = torch.tensor([0.1, 1.0], requires_grad=True)
+            >>> overlap = problem.dynamics(step_size=c).solve(u0, [0.0, 0.5])["m"][-1]
+            >>> torch.autograd.grad(overlap, [c, u0])
+            (tensor(-0.6821), tensor([ 3.8816, -0.1905]))
         """
         given, times = begun(u0, times, self.names)
+        if method not in METHODS:
+            raise ValueError(f"expected method as one of {', '.join(METHODS)}, got {method!r}")
         instants = _checks.ordered_times(times)
         steps = self.steps(instants)
         start = self.started(given)
+        graph = graph_asked_for(self, start, instants, band=band)
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
         if band not in (False, True, "law"):
@@ -230,11 +255,11 @@ class EffectiveDynamics(Flow):
         beside: dict[str, Any] = {}
         facts = self._metadata(corrector)
         if band is True:
-            values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance)
+            values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance, method)
             beside["std"] = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
             velocity = self if corrector else lambda _, u: self.drift(u)
-            values = integrate(velocity, start, instants, rtol, atol)
+            values = integrate(velocity, start, instants, rtol, atol, method, graph=graph)
         if band == "law":
             law = self._law(start, instants)
             beside = {name: getattr(law, name) for name in ("std", "lower", "upper", "samples")}
@@ -307,19 +332,24 @@ class EffectiveDynamics(Flow):
         given, times = begun(u0, times, self.names)
         instants = _checks.ordered_times(times)
         start = self.started(given)
+        graph_asked_for(self, start, instants, band=True)
         return self._fluctuating(start, instants, self.rtol, self.atol, initial_covariance)[1]
 
     def _fluctuating(
-        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None,
+        method: str = "auto",
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The solution and the covariances around it."""
 
         def solution(times: Tensor) -> Tensor:
-            return integrate(self, u0, times, rtol, atol)
+            return integrate(self, u0, times, rtol, atol, method)
 
-        return fluctuations(
-            self, solution, instants, _covariance_at_start(initial, len(self.names))
-        )
+        covariance = _covariance_at_start(initial, len(self.names))
+        if not u0.numel():
+            values = solution(instants)
+            return values, values.new_zeros(*values.shape, values.shape[-1])
+        with torch.no_grad():
+            return fluctuations(self, solution, instants, covariance)
 
     def langevin(self) -> LangevinDynamics:
         r"""The same dynamics with their noise at dimension n, as an SDE: see `LangevinDynamics`.
@@ -346,7 +376,8 @@ class EffectiveDynamics(Flow):
         u0 = self.checked(u0)
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
-        self.field.check_start(u0)
+        if u0.numel():
+            self.field.check_start(u0.detach())
         return u0
 
     def _metadata(self, corrector: bool) -> dict[str, Any]:

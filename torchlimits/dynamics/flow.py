@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from torchlimits import _checks
 from torchlimits._dir import OwnNames
 from torchlimits.contracts.geometry import Geometry
 from torchlimits.contracts.vector_field import VectorField
@@ -146,8 +147,8 @@ class Flow(OwnNames, nn.Module):
         """The same optimizer and schedule along another ``field``."""
         return Flow(field, self.limit, self.schedule)
 
-    def step_size_at(self, t: Float[Tensor, ""] | float = 0.0) -> float:
-        """c_delta at limit time t.
+    def step_size_at(self, t: Float[Tensor, ""] | float = 0.0) -> float | Tensor:
+        """c_delta at limit time t, as a tensor where it has a gradient.
 
         Args:
             t: limit time.
@@ -169,7 +170,7 @@ class Flow(OwnNames, nn.Module):
         if self.schedule is not None:
             return self.schedule.steps(instants, self.dim)
         # gradient flow has no steps of its own: count those of c_delta = 1
-        learning_rate = (self.limit.step_size or 1.0) / self.dim
+        learning_rate = (_checks.plain(self.limit.step_size) or 1.0) / self.dim
         return (instants / learning_rate).round().long()
 
     def checked(self, u: object) -> Tensor:
@@ -215,7 +216,7 @@ class Flow(OwnNames, nn.Module):
         """
         return self.field.equation(corrector)
 
-    def _rates(self, u: object, step_size: float) -> tuple[Tensor, Tensor]:
+    def _rates(self, u: object, step_size: float | Tensor) -> tuple[Tensor, Tensor]:
         try:
             return self.limit.rates(self.field, self.checked(u), step_size)
         except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,8 +22,6 @@ from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
-#: options of `solve` that solutions by blocks of the samples do without
-_NOT_SHARED = ("times", "u0", "band", "initial_covariance")
 #: tolerances of those: single samples make larger jumps there, and their scatter is larger
 _COARSE = {"rtol": 5e-3, "atol": 5e-4}
 
@@ -109,11 +107,17 @@ class EmpiricalDynamics(EffectiveDynamics):
         self.blocks, self.places = _checked_counts(blocks, places)
         self._data = data
 
-    def solve(self, *args: Any, **options: Any) -> Trajectory:
+    def solve(
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *,
+        rtol: float | None = None, atol: float | None = None, corrector: bool = True,
+        band: bool | Literal["law"] = False,
+        initial_covariance: Float[Tensor, "*#batch k k"] | None = None, method: str = "auto",
+    ) -> Trajectory:  # fmt: skip
         """Integrate as `EffectiveDynamics.solve` does, with the error of finitely many samples.
 
         Args:
-            args, options: as there.
+            u0, times, rtol, atol, corrector, band, initial_covariance, method: as there.
 
         Returns:
             The predicted `Trajectory`, with its ``error``; ``metadata`` say what that is, and what
@@ -133,13 +137,19 @@ class EmpiricalDynamics(EffectiveDynamics):
             >>> found.error.shape, found.metadata["error"]
             (torch.Size([2, 7]), 'standard error by 8 blocks of the samples')
         """
-        found = super().solve(*args, **options)
-        start, shared = found.initial, {k: v for k, v in options.items() if k not in _NOT_SHARED}
+        found = super().solve(
+            u0, times, rtol=rtol, atol=atol, corrector=corrector, band=band,
+            initial_covariance=initial_covariance, method=method,
+        )  # fmt: skip
+        start = found.initial
+        coarse = {
+            name: _COARSE[name] if x is None else x for name, x in (("rtol", rtol), ("atol", atol))
+        }
 
         def by(data: Replay) -> Tensor:
             part = EffectiveDynamics(self.field.of(data), self.limit)
-            how: dict[str, Any] = {**_COARSE, **shared}
-            return part.solve(start, found.times, **how).values
+            solved = part.solve(start, found.times, corrector=corrector, method=method, **coarse)
+            return solved.values
 
         error, told = block_error(by, self._data, self.blocks)
         facts = {**found.metadata, "error": told, "closability": self._closability(found)}
@@ -176,7 +186,7 @@ class EmpiricalDynamics(EffectiveDynamics):
         """
         settings = self.limit.settings
         c = (settings.step_size or 1.0) if step_size is None else step_size
-        return self.field.estimate(self.checked(u), c, settings.weight_decay)
+        return self.field.estimate(self.checked(u), float(c), float(settings.weight_decay))
 
 
 def _checked_counts(blocks: int, places: int) -> tuple[int, int]:

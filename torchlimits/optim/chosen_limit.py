@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from torchlimits.optim.held_parameters import Shape
 from torchlimits.optim.parameter_groups import Layers
@@ -14,9 +14,9 @@ from torchlimits.optim.sgd_limit import SGDLimit
 
 
 def chosen_limit(
-    optimizer: torch.optim.Optimizer | None, *, step_size: float | None, momentum: float,
-    batch_size: int, ridge: float, dim: int, parameters: Mapping[str, Shape],
-    dims: Iterable[int], model: nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | None, *, step_size: float | Tensor | None,
+    momentum: float | Tensor, batch_size: int, ridge: float | Tensor, dim: int,
+    parameters: Mapping[str, Shape], dims: Iterable[int], model: nn.Module | None = None,
 ) -> SGDLimit:  # fmt: skip
     """The limit of an SGD optimizer, parameter by parameter, or of SGD with the given numbers.
 

@@ -30,7 +30,7 @@ class OptimizerLimit(ABC):
 
     @property
     @abstractmethod
-    def step_size(self) -> float:
+    def step_size(self) -> float | Tensor:
         """c_delta = lr * n, with the learning rate lr whose sum is the limit time."""
 
     @property
@@ -51,7 +51,7 @@ class OptimizerLimit(ABC):
 
     @abstractmethod
     def rates(
-        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float | Tensor
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """Drift and corrector of the statistics under this optimizer.
 
@@ -63,7 +63,7 @@ class OptimizerLimit(ABC):
 
     @abstractmethod
     def diffusion(
-        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float | Tensor
     ) -> Float[Tensor, "*batch k k"]:
         """n times the covariance that the statistics gain per unit of limit time.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchlimits.optim.held_parameters import HeldParameter, Shape, Shapes
 from torchlimits.optim.normalized_sgd import NormalizedSGD
@@ -98,7 +98,7 @@ class Layers:
         return cls(reference, found)
 
     @property
-    def speeds(self) -> dict[str, float]:
+    def speeds(self) -> dict[str, float | Tensor]:
         """rho of each parameter."""
         lr = self.reference.step_size
         return {
@@ -107,7 +107,7 @@ class Layers:
         }
 
     @property
-    def ridges(self) -> dict[str, float]:
+    def ridges(self) -> dict[str, float | Tensor]:
         """alpha of each parameter."""
         return {name: s.weight_decay if s else 0.0 for name, s in self.settings.items()}
 
@@ -116,13 +116,13 @@ class Layers:
         """1, or -1 where the loss is maximised, for each parameter."""
         return {name: s.sign if s else 1.0 for name, s in self.settings.items()}
 
-    def check_beside(self, *, ridge: float, momentum: float) -> None:
+    def check_beside(self, *, ridge: float | Tensor, momentum: float | Tensor) -> None:
         """Do the check of `SGDSettings.check_beside` for the parameters that move.
 
         Args:
             ridge, momentum: as in that method.
         """
-        alike: dict[tuple[float, float], list[str]] = {}
+        alike: dict[tuple[float | Tensor, float | Tensor], list[str]] = {}
         for name, s in self.settings.items():
             if s is not None:
                 alike.setdefault((s.weight_decay, s.momentum), []).append(name)
@@ -131,6 +131,11 @@ class Layers:
             assert settings is not None
             of = f" of {', '.join(names)}"
             settings.check_beside(ridge=ridge, momentum=momentum, layer=of)
+
+    def plain(self) -> Layers:
+        """The same settings as numbers, without the graph of any tensor."""
+        settings = {name: s and s.plain() for name, s in self.settings.items()}
+        return Layers(self.reference.plain(), settings)
 
     def describe(self) -> dict[str, Any]:
         """The settings of all parameters in one flat dict."""

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from torchlimits import _checks
 from torchlimits.optim.sgd import clock
 
 #: the panels in which 1/c_delta(t) is integrated, and the points in each
@@ -26,7 +27,7 @@ _ROUNDING = 1e-6
 _MOST_STEPS = 10_000_000
 
 #: what problems take: c_delta(t), or a scheduler of torch
-ScheduleLike = Callable[[float], float] | LRScheduler
+ScheduleLike = Callable[[float], "float | Tensor"] | LRScheduler
 
 
 class Schedule(ABC):
@@ -36,8 +37,8 @@ class Schedule(ABC):
     """
 
     @abstractmethod
-    def __call__(self, t: float) -> float:
-        """c_delta(t).
+    def __call__(self, t: float) -> float | Tensor:
+        """c_delta(t), as a tensor where it has a gradient.
 
         Raises:
             ValueError: if the schedule does not reach t.
@@ -58,6 +59,10 @@ class Schedule(ABC):
         Raises:
             ValueError: if the schedule ends before, or a learning rate is 0.
         """
+
+    def has_graph(self, times: Float[Tensor, " T"]) -> bool:
+        """Whether c_delta(t) has a gradient at some time between the first and the last one."""
+        return False
 
     def describe(self) -> str:
         """A word that says what it is."""
@@ -90,7 +95,8 @@ class FunctionSchedule(Schedule):
     """c_delta(t) as the user's own function of limit time.
 
     Args:
-        function: t -> c_delta(t), both floats.
+        function: t -> c_delta(t), both floats; or a tensor of shape (), with the graph of the
+            parameters that it was computed from.
 
     Example:
         >>> schedule = FunctionSchedule(lambda t: 1 / (1 + t))
@@ -100,17 +106,24 @@ class FunctionSchedule(Schedule):
         [0.001, 0.000999]
     """
 
-    def __init__(self, function: Callable[[float], float]) -> None:
+    def __init__(self, function: Callable[[float], float | Tensor]) -> None:
         self.function = function
 
-    def __call__(self, t: float) -> float:
-        """c_delta(t)."""
-        value = float(self.function(float(t)))
+    def __call__(self, t: float) -> float | Tensor:
+        """c_delta(t), as a tensor where it has a gradient."""
+        given = self.function(float(t))
+        value = float(_checks.plain(given))
         if not 0 <= value < math.inf:
             raise ValueError(
                 f"expected schedule(t) = c_delta(t) to be finite and >= 0, got {value} at t={t:g}"
             )
-        return value
+        return _checks.kept("schedule(t)", given) if _checks.requires_grad(given) else value
+
+    def has_graph(self, times: Float[Tensor, " T"]) -> bool:
+        """Whether it returns a tensor with a gradient at one of the times or 513 between them."""
+        between = torch.linspace(float(times[0]), float(times[-1]), _PANELS + 1, device="cpu")
+        moments = [*times.tolist(), *between.double().clamp_max(float(times[-1])).tolist()]
+        return any(_checks.requires_grad(self.function(t)) for t in moments)
 
     def steps(self, times: Float[Tensor, " T"], dim: int) -> Int[Tensor, " T"]:
         """The integral by four Gauss-Legendre points in each of 512 panels."""
@@ -132,7 +145,8 @@ class FunctionSchedule(Schedule):
         return (dim * total[torch.searchsorted(grid, times)]).round().long()
 
     def _positive(self, t: float) -> float:
-        value = self(t)
+        with torch.no_grad():
+            value = float(self(t))
         if value == 0:
             raise ValueError(
                 f"expected schedule(t) > 0 up to the last time, got 0 at t={t:g}: SGD takes "
@@ -168,7 +182,7 @@ class SteppedSchedule(Schedule):
 
     Raises:
         TypeError: for ReduceLROnPlateau, or if the scheduler cannot be copied.
-        ValueError: if the scheduler is another optimizer's.
+        ValueError: if the scheduler is another optimizer's, or a learning rate requires a gradient.
 
     Example:
         >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
@@ -193,6 +207,11 @@ class SteppedSchedule(Schedule):
                 "expected the optimizer's own scheduler, got "
                 + ("step_size" if optimizer is None else "that of another optimizer")
                 + " with it: call dynamics(scheduler.optimizer, schedule=scheduler)"
+            )
+        if any(_checks.requires_grad(group["lr"]) for group in optimizer.param_groups):
+            raise ValueError(
+                "expected learning rates without a gradient beside a scheduler, which steps them, "
+                "got a tensor that requires one: give a function t -> c_delta(t) of it"
             )
         self.dim, self._name = dim, type(scheduler).__name__
         self._scheduler, self._optimizer = _copied(scheduler, optimizer)

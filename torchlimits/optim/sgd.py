@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.optim.normalized_sgd import NormalizedSGD
@@ -29,6 +30,8 @@ class SGDSettings:
     step has size q delta: q steps of drift and q^2 of quadratic variation a step. Nesterov's
     momentum moves them by the same sum, so it has the same limit.
 
+    The numbers may be tensors of shape () that require a gradient; predictions then have one.
+
     Args:
         step_size: c_delta = lr * n; 0 is the subcritical limit, gradient flow.
         momentum: beta in [0, 1), plain or Nesterov.
@@ -47,22 +50,25 @@ class SGDSettings:
         4.0
     """
 
-    step_size: float
-    momentum: float = 0.0
-    dampening: float = 0.0
-    weight_decay: float = 0.0
+    step_size: float | Tensor
+    momentum: float | Tensor = 0.0
+    dampening: float | Tensor = 0.0
+    weight_decay: float | Tensor = 0.0
     batch_size: int = 1
     maximize: bool = False
     normalized: bool = False
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        _checks.non_negative("step_size", self.step_size, "it is c_delta = lr * dim")
-        _checks.non_negative("weight_decay", self.weight_decay)
+        hints = {"step_size": "it is c_delta = lr * dim"}
+        for name in ("step_size", "weight_decay", "momentum", "dampening"):
+            given = getattr(self, name)
+            number = _checks.graph_or_non_negative(name, given, hints.get(name, ""))
+            if name in ("momentum", "dampening") and not number < 1:
+                raise ValueError(f"expected {name} in [0, 1), got {given}")
+            if _checks.requires_grad(given):
+                object.__setattr__(self, name, number)
         _checks.positive_int("batch_size", self.batch_size)
-        for name in ("momentum", "dampening"):
-            if not _checks.non_negative(name, getattr(self, name)) < 1:
-                raise ValueError(f"expected {name} in [0, 1), got {getattr(self, name)}")
 
     @classmethod
     def of(cls, optimizer: object, dim: int, batch_size: int = 1) -> SGDSettings:
@@ -95,10 +101,10 @@ class SGDSettings:
             ValueError: if an option has no limit.
         """
         return cls(
-            step_size=float(group["lr"]) * dim,
-            momentum=float(group["momentum"]),
-            dampening=float(group["dampening"]) if group["momentum"] else 0.0,
-            weight_decay=float(group["weight_decay"]),
+            step_size=_number(group["lr"]) * dim,
+            momentum=_number(group["momentum"]),
+            dampening=_number(group["dampening"]) if group["momentum"] else 0.0,
+            weight_decay=_number(group["weight_decay"]),
             batch_size=batch_size,
             maximize=bool(group["maximize"]),
             normalized=normalized,
@@ -107,8 +113,8 @@ class SGDSettings:
 
     @classmethod
     def chosen(
-        cls, optimizer: object | None, dim: int, ridge: float, step_size: float | None,
-        momentum: float = 0.0, batch_size: int = 1,
+        cls, optimizer: object | None, dim: int, ridge: float | Tensor,
+        step_size: float | Tensor | None, momentum: float | Tensor = 0.0, batch_size: int = 1,
     ) -> SGDSettings:  # fmt: skip
         """Settings of an optimizer, or those given by numbers, for a problem's ``dynamics(...)``.
 
@@ -128,20 +134,29 @@ class SGDSettings:
         settings.check_beside(ridge=ridge, momentum=momentum)
         return settings
 
-    def check_beside(self, *, ridge: float, momentum: float, layer: str = "") -> None:
+    def check_beside(
+        self, *, ridge: float | Tensor, momentum: float | Tensor, layer: str = ""
+    ) -> None:
         """Compare what was read from an optimizer with the problem's ridge and a given momentum.
 
         Warns if the ridge differs.
 
         Raises:
-            ValueError: if the momentum differs.
+            ValueError: if the momentum differs, or a number requires a gradient.
         """
+        for name, value in (("ridge", ridge), ("momentum", momentum)):
+            if _checks.requires_grad(value):
+                raise ValueError(
+                    f"expected {name} as a number beside an optimizer, whose own option counts, "
+                    "got a tensor that requires a gradient, which would be lost: give step_size= "
+                    "in place of the optimizer, or x.detach()"
+                )
         if abs(self.weight_decay - ridge) > 1e-12 + 1e-6 * ridge:
             _checks.warn_user(
                 f"the optimizer's weight_decay={self.weight_decay:g}{layer} is not the problem's "
                 f"ridge={ridge:g}: the prediction takes the optimizer's, which is what trains"
             )
-        if momentum not in (0.0, self.momentum):
+        if momentum not in (0.0, _checks.plain(self.momentum)):
             raise ValueError(
                 f"expected momentum from the optimizer ({self.momentum}{layer}), got {momentum} "
                 "beside it: leave it out"
@@ -162,23 +177,35 @@ class SGDSettings:
         return -1.0 if self.maximize else 1.0
 
     @property
-    def drift_factor(self) -> float:
+    def drift_factor(self) -> float | Tensor:
         """q = (1 - tau)/(1 - beta)."""
         return (1 - self.dampening) / (1 - self.momentum)
 
     @property
-    def corrector_factor(self) -> float:
+    def corrector_factor(self) -> float | Tensor:
         """c_delta q^2 / B."""
         return self.step_size * self.drift_factor**2 / self.batch_size
 
     @property
-    def effective_step_size(self) -> float:
+    def effective_step_size(self) -> float | Tensor:
         """c_delta q / B: plain SGD with this c_delta has the same orbits, q times as slow."""
         return self.step_size * self.drift_factor / self.batch_size
 
     def describe(self) -> dict[str, Any]:
-        """The settings that the limit depends on, as a dict."""
-        return {name: value for name, value in asdict(self).items() if name != "nesterov"}
+        """The settings that the limit depends on, as a dict that JSON can hold."""
+        names = [one.name for one in fields(self) if one.name != "nesterov"]
+        return {name: _checks.plain(getattr(self, name)) for name in names}
+
+    def plain(self) -> SGDSettings:
+        """The same settings as numbers, without the graph of any tensor."""
+        return replace(
+            self, **{one.name: _checks.plain(getattr(self, one.name)) for one in fields(self)}
+        )
+
+
+def _number(value: Any) -> float | Tensor:
+    """An option of an optimizer, with its graph if it has one."""
+    return value if _checks.requires_grad(value) else float(value)
 
 
 def clock(groups: Sequence[Mapping[str, Any]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.parameter_groups import Layers
@@ -60,7 +62,8 @@ class SGDLimit(OptimizerLimit):
             raise ValueError(
                 "expected step_size > 0, got 0: gradient flow is a limit and takes no steps"
             )
-        return self
+        # steps are drawn, and what is drawn has no gradient
+        return SGDLimit.of(self.settings.plain(), self.layers and self.layers.plain())
 
     def step(self, dim: int, name: str | None = None) -> SGDStep | None:
         """How a parameter takes its steps at dimension n; None if it does not move.
@@ -72,17 +75,20 @@ class SGDLimit(OptimizerLimit):
         settings = self.settings
         if self.layers is not None and name is not None:
             settings = self.layers.settings[name]
-        return None if settings is None else SGDStep(settings, settings.step_size / dim)
+        if settings is None:
+            return None
+        settings = settings.plain()
+        return SGDStep(settings, float(settings.step_size) / dim)
 
     @property
-    def step_size(self) -> float:
+    def step_size(self) -> float | Tensor:
         """c_delta of the reference."""
         return self.settings.step_size
 
     @property
     def speed(self) -> float:
         """q, of the reference."""
-        return self.settings.drift_factor
+        return float(_checks.plain(self.settings.drift_factor))
 
     def prepared(self, field: VectorField) -> VectorField:
         """The field, refused by `check` if it lacks what the settings need."""
@@ -101,8 +107,9 @@ class SGDLimit(OptimizerLimit):
         )
         if any(ridges) and type(field).decay is VectorField.decay:
             raise ValueError(
-                f"expected weight_decay 0 for {name}, got {max(ridges):g}: the field does not say "
-                "how its statistics decay; define decay(u), p u for statistics of degree p"
+                f"expected weight_decay 0 for {name}, got {_checks.plain(max(ridges)):g}: the "
+                "field does not say how its statistics decay; define decay(u), p u for "
+                "statistics of degree p"
             )
         if self.layers is not None and field.parameter_names is None:
             raise ValueError(
@@ -118,7 +125,7 @@ class SGDLimit(OptimizerLimit):
                 )
 
     def rates(
-        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: Factor
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """Drift and corrector; see `OptimizerLimit.rates`."""
         drift, corrector = self._terms(field, u)
@@ -130,7 +137,7 @@ class SGDLimit(OptimizerLimit):
         return speed * drift, step_size * speed**2 / self.settings.batch_size * corrector
 
     def diffusion(
-        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: Factor
     ) -> Float[Tensor, "*batch k k"]:
         """The diffusion matrix; see `OptimizerLimit.diffusion`.
 
@@ -140,7 +147,8 @@ class SGDLimit(OptimizerLimit):
         c = step_size / self.settings.batch_size
         speed, sign, _ = self._factors(field, u)
         signed = torch.as_tensor(speed * sign, dtype=u.dtype, device=u.device).expand(u.shape[-1])
-        covariance = self._covariance(field, u, c * self._second_order_speed(field))
+        second = _checks.plain(c * self._second_order_speed(field))
+        covariance = self._covariance(field, u, second)
         return c * torch.outer(signed, signed) * covariance
 
     def _terms(self, field: VectorField, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,14 +163,19 @@ class SGDLimit(OptimizerLimit):
             return self.settings.drift_factor, self.settings.sign, self.settings.weight_decay
         blocks = [(name, len(list(same))) for name, same in groupby(field.parameter_names or ())]
 
-        def spread(of: dict[str, float]) -> Tensor:
+        def filled(count: int, value: Factor) -> Tensor:
+            if isinstance(value, Tensor):
+                return value.to(u).expand(count)
             # filled on u's device: the host would wait for numbers copied from it
-            return torch.cat([u.new_full((count,), of[name]) for name, count in blocks])
+            return u.new_full((count,), value)
+
+        def spread(of: Mapping[str, Factor]) -> Tensor:
+            return torch.cat([filled(count, of[name]) for name, count in blocks])
 
         layers = self.layers
         return spread(layers.speeds), spread(layers.signs), spread(layers.ridges)
 
-    def _second_order_speed(self, field: VectorField) -> float:
+    def _second_order_speed(self, field: VectorField) -> Factor:
         name = field.quadratic_in
         if self.layers is None or name is None:
             return self.settings.drift_factor * self.settings.sign

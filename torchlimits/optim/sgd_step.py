@@ -35,7 +35,7 @@ class SGDStep:
     @property
     def has_buffer(self) -> bool:
         """Whether there is momentum, and so a buffer."""
-        return self.settings.momentum != 0
+        return bool(self.settings.momentum != 0)
 
     def update(
         self, parameter: Tensor, buffer: Tensor, gradient: Tensor, *, first: bool,
@@ -52,17 +52,17 @@ class SGDStep:
         """
         settings, lr = self.settings, self.lr * factor
         if settings.weight_decay:
-            gradient = gradient.add_(parameter, alpha=settings.weight_decay)
+            gradient = gradient.add_(parameter, alpha=float(settings.weight_decay))
         if not settings.momentum:
             parameter.sub_(gradient, alpha=lr)
             return
         if first:  # torch starts with the gradient, undamped
             buffer.copy_(gradient)
         else:
-            buffer.mul_(settings.momentum).add_(gradient, alpha=1 - settings.dampening)
+            buffer.mul_(settings.momentum).add_(gradient, alpha=1 - float(settings.dampening))
         if settings.nesterov:
             parameter.sub_(gradient, alpha=lr)
-            parameter.sub_(buffer, alpha=lr * settings.momentum)
+            parameter.sub_(buffer, alpha=lr * float(settings.momentum))
         else:
             parameter.sub_(buffer, alpha=lr)
 

@@ -106,8 +106,9 @@ class Problem(Trainable, Protocol):
         ...
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, *,
+        step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
+        batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> EffectiveDynamics:  # fmt: skip
         """The effective dynamics that go with an optimizer, or with c_delta = lr * n.
@@ -116,7 +117,8 @@ class Problem(Trainable, Protocol):
             optimizer: its options are read; limit time is the sum of its learning rates.
             step_size: c_delta, instead of an optimizer; 0 is gradient flow, and the ridge is then
                 the problem's.
-            momentum: with ``step_size``.
+            momentum: with ``step_size``. Both may be tensors of shape () that require a gradient;
+                solutions then have one (`EffectiveDynamics.solve`).
             batch_size: the number of fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
                 optimizer's LR scheduler, stepped after every step; see

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField
@@ -30,8 +31,8 @@ class MixtureChain(FirstLayerChain):
     ) -> None:
         super().__init__(
             field.layout,
-            coordinates=field.coordinates, weights=field.weights, snr=field.snr, dim=field.dim,
-            limit=limit, schedule=schedule,
+            coordinates=field.coordinates, weights=field.weights, snr=_checks.plain(field.snr),
+            dim=field.dim, limit=limit, schedule=schedule,
         )  # fmt: skip
         self.field = field
 

@@ -79,6 +79,23 @@ class MixtureDynamics(EffectiveDynamics):
         """
         return self.field.join(v, m, R)
 
+    def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """E[l], the population loss without the ridge, shape ``(...)``.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+
+        Raises:
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> dynamics = tl.GaussianMixture.binary(dim=100, snr=10.0).dynamics(step_size=1.0)
+            >>> dynamics.risk(torch.zeros(7))  # log 2: the logit is 0
+            tensor(0.6931)
+        """
+        return self.field.risk(self.checked(u))
+
     def classes(
         self, u: Float[Tensor, "*batch k"], cosine: float = 0.5**0.5
     ) -> Int[Tensor, "*batch K"]:

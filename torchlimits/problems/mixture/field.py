@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.problems.mixture.layout import mixture_layout
 from torchlimits.problems.network.first_layer_field import FirstLayerField
 
@@ -29,7 +31,7 @@ class MixtureField(FirstLayerField):
         labels: Float[Tensor, " A"],
         *,
         width: int,
-        snr: float,
+        snr: float | Tensor,
         dim: int,
         weights: Float[Tensor, " A"] | None = None,
     ) -> None:
@@ -70,6 +72,14 @@ class MixtureField(FirstLayerField):
         weights = self.weights.to(values)
         return (values * weights.reshape(-1, *(1,) * (-dim - 1))).sum(dim)
 
+    @abstractmethod
+    def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """E[l], the population loss without the ridge, shape ``(...)``.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+
     def along_means(self, m: Float[Tensor, "*batch K d"]) -> Float[Tensor, "*batch K A"]:
         r"""The overlaps with the directions of the means, :math:`m_i \cdot c_a / |c_a|`."""
         return m @ self.unit_means(m).mT
@@ -93,7 +103,7 @@ class MixtureField(FirstLayerField):
 
     def describe(self) -> dict[str, Any]:
         """Width and snr, and the weights if they differ."""
-        facts = {"width": self.width, "snr": self.snr}
+        facts = {"width": self.width, "snr": _checks.plain(self.snr)}
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
 

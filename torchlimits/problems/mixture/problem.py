@@ -41,8 +41,9 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         means: the c_a as rows, shape ``(A, N)``.
         labels: the y_a, shape ``(A,)``.
         width: K >= 1.
-        snr: lambda in (0, inf]; at inf the data are the means themselves.
-        ridge: alpha >= 0.
+        snr: lambda in (0, inf]; at inf the data are the means themselves. A tensor that requires a
+            gradient gives predictions one.
+        ridge: alpha >= 0; or a tensor, as snr.
         weights: the probabilities of the components, shape ``(A,)``; by default all the same.
         directions: the e_j as orthonormal rows, shape ``(d, N)``; by default the means themselves,
             each once and +-c counted once, which then have to be orthonormal.
@@ -77,8 +78,9 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     """
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, *,
+        step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
+        batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, level: int = 0,
     ) -> MixtureDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
@@ -112,7 +114,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         return MixtureChain(self._field(dim), limit.at_finite_n(), plan)
 
     def _field(self, dim: int, level: int = 0) -> MixtureField:
-        place: dict[str, Any] = {"width": self.width, "snr": self.snr, "dim": dim}
+        place: dict[str, Any] = {"width": self.width, "snr": self._snr, "dim": dim}
         place |= {"coordinates": self.coordinates, "labels": self.labels, "weights": self.weights}
         if self.snr == math.inf:
             return SmallNoiseField(**place)

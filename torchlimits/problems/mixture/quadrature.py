@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from torchlimits import _linalg
+from torchlimits._threads import constant
 
 #: nodes that one piece of work may hold (with some 20 doubles each, about 20 MiB)
 PIECE = 2**17
@@ -208,7 +209,7 @@ def _slant(directions: Tensor, normals: Tensor, soft: float) -> Tensor:
     return across.clamp_min(0) / (along + soft).square()
 
 
-@lru_cache(maxsize=64)
+@constant
 def _directions(width: int, count: int, device: torch.device) -> Tensor:
     """Directions spread over the half-sphere, the same in every process: (D, K)."""
     if width == 2:
@@ -218,7 +219,7 @@ def _directions(width: int, count: int, device: torch.device) -> Tensor:
     return points / points.norm(dim=-1, keepdim=True).clamp_min(1e-9)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _regions(width: int, device: torch.device) -> Tensor:
     """Indicators of all sets of two active neurons or more, (2^K - K - 1, K)."""
     code = torch.arange(2**width, device=device)[:, None]
@@ -322,13 +323,13 @@ def _with_splits(kinks: Tensor, rule: Resolution) -> Tensor:
     return torch.cat([kinks, fixed], 1).sort(dim=1).values
 
 
-@lru_cache(maxsize=64)
+@constant
 def _gauss_legendre(order: int, device: torch.device) -> tuple[Tensor, Tensor]:
     nodes, weights = map(torch.from_numpy, np.polynomial.legendre.leggauss(order))
     return nodes.to(device), weights.to(device)
 
 
-@lru_cache(maxsize=64)
+@constant
 def _lattice(dim: int, size: int, stretch: float, device: torch.device) -> tuple[Tensor, Tensor]:
     r"""Korobov lattice for N(0, I_dim): points (M, dim), symmetric about 0, and weights (M,).
 

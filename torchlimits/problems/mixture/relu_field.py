@@ -7,8 +7,10 @@ import copy
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
-from torchlimits import _linalg
+from torchlimits import _checks, _linalg
+from torchlimits._once import differentiable_once
 from torchlimits.problems.mixture import expectations, quadrature
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.geometry import SmoothedGeometry
@@ -50,24 +52,43 @@ class ReluField(MixtureField):
         labels: Float[Tensor, " A"],
         *,
         width: int,
-        snr: float,
+        snr: float | Tensor,
         dim: int,
         weights: Float[Tensor, " A"] | None = None,
         level: int = 0,
     ) -> None:
         super().__init__(coordinates, labels, width=width, snr=snr, dim=dim, weights=weights)
         quadrature.check_level(level)
-        self.level = level + (width > 4 and snr < 4)
+        self.level = level + (width > 4 and _checks.plain(snr) < 4)
         self.geometry = SmoothedGeometry(self)
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
         """The averages, with integrals split exactly at kinks; see `FirstLayerField.averages`."""
+        if self.width > 2:  # lines of the rule miss where two kinks cross, which second ones need
+            u = differentiable_once(u, "the dynamics of more than two neurons")
         v, m, R = self.split(u)
         L, Q = _linalg.factor_gaussian(m, R, self.snr)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
         pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
         kick = v[..., :, None] * v[..., None, :] * activity
         return Averages(residual, torch.zeros_like(v), v[..., None] * overlap, pull, kick)
+
+    def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """E[log(1 + e^psi) - y psi], by the rule of the dynamics; see `MixtureField.risk`."""
+        if self.width > 2:
+            u = differentiable_once(u, "the risk of more than two neurons")
+        v, m, R = self.split(u)
+        L, _ = _linalg.factor_gaussian(m, R, self.snr)
+        mean = m @ self.coordinates.to(v).mT
+        y = self.labels.to(v).expand(mean.mT.shape[:-1])
+
+        def loss(xi: Tensor, h: Tensor, psi: Tensor, y: Tensor) -> Tensor:
+            return functional.softplus(psi) - y[:, None] * psi
+
+        values = expectations.expect(
+            loss, mean.mT, L[..., None, :, :], v[..., None, :], y, level=self.level
+        )
+        return self.mean(values, -1).to(u.dtype)
 
     def of_neurons(self, width: int) -> ReluField:
         """The field of another number of neurons.

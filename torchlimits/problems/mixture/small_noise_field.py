@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from torchlimits import _linalg
 from torchlimits.problems.mixture.field import MixtureField
@@ -50,6 +51,12 @@ class SmallNoiseField(MixtureField):
         super().__init__(*means, **options)
         self.geometry = MixtureGeometry(self)
         self._sign = 1.0
+
+    def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """The mean of log(1 + e^psi) - y psi over the means; see `MixtureField.risk`."""
+        v, m, _ = self.split(u)
+        psi = (v[..., None, :] * (self.coordinates.to(v) @ m.mT).relu()).sum(-1)
+        return self.mean(functional.softplus(psi) - self.labels.to(v) * psi, -1)
 
     def for_ascent(self) -> SmallNoiseField:
         """The field with the neurons sliding where ascent holds them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import inf
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -38,17 +39,19 @@ class TrainableMixture(Trainable):
 
     def __init__(
         self, means: Float[Tensor, "A N"], labels: Float[Tensor, " A"] | Sequence[int], *,
-        width: int, snr: float, ridge: float = 0.0,
+        width: int, snr: float | Tensor, ridge: float | Tensor = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
         directions: Float[Tensor, "d N"] | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
-        self.components = data = Components(means, labels, snr, weights)
+        self._snr = snr if _checks.plain(snr) == inf else _checks.graph_or_positive("snr", snr)
+        self._ridge = _checks.graph_or_non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self.ridge: float = _checks.plain(self._ridge)
+        self.components = data = Components(means, labels, _checks.plain(self._snr), weights)
         self.means, self.labels, self.snr, self.weights = (
             data.means, data.labels, data.snr, data.weights
         )  # fmt: skip
         self.width = _checks.positive_int("width", width)
-        self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
         self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         count = len(self.means)
@@ -70,7 +73,8 @@ class TrainableMixture(Trainable):
 
     @classmethod
     def binary(
-        cls: type[M], dim: int, width: int = 2, *, snr: float, ridge: float = 0.0,
+        cls: type[M], dim: int, width: int = 2, *, snr: float | Tensor,
+        ridge: float | Tensor = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
         directions: Literal["axis", "random"] = "axis", generator: torch.Generator | None = None,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
@@ -95,7 +99,8 @@ class TrainableMixture(Trainable):
 
     @classmethod
     def xor(
-        cls: type[M], dim: int, width: int = 4, *, snr: float, ridge: float = 0.0,
+        cls: type[M], dim: int, width: int = 4, *, snr: float | Tensor,
+        ridge: float | Tensor = 0.0,
         weights: Float[Tensor, " A"] | Sequence[float] | None = None,
         directions: Literal["axis", "random"] = "axis", generator: torch.Generator | None = None,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,

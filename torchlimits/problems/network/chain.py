@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain
@@ -35,7 +36,7 @@ class NetworkChain(FirstLayerChain):
         self._fast = Replayed(self._summed)
         super().__init__(
             setting.layout, coordinates=setting.coordinates, weights=setting.shares,
-            snr=setting.snr, dim=dim, limit=limit, schedule=schedule,
+            snr=_checks.plain(setting.snr), dim=dim, limit=limit, schedule=schedule,
         )  # fmt: skip
 
     def _check_room(self) -> None:

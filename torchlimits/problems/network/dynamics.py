@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.chain import NetworkChain
@@ -54,7 +55,8 @@ class NetworkDynamics(EffectiveDynamics):
         Raises:
             ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and u.requires_grad):
+        graph = u.requires_grad or _checks.requires_grad(self.field.snr)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
             return self.field.risk(self.checked(u))
 
     def accuracy(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
+from torchlimits._once import differentiable_once
 from torchlimits.problems.network.first_layer_field import Averages, FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry
@@ -133,6 +135,15 @@ class NetworkField(FirstLayerField):
         Args:
             u: statistics, shape ``(..., k)``.
         """
+        if self.kinks.steps_in_h or self.kinks.in_theta:
+            if torch.is_grad_enabled() and (u.requires_grad or _checks.requires_grad(self.snr)):
+                self.kinks.check("derivatives of the risk")
+                raise NotImplementedError(
+                    "expected a loss that does not jump for derivatives of the risk, got one whose "
+                    "head jumps (sign, say): take a smooth activation, or differences"
+                )
+        elif not self.kinks.smooth:  # nodes miss how kinks move
+            u = differentiable_once(u, "the risk of a network with kinks")
         return self._average(u, self.setting.losses)
 
     def accuracy(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
@@ -189,7 +200,8 @@ class NetworkField(FirstLayerField):
         """The error of the nodes: the median, at random points, of the largest difference."""
         points = self.space.random(8, torch.Generator().manual_seed(0))
         fields = (self, self.with_rule(self.rule.other()))
-        ours, theirs = (torch.add(*field.terms(points)) for field in fields)
+        with torch.no_grad():
+            ours, theirs = (torch.add(*field.terms(points)) for field in fields)
         return max(1e-13, float((ours - theirs).abs().amax(-1).median()))
 
     @property
@@ -204,7 +216,7 @@ class NetworkField(FirstLayerField):
 
     def describe(self) -> dict[str, Any]:
         """The problem's constants, the nodes and their error."""
-        facts = {"width": self.layout.width, "snr": self.setting.snr}
+        facts = {"width": self.layout.width, "snr": _checks.plain(self.setting.snr)}
         kind = "Gauss-Hermite" if self.rule.hermite else "Sobol"
         nodes = f"{len(self.rule.nodes.weights)} ({kind})"
         return {**facts, "nodes": nodes, "error of the nodes": float(f"{self.error:.1g}")}

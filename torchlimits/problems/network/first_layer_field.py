@@ -43,7 +43,7 @@ class FirstLayerField(VectorField):
         dim: N.
     """
 
-    def __init__(self, layout: Layout, *, snr: float, dim: int) -> None:
+    def __init__(self, layout: Layout, *, snr: float | Tensor, dim: int) -> None:
         super().__init__(layout.names, dim)
         self.layout, self.snr = layout, snr
         self.parameter_names, self.quadratic_in = layout.parameter_names, layout.weight

@@ -22,6 +22,8 @@ class FirstLayerProblem(Trainable):
     """Starts and limits for any head, shared by `NetworkProblem` and `GaussianMixture`."""
 
     ridge: float
+    #: the ridge with its graph, if it is a tensor that requires a gradient
+    _ridge: float | Tensor
 
     @property
     @abstractmethod
@@ -48,12 +50,12 @@ class FirstLayerProblem(Trainable):
         return torch.cat(found)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None = None,
+        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
+        momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
         """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers."""
         return chosen_limit(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
-            ridge=self.ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},
+            ridge=self._ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},
             model=model,
         )  # fmt: skip

@@ -38,7 +38,7 @@ class PreActivations:
 
     def __init__(
         self, b: Float[Tensor, "S K"], m: Float[Tensor, "S K d"], R: Float[Tensor, "S K K"],
-        means: Float[Tensor, "A d"], basis: Float[Tensor, "d r"], variance: float,
+        means: Float[Tensor, "A d"], basis: Float[Tensor, "d r"], variance: float | Tensor,
     ) -> None:  # fmt: skip
         self.m, self.R, self.means, self.sigma = m, R, means.to(m), variance**0.5
         self.B = basis.to(m)

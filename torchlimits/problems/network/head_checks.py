@@ -112,7 +112,8 @@ def _check_used(network: nn.Module, dim: int) -> None:
             "expected a network with parameters to train, got none that requires a gradient"
         )
     x = torch.ones(2, dim, dtype=torch.float64, device="cpu")
-    output = network(x).sum()
+    with torch.enable_grad():
+        output = network(x).sum()
     slopes = (
         torch.autograd.grad(output, [*trained.values()], allow_unused=True)
         if output.requires_grad

@@ -296,6 +296,7 @@ class _Differentiable(torch.autograd.Function):
                 "expected first derivatives of averages over nodes, got create_graph=True: second "
                 "derivatives are not known; take differences of the first"
             )
+        ctx.integrals.kinks.check("derivatives of the dynamics (gradients, bands, fixed points)")
         if ctx.known is None:  # the same for every row of a Jacobian
             ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors)
         known, (theta, gradient, gram) = ctx.known, by

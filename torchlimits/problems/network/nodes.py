@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from torchlimits._threads import constant
 
 #: up to this many dimensions a tensor rule of Gauss-Hermite has enough points on each axis
 HERMITE_DIMS = 3
@@ -33,7 +34,7 @@ class Nodes(NamedTuple):
         return Nodes(self.points.to(like.device), self.weights.to(like.device))
 
 
-@lru_cache(maxsize=16)
+@constant
 def gauss_hermite(dims: int, count: int) -> Nodes:
     """The tensor rule of Gauss and Hermite with at most ``count`` points, for smooth integrands.
 
@@ -59,7 +60,7 @@ def gauss_hermite(dims: int, count: int) -> Nodes:
     return Nodes(points[kept], weights[kept] / weights[kept].sum())
 
 
-@lru_cache(maxsize=16)
+@constant
 def sobol(dims: int, count: int, seed: int) -> Nodes:
     """Scrambled Sobol points, of equal weights, for integrands with kinks or many dimensions.
 

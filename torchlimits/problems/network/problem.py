@@ -52,7 +52,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         labels: a tensor of one label a component, ``(A, ...)``; a function of (x_parallel
             ``(n, d)``, component ``(n,)``); or a `LabelLaw`, an object with methods ``law`` and
             ``sample``. Labels of shape () for outputs of shape (1,) get that dimension.
-        snr: lambda > 0.
+        snr: lambda > 0. A tensor that requires a gradient gives predictions one, unless labels read
+            x_parallel.
         means: the c_a as rows, shape ``(A, N)``; by default one component at 0.
         directions: the e_j as orthonormal rows, ``(d, N)``; by default the means themselves, each
             once and +-c counted once, which then have to be orthonormal.
@@ -61,7 +62,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         label_flips: of labels that are classes, the probability of being replaced by any other
             class, or a matrix ``(C, C)`` with one row of probabilities a class.
         bias: whether the first layer has biases b.
-        ridge: alpha >= 0.
+        ridge: alpha >= 0; or a tensor, as snr.
         device, dtype: of data and models where none are asked for.
 
     Raises:
@@ -88,10 +89,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
 
     @classmethod
     def of(
-        cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels, snr: float,
+        cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels, snr: float | Tensor,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
         weights: object = None, label_noise: float = 0.0, label_flips: object = None,
-        ridge: float = 0.0, device: torch.device | str | None = None,
+        ridge: float | Tensor = 0.0, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> NetworkProblem:  # fmt: skip
         """The problem of your own module, in which only the linear layer ``first`` sees x.
@@ -160,8 +161,9 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return problem
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, *,
+        step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
+        batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, nodes: int = 2**12, seed: int = 0, model: nn.Module | None = None,
     ) -> NetworkDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
@@ -203,8 +205,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None = None,
+        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
+        momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
         if model is None and optimizer is not None:
             model = self._held_by(optimizer)

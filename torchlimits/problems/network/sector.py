@@ -3,13 +3,13 @@ r"""`sector`: :math:`E[1\{y > 0, z > 0\} (\sum_c a_c x_c^+)^2]`, an integral ove
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits._threads import constant
 from torchlimits.problems.network.closed_form import outer
 from torchlimits.problems.network.orthants import divided, extended, root_and_quarter
 
@@ -158,7 +158,7 @@ def _rule(rays: _Rays, theta: Tensor) -> tuple[Tensor, Tensor]:
     return alpha.flatten(-2), (widths * weight).flatten(-2)
 
 
-@cache
+@constant
 def _unit_rule(points: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """A rule on [0, 1], denser at the ends, where the integrand may behave like a square root."""
     line, weight = np.polynomial.legendre.leggauss(points)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.problems.network.head import Head
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.layout import Layout
@@ -27,7 +28,8 @@ class Setting:
         coordinates: those of the means along the directions, ``(A, d)``.
         shares: the probabilities of the components, ``(A,)``.
         reads: the functionals of x_parallel that labels read, ``(r, d)``.
-        snr: lambda.
+        snr: lambda; a tensor if it requires a gradient, which then goes through h and not through
+            labels.
     """
 
     layout: Layout
@@ -37,7 +39,7 @@ class Setting:
     coordinates: Float[Tensor, "A d"]
     shares: Float[Tensor, " A"]
     reads: Float[Tensor, "r d"]
-    snr: float
+    snr: float | Tensor
 
     @cached_property
     def basis(self) -> Float[Tensor, "d r"]:
@@ -54,7 +56,7 @@ class Setting:
         Args:
             zeta: zeta_s.
         """
-        noise = self.snr**-0.5 * zeta @ self.basis.to(zeta).mT
+        noise = _checks.plain(self.snr) ** -0.5 * zeta @ self.basis.to(zeta).mT
         return self.coordinates.to(zeta)[:, None] + noise
 
     def sample_gradients(

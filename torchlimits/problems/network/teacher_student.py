@@ -96,7 +96,7 @@ class TeacherStudent(NetworkProblem):
         activation: str | Callable[[Tensor], Tensor] = "erf", noise: float = 0.0,
         overlaps: object = None, teacher_second_layer: object = None,
         train_second_layer: bool = True, second_layer: object = None, convention: str = "torch",
-        ridge: float = 0.0, device: torch.device | str | None = None,
+        ridge: float | Tensor = 0.0, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         dim, width = _checks.positive_int("dim", dim), _checks.positive_int("width", width)
@@ -120,7 +120,8 @@ class TeacherStudent(NetworkProblem):
             "dim": dim, "width": width, "teacher_width": M, "activation": activation,
             "noise": noise, "overlaps": overlaps, "teacher_second_layer": teacher_second_layer,
             "train_second_layer": train_second_layer, "second_layer": second_layer,
-            "convention": convention, "ridge": ridge, "device": device, "dtype": dtype,
+            "convention": convention, "ridge": _checks.plain(ridge), "device": device,
+            "dtype": dtype,
         }  # fmt: skip
         self._form = CLOSED_FORMS.get(activation) if isinstance(activation, str) else None
         super().__init__(
@@ -263,8 +264,8 @@ class TeacherStudent(NetworkProblem):
         return ClosedField(self.setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | None, momentum: float,
-        batch_size: int, dim: int, model: nn.Module | None = None,
+        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
+        momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
     ) -> SGDLimit:  # fmt: skip
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(

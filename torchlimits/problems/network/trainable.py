@@ -50,10 +50,11 @@ class TrainableNetwork(Trainable):
     _scale: float = 1.0
 
     def __init__(
-        self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels, snr: float,
+        self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels,
+        snr: float | Tensor,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
         weights: object = None, label_noise: float = 0.0, label_flips: object = None,
-        bias: bool = True, ridge: float = 0.0, device: torch.device | str | None = None,
+        bias: bool = True, ridge: float | Tensor = 0.0, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         checks.is_module("head", head)
@@ -74,13 +75,18 @@ class TrainableNetwork(Trainable):
         self, network: nn.Module, first: str, loss: Loss, labels: Labels, **given: Any
     ) -> None:
         """Set up everything for a module whose linear first layer has a name."""
+        snr, ridge = given["snr"], given["ridge"]
+        self._snr = _checks.graph_or_positive("snr", snr, "x = c_a + snr^(-1/2) z")
+        self._ridge = _checks.graph_or_non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self.snr: float = _checks.plain(self._snr)
+        self.ridge: float = _checks.plain(self._ridge)
+        # copies and pickles are of the numbers
+        given |= {"snr": self.snr, "ridge": self.ridge}
         self._given: dict[str, Any] = {"loss": loss, "labels": labels, **given}
         self.template, self.first, self.loss_function = network, first, loss
         layer = network.get_submodule(first)
         assert isinstance(layer, nn.Linear)
         self.width, N = layer.out_features, layer.in_features
-        self.ridge = _checks.non_negative("ridge", given["ridge"], "it is alpha, the weight decay")
-        self.snr = _checks.positive("snr", given["snr"], "x = c_a + snr^(-1/2) z")
         self.device = _checks.device(given["device"] or "cpu")
         self.dtype = checks.real_dtype(given["dtype"] or torch.get_default_dtype())
         means = checks.means(given["means"], N)
@@ -98,10 +104,16 @@ class TrainableNetwork(Trainable):
         output = head_checks.checked(head, network, self.width)
         losses = SampleLoss(loss)
         self.labels = self._label_law(losses, output)
+        reads = label_laws.reads(self.labels, len(self.directions))
+        if _checks.requires_grad(self._snr) and len(reads):
+            raise NotImplementedError(
+                "expected snr as a number where labels read x_parallel, got a tensor that requires "
+                "a gradient: that through the labels is not known; give float(snr)"
+            )
         self.setting = Setting(
             layout=layout, head=head, losses=losses, labels=self.labels,
             coordinates=self.coordinates, shares=self._shares(),
-            reads=label_laws.reads(self.labels, len(self.directions)), snr=self.snr,
+            reads=reads, snr=self._snr,
         )  # fmt: skip
         self._outputs = output.ndim - 1
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, in_order
 from torchlimits.dynamics.stability import classify
@@ -40,23 +42,24 @@ class SpikedDynamics(EffectiveDynamics):
     limit: SGDLimit
 
     def __init__(
-        self, *, order: int, snr: float, dim: int, settings: SGDSettings,
+        self, *, order: int, snr: float | Tensor, dim: int, settings: SGDSettings,
         schedule: Schedule | None = None,
     ) -> None:  # fmt: skip
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
-        reach, radius2 = 1.2 * snr ** (1 / order), 2 * settings.effective_step_size
+        number, plain = _checks.plain(snr), settings.plain()
+        reach, radius2 = 1.2 * number ** (1 / order), 2 * float(plain.effective_step_size)
         if settings.normalized:
-            c = settings.step_size * settings.drift_factor / settings.batch_size**0.5
+            c = float(plain.step_size) * float(plain.drift_factor) / settings.batch_size**0.5
             radius2 = 2 * (c / (4 * order) ** 0.5) ** (2 / (order + 1))
         geometry = SpikedGeometry(reach, radius2, origin=not settings.normalized)
         field = SpikedField(order=order, snr=snr, dim=dim, geometry=geometry)
         super().__init__(field, SGDLimit.of(settings), schedule=schedule)
-        self.order, self.snr = order, snr
+        self.order, self.snr = order, number
 
     @property
     def settings(self) -> SGDSettings:
-        """What the optimizer does."""
-        return self.limit.settings
+        """What the optimizer does, in numbers."""
+        return self.limit.settings.plain()
 
     def reduced_chain(self) -> SpikedChain:
         """The exact chain of the same problem and optimizer."""
@@ -166,8 +169,8 @@ class SpikedDynamics(EffectiveDynamics):
                 f"{what}: use fixed_points(), which finds them numerically"
             )
         if settings.normalized:  # batches: sqrt(B) in the drift, B/B in the corrector
-            return settings.step_size * settings.drift_factor / settings.batch_size**0.5
-        return settings.effective_step_size
+            return float(settings.step_size * settings.drift_factor) / settings.batch_size**0.5
+        return float(settings.effective_step_size)
 
     def _root(self, sign: int, *, smaller: bool) -> float:
         k, c = self.order, self._c()

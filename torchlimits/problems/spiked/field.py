@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.contracts.geometry import Geometry, Velocity
 from torchlimits.contracts.vector_field import VectorField
 
@@ -67,7 +68,9 @@ class SpikedField(VectorField):
     atol = 1e-10
     settling_time = 0.0  # stiff, and in two dimensions the starts themselves find everything
 
-    def __init__(self, *, order: int, snr: float, dim: int, geometry: SpikedGeometry) -> None:
+    def __init__(
+        self, *, order: int, snr: float | Tensor, dim: int, geometry: SpikedGeometry
+    ) -> None:
         super().__init__(NAMES, dim)
         self.order, self.snr, self.geometry = order, snr, geometry
 
@@ -114,14 +117,13 @@ class SpikedField(VectorField):
 
     def check_start(self, u0: Float[Tensor, "*batch 2"]) -> None:
         """Raise ValueError unless r2 >= 0."""
-        if float(u0[..., 1].min()) < -1e-6:
-            raise ValueError(
-                f"expected r2 >= 0 (it is a squared length), got {float(u0[..., 1].min()):g}"
-            )
+        smallest = float(u0[..., 1].detach().min())
+        if smallest < -1e-6:
+            raise ValueError(f"expected r2 >= 0 (it is a squared length), got {smallest:g}")
 
     def describe(self) -> dict[str, Any]:
         """Order and snr."""
-        return {"order": self.order, "snr": self.snr}
+        return {"order": self.order, "snr": _checks.plain(self.snr)}
 
     def equation(self, corrector: bool = True) -> str:
         """The equation; see `VectorField.equation`."""

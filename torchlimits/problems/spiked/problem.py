@@ -42,10 +42,10 @@ class SpikedTensor(Problem):
     Args:
         dim: n.
         order: k >= 2; 2 is matrix PCA.
-        snr: lambda > 0.
+        snr: lambda > 0; a tensor that requires a gradient gives predictions one.
         sampler: ``"dense"`` or ``"implicit"``.
         direction: v: ``"axis"`` (the first), ``"random"`` (from ``generator``) or a unit vector.
-        ridge: alpha, the weight decay of the optimizer.
+        ridge: alpha, the weight decay of the optimizer; or a tensor, as snr.
         generator: draws a random direction.
         device, dtype: of data and models where none are asked for.
 
@@ -74,15 +74,18 @@ class SpikedTensor(Problem):
     """
 
     def __init__(
-        self, dim: int, order: int = 2, *, snr: float,
+        self, dim: int, order: int = 2, *, snr: float | Tensor,
         sampler: Literal["dense", "implicit"] = "implicit",
-        direction: Literal["axis", "random"] | Float[Tensor, " n"] = "axis", ridge: float = 0.0,
+        direction: Literal["axis", "random"] | Float[Tensor, " n"] = "axis",
+        ridge: float | Tensor = 0.0,
         generator: torch.Generator | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         self.spike = Spike(dim, order, snr, direction, generator)
         self.order, self.snr, self.direction = order, self.spike.snr, self.spike.direction
-        self.ridge = _checks.non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self._snr = _checks.graph_or_positive("snr", snr)
+        self._ridge = _checks.graph_or_non_negative("ridge", ridge, "it is alpha, the weight decay")
+        self.ridge: float = _checks.plain(self._ridge)
         self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         self.statistics = spiked_statistics(self.direction)
@@ -183,8 +186,9 @@ class SpikedTensor(Problem):
         return self._data.loss(output, target)
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
-        momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
+        self, optimizer: torch.optim.Optimizer | None = None, *,
+        step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
+        batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> SpikedDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * n.
@@ -200,10 +204,10 @@ class SpikedTensor(Problem):
                 "expected one parameter group, got "
                 f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
             )
-        settings = SGDSettings.chosen(optimizer, dim, self.ridge, step_size, momentum, batch_size)
+        settings = SGDSettings.chosen(optimizer, dim, self._ridge, step_size, momentum, batch_size)
         plan = Schedule.of(schedule, optimizer, dim)
         return SpikedDynamics(
-            order=self.order, snr=self.snr, dim=dim, settings=settings, schedule=plan
+            order=self.order, snr=self._snr, dim=dim, settings=settings, schedule=plan
         )
 
     def reduced_chain(

@@ -24,7 +24,7 @@ class Spike:
     """
 
     def __init__(
-        self, dim: int, order: int, snr: float, direction: str | Tensor,
+        self, dim: int, order: int, snr: float | Tensor, direction: str | Tensor,
         generator: torch.Generator | None,
     ) -> None:  # fmt: skip
         self.dim = _checks.positive_int("dim", dim)
@@ -33,7 +33,7 @@ class Spike:
             raise ValueError(f"expected order >= 2 (2 is matrix PCA), got {order}")
         if dim < 2:
             raise ValueError(f"expected dim >= 2, got {dim}: r2 needs a direction besides v")
-        self.snr = _checks.positive("snr", snr)
+        self.snr = _checks.positive("snr", _checks.plain(snr))
         self.direction = _unit_vector(direction, dim, generator)
         # v on every device, and in every dtype, that a model has
         self.kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}

@@ -1,0 +1,81 @@
+"""`differentiable_once`: a value whose first derivatives are right and second ones are not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def differentiable_once(x: Tensor, what: str) -> Tensor:
+    """x itself; second derivatives of what is computed from it are refused.
+
+    Both modes of torch.autograd and of torch.func are, in any order.
+
+    Args:
+        x: a tensor.
+        what: names what is computed from it, for the message.
+
+    Example:
+        >>> x = torch.tensor(2.0)
+        >>> torch.func.grad(lambda x: differentiable_once(x, "the cube") ** 3)(x)
+        tensor(12.)
+        >>> torch.func.hessian(lambda x: differentiable_once(x, "the cube") ** 3)(x)
+        Traceback (most recent call last):
+        NotImplementedError: expected first derivatives of the cube, got a request for second ...
+    """
+    return _Once.apply(x, what)  # type: ignore[no-any-return]
+
+
+class _Once(torch.autograd.Function):
+    """The identity, with derivatives that cannot be differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, what: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        x, ctx.what = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Never.apply(slope, *ctx.saved_tensors, ctx.what), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _Never.apply(tangent, *ctx.saved_tensors, ctx.what)
+
+
+class _Never(torch.autograd.Function):
+    """A derivative at x, without derivatives of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(derivative: Tensor, x: Tensor, what: str) -> Tensor:
+        return derivative.view_as(derivative)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+        ctx.what = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise NotImplementedError(_refusal(ctx.what))
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise NotImplementedError(_refusal(ctx.what))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"expected first derivatives of {what}, got a request for second ones, which are not "
+        "known: take differences of the first"
+    )
