@@ -240,7 +240,7 @@ class EffectiveDynamics(Flow):
         instants = _checks.ordered_times(times)
         steps = self.steps(instants)
         start = self.started(given)
-        graph = graph_asked_for(self, start, instants, band=band)
+        graph = graph_asked_for(self, start, instants, band=bool(band))
         rtol = self.rtol if rtol is None else _checks.positive("rtol", rtol)
         atol = self.atol if atol is None else _checks.positive("atol", atol)
         if band not in (False, True, "law"):

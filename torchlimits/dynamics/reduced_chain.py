@@ -54,7 +54,7 @@ class ReducedChain(ABC):
     ) -> None:
         self.names, self.dim, self.limit, self.schedule = list(names), dim, limit, schedule
         #: the learning rate, delta = c_delta / n, of the first step
-        self.lr = limit.step_size / dim if schedule is None else schedule.rates(1, dim)[0]
+        self.lr = self._constant() if schedule is None else schedule.rates(1, dim)[0]
 
     def run(
         self, u0: Float[Tensor, "*batch k"], steps: int, *, runs: int = 1, every: int = 1,
@@ -194,8 +194,12 @@ class ReducedChain(ABC):
         """What the schedule makes of the learning rates of the limit, at each step."""
         if self.schedule is None:
             return [1.0] * steps
-        constant = self.limit.step_size / self.dim
+        constant = self._constant()
         return [rate / constant for rate in self.schedule.rates(steps, self.dim)]
+
+    def _constant(self) -> float:
+        """The learning rate without a schedule."""
+        return float(self.limit.step_size) / self.dim
 
     def _metadata(self) -> dict[str, Any]:
         schedule = {} if self.schedule is None else {"schedule": self.schedule.describe()}

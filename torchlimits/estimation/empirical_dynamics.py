@@ -22,8 +22,9 @@ from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
-#: tolerances of those: single samples make larger jumps there, and their scatter is larger
-_COARSE = {"rtol": 5e-3, "atol": 5e-4}
+#: rtol and atol of solutions by blocks of the samples: single samples make larger jumps there, and
+#: their scatter is larger
+_COARSE = 5e-3, 5e-4
 
 
 class EmpiricalDynamics(EffectiveDynamics):
@@ -142,14 +143,14 @@ class EmpiricalDynamics(EffectiveDynamics):
             initial_covariance=initial_covariance, method=method,
         )  # fmt: skip
         start = found.initial
-        coarse = {
-            name: _COARSE[name] if x is None else x for name, x in (("rtol", rtol), ("atol", atol))
-        }
+        coarse = _COARSE[0] if rtol is None else rtol, _COARSE[1] if atol is None else atol
 
         def by(data: Replay) -> Tensor:
             part = EffectiveDynamics(self.field.of(data), self.limit)
-            solved = part.solve(start, found.times, corrector=corrector, method=method, **coarse)
-            return solved.values
+            return part.solve(
+                start, found.times, corrector=corrector, method=method, rtol=coarse[0],
+                atol=coarse[1],
+            ).values  # fmt: skip
 
         error, told = block_error(by, self._data, self.blocks)
         facts = {**found.metadata, "error": told, "closability": self._closability(found)}

@@ -162,8 +162,8 @@ class Prober(Observer):
             settings.check_plain("a probe")
             for p in (p for p in group["params"] if id(p) in names):
                 name = names[id(p)]
-                decays[name] = settings.weight_decay
-                speeds[name] = settings.drift_factor * (group[key] / unit if unit else 1.0)
+                decays[name] = float(settings.weight_decay)
+                speeds[name] = float(settings.drift_factor) * (group[key] / unit if unit else 1.0)
                 places[name] = slow_value(p, group, self._optimizer.state.get(p))
         return rate, Motion(speeds=speeds, weight_decays=decays, places=places)
 

@@ -75,10 +75,11 @@ class NextOrder:
                 "expected one learning rate, momentum and weight decay for all parameters, got "
                 "some that have their own: the next order in 1/N is not known for them"
             )
-        _checks.positive("step_size", limit.step_size, "gradient flow has no momentum")
-        self.dynamics, self.field, self.settings = dynamics, field, limit.settings
-        beta, nesterov = self.settings.momentum, self.settings.nesterov
-        self.lag = beta ** (1 + nesterov) / (1 - beta) * limit.step_size / field.dim
+        self.dynamics, self.field, self.settings = dynamics, field, limit.settings.plain()
+        c = float(self.settings.step_size)
+        _checks.positive("step_size", c, "gradient flow has no momentum")
+        beta, nesterov = float(self.settings.momentum), self.settings.nesterov
+        self.lag = beta ** (1 + nesterov) / (1 - beta) * c / field.dim
         self.kappa = (2 + (2 * beta - beta**2 if nesterov else beta)) / (1 + beta)
 
     def solve(
