@@ -84,7 +84,7 @@ WITHOUT_A_PAGE = [
     r"FixedPointComponent\.classes",
     r"small_noise\.components",
     r"(?:\S+\.)?relu_moments",
-    r"torchlimits\.comparison\.WorstRuns",
+    r"torchlimits\.comparison\.comparison\.WorstRuns",
     r"Comparison\.worst_runs",
     r"torchlimits\.(?:dynamics\.fixed_points\.find|estimation\.conditions\.closability)",
     r"torchlimits\.(?:optim\.schedule|files\.row_file|ensemble\.shard)",

@@ -7,7 +7,7 @@ from scipy import stats
 
 import torchlimits as tl
 from torchlimits import _humps
-from torchlimits.law_check import several_humps
+from torchlimits.comparison.law_check import several_humps
 
 
 def test_dip_is_that_of_the_reference_implementation():

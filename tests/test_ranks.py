@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "torchlimits"
 #: what each room may import besides itself; a private file of the top level counts as "_"
 _BELOW_CONTRACTS = {"_", "files", "trajectory", "statistics"}
-_RECORD = {*_BELOW_CONTRACTS, "contracts", "law_check", "comparison", "figures", "tensorboard"}
+_RECORD = {*_BELOW_CONTRACTS, "contracts", "comparison", "figures", "tensorboard"}
 _PREDICT = {*_BELOW_CONTRACTS, "contracts", "optim", "dynamics", "problems"}
 RANKS = {
     "_": set(),
@@ -19,9 +19,8 @@ RANKS = {
     "trajectory": {"_", "files"},
     "statistics": {"_"},
     "contracts": _BELOW_CONTRACTS,
-    "law_check": {"_", "trajectory"},
-    "comparison": {*_BELOW_CONTRACTS, "contracts", "law_check"},
-    "figures": {*_BELOW_CONTRACTS, "contracts", "law_check", "comparison"},
+    "comparison": {*_BELOW_CONTRACTS, "contracts"},
+    "figures": {*_BELOW_CONTRACTS, "contracts", "comparison"},
     "tensorboard": _RECORD - {"tensorboard"},
     "record": _RECORD,
     "optim": {*_BELOW_CONTRACTS, "contracts"},

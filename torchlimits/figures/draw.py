@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from torchlimits.comparison import matched
+from torchlimits.comparison.match import matched
 from torchlimits.figures.axes import GREY, LEGEND_LINE, draw, dress, legend, legend_lines, share_y
 from torchlimits.figures.panels import panels_of
 from torchlimits.figures.rows import Row, rows_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.comparison import Match, share_start
-from torchlimits.law_check import several_humps
+from torchlimits.comparison.law_check import several_humps
+from torchlimits.comparison.match import Match, share_start
 from torchlimits.trajectory import Trajectory
 
 _MOST_ROWS = 4

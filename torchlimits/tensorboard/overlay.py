@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from torchlimits import _checks
-from torchlimits.comparison import Match, compare, matched, unmatched_lines
+from torchlimits.comparison import compare
+from torchlimits.comparison.match import Match, matched, unmatched_lines
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.tensorboard.pictures import pictures
