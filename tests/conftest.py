@@ -27,7 +27,7 @@ NOT_CHECKED = {
     *("statistics.gradient_norm", "statistics.held_out", "statistics.of_model"),
     *("statistics.private_copy", "statistics.sharpness"),
     *("estimation.per_sample_gradients", "optim.sgd", "optim.parameter_groups"),
-    "optim.chosen_limit",
+    *("optim.chosen_limit", "comparison.comparison"),
     *(
         "figures.draw",
         "tensorboard.overlay",

@@ -18,7 +18,7 @@ DONE = {
     "a2_variations": ("width=6", ["runs/variations/width4-snr8-lr3/predicted"]),
     "a4_own_mixture": ("size", []),
     "a5_critical": ("critical", []),
-    "a6_phase_diagram": ("[1, 1, 1, 1, 1, 1, 0]", ["phase_diagram.png"]),
+    "a6_phase_diagram": ("[1, 1, 1, 1, 1, 1, 1]", ["phase_diagram.png"]),
     "a7_picture": ("statistic", ["measured.npz", "figure.pdf"]),
     "a8_own_problem": ("R[0,1]", []),
     "a9_own_head": ("risk: measured", ["own_head.png"]),

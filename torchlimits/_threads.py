@@ -49,6 +49,8 @@ def constant(function: Callable[Given, Block]) -> Callable[Given, Block]:
     def kept(*given: Given.args, **named: Given.kwargs) -> Block:
         return made(*given, **named)
 
+    # as what functools caches has it
+    kept.__dict__["cache_clear"] = made.cache_clear
     return kept
 
 

@@ -94,11 +94,11 @@ class Trajectory:
     values: Float[Tensor, "*runs T k"]
     names: Sequence[str]
     std: Float[Tensor, "*runs T k"] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     lower: Float[Tensor, "*runs T k"] | None = None
     upper: Float[Tensor, "*runs T k"] | None = None
     samples: Float[Tensor, "M *runs T k"] | None = None
     error: Float[Tensor, "*runs T k"] | None = None
-    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # contiguous: columns of a file of rows are not, and torch.searchsorted warns of that

@@ -191,10 +191,10 @@ def test_the_density_of_a_law_is_drawn_where_it_has_two_humps():
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(500, 20, 2, generator=generator, dtype=torch.float64)
     samples[:250, 10:, 1] += 8.0
+    lower, upper = samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
     law = Trajectory(
-        torch.linspace(0, 2, 20), torch.arange(20), samples.mean(0), ["a", "b"], samples.std(0),
-        *samples.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0), samples,
-        {"law": {"level": 0.95, "exact": True}},
+        torch.linspace(0, 2, 20), torch.arange(20), samples.mean(0), ["a", "b"], lower=lower,
+        upper=upper, samples=samples, metadata={"law": {"level": 0.95, "exact": True}},
     )  # fmt: skip
     figure = figures.overlay(None, law)
     kinds = [[type(one).__name__ for one in axes.collections] for axes in figure.axes]

@@ -70,6 +70,8 @@ def fading(flow: Flow, u: Float[Tensor, "S k"]) -> Bool[Tensor, " S"]:
     flat = s <= _FLAT * s[:, :1].clamp_min(1e-300)
     along = (right.mT @ (flat * (right @ u[..., None])[..., 0])[..., None])[..., 0]
     tried = along.norm(dim=-1) > 0.1 * (1 + u.norm(dim=-1))
+    if not bool(tried.any()):
+        return found
     left = _BACK ** torch.arange(1, _STEPS + 1, dtype=u.dtype, device=u.device)
     back = u[tried, None] - (1 - left[:, None]) * along[tried, None]
     value = flow(0.0, flow.geometry.project(back)).norm(dim=-1)
