@@ -81,6 +81,7 @@ def test_standard_deviations_of_runs(case):
     assert float(ratio.max()) < 1.05
 
 
+@pytest.mark.slow
 def test_the_first_order_of_the_increment_is_not_enough(monkeypatch):
     """Negative control: delta J V J^T alone, which is the diffusion at vanishing steps."""
     problem, start, time, settings = CASES["binary"]

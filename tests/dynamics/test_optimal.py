@@ -49,6 +49,7 @@ def test_the_equation_is_that_of_the_dynamics():
     assert float(slope) == pytest.approx(-2 * D + c * (D + NOISE**2), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_it_is_the_closed_form(best):
     D = [best_distance(alpha) for alpha in best.knots.tolist()]
     expected = torch.tensor([d / (d + NOISE**2) for d in D], dtype=torch.float64)
@@ -59,6 +60,7 @@ def test_it_is_the_closed_form(best):
     assert best.gain == pytest.approx(best.constant_objective - best.objective)
 
 
+@pytest.mark.slow
 def test_the_best_constant_is_the_closed_form(best):
     """D(c) = F + (1 - F) e^(-(2 c - c^2) alpha), F = c s^2 / (2 - c)."""
 

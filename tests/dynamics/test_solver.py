@@ -40,7 +40,9 @@ def cost(u0):
     return forced.evaluated
 
 
-@pytest.mark.parametrize("stiff", [[17], [3, 99, 100, 101, 640]])
+@pytest.mark.parametrize(
+    "stiff", [[17], pytest.param([3, 99, 100, 101, 640], marks=pytest.mark.slow)]
+)
 def test_the_others_do_not_wait_for_stiff_starts(stiff):
     u0 = starts(1000, stiff)
     easy = cost(starts(1000 - len(stiff), []))

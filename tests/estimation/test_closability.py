@@ -43,6 +43,7 @@ def test_the_mixture_closes():
     assert "n = 800" in str(report)
 
 
+@pytest.mark.slow
 def test_without_the_angle_between_neurons_it_does_not():
     def problem_at(n):
         e = torch.eye(1, n)
@@ -139,6 +140,7 @@ def test_one_lift_of_ones_own():
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_localizability_of_the_mixture():
     report = tl.localizability(mixture, DIMS)
     assert report.holds, report

@@ -74,6 +74,7 @@ def test_right_hand_side_and_diffusion_are_the_closed_forms(kind):
     assert not agree(N * e.diffusion.value, error, closed.diffusion(u))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", pytest.param("xor", marks=pytest.mark.slow)])
 def test_solutions_of_several_seeds_scatter_about_the_closed_form(kind):
     problem, model, u = mixture(kind)
@@ -215,6 +216,7 @@ def test_derivatives_by_autograd_are_refused():
         dynamics.drift(u.clone().requires_grad_())
 
 
+@pytest.mark.slow
 def test_a_fixed_point():
     """Near that of the closed form, and stable like it."""
     problem, model, _ = mixture("binary", dim=300)

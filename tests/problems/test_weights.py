@@ -465,6 +465,7 @@ def test_closed_forms_are_refused_by_the_name_of_the_weights():
         tl.phase_diagram(with_ridge, ("ridge", [0.1]), ("step_size", [1.0]))
 
 
+@pytest.mark.slow
 def test_basins_and_success_with_repeated_components():
     """The same classes and ends, which equal weights do not have; and what SGD does."""
     options = {"snr": 100.0, "ridge": 0.05}

@@ -121,7 +121,7 @@ KINDS = ["CSV", "events", "directory", "function", "borrowed", "foreign", "list"
 @pytest.mark.parametrize(
     "name",
     # the longest ones
-    [pytest.param(kind, marks=pytest.mark.slow) if kind in ("events", "list") else kind
+    [pytest.param(kind, marks=pytest.mark.slow) if kind in ("events", "list", "directory") else kind
      for kind in KINDS],
 )  # fmt: skip
 def test_an_interrupt_at_any_line_loses_and_doubles_nothing(tmp_path, name, resumed):
