@@ -28,8 +28,8 @@ def run(script, *arguments):
 def test_run_is_the_command(tmp_path):
     """What it does, says and refuses is tested in tests/cli."""
     folder = tmp_path / "run"
-    done = run("run.py", "matrix", "--dim", 60, "--runs", 2, "--start", "random", "--band", "linear",
-               "--logdir", folder)  # fmt: skip
+    done = run("run.py", "matrix", "--dim", 60, "--runs", 2, "--start", "random",
+               "--band", "linear", "--logdir", folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"tensorboard --logdir {folder}\n" in done.stdout
     measured = tl.Trajectory.load(folder / "measured.npz")
