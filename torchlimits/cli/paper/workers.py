@@ -63,6 +63,9 @@ def _elsewhere(parts: Sequence[Part], jobs: int, board: Board) -> Generator[tupl
     try:
         with _without_interrupts():
             waiting = {pool.submit(_work, place, part): part for place, part in enumerate(parts)}
+            # a pool starts a process after it has woken up the thread that watches them: the last
+            # one, if it is killed, would not be missed
+            pool.submit(_nothing)
         while waiting:
             finished = wait(waiting, _LOOK, FIRST_COMPLETED).done
             for place, part in enumerate(parts):
@@ -104,6 +107,10 @@ def _result(
 
 def _failed(part: Part, error: Exception) -> RuntimeError:
     return RuntimeError(f"{part}: {sentence(error)}")
+
+
+def _nothing() -> None:
+    """Do nothing, in another process."""
 
 
 def _begin(counts: Any) -> None:
