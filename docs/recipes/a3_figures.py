@@ -1,6 +1,6 @@
 """Figures 1 to 3 of the paper, with their numbers against theory, into runs/figures.
 
-The command does it in six minutes: torchlimits figures all. Add --smoke to see in seconds that it
+The command does it in seven minutes: torchlimits figures all. Add --smoke to see in seconds that it
 works, with numbers that mean little.
 """
 

@@ -25,7 +25,7 @@ class Figures:
     Figures 2 and 3 are the binary and the XOR mixture (N = 250, K = 2 and 4, 200 runs each).
     With each, its numbers are printed beside those of theory, and while they are made, how far each
     part of them has come is shown on the standard error.
-    On two cores they take about four minutes, one minute and one minute.
+    On two cores they take about six minutes, half a minute and one minute.
     """
 
     figure: Annotated[Literal["1", "2", "3", "all"], Positional]
