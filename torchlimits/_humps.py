@@ -9,7 +9,7 @@ import numpy as np
 
 #: sqrt(M) times the dip of M numbers from the uniform law, the worst that has one hump, is larger
 #: than this once in 10^4 times (simulated: 0.79, 0.80, 0.86 for M = 100, 500, 2000)
-_CRITICAL = 0.85
+CRITICAL = 0.85
 #: of more numbers the dip is that significant even where it is too shallow to be seen
 _MOST = 2000
 #: a share of the numbers that is worth telling
@@ -92,10 +92,23 @@ def several(sample: np.ndarray) -> bool:
         >>> several(numbers), several(np.concatenate([numbers, numbers + 4]))
         (False, True)
     """
+    return clearness(sample) > CRITICAL
+
+
+def clearness(sample: np.ndarray) -> float:
+    """The dip times the root of the number, which is about the same for all uniform samples.
+
+    Args:
+        sample: numbers, shape ``(M,)``; of fewer than 100, or if all are the same, it is 0.
+
+    Example:
+        >>> clearness(np.zeros(500))
+        0.0
+    """
     spread = np.ptp(sample)
     if len(sample) < 100 or spread <= 1e-6 * (1 + np.abs(sample).max()):
-        return False
-    return dip(sample) * min(len(sample), _MOST) ** 0.5 > _CRITICAL
+        return 0.0
+    return dip(sample) * min(len(sample), _MOST) ** 0.5
 
 
 def humps(sample: np.ndarray) -> Humps:

@@ -166,10 +166,11 @@ def _of_run(
     run: int, samples: Float[np.ndarray, "M R k"], law: Trajectory, times: list[float]
 ) -> Iterator[TwoHumps]:
     for j, name in enumerate(law.names):
-        rows = [r for r in range(len(times)) if _humps.several(samples[:, r, j])]
+        clear = [_humps.clearness(samples[:, r, j]) for r in range(len(times))]
+        rows = [r for r, value in enumerate(clear) if value > _humps.CRITICAL]
         if not rows:
             continue
-        clearest = max(rows, key=lambda r: _humps.dip(samples[:, r, j]))
+        clearest = max(rows, key=clear.__getitem__)
         humps = _humps.humps(samples[:, clearest, j])
         if len(humps.places) > 1:
             yield TwoHumps(name, run, times[rows[0]], times[rows[-1]], times[clearest], humps)
