@@ -6,14 +6,16 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.ensemble.processes import process_group
+from torchlimits.ensemble.processes import end_processes, process_group
 from torchlimits.ensemble.shard import Shard
 
 TRAINING = """
@@ -208,6 +210,28 @@ def test_an_error_of_a_spawned_process_is_raised():
         tl.train(Failing(xor.means, xor.labels, width=4, snr=4.0), step_size=1.0, time=1e6,
                  runs=64, processes=2, progress=False)  # fmt: skip
     assert not multiprocessing.active_children()
+
+
+def test_processes_that_were_ended_are_gone(monkeypatch):
+    """Not only killed: no thread of the pools is still about to note that they have ended."""
+    waitpid = os.waitpid
+
+    def waitpid_of_a_slow_thread(pid, options):
+        ended = waitpid(pid, options)
+        if ended[0] and threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        return ended
+
+    monkeypatch.setattr(os, "waitpid", waitpid_of_a_slow_thread)
+    # a fork sees the end of its processes as a spawned one does, and starts fast
+    context = multiprocessing.get_context("fork")
+    for _ in range(20):
+        pools = [ProcessPoolExecutor(1, context) for _ in range(2)]
+        pids = [pool.submit(os.getpid).result() for pool in pools]
+        for pool in pools:
+            pool.submit(time.sleep, 1000)
+        end_processes(pools, pids)
+        assert not [child for child in multiprocessing.active_children() if child.pid in pids]
 
 
 ORPHANED = """

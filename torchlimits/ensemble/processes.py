@@ -201,11 +201,13 @@ def _raise_first(futures: Mapping[Future[bytes], Shard], path: str | Path | None
 
 
 def end_processes(pools: Sequence[Executor], processes: Sequence[int]) -> None:
-    """Have processes close their files and end, by force where that takes long."""
-    for pool in pools:
-        pool.shutdown(wait=False)
+    """Have processes close their files and end, by force where that takes long; wait for all."""
     for child in multiprocessing.active_children():
         if child.pid in processes:
             child.terminate()
             child.join(_GRACE)
             child.kill()
+    for pool in pools:
+        # its thread may be the one that has seen a process end, and not have noted it yet: until
+        # then the process counts as a child that lives
+        pool.shutdown()
