@@ -28,6 +28,51 @@ def differentiable_once(x: Tensor, what: str) -> Tensor:
     return _Once.apply(x, what)  # type: ignore[no-any-return]
 
 
+def without_derivatives(x: Tensor, what: str) -> Tensor:
+    """x itself; derivatives of what is computed from it are refused.
+
+    Args:
+        x: a tensor.
+        what: names what is computed from it, for the message.
+
+    Example:
+        >>> x = torch.tensor(2.0, requires_grad=True)
+        >>> (without_derivatives(x, "the cube") ** 3).backward()
+        Traceback (most recent call last):
+        NotImplementedError: expected no derivatives of the cube, got a request for some, which ...
+    """
+    return _No.apply(x, what) if torch.is_grad_enabled() else x  # type: ignore[no-any-return]
+
+
+class _No(torch.autograd.Function):
+    """The identity, without derivatives."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, what: str) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+        ctx.what = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise NotImplementedError(_none(ctx.what))
+
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise NotImplementedError(_none(ctx.what))
+
+
+def _none(what: str) -> str:
+    return (
+        f"expected no derivatives of {what}, got a request for some, which are not known: take "
+        "differences, or compute inside torch.no_grad()"
+    )
+
+
 class _Once(torch.autograd.Function):
     """The identity, with derivatives that cannot be differentiated."""
 

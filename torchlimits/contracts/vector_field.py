@@ -180,6 +180,14 @@ class VectorField(OwnNames, nn.Module, ABC):
         """
         return self
 
+    def completed(self, u: Any) -> Any:
+        """u with what a start may leave out: the state of a fresh optimizer. Here u itself.
+
+        Args:
+            u: statistics of a start, as they were given.
+        """
+        return u
+
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
         """Raise ValueError if no parameters have these statistics.
 

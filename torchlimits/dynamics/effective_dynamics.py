@@ -258,7 +258,7 @@ class EffectiveDynamics(Flow):
             values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance, method)
             beside["std"] = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
         else:
-            velocity = self if corrector else lambda _, u: self.drift(u)
+            velocity = self if corrector else lambda t, u: self.drift(u, t)
             values = integrate(velocity, start, instants, rtol, atol, method, graph=graph)
         if band == "law":
             law = self._law(start, instants)
@@ -373,7 +373,7 @@ class EffectiveDynamics(Flow):
         Raises:
             ValueError, TypeError: as in `solve`.
         """
-        u0 = self.checked(u0)
+        u0 = self.checked(self.field.completed(u0))
         if not bool(u0.isfinite().all()):
             raise ValueError("expected a finite start u0, got NaN or infinity in it")
         if u0.numel():

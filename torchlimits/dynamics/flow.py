@@ -68,16 +68,20 @@ class Flow(OwnNames, nn.Module):
         """The absolute error of `forward` where u is of order 1."""
         return self.field.error
 
-    def drift(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+    def drift(
+        self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0
+    ) -> Float[Tensor, "*batch k"]:
         """The population drift -f(u), with the optimizer's factors.
 
         Args:
             u: statistics, shape ``(..., k)``.
+            t: limit time, at which c_delta is taken if there is a schedule; second moments change
+                with the number of steps.
 
         Raises:
             ValueError, TypeError: as in `forward`.
         """
-        return self._rates(u, 0.0)[0]
+        return self._rates(u, self.step_size_at(t))[0]
 
     def corrector(
         self, u: Float[Tensor, "*batch k"], t: Float[Tensor, ""] | float = 0.0

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from torchlimits import _checks
+from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.adaptive_settings import AdaptiveSettings
 from torchlimits.optim.held_parameters import Shape
-from torchlimits.optim.parameter_groups import Layers
-from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.leverage import axes_in
+from torchlimits.optim.parameter_groups import Layers, settings_of
+from torchlimits.optim.second_moment import second_moment_of
+from torchlimits.optim.sgd import SGDSettings, clock
 from torchlimits.optim.sgd_limit import SGDLimit
 
 
@@ -17,8 +24,9 @@ def chosen_limit(
     optimizer: torch.optim.Optimizer | None, *, step_size: float | Tensor | None,
     momentum: float | Tensor, batch_size: int, ridge: float | Tensor, dim: int,
     parameters: Mapping[str, Shape], dims: Iterable[int], model: nn.Module | None = None,
-) -> SGDLimit:  # fmt: skip
-    """The limit of an SGD optimizer, parameter by parameter, or of SGD with the given numbers.
+    directions: Float[Tensor, "d N"] | None = None,
+) -> SGDLimit | AdaptiveLimit:  # fmt: skip
+    """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
 
     An optimizer whose weight decay is not the problem's ridge draws a warning.
 
@@ -26,11 +34,13 @@ def chosen_limit(
         optimizer, step_size, momentum, batch_size, dim: as in a problem's ``dynamics``.
         ridge: the problem's ridge.
         parameters, dims, model: as in `Layers.of`.
+        directions: orthonormal rows, which optimizers with second moments look at; None if these
+            are not known for the problem.
 
     Raises:
         ValueError: if not exactly one of optimizer and step_size is given, their values are out
             of range, or the optimizer is not that of the network.
-        TypeError: if the optimizer is not SGD.
+        TypeError: if the optimizer has no known limit.
 
     Example:
         >>> options = {"batch_size": 1, "ridge": 0.0, "dim": 5}
@@ -42,6 +52,10 @@ def chosen_limit(
         return SGDLimit.of(
             SGDSettings.chosen(optimizer, dim, ridge, step_size, momentum, batch_size)
         )
+    kind = second_moment_of(optimizer)
+    if kind is not None and directions is not None:
+        shapes = {"parameters": parameters, "dims": dims, "model": model}
+        return _adaptive(optimizer, kind, dim, batch_size, ridge, momentum, directions, shapes)
     found = Layers.of(
         optimizer, parameters=parameters, dims=dims, dim=dim, batch_size=batch_size, model=model
     )
@@ -50,3 +64,35 @@ def chosen_limit(
         return SGDLimit.of(found.reference, found)
     found.check_beside(ridge=ridge, momentum=momentum)
     return SGDLimit.of(found)
+
+
+def _adaptive(
+    optimizer: torch.optim.Optimizer, kind: str, dim: int, batch_size: int,
+    ridge: float | Tensor, momentum: float | Tensor, directions: Float[Tensor, "d N"],
+    shapes: Mapping[str, Any],
+) -> AdaptiveLimit:  # fmt: skip
+    """The limit of an optimizer with second moments."""
+    groups = optimizer.param_groups
+    settings = [AdaptiveSettings.of_group(group, kind, dim, batch_size) for group in groups]
+    reference = settings[clock(groups)]
+    if reference.step_size == 0:
+        raise ValueError(
+            f"expected a learning rate > 0 in {type(optimizer).__name__}, got 0: limit time, the "
+            "sum of learning rates, would stand still"
+        )
+    found = settings_of(groups, settings, **shapes)
+    if momentum:
+        raise ValueError(
+            f"expected no momentum= beside {type(optimizer).__name__}, got {momentum}: its own "
+            "options count, and Adam's beta_1 does not enter the limit"
+        )
+    for name, own in found.items():
+        if own is not None and abs(own.ridge - ridge) > 1e-12 + 1e-6 * ridge:
+            _checks.warn_user(
+                f"the optimizer's weight_decay={own.ridge:g} of {name} is not the problem's "
+                f"ridge={_checks.plain(ridge):g}: the prediction takes the optimizer's, which is "
+                "what trains"
+            )
+            break
+    places, axes = axes_in(directions)
+    return AdaptiveLimit(reference, found, axes.double(), tuple(places.tolist()))

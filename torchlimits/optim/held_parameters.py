@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from torchlimits.optim.sgd import SGDSettings
-
+#: the settings of a group, of whatever optimizer
+Settings = Any
 #: None stands for N, which may be one of several numbers
 Shape = tuple[int | None, ...]
 
@@ -25,7 +26,7 @@ class HeldParameter:
     """
 
     tensor: Tensor
-    settings: SGDSettings | None
+    settings: Settings | None
     name: str | None
 
 
@@ -38,6 +39,7 @@ class Shapes:
 
     Example:
         >>> import torch
+        >>> from torchlimits.optim.sgd import SGDSettings
         >>> shapes = Shapes({"first.weight": (2, None), "first.bias": (2,)}, {5})
         >>> held = [HeldParameter(torch.zeros(7, 2, 5), SGDSettings(1.0), None)]
         >>> shapes.settings(held, None)["first.weight"]
@@ -50,7 +52,7 @@ maximize=False, normalized=False, nesterov=False)
 
     def settings(
         self, held: list[HeldParameter], model: nn.Module | None
-    ) -> dict[str, SGDSettings | None]:
+    ) -> dict[str, Settings | None]:
         """The settings of each parameter; None for parameters that do not move.
 
         Args:
@@ -74,7 +76,7 @@ maximize=False, normalized=False, nesterov=False)
 
     def _by_identity(
         self, held: list[HeldParameter], model: nn.Module
-    ) -> dict[str, SGDSettings | None]:
+    ) -> dict[str, Settings | None]:
         own = dict(model.named_parameters())
         for name, shape in self.shapes.items():
             if name not in own or not self._ends_in(own[name], shape):
@@ -84,7 +86,7 @@ maximize=False, normalized=False, nesterov=False)
                     f"{what}: give the network that the optimizer trains, without what wraps it"
                 )
         names = {id(parameter): name for name, parameter in own.items()}
-        found: dict[str, SGDSettings | None] = dict.fromkeys(self.shapes)
+        found: dict[str, Settings | None] = dict.fromkeys(self.shapes)
         for one in held:
             name = names.get(id(one.tensor))
             if name in found:
@@ -99,9 +101,9 @@ maximize=False, normalized=False, nesterov=False)
             raise ValueError(self._holds_none())
         return found
 
-    def _by_shape(self, held: list[HeldParameter]) -> dict[str, SGDSettings | None]:
+    def _by_shape(self, held: list[HeldParameter]) -> dict[str, Settings | None]:
         replicas = self._replicas([one for one in held if one.settings is not None])
-        found: dict[str, SGDSettings | None] = {}
+        found: dict[str, Settings | None] = {}
         for shape, count in Counter(self.shapes.values()).items():
             names = [name for name, own in self.shapes.items() if own == shape]
             mine = [o.settings for o in held if self._is_of(o.tensor, shape, replicas)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,7 @@ class Layers:
                 "this package for SpikedTensor only (recording works: tl.track)"
             )
         settings = [SGDSettings.of_group(group, dim, batch_size) for group in groups]
-        held = [one for group, s in zip(groups, settings, strict=True) for one in _held(group, s)]
-        found = Shapes(parameters, dims).settings(held, model)
+        found = settings_of(groups, settings, parameters=parameters, dims=dims, model=model)
         reference = settings[clock(groups)]
         if all(s == reference for s in found.values()):
             return reference
@@ -155,7 +154,25 @@ class Layers:
         return layer if layer and kind == "weight" and alone else name
 
 
-def _held(group: dict[str, Any], settings: SGDSettings) -> list[HeldParameter]:
+def settings_of(
+    groups: Sequence[Mapping[str, Any]], settings: Sequence[Any], *,
+    parameters: Mapping[str, Shape], dims: Iterable[int], model: nn.Module | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The settings of each parameter of a network; None for parameters that do not move.
+
+    Args:
+        groups: the parameter groups of an optimizer.
+        settings: those of each group.
+        parameters, dims, model: as in `Layers.of`.
+
+    Raises:
+        ValueError: as `Layers.of`.
+    """
+    held = [one for group, s in zip(groups, settings, strict=True) for one in _held(group, s)]
+    return Shapes(parameters, dims).settings(held, model)
+
+
+def _held(group: Mapping[str, Any], settings: Any) -> list[HeldParameter]:
     parameters = group["params"]
     # since torch 2.6, of an optimizer that was built from named_parameters()
     names: list[str | None] = group.get("param_names") or [None] * len(parameters)

@@ -11,10 +11,10 @@ from torch.nn import functional
 
 from torchlimits import _checks, _linalg
 from torchlimits._once import differentiable_once
+from torchlimits.contracts.gradient_field import Averages
 from torchlimits.problems.mixture import expectations, quadrature
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.geometry import SmoothedGeometry
-from torchlimits.problems.network.first_layer_field import Averages
 
 
 class ReluField(MixtureField):

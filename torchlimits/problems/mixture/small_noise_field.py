@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchlimits import _linalg
+from torchlimits.contracts.gradient_field import Averages
 from torchlimits.problems.mixture.field import MixtureField
 from torchlimits.problems.mixture.geometry import MixtureGeometry
-from torchlimits.problems.network.first_layer_field import Averages
 
 #: half-width of the layer around h = 0 in which a neuron held there slides
 _LAYER = 1e-2

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits.contracts.gradient_field import Averages
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.problems.network.closed import TwoLayerAverages, generalization_error
 from torchlimits.problems.network.closed_form import ClosedForm
 from torchlimits.problems.network.field import NetworkField
-from torchlimits.problems.network.first_layer_field import Averages
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting

@@ -8,9 +8,13 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.optim.adaptive_field import AdaptiveField
+from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.field import NetworkField
+from torchlimits.statistics.summary import SummaryStatistics
 
 
 class NetworkDynamics(EffectiveDynamics):
@@ -18,7 +22,7 @@ class NetworkDynamics(EffectiveDynamics):
 
     Args:
         field: a `NetworkField`.
-        optimizer: an `SGDLimit`; other arguments are as in `EffectiveDynamics`.
+        optimizer: an `SGDLimit` or an `AdaptiveLimit`; other arguments are as in `EffectiveDynamics`.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -38,13 +42,60 @@ class NetworkDynamics(EffectiveDynamics):
         (torch.Size([2]), [-1, -1])
     """
 
-    field: NetworkField
-    limit: SGDLimit
+    field: NetworkField | AdaptiveField
+    limit: SGDLimit | AdaptiveLimit
+    #: the problem's statistics, with the optimizer's second moments where they count
+    statistics: SummaryStatistics
+
+    @classmethod
+    def of(
+        cls, field: NetworkField, limit: SGDLimit | AdaptiveLimit, schedule: Schedule | None,
+        statistics: SummaryStatistics,
+    ) -> NetworkDynamics:  # fmt: skip
+        """The dynamics with what `torchlimits.track` records for them.
+
+        Args:
+            field, limit, schedule: as in the class.
+            statistics: the problem's.
+        """
+        dynamics = cls(field, limit, schedule=schedule)
+        dynamics.statistics = statistics
+        if isinstance(limit, AdaptiveLimit) and isinstance(dynamics.field, AdaptiveField):
+            dynamics.statistics = statistics | dynamics.field.moments.statistics(limit.places)
+        return dynamics
+
+    @property
+    def network(self) -> NetworkField:
+        """The field of the network's own statistics."""
+        field = self.field.base if isinstance(self.field, AdaptiveField) else self.field
+        assert isinstance(field, NetworkField)
+        return field
+
+    def own(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+        """The network's own statistics, without the state of the optimizer.
+
+        Args:
+            u: statistics, shape ``(..., k)``, with or without that state.
+
+        Raises:
+            ValueError, TypeError: if u cannot be a tensor of the statistics.
+        """
+        completed = self.field.completed(u) if isinstance(u, Tensor) else u
+        return self.checked(completed)[..., : len(self.network.names)]
 
     def reduced_chain(self) -> NetworkChain:
-        """The exact chain of the same problem and optimizer."""
+        """The exact chain of the same problem and optimizer.
+
+        Raises:
+            NotImplementedError: if the optimizer keeps second moments.
+        """
+        if isinstance(self.limit, AdaptiveLimit):
+            raise NotImplementedError(
+                f"no exact chain is known for {self.limit.kind}, whose steps do not stay in the "
+                "span of weights and batch: take solve(..., band=True), or run it itself"
+            )
         limit = self.limit.at_finite_n()
-        return NetworkChain(self.field.setting, dim=self.dim, limit=limit, schedule=self.schedule)
+        return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
 
     def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """E[l], the population loss without the ridge, shape ``(...)``.
@@ -55,9 +106,9 @@ class NetworkDynamics(EffectiveDynamics):
         Raises:
             ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
-        graph = u.requires_grad or _checks.requires_grad(self.field.snr)
+        graph = u.requires_grad or _checks.requires_grad(self.network.snr)
         with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
-            return self.field.risk(self.checked(u))
+            return self.network.risk(self.own(u))
 
     def accuracy(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """P(the class with the largest output is the label), shape ``(...)``.
@@ -72,12 +123,12 @@ class NetworkDynamics(EffectiveDynamics):
                 classes.
         """
         with torch.no_grad():
-            return self.field.accuracy(self.checked(u))
+            return self.network.accuracy(self.own(u))
 
     @property
     def width(self) -> int:
         """K, the number of neurons of the first layer."""
-        return self.field.layout.width
+        return self.network.layout.width
 
     def lengths(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch K"]:
         r"""Lengths of the neurons, :math:`\|W_i\| = (|m_i|^2 + R_{ii})^{1/2}`, shape ``(..., K)``.
@@ -108,7 +159,7 @@ class NetworkDynamics(EffectiveDynamics):
             ValueError: if all means are 0.
             ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
-        means = self.field.setting.coordinates
+        means = self.network.setting.coordinates
         if not bool(means.any()):
             raise ValueError(
                 "expected means that neurons can turn to, got none that is not 0: see overlaps m "
@@ -130,4 +181,4 @@ class NetworkDynamics(EffectiveDynamics):
         Args:
             u: statistics, shape ``(..., k)``.
         """
-        return self.field.layout.split(self.checked(u))
+        return self.network.layout.split(self.own(u))

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits._once import differentiable_once
-from torchlimits.problems.network.first_layer_field import Averages, FirstLayerField
+from torchlimits.contracts.gradient_field import Averages, Samples, Squares
+from torchlimits.problems.network.first_layer_field import FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry
 from torchlimits.problems.network.kinks import Kinks
@@ -46,6 +47,7 @@ class NetworkField(FirstLayerField):
     def __init__(self, setting: Setting, *, dim: int, rule: Rule, kinks: Kinks) -> None:
         super().__init__(setting.layout, snr=setting.snr, dim=dim)
         self.setting, self.rule, self.kinks = setting, rule, kinks
+        self.smooth = kinks.smooth
         self.space = GramGeometry(self.layout, setting.head.start)
         self.geometry = self.space
 
@@ -100,32 +102,63 @@ class NetworkField(FirstLayerField):
         return found.reshape(*u.shape, u.shape[-1]).to(u.dtype)
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
-        theta, b, m, R = (x[None] for x in self.layout.split(u))
-        law, setting = self.law(b, m, R), self.setting
-        psi, weight = self.integrals.nodes(u)
-        targets, shares = self.integrals.targets(u)
-        M, q = shares.shape
-        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)  # every target counts as a sample
-        weight = (weight[:, None] * shares).flatten()
-        h = psi @ law.loadings[0].mT
-        by_theta, g = setting.sample_gradients(theta[0], h, targets.flatten(0, 1), SAMPLES)
-        follow, rest = law.response()
-        A, K, r = len(law.means), self.layout.width, law.B.shape[1]
-        known = psi[:, A + r :] @ follow[0].mT  # (M q, d + K)
-        x = psi[:, :A] @ law.means + law.sigma * psi[:, A : A + r] @ law.B.mT
-        w = known + torch.cat([x, torch.zeros_like(h)], dim=-1)
-        kick = step_size / setting.snr * g[:, :, None] * g[:, None, :]
+        weight, by_theta, g, w, rest = self.samples(u)
+        K = self.layout.width
+        kick = step_size / self.setting.snr * g[:, :, None] * g[:, None, :]
         moves = self.moves(-by_theta, -g, w, kick)
         mean = weight @ moves
         squares = moves.mT @ (weight[:, None] * moves)
         # what the rest of w adds is linear in g, and independent of all else
         GG = g.mT @ (weight[:, None] * g)
         eye = torch.eye(K, dtype=u.dtype, device=u.device)
-        columns = rest[0].mT[:, None, :].expand(-1, K, -1)  # (e, K, d + K)
+        columns = rest[:, None, :].expand(-1, K, -1)  # (e, K, d + K)
         still = u.new_zeros(len(columns), K, self.layout.size)
         linear = self.moves(still, eye.expand(len(columns), K, K), columns, None, bias=False)
         others = torch.einsum("eik,ij,ejl->kl", linear, GG, linear)
         return squares + others - torch.outer(mean, mean)
+
+    def samples(self, u: Float[Tensor, " k"]) -> Samples:
+        """Gradients at the nodes; see `GradientField.samples`."""
+        theta, b, m, R = (x[None] for x in self.layout.split(u))
+        law = self.law(b, m, R)
+        psi, weight, targets = self._every_target(u)
+        by_theta, g = self.setting.sample_gradients(
+            theta[0], psi @ law.loadings[0].mT, targets, SAMPLES
+        )
+        follow, rest = law.response()
+        A, r = len(law.means), law.B.shape[1]
+        x = psi[:, :A] @ law.means + law.sigma * psi[:, A : A + r] @ law.B.mT
+        along = psi[:, A + r :] @ follow[0].mT  # (M q, d + K)
+        along = along + torch.cat([x, torch.zeros_like(g)], dim=-1)
+        return Samples(weight, by_theta, g, along, rest[0].mT)
+
+    def _every_target(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """psi, weights and targets of all nodes, where every target counts as a sample."""
+        psi, weight = self.integrals.nodes(like)
+        targets, shares = self.integrals.targets(like)
+        M, q = shares.shape
+        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)
+        return psi, (weight[:, None] * shares).flatten(), targets.flatten(0, 1)
+
+    def squares(self, u: Float[Tensor, "*batch k"], axes: Float[Tensor, "d J"]) -> Squares:
+        """The averages of squared gradients; see `GradientField.squares`.
+
+        The axes have to be among what the nodes resolve (`Setting.reads`).
+        """
+        flat = u.reshape(-1, u.shape[-1]).double()
+        psi, weight, targets = self._every_target(flat)
+        A, r = len(self.setting.coordinates), self.setting.basis.shape[1]
+        sigma = _checks.plain(self.setting.snr) ** -0.5
+        noise = sigma * psi[:, A : A + r] @ self.setting.basis.to(psi).mT
+        x = (psi[:, :A] @ self.setting.coordinates.to(psi) + noise) @ axes.to(psi)
+        found: list[tuple[Tensor, Tensor]] = []
+        for point in flat:
+            theta, b, m, R = (part[None] for part in self.layout.split(point))
+            h = psi @ self.law(b, m, R).loadings[0].mT
+            by_theta, g = self.setting.sample_gradients(theta[0], h, targets, SAMPLES)
+            found.append((weight @ by_theta**2, (weight[:, None] * g**2).mT @ x**2))
+        parts = (torch.stack(part) for part in zip(*found, strict=True))
+        return Squares(*(x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in parts))
 
     # --- quality ----------------------------------------------------------------------------------
 

@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.contracts.vector_field import VectorField
+from torchlimits.contracts.gradient_field import GradientField, Parts
 from torchlimits.problems.network.geometry import check_gram
 from torchlimits.problems.network.layout import Layout
 
 
-class Averages(NamedTuple):
-    """Averages of one sample's gradient, with g = dl/dh and the mixture's probabilities.
-
-    Attributes:
-        theta: E[dl/dtheta], ``(..., P)``.
-        bias: E[g], ``(..., K)``.
-        signal: E[g x_parallel^T], ``(..., K, d)``.
-        across: E[g P^T], P = W_perp x, ``(..., K, K)``.
-        gram: E[g g^T], ``(..., K, K)``.
-    """
-
-    theta: Float[Tensor, "*batch P"]
-    bias: Float[Tensor, "*batch K"]
-    signal: Float[Tensor, "*batch K d"]
-    across: Float[Tensor, "*batch K K"]
-    gram: Float[Tensor, "*batch K K"]
-
-
-class FirstLayerField(VectorField):
+class FirstLayerField(GradientField):
     """The statistics (theta, b, m, R) of a network with a linear first layer, for any averages.
 
     Subclasses define `averages`: by sums over nodes, closed forms or rules of their own.
@@ -47,14 +26,17 @@ class FirstLayerField(VectorField):
         super().__init__(layout.names, dim)
         self.layout, self.snr = layout, snr
         self.parameter_names, self.quadratic_in = layout.parameter_names, layout.weight
+        self.weight, self.bias, self.scale = layout.weight, layout.bias, layout.scale
+        self.head = layout.parameter_names[: layout.size]
+        self.head_shapes, self.width = layout.head, layout.width
 
-    @abstractmethod
-    def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
-        """The averages of gradients that drift and corrector consist of.
+    def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
+        """The statistics as theta, b, m and R; see `Layout.split`."""
+        return self.layout.split(u)
 
-        Args:
-            u: statistics, shape ``(..., k)``.
-        """
+    def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
+        """The inverse of `split`."""
+        return self.layout.join(theta, b, m, R)
 
     def terms(
         self, u: Float[Tensor, "*batch k"]

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.layout import Layout
@@ -52,10 +53,11 @@ class FirstLayerProblem(Trainable):
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-    ) -> SGDLimit:  # fmt: skip
+        directions: Float[Tensor, "d N"] | None = None,
+    ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
         """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers."""
         return chosen_limit(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
             ridge=self._ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},
-            model=model,
+            model=model, directions=directions,
         )  # fmt: skip

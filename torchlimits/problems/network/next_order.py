@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.contracts.gradient_field import Averages
 from torchlimits.dynamics import solver
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.sgd_limit import SGDLimit
-from torchlimits.problems.network.first_layer_field import Averages, FirstLayerField
+from torchlimits.problems.network.first_layer_field import FirstLayerField
 from torchlimits.trajectory import Trajectory
 
 #: eigenvalues of R below this, relative to the largest, count as 0

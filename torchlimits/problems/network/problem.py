@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property, partial
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -21,6 +23,7 @@ from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.sample_loss import Loss
+from torchlimits.problems.network.setting import Setting
 from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
 
@@ -183,8 +186,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
-        field = self._field(dim, _checks.positive_int("nodes", nodes), seed)
-        return NetworkDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
+        axes = limit.axes if isinstance(limit, AdaptiveLimit) else None
+        field = self._field(dim, _checks.positive_int("nodes", nodes), seed, axes)
+        plan = Schedule.of(schedule, optimizer, dim)
+        return NetworkDynamics.of(field, limit, plan, self.statistics)
 
     def reduced_chain(
         self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
@@ -201,17 +206,24 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
+        if isinstance(limit, AdaptiveLimit):
+            raise NotImplementedError(
+                f"no exact chain is known for {limit.kind}, whose steps do not stay in the span of "
+                "weights and batch: take dynamics(optimizer), or run it itself"
+            )
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-    ) -> SGDLimit:  # fmt: skip
+        directions: Float[Tensor, "d N"] | None = None,
+    ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
         if model is None and optimizer is not None:
             model = self._held_by(optimizer)
-        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model)
-        if optimizer is not None:
+        known = self.directions if directions is None else directions
+        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model, known)
+        if optimizer is not None or isinstance(limit, AdaptiveLimit):
             return limit
         return SGDLimit.of(limit.settings, self._unless_frozen(limit.settings))
 
@@ -235,10 +247,22 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         head_checks.check_parts(self.module)  # it may be in another mode by now
         return self.module
 
-    def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
-        dims = len(self.setting.reads) + self.width
+    def _field(
+        self, dim: int, nodes: int, seed: int, axes: Float[Tensor, "d J"] | None = None
+    ) -> NetworkField:
+        setting = self._resolving(axes)
+        dims = len(setting.reads) + self.width
         rule = Rule(dims, nodes, seed, smooth=self.kinks.smooth)
-        return NetworkField(self.setting, dim=dim, rule=rule, kinks=self.kinks)
+        return NetworkField(setting, dim=dim, rule=rule, kinks=self.kinks)
+
+    def _resolving(self, axes: Float[Tensor, "d J"] | None) -> Setting:
+        """The setting, with axes among what the nodes resolve of x."""
+        reads = self.setting.reads
+        if axes is None or not axes.shape[1]:
+            return self.setting
+        together = torch.cat([reads.to(axes), axes.mT])
+        _, sizes, rows = torch.linalg.svd(together, full_matrices=False)
+        return replace(self.setting, reads=rows[sizes > 1e-9 * sizes[0]])
 
     @cached_property
     def kinks(self) -> Kinks:

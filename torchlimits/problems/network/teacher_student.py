@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks, _linalg
+from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.closed import CLOSED_FORMS
 from torchlimits.problems.network.closed_field import ClosedField, ClosedTeacher
@@ -253,28 +254,32 @@ class TeacherStudent(NetworkProblem):
             return super().kinks
         return Kinks(in_h=self._form.kinked, steps_in_h=False, in_theta=False, in_labels=False)
 
-    def _field(self, dim: int, nodes: int, seed: int) -> NetworkField:
+    def _field(
+        self, dim: int, nodes: int, seed: int, axes: Float[Tensor, "d J"] | None = None
+    ) -> NetworkField:
         if self._form is None:
-            return super()._field(dim, nodes, seed)
-        rule = Rule(len(self.setting.reads) + self.width, nodes, seed, smooth=self.kinks.smooth)
+            return super()._field(dim, nodes, seed, axes)
+        setting = self._resolving(axes)
+        rule = Rule(len(setting.reads) + self.width, nodes, seed, smooth=self.kinks.smooth)
         teacher = ClosedTeacher(
             form=self._form, rows=self.teacher.rows, second=self.teacher.second,
             student=self._fixed, noise=self.noise,
         )  # fmt: skip
-        return ClosedField(self.setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
+        return ClosedField(setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-    ) -> SGDLimit:  # fmt: skip
+        directions: Float[Tensor, "d N"] | None = None,
+    ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(
                 f"expected dim={self.dim}, the problem's own, with convention='sqrt', whose inputs "
                 f"have it in them, got {dim}: take convention='torch', which has the same limit, "
                 "or a TeacherStudent of that dim"
             )
-        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model)
-        if self._fixed is None:
+        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model, directions)
+        if self._fixed is None and isinstance(limit, SGDLimit):
             self._check_speeds(limit, dim)
         return limit
 

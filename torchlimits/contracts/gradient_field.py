@@ -1,0 +1,137 @@
+"""`GradientField`: a vector field that tells what an optimizer needs to scale gradients itself."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits.contracts.vector_field import VectorField
+
+#: the parts of u: theta, b, m and R
+Parts = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Averages(NamedTuple):
+    """Averages of one sample's gradient, with g = dl/dh and the mixture's probabilities.
+
+    Attributes:
+        theta: E[dl/dtheta], ``(..., P)``.
+        bias: E[g], ``(..., K)``.
+        signal: E[g x_parallel^T], ``(..., K, d)``.
+        across: E[g P^T], P = W_perp x, ``(..., K, K)``.
+        gram: E[g g^T], ``(..., K, K)``.
+    """
+
+    theta: Float[Tensor, "*batch P"]
+    bias: Float[Tensor, "*batch K"]
+    signal: Float[Tensor, "*batch K d"]
+    across: Float[Tensor, "*batch K K"]
+    gram: Float[Tensor, "*batch K K"]
+
+
+class Squares(NamedTuple):
+    """Averages of the squares of one sample's gradient.
+
+    Attributes:
+        theta: E[(dl/dtheta_i)^2], ``(..., P)``.
+        axes: E[(g_k x_j)^2] at the coordinates j of x that are directions, ``(..., K, J)``.
+    """
+
+    theta: Float[Tensor, "*batch P"]
+    axes: Float[Tensor, "*batch K J"]
+
+
+class Samples(NamedTuple):
+    """Gradients of M samples that stand for all, at one u.
+
+    w = (x_parallel, P) of a sample is ``along`` plus, for every entry of ``rest``, an independent
+    standard normal times that row.
+
+    Attributes:
+        weight: their probabilities, ``(M,)``.
+        theta: dl/dtheta, ``(M, P)``.
+        gradient: g = dl/dh, ``(M, K)``.
+        along: the mean of w given the sample's pre-activations and label, ``(M, d + K)``.
+        rest: ``(e, d + K)``.
+    """
+
+    weight: Float[Tensor, " M"]
+    theta: Float[Tensor, "M P"]
+    gradient: Float[Tensor, "M K"]
+    along: Float[Tensor, "M d+K"]
+    rest: Float[Tensor, "e d+K"]
+
+
+class GradientField(VectorField):
+    """A field of the statistics (theta, b, m, R) of h = W x + b, output = head_theta(h).
+
+    Optimizers that scale a gradient's entries one by one need more than drift and corrector: the
+    averages that these consist of, and those of squares.
+
+    Attributes:
+        weight, bias: the names of W and b; bias is None if there is none.
+        width: K.
+        head: the name of the parameter behind each entry of theta.
+        head_shapes: ``{name: shape}`` of these parameters.
+        snr: lambda; x = c_a + lambda^(-1/2) z.
+        smooth: whether terms are smooth in u; where they are not, differences must be larger.
+        scale: what m and R are those of W / scale of.
+    """
+
+    weight: str
+    bias: str | None
+    width: int
+    head: list[str]
+    head_shapes: Mapping[str, tuple[int, ...]]
+    snr: float | Tensor
+    smooth: bool = True
+    scale: float = 1.0
+
+    @abstractmethod
+    def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
+        """The averages of gradients that drift and corrector consist of.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+
+    def squares(self, u: Float[Tensor, "*batch k"], axes: Float[Tensor, "d J"]) -> Squares:
+        """The averages of squared gradients.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+            axes: coordinates of x that lie in the span of the directions, by their coordinates.
+
+        Raises:
+            NotImplementedError: if they are not known.
+        """
+        raise NotImplementedError(
+            f"squares of the gradients of {type(self).__name__} are not known, which optimizers "
+            "that keep second moments need: define squares(u, axes)"
+        )
+
+    def samples(self, u: Float[Tensor, " k"]) -> Samples:
+        """Gradients of samples that stand for all, for the noise of one step.
+
+        Args:
+            u: statistics, shape ``(k,)``, float64.
+
+        Raises:
+            NotImplementedError: if they are not known.
+        """
+        raise NotImplementedError(
+            f"samples of the gradients of {type(self).__name__} are not known, which the noise of "
+            "optimizers with second moments needs: define samples(u)"
+        )
+
+    @abstractmethod
+    def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
+        """The statistics as theta ``(..., P)``, b ``(..., K)``, m ``(..., K, d)`` and R."""
+
+    @abstractmethod
+    def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
+        """The inverse of `split`."""

@@ -1,0 +1,130 @@
+"""`AdaptiveLimit`: the limits of Adam, AdamW, RMSprop and Adagrad."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _checks
+from torchlimits.contracts.gradient_field import GradientField
+from torchlimits.contracts.vector_field import VectorField
+from torchlimits.optim.adaptive_field import AdaptiveField
+from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.limit import OptimizerLimit
+
+
+@dataclass(frozen=True, eq=False)
+class AdaptiveLimit(OptimizerLimit):
+    r"""An optimizer that divides every entry of a gradient by the root of its second moment.
+
+    Second moments are a part of the limit's state; see `AdaptiveField` for the equations. Adam's
+    beta_1 does not enter, as the average of gradients forgets within O(1) steps.
+
+    Args:
+        reference: the settings of the group whose learning rates add up to the limit time.
+        settings: those of each parameter by its name; None if it does not move.
+        axes: the coordinates of x with second moments of their own, in the basis of the
+            directions, ``(d, J)``.
+        places: the numbers of these coordinates.
+
+    Example:
+        >>> import torch
+        >>> adam = AdaptiveSettings("Adam", step_size=1.0, memory=0.999, eps=1e-8)
+        >>> limit = AdaptiveLimit(adam, {"first.weight": adam}, torch.zeros(2, 0), ())
+        >>> limit.step_size, limit.describe()["optimizer"]
+        (1.0, 'Adam')
+    """
+
+    reference: AdaptiveSettings
+    settings: Mapping[str, AdaptiveSettings | None]
+    axes: Float[Tensor, "d J"]
+    places: tuple[int, ...]
+
+    @property
+    def step_size(self) -> float:
+        """c_delta of the reference."""
+        return self.reference.step_size
+
+    @property
+    def speed(self) -> float:
+        """1: how fast parameters move is a part of the state."""
+        return 1.0
+
+    def prepared(self, field: VectorField) -> AdaptiveField:
+        """The field with second moments among its statistics.
+
+        Args:
+            field: the vector field.
+
+        Raises:
+            ValueError: if it is not that of a network with a linear first layer.
+        """
+        if isinstance(field, AdaptiveField):
+            field = field.base
+        if not isinstance(field, GradientField):
+            raise ValueError(
+                f"expected torch.optim.SGD for {type(field).__name__}, got {self.kind}: "
+                "second moments need the averages of gradients, which networks have "
+                "(NetworkProblem, TeacherStudent)"
+            )
+        if field.scale != 1:
+            raise ValueError(
+                f"expected convention='torch' with {self.kind}, got weights that are scaled by "
+                f"{field.scale:g}: its steps do not scale with the gradient"
+            )
+        self._check_sizes(field.dim)
+        return AdaptiveField(
+            field, kind=self.kind, reference=self.reference, settings=self.settings, axes=self.axes
+        )
+
+    @property
+    def kind(self) -> str:
+        """The optimizer."""
+        return self.reference.kind
+
+    def _check_sizes(self, dim: int) -> None:
+        """Warn where the limit is far from n."""
+        B = self.reference.batch_size
+        if dim / 50 < B:
+            _checks.warn_user(
+                f"batches of {B} at dim={dim}: predictions for {self.kind} neglect B/N, "
+                f"{B / dim:.2g} here, the share of the mean in a batch's squared gradient"
+            )
+        initial = self.reference.initial
+        if self.kind == "Adagrad" and initial < 1e-2 * dim:
+            _checks.warn_user(
+                f"Adagrad with initial_accumulator_value={initial:g} at dim={dim}: the limit needs "
+                "one of the order of N; with less the first steps, each of a size of its own, "
+                f"change statistics by about log(1 + N/{initial:g}) of what they are after that"
+            )
+
+    def rates(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float | Tensor
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
+        """Drift and corrector; see `OptimizerLimit.rates`."""
+        assert isinstance(field, AdaptiveField)
+        return field.rates(u, _checks.plain(step_size))
+
+    def diffusion(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float | Tensor
+    ) -> Float[Tensor, "*batch k k"]:
+        """The diffusion matrix; see `OptimizerLimit.diffusion`."""
+        assert isinstance(field, AdaptiveField)
+        c = _checks.plain(step_size)
+        return c * field.increment_covariance(u, c)
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, and those of parameters that differ."""
+        facts = self.reference.describe()
+        result = {"optimizer": facts.pop("kind"), **facts}
+        for name, settings in self.settings.items():
+            if settings is None:
+                result[name] = "does not move"
+            elif settings != self.reference:
+                own = settings.describe()
+                result |= {f"{name}.{k}": v for k, v in own.items() if v != facts.get(k, v)}
+        return result
