@@ -169,6 +169,14 @@ class VectorField(OwnNames, nn.Module, ABC):
         ]
         return torch.stack(rows, dim=-2)
 
+    def pace(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """A number that changes most along a solution where derivatives change most; here 0.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+        return torch.zeros_like(u[..., 0])
+
     def for_band(self) -> VectorField:
         """The same field, as fast as possible for derivatives that are right to 1e-3."""
         return self
@@ -179,6 +187,11 @@ class VectorField(OwnNames, nn.Module, ABC):
         The same one, unless it jumps: where solutions slide along a jump depends on the sign.
         """
         return self
+
+    @property
+    def start_names(self) -> list[str]:
+        """The names of the statistics that a start has to have; `completed` adds the others."""
+        return self.names
 
     def completed(self, u: Any) -> Any:
         """u with what a start may leave out: the state of a fresh optimizer. Here u itself.

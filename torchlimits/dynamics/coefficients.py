@@ -32,12 +32,18 @@ class Curve:
     COARSEST: ClassVar[int] = 8
 
     def progress(self) -> Float[Tensor, " G"]:
-        """It rises from 0 by 1 with the time and by 1 with the length, for the fastest start."""
+        """It rises from 0 by 1 with the time and by 1 with the length, for the fastest start.
+
+        Where the field has a pace of its own (`VectorField.pace`), it rises by 1 with that, too.
+        """
         grid = self.grid
         length = self.u.diff(dim=-2).norm(dim=-1).reshape(-1, len(grid) - 1).amax(0).cpu()
         travelled = torch.cat([length.new_zeros(1), length.cumsum(0)])
         elapsed = ((grid - grid[0]) / (grid[-1] - grid[0])).cpu()
-        return elapsed + travelled / travelled[-1].clamp_min(1e-300)
+        own = self.flow.field.pace(self.u).diff(dim=-1).abs().reshape(-1, len(grid) - 1).amax(0)
+        paced = torch.cat([length.new_zeros(1), own.cumsum(0).cpu()])
+        far = (travelled, paced)
+        return elapsed + sum(way / way[-1].clamp_min(1e-300) for way in far)
 
     def rows(self) -> Int[Tensor, " M"]:
         """41 rows of the grid, evenly spread; there can be the same one twice."""

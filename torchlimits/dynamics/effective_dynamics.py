@@ -234,7 +234,7 @@ class EffectiveDynamics(Flow):
             >>> torch.autograd.grad(overlap, [c, u0])
             (tensor(-0.6821), tensor([ 3.8816, -0.1905]))
         """
-        given, times = begun(u0, times, self.names)
+        given, times = begun(u0, times, self.names, self.field.start_names)
         if method not in METHODS:
             raise ValueError(f"expected method as one of {', '.join(METHODS)}, got {method!r}")
         instants = _checks.ordered_times(times)
@@ -329,7 +329,7 @@ class EffectiveDynamics(Flow):
             >>> 1000 * P[:, 0, 0]  # of sqrt(n) m: to 1/(1 - snr)
             tensor([0.0000, 2.0000], dtype=torch.float64)
         """
-        given, times = begun(u0, times, self.names)
+        given, times = begun(u0, times, self.names, self.field.start_names)
         instants = _checks.ordered_times(times)
         start = self.started(given)
         graph_asked_for(self, start, instants, band=True)

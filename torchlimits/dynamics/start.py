@@ -9,7 +9,9 @@ from torchlimits import _checks, _names
 from torchlimits.trajectory import Trajectory
 
 
-def begun(u0: Any, times: Any, names: Sequence[str]) -> tuple[Any, Any]:
+def begun(
+    u0: Any, times: Any, names: Sequence[str], needed: Sequence[str] | None = None
+) -> tuple[Any, Any]:
     """The start and the times of a solution.
 
     Args:
@@ -17,6 +19,8 @@ def begun(u0: Any, times: Any, names: Sequence[str]) -> tuple[Any, Any]:
             statistics are found by name; any others are left out, with a warning.
         times: limit times; None stands for those of the trajectory.
         names: the names of the k statistics that the dynamics have.
+        needed: those of them that a start has to have; by default all. A trajectory that begins
+            at step 0 may lack the others, the state of an optimizer, which then is fresh.
 
     Raises:
         TypeError: if there are neither times nor a trajectory.
@@ -38,12 +42,21 @@ def begun(u0: Any, times: Any, names: Sequence[str]) -> tuple[Any, Any]:
     if not len(u0):
         raise ValueError(f"expected a trajectory with rows, got {u0!r}: record a step first")
     missing = [name for name in names if name not in u0.names]
+    state = set(names) - set(names if needed is None else needed)
+    if missing and state.issuperset(missing):
+        if int(u0.steps.flatten()[0]) > 0:
+            raise ValueError(
+                "expected the optimizer's state in a trajectory that begins after step 0, got one "
+                f"from step {int(u0.steps.flatten()[0])} without {_names.listed(missing)}: record "
+                "dynamics.statistics, or start at step 0"
+            )
+        names, missing = [name for name in names if name not in state], []
     if missing:
         raise ValueError(
             f"expected a trajectory of the statistics {_names.listed(names)}, got one without "
             f"{_names.listed(missing)}: record problem.statistics, or give a start as a tensor"
         )
-    unknown = [name for name in u0.names if name not in names]
+    unknown = [name for name in u0.names if name not in names and name not in state]
     if unknown:
         _checks.warn(
             f"these dynamics do not know {_names.listed(unknown)} and leave "

@@ -72,7 +72,7 @@ class AdaptiveField(VectorField):
         self, base: GradientField, *, kind: str, reference: AdaptiveSettings,
         settings: Mapping[str, AdaptiveSettings | None], axes: Float[Tensor, "d J"],
     ) -> None:  # fmt: skip
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "kind": kind, "reference": reference, "settings": settings, "axes": axes,
         }  # fmt: skip
         layout = MomentLayout(kind, reference, settings, base, axes.shape[1])
@@ -117,6 +117,11 @@ class AdaptiveField(VectorField):
         v = self._at(u.double()).expected.to(u)
         corrected = torch.ones_like(u[..., : self.moments.sizes[-1]])
         return torch.cat([base, v, corrected], dim=-1)
+
+    @property
+    def start_names(self) -> list[str]:
+        """The network's statistics: with these alone, a fresh optimizer starts."""
+        return self.base.names
 
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
         """Raise ValueError unless an optimizer can have these second moments."""
@@ -340,6 +345,12 @@ class AdaptiveField(VectorField):
         if self.moments.rule.corrected:
             parts.append(_STEP * (w + 1 - self.reference.memory))
         return torch.cat(parts, dim=-1)
+
+    def pace(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """The logarithm of 1 - beta_2^s: at step s a second moment changes by a part of 1/s."""
+        if not self.moments.rule.corrected:
+            return super().pace(u)
+        return torch.log(self.split(u)[2][..., 0] + 1 - self.reference.memory)
 
     def for_band(self) -> AdaptiveField:
         """The same field on what the base takes for bands."""

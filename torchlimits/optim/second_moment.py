@@ -121,7 +121,7 @@ def second_moment_of(optimizer: torch.optim.Optimizer) -> str | None:
         >>> second_moment_of(torch.optim.AdamW([torch.zeros(1, requires_grad=True)]))
         'Adam'
     """
-    kinds = {
+    kinds: dict[type[torch.optim.Optimizer], str] = {
         torch.optim.Adam: "Adam", torch.optim.AdamW: "Adam",
         torch.optim.RMSprop: "RMSprop", torch.optim.Adagrad: "Adagrad",
     }  # fmt: skip

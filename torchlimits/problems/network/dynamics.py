@@ -22,7 +22,8 @@ class NetworkDynamics(EffectiveDynamics):
 
     Args:
         field: a `NetworkField`.
-        optimizer: an `SGDLimit` or an `AdaptiveLimit`; other arguments are as in `EffectiveDynamics`.
+        optimizer: an `SGDLimit` or an `AdaptiveLimit`; other arguments are as in
+            `EffectiveDynamics`.
 
     Example:
         >>> import torch, torchlimits as tl
