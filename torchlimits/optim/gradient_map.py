@@ -20,7 +20,7 @@ class BatchGradient(NamedTuple):
     """The gradients of T batches, as far as maps look at them.
 
     A row k of the gradient of W, given the samples' pre-activations and labels, has entries that
-    are normal with the variance of S, but for what is along directions and along W itself.
+    are normal with the variance of S, except what is along directions and along W itself.
 
     Attributes:
         theta, bias: means over the batch, ``(T, P)`` and ``(T, K)``.

@@ -201,7 +201,7 @@ class MappedField(VectorField):
         return ((above - below) / (2 * _STEP)).mT
 
     def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """That of the base."""
+        """How the statistics of the base decay."""
         return self.base.decay(u)
 
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
