@@ -46,6 +46,8 @@ def dip(sample: np.ndarray) -> float:
     total = counts.sum()
     above = np.cumsum(counts) / total
     below = above - counts / total
+    if len(x) == 1:
+        return 0.0
     low, high, found = 0, len(x) - 1, 1 / total
     while high > low:
         part = slice(low, high + 1)
@@ -62,10 +64,9 @@ def dip(sample: np.ndarray) -> float:
             left = at_minorant[np.searchsorted(at_minorant, right, side="right") - 1]
         if largest <= found:
             break
-        outside = (above[part] - minorant)[: left + 1], (-negative - below[part])[right:]
-        found = max(found, *(side.max() for side in outside))
-        if (left, right) == (0, high - low):
-            break
+        # without the ends: one of them may be the mode, where the nearest function can jump as well
+        outside = (above[part] - minorant)[:left], (-negative - below[part])[right + 1 :]
+        found = max(found, *(side.max(initial=0.0) for side in outside))
         low, high = low + left, low + right
     return float(found / 2)
 
