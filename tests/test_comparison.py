@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import io
 
 import pytest
@@ -7,7 +8,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchlimits as tl
+from torchlimits import _humps
 from torchlimits._text import Table
+from torchlimits.comparison import humps
 
 
 def paths(runs=(), shift=0.0):
@@ -375,3 +378,39 @@ def test_humps_are_told_in_words():
     assert "75 % near" in text
     assert "25 % near" in text
     assert "hump" not in str(tl.compare(runs_of(law, 1), law))
+
+
+def test_humps_are_looked_for_once_in_each_law(tmp_path, monkeypatch):
+    """By compare, overlay and write together, panel by panel; again after a change."""
+    law = normal_law(0, paths=300)
+    parted = dataclasses.replace(
+        law, samples=law.samples + 9.0 * (torch.arange(300) < 99)[:, None, None]
+    )
+    looked, clearness = [], _humps.clearness
+    monkeypatch.setattr(_humps, "clearness", lambda x: looked.append(1) or clearness(x))
+    measured = runs_of(law, 6)
+    told = tl.compare(measured, parted).humps
+    tl.figures.overlay(measured, parted)
+    tl.tensorboard.write(tmp_path, measured=measured, predicted=parted)
+    assert len(looked) == 11 * 2
+    assert [one.name for one in told] == ["a", "b"]
+    parted.samples.copy_(law.samples)
+    assert not tl.compare(measured, parted).humps
+    assert len(looked) == 2 * 11 * 2
+    del parted
+    gc.collect()
+    assert not [
+        path for path in humps._FOUND if path.samples is not None and len(path.samples) == 300
+    ]
+
+
+def test_paths_that_are_lost_are_no_hump():
+    """A path that left float64 is NaN; the others are drawn and told as they are."""
+    law = normal_law(0, paths=300)
+    law.samples[:5] = torch.nan
+    assert not tl.compare(runs_of(law, 1), law).humps
+    parted = law.samples + 9.0 * (torch.arange(300) % 3 == 0)[:, None, None]
+    two = dataclasses.replace(law, samples=parted)
+    assert "67 % near" in str(tl.compare(runs_of(normal_law(1), 1), two))
+    kinds = {type(one).__name__ for one in tl.figures.overlay(None, two).axes[0].collections}
+    assert "QuadMesh" in kinds

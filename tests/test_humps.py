@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 import torchlimits as tl
 from torchlimits import _humps
-from torchlimits.comparison.law_check import several_humps
+from torchlimits.comparison.humps import several_humps
 
 
 def test_dip_is_that_of_the_reference_implementation():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from torchlimits.comparison.match import matched
+from torchlimits.comparison.match import Match, matched
 from torchlimits.figures.axes import GREY, LEGEND_LINE, draw, dress, legend, legend_lines, share_y
 from torchlimits.figures.panels import panels_of
 from torchlimits.figures.rows import Row, rows_of
@@ -60,7 +60,22 @@ def overlay(
         >>> [axes.get_title(loc="left") for axes in overlay(path, path).axes]
         ['$v_{0}$', '$m_{0,0}$']
     """
-    match = matched(measured, predicted)
+    return overlay_of(matched(measured, predicted), max_points=max_points)
+
+
+def overlay_of(match: Match, *, max_points: int = 40) -> Figure:
+    """The `overlay` of trajectories that are matched.
+
+    Args:
+        match: of them.
+        max_points: as in `overlay`.
+
+    Example:
+        >>> import torch
+        >>> path = Trajectory(torch.zeros(1), torch.zeros(1), torch.ones(1, 1), ["m"])
+        >>> len(overlay_of(matched(path, None)).axes)
+        1
+    """
     given, rows = list(match.sides.values()), rows_of(match)
     panels = panels_of(match.all_names)
     # in a page or a browser, text is too small beside more than three panels
