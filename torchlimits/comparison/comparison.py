@@ -14,6 +14,7 @@ from torchlimits.comparison.in_band import in_band
 from torchlimits.comparison.law_distance import LEAST_RUNS, law_distance
 from torchlimits.comparison.match import Match, matched
 from torchlimits.comparison.means import means
+from torchlimits.comparison.momentum_lag import momentum_lag
 from torchlimits.comparison.table import table_of
 from torchlimits.comparison.worst_runs import worst_runs
 from torchlimits.trajectory import Trajectory
@@ -54,6 +55,8 @@ class Comparison(Findings, Tabular):
         usual_distance: what that distance stays below in 95 % of cases if the law is right.
         humps: the statistics whose predicted law has more than one hump (Hartigan's dip), where
             means, deviations and curves tell little.
+        momentum_lag: where the memory of a momentum of 0.9 or more is larger than the errors,
+            so that the limit is not what is measured and `NextOrder` is to be asked; else None.
         runs: how many runs.
         unmatched: the statistics that only one side has, by side: ``"measured"``,
             ``"predicted"``.
@@ -153,6 +156,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         unmatched=match.unmatched,
         worst_runs=worst_runs(match),
         humps=[one for one in match.humps if one.name in match.names],
+        momentum_lag=momentum_lag(match),
         level=float(predicted.metadata.get("law", {}).get("level", 0.95)),
         **vars(means(match)),
         **vars(in_band(match)),

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits.comparison.humps import TwoHumps
+from torchlimits.comparison.momentum_lag import MomentumLag
 from torchlimits.comparison.worst_runs import WorstRuns
 
 
@@ -33,3 +34,4 @@ class Findings:
     law_distance: Float[Tensor, " k"] | None = None
     usual_distance: Float[Tensor, " k"] | None = None
     humps: Sequence[TwoHumps] = ()
+    momentum_lag: MomentumLag | None = None

@@ -41,6 +41,7 @@ def table_of(found: Findings) -> Table:
         for row, cell in zip(rows, [title, *cells], strict=True):
             row.append(cell)
     below += [*_hump_lines(found), *unmatched_lines(found.unmatched)]
+    below += [] if found.momentum_lag is None else [str(found.momentum_lag)]
     return Table(rows, notes, f"measured against predicted{mean}", below)
 
 
