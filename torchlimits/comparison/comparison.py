@@ -152,7 +152,7 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
         )
     return Comparison(
         names=match.names,
-        runs=len(match.difference()),
+        runs=len(match.difference),
         unmatched=match.unmatched,
         worst_runs=worst_runs(match),
         humps=[one for one in match.humps if one.name in match.names],

@@ -36,7 +36,7 @@ def in_band(match: Match) -> InBand:
         >>> found.sup_in_std.tolist(), found.inside.tolist()
         ([0.5], [1.0])
     """
-    difference, (_, predicted) = match.difference(), match.both
+    difference, (_, predicted) = match.difference, match.both
     after = predicted.times > predicted.times[0]
     bounds, shape = predicted.bounds, (-1, *difference.shape[1:])
     in_std = inside = None

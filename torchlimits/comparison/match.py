@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -42,12 +43,13 @@ class Match:
         ours, theirs = (path.times for path in self.sides.values())
         return len(ours) == len(theirs) and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
-    @property
+    @cached_property
     def both(self) -> tuple[Trajectory, Trajectory]:
         """Both sides, with the statistics that both have in one order."""
         ours, theirs = (path.select(self.names) for path in self.sides.values())
         return ours, theirs
 
+    @cached_property
     def difference(self) -> Float[Tensor, "runs T k"]:
         """Measured minus predicted, for each run and each of ``names``."""
         ours, theirs = (path.values.reshape(-1, *path.values.shape[-2:]) for path in self.both)

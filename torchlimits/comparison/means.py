@@ -38,11 +38,11 @@ def means(match: Match) -> Means:
         >>> runs = torch.tensor([[[0.0], [0.5]], [[0.0], [3.5]]])
         >>> ours, theirs = (Trajectory(times, steps, x, ["m"]) for x in (runs, runs[0]))
         >>> found = means(matched(ours, theirs))
-        >>> found.sup_difference.tolist(), found.standard_error.tolist()
-        ([1.5], [1.5])
+        >>> found.sup_difference, found.standard_error
+        (tensor([1.5000], dtype=torch.float64), tensor([1.5000], dtype=torch.float64))
     """
     measured, predicted = match.both
-    difference = match.difference()
+    difference = match.difference
     runs, k = len(difference), len(match.names)
     mean = difference.mean(dim=0)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)

@@ -121,7 +121,7 @@ def _shift(predicted: Trajectory, steps: float) -> Float[Tensor, "T k"]:
 
 def _error(match: Match) -> Float[Tensor, "T k"] | None:
     """The standard deviation of the measured mean around its prediction, if it is known."""
-    difference, (_, predicted) = match.difference(), match.both
+    difference, (_, predicted) = match.difference, match.both
     runs = len(difference)
     if predicted.std is not None:
         variance = predicted.std.square().reshape(-1, *difference.shape[1:]).mean(dim=0)

@@ -50,7 +50,7 @@ def worst_runs(match: Match) -> WorstRuns | None:
         return None
     k = len(match.names)
     ours, theirs = (path.final.reshape(-1, k) for path in (measured, predicted))
-    worst, place = largest(match.difference().abs().flatten(0, 1))
+    worst, place = largest(match.difference.abs().flatten(0, 1))
     times = measured.times
     run = place // len(times)
     return WorstRuns(

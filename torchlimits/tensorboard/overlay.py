@@ -186,7 +186,7 @@ def _add_sessions(
     from tensorboard.plugins.hparams import summary_v2
 
     if match.comparable:
-        worst = match.difference().abs().amax(dim=(1, 2)).tolist()
+        worst = match.difference.abs().amax(dim=(1, 2)).tolist()
         last = int(match.sides["measured"].steps[-1])
         for file, value in zip(files, worst, strict=False):
             metric = Summary.Value(tag="torchlimits/sup difference", simple_value=value)
