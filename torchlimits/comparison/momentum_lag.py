@@ -44,9 +44,9 @@ class MomentumLag:
         """Tell it in words."""
         return (
             f"momentum {self.momentum:g} keeps the parameters {self.steps:.0f} steps behind the "
-            f"predicted limit, which moves {self.name} by about {self.shift:.2g} at "
+            f"predicted limit, so that {self.name} is off by about {self.shift:.2g} at "
             f"t = {self.time:.3g}, {self.shift / self.error:.1f} standard deviations of what is "
-            "measured: tl.NextOrder predicts this for networks and mixtures"
+            "measured; tl.NextOrder predicts this for networks and mixtures"
         )
 
 
@@ -76,7 +76,7 @@ def momentum_lag(match: Match) -> MomentumLag | None:
         >>> theory = Trajectory(times, steps, times[:, None], ["m"], metadata=facts,
         ...                     std=torch.full((11, 1), 0.005))
         >>> print(momentum_lag(matched(theory, theory)))
-        momentum 0.95 keeps the parameters 19 steps behind the predicted limit, which moves m ...
+        momentum 0.95 keeps the parameters 19 steps behind the predicted limit, so that m ...
     """
     _, predicted = match.both
     momentum = _momentum_of(predicted)
