@@ -83,7 +83,9 @@ def cloud(
     shade = counts / counts.max(axis=0).clip(1)
     fading = LinearSegmentedColormap.from_list("", [(colour, 0.0), (colour, 0.8)])
     edges = np.concatenate([moments[:1], (moments[1:] + moments[:-1]) / 2, moments[-1:]])
-    axes.pcolormesh(edges, ends, shade, cmap=fading, vmin=0, vmax=1, linewidth=0, zorder=1)
+    mesh = axes.pcolormesh(edges, ends, shade, cmap=fading, vmin=0, vmax=1, linewidth=0, zorder=1)
+    # dots at both ends would be cut in half
+    mesh.sticky_edges.x.clear()
 
 
 def _rows(times: Tensor, values: Tensor, points: int) -> Tensor:

@@ -54,10 +54,6 @@ def _picture(match: Match, names: Sequence[str]) -> bytes:
     common = [name for name in names if name in match.names]
     first = [one for one in match.humps if one.run == 0]
     figure = overlay_of(Match(sides, common, {}, first))
-    for text in [one for legend in figure.legends for one in legend.get_texts()]:
-        # one panel is not as wide as the key to dots, lines and bands
-        text.set_fontsize(7.5)
-        text.set_text(text.get_text().replace("predicted sd", "sd"))
     return figures.png(figure, dpi=110)
 
 
