@@ -472,3 +472,19 @@ def test_momentum_is_told_by_the_spread_of_runs_where_there_is_no_band():
     assert tl.compare(measured.slice(slice(None)).run(0), bare).momentum_lag is None
     loud = dataclasses.replace(bare, values=limit.values + 100 * limit.std * noise)
     assert tl.compare(loud, bare).momentum_lag is None
+
+
+def test_what_has_no_noise_has_no_band():
+    """A statistic that counts steps, say: rounding is not measured in deviations of 0."""
+    times, steps = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0, 10, 20])
+    values = torch.tensor([[0.0, 0.0], [1.0, 0.5], [1.0, 0.7]], dtype=torch.float64)
+    std = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.1, 0.0]])
+    theirs = tl.Trajectory(times, steps, values, ["m", "w"], std=std)
+    values = values + torch.tensor([[0.0, 0.0], [0.1, 1e-12], [0.0, 0.0]])
+    ours = tl.Trajectory(times, steps, values, ["m", "w"])
+    found = tl.compare(ours, theirs)
+    assert found.sup_in_std[0] == pytest.approx(1.0)
+    assert found.inside[0] == 1.0
+    assert bool(found.sup_in_std[1].isnan())
+    assert bool(found.inside[1].isnan())
+    assert "nan" not in str(found)
