@@ -102,6 +102,8 @@ def test_what_is_refused():
         problem.reduced_chain(sign)
     with pytest.raises(NotImplementedError, match="no exact chain is known for steps"):
         problem.dynamics(sgd, clip_value=1.0).reduced_chain()
+    with pytest.raises(NotImplementedError, match="for Langevin dynamics and laws"):
+        problem.dynamics(sgd, clip_value=1.0).solve(problem.starts(1)[0], [0.0, 1.0], band="law")
     tilted = torch.zeros(1, 60)
     tilted[0, :2] = 0.5**0.5
     one = tl.NetworkProblem(
