@@ -17,7 +17,7 @@ Predicting, for a problem:
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
     optimal_schedule                 the learning rates that make the most of so many steps
     VectorField, Geometry, Problem   what to write for a problem of your own
-    NormalizedSGD                    an optimizer whose limit is known besides torch.optim.SGD
+    NormalizedSGD, SignSGD           optimizers whose limits are known besides those of torch
     estimate, EmpiricalDynamics      the same from data, for any model: estimate, Lift ...
     closability, localizability      are the theorem's conditions met? SizedProblem, regime,
                                      critical_step_size
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
+    from torchlimits.optim.sign_sgd import SignSGD
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
     from torchlimits.problems.network.next_order import NextOrder
@@ -111,6 +112,7 @@ if TYPE_CHECKING:
         "Probe",
         "Problem",
         "Regime",
+        "SignSGD",
         "Sink",
         "SizedProblem",
         "SpikedTensor",
@@ -167,6 +169,7 @@ _PUBLIC = {
     "contracts.geometry": "Geometry",
     "optim.limit": "OptimizerLimit",
     "optim.normalized_sgd": "NormalizedSGD",
+    "optim.sign_sgd": "SignSGD",
     "dynamics.effective_dynamics": "EffectiveDynamics",
     "dynamics.fixed_points": "FixedPoint",
     "dynamics.optimal": "OptimalSchedule optimal_schedule",

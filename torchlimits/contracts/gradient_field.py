@@ -66,6 +66,27 @@ class Samples(NamedTuple):
     rest: Float[Tensor, "e d+K"]
 
 
+class Batches(NamedTuple):
+    """Mean gradients of T batches that stand for all, at one u.
+
+    Attributes:
+        weight: their probabilities, ``(T,)``.
+        theta: (1/B) sum_b dl/dtheta, ``(T, P)``.
+        bias: (1/B) sum_b g_b, ``(T, K)``.
+        along: (1/B) sum_b g_b w_b^T, with the mean of w = (x_parallel, P) given the samples'
+            pre-activations and labels, ``(T, K, d + K)``.
+        gram: (1/B^2) sum_b g_b g_b^T, ``(T, K, K)``.
+        rest: as in `Samples`.
+    """
+
+    weight: Float[Tensor, " T"]
+    theta: Float[Tensor, "T P"]
+    bias: Float[Tensor, "T K"]
+    along: Float[Tensor, "T K d+K"]
+    gram: Float[Tensor, "T K K"]
+    rest: Float[Tensor, "e d+K"]
+
+
 class GradientField(VectorField):
     """A field of the statistics (theta, b, m, R) of h = W x + b, output = head_theta(h).
 
@@ -126,6 +147,21 @@ class GradientField(VectorField):
         raise NotImplementedError(
             f"samples of the gradients of {type(self).__name__} are not known, which the noise of "
             "optimizers with second moments needs: define samples(u)"
+        )
+
+    def batches(self, u: Float[Tensor, " k"], batch_size: int) -> Batches:
+        """Mean gradients of batches that stand for all.
+
+        Args:
+            u: statistics, shape ``(k,)``, float64.
+            batch_size: B.
+
+        Raises:
+            NotImplementedError: if they are not known.
+        """
+        raise NotImplementedError(
+            f"batches of gradients of {type(self).__name__} are not known, which maps of whole "
+            "gradients (sign, clipping) need: define batches(u, batch_size)"
         )
 
     @abstractmethod

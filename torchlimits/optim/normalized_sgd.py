@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torchlimits.optim.mapped_sgd import MappedSGD
 
-class NormalizedSGD(torch.optim.SGD):
+
+class NormalizedSGD(MappedSGD):
     r"""SGD on gradients scaled to the length :math:`\sqrt n`,
 
     .. math:: x \leftarrow x - \delta \frac{\sqrt n}{\|\nabla L\|} \nabla L,
@@ -46,45 +47,16 @@ class NormalizedSGD(torch.optim.SGD):
         tensor([-1.,  0.,  0.,  0.])
     """
 
-    #: a GradScaler has to unscale the gradients itself, because their scale is lost here
-    _step_supports_amp_scaling = False
-
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any) -> None:
         super().__init__(params, lr, **options)
-        # torch sets it where fused=True
-        self._step_supports_amp_scaling = False
-        for group in self.param_groups:
-            if group["differentiable"]:
-                raise ValueError("expected differentiable=False, got True: the norm is not")
-            if any(p.ndim == 0 for p in group["params"]):
-                raise ValueError(
-                    "expected parameters with at least one dimension, got a scalar: its gradient "
-                    "has no direction"
-                )
+        if any(p.ndim == 0 for group in self.param_groups for p in group["params"]):
+            raise ValueError(
+                "expected parameters with at least one dimension, got a scalar: its gradient "
+                "has no direction"
+            )
 
-    @torch.no_grad()
-    def step(  # type: ignore[override]
-        self, closure: Callable[[], Any] | None = None
-    ) -> Any:
-        """Scale the gradients and take SGD's step with them.
-
-        Args:
-            closure: evaluates the loss, and its gradients, and returns it.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        held = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [p.grad for p in held]
-        try:
-            for p, gradient in zip(held, gradients, strict=True):
-                p.grad = _scaled(gradient)
-            _sgd_step()(self)
-        finally:
-            for p, gradient in zip(held, gradients, strict=True):
-                p.grad = gradient
-        return loss
+    def _image(self, gradient: Tensor) -> Tensor:
+        return _scaled(gradient)
 
 
 def _scaled(gradient: Tensor) -> Tensor:
@@ -94,9 +66,3 @@ def _scaled(gradient: Tensor) -> Tensor:
     # not where(length > 0), because NaN has to stay visible
     scale = torch.where(length == 0, 0.0, gradient.shape[-1] ** 0.5 / length)
     return gradient * scale
-
-
-def _sgd_step() -> Callable[..., Any]:
-    """torch.optim.SGD.step without the hooks, which torch has put around `NormalizedSGD.step`."""
-    step = torch.optim.SGD.step
-    return step.__wrapped__ if getattr(step, "hooked", False) else step  # type: ignore[attr-defined]

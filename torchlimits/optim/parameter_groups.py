@@ -83,7 +83,7 @@ class Layers:
             >>> Layers.of(optimizer, parameters=shapes, dims={5}, dim=5).speeds
             {'weight': 1.0, 'bias': 0.0}
         """
-        groups = parameter_groups(optimizer)
+        groups = parameter_groups(optimizer, sign=True)
         if isinstance(optimizer, NormalizedSGD):
             raise ValueError(
                 "expected torch.optim.SGD for a network, got NormalizedSGD: its limit is known to "

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.optim.normalized_sgd import NormalizedSGD
+from torchlimits.optim.sign_sgd import SignSGD
 
 #: options in which parameter groups may differ
 _OPTIONS = ("lr", "momentum", "dampening", "weight_decay", "maximize")
@@ -229,16 +230,21 @@ def clock(groups: Sequence[Mapping[str, Any]]) -> int:
     return [*now, *later, 0][0]
 
 
-def parameter_groups(optimizer: object) -> list[dict[str, Any]]:
+def parameter_groups(optimizer: object, *, sign: bool = False) -> list[dict[str, Any]]:
     """The parameter groups of an SGD.
+
+    Args:
+        optimizer: any.
+        sign: whether `SignSGD` is one.
 
     Raises:
         TypeError: if it is another optimizer.
     """
-    if not isinstance(optimizer, torch.optim.SGD):
+    if not isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, SignSGD) and not sign):
         raise TypeError(
             "expected torch.optim.SGD (with any of its options and a schedule) or "
             f"tl.NormalizedSGD, got {type(optimizer).__name__}: its effective dynamics are not "
-            "known to this package (recording works with any optimizer: tl.track)"
+            "known here (Adam, AdamW, RMSprop, Adagrad and tl.SignSGD are known for "
+            "NetworkProblem; recording works with any optimizer: tl.track)"
         )
     return optimizer.param_groups

@@ -10,6 +10,8 @@ from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.optim.adaptive_field import AdaptiveField
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.mapped_field import MappedField
+from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.chain import NetworkChain
@@ -43,7 +45,7 @@ class NetworkDynamics(EffectiveDynamics):
         (torch.Size([2]), [-1, -1])
     """
 
-    field: NetworkField | AdaptiveField
+    field: NetworkField | AdaptiveField | MappedField
     limit: SGDLimit | AdaptiveLimit
     #: the problem's statistics, with the optimizer's second moments where they count
     statistics: SummaryStatistics
@@ -68,7 +70,7 @@ class NetworkDynamics(EffectiveDynamics):
     @property
     def network(self) -> NetworkField:
         """The field of the network's own statistics."""
-        field = self.field.base if isinstance(self.field, AdaptiveField) else self.field
+        field = self.field if isinstance(self.field, NetworkField) else self.field.base
         assert isinstance(field, NetworkField)
         return field
 
@@ -88,12 +90,12 @@ class NetworkDynamics(EffectiveDynamics):
         """The exact chain of the same problem and optimizer.
 
         Raises:
-            NotImplementedError: if the optimizer keeps second moments.
+            NotImplementedError: if the optimizer keeps second moments, or gradients are mapped.
         """
-        if isinstance(self.limit, AdaptiveLimit):
+        if isinstance(self.limit, (AdaptiveLimit, MappedLimit)):
             raise NotImplementedError(
-                f"no exact chain is known for {self.limit.kind}, whose steps do not stay in the "
-                "span of weights and batch: take solve(..., band=True), or run it itself"
+                "no exact chain is known for steps that do not stay in the span of weights and "
+                "batch: take solve(..., band=True), or run the optimizer itself"
             )
         limit = self.limit.at_finite_n()
         return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)

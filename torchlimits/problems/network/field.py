@@ -11,7 +11,8 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits._once import differentiable_once
-from torchlimits.contracts.gradient_field import Averages, Samples, Squares
+from torchlimits.contracts.gradient_field import Averages, Batches, Samples, Squares
+from torchlimits.problems.network.equal_nodes import equal_nodes
 from torchlimits.problems.network.first_layer_field import FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry
@@ -119,18 +120,44 @@ class NetworkField(FirstLayerField):
 
     def samples(self, u: Float[Tensor, " k"]) -> Samples:
         """Gradients at the nodes; see `GradientField.samples`."""
+        psi, weight, targets = self._every_target(u)
+        return Samples(weight, *self._gradients(u, psi, targets))
+
+    def _gradients(
+        self, u: Float[Tensor, " k"], psi: Float[Tensor, "M e"], targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """dl/dtheta, g, the mean of w and a root of its covariance at nodes."""
         theta, b, m, R = (x[None] for x in self.layout.split(u))
         law = self.law(b, m, R)
-        psi, weight, targets = self._every_target(u)
         by_theta, g = self.setting.sample_gradients(
             theta[0], psi @ law.loadings[0].mT, targets, SAMPLES
         )
         follow, rest = law.response()
         A, r = len(law.means), law.B.shape[1]
         x = psi[:, :A] @ law.means + law.sigma * psi[:, A : A + r] @ law.B.mT
-        along = psi[:, A + r :] @ follow[0].mT  # (M q, d + K)
+        along = psi[:, A + r :] @ follow[0].mT  # (M, d + K)
         along = along + torch.cat([x, torch.zeros_like(g)], dim=-1)
-        return Samples(weight, by_theta, g, along, rest[0].mT)
+        return by_theta, g, along, rest[0].mT
+
+    def batches(self, u: Float[Tensor, " k"], batch_size: int) -> Batches:
+        """Mean gradients of batches; see `GradientField.batches`.
+
+        A batch of one is every node. More are tuples of nodes of equal weights, put together by
+        random permutations that stay the same: weighted nodes would not do, as the average of a
+        function of a whole batch is not linear in each sample's law.
+        """
+        if batch_size == 1:
+            weight, theta, g, along, rest = self.samples(u)
+            return Batches(
+                weight, theta, g, g[:, :, None] * along[:, None, :], g[:, :, None] * g[:, None, :],
+                rest,
+            )  # fmt: skip
+        psi, targets, tuples = equal_nodes(self.setting, self.rule, batch_size, u)
+        theta, g, along, rest = self._gradients(u, psi, targets)
+        each = (theta, g, g[:, :, None] * along[:, None, :], g[:, :, None] * g[:, None, :])
+        theta, g, moved, gram = (x[tuples].mean(1) for x in each)
+        weight = torch.full_like(g[:, 0], 1 / len(tuples))
+        return Batches(weight, theta, g, moved, gram / batch_size, rest)
 
     def _every_target(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """psi, weights and targets of all nodes, where every target counts as a sample."""

@@ -53,11 +53,12 @@ class FirstLayerProblem(Trainable):
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-        directions: Float[Tensor, "d N"] | None = None,
+        directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
         """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers."""
         return chosen_limit(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
             ridge=self._ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},
-            model=model, directions=directions,
+            model=model, directions=directions, clip_norm=clip_norm, clip_value=clip_value,
         )  # fmt: skip

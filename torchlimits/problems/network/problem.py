@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -26,6 +27,11 @@ from torchlimits.problems.network.sample_loss import Loss
 from torchlimits.problems.network.setting import Setting
 from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
+
+_NO_CHAIN = (
+    "no exact chain is known for {}, whose steps do not stay in the span of weights and batch: "
+    "take dynamics(optimizer), or run it itself"
+)
 
 
 class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
@@ -168,6 +174,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, nodes: int = 2**12, seed: int = 0, model: nn.Module | None = None,
+        clip_norm: float | None = None, clip_value: float | None = None,
     ) -> NetworkDynamics:  # fmt: skip
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
 
@@ -183,10 +190,16 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             model: the module whose parameters the optimizer holds; needed only if its groups
                 differ, several parameters of the head have one shape, and it is not the module that
                 `of` was given.
+            clip_norm: the ``max_norm`` of ``torch.nn.utils.clip_grad_norm_`` over all parameters,
+                if the loop calls it before each step.
+            clip_value: likewise that of ``torch.nn.utils.clip_grad_value_``.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
-        axes = limit.axes if isinstance(limit, AdaptiveLimit) else None
+        limit = self._limit(
+            optimizer, step_size, momentum, batch_size, dim, model, self.directions, clip_norm,
+            clip_value,
+        )  # fmt: skip
+        axes = limit.axes if isinstance(limit, (AdaptiveLimit, MappedLimit)) else None
         field = self._field(dim, _checks.positive_int("nodes", nodes), seed, axes)
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkDynamics.of(field, limit, plan, self.statistics)
@@ -206,26 +219,26 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
-        if isinstance(limit, AdaptiveLimit):
-            raise NotImplementedError(
-                f"no exact chain is known for {limit.kind}, whose steps do not stay in the span of "
-                "weights and batch: take dynamics(optimizer), or run it itself"
-            )
+        if isinstance(limit, (AdaptiveLimit, MappedLimit)):
+            raise NotImplementedError(_NO_CHAIN.format(type(optimizer).__name__))
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
 
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-        directions: Float[Tensor, "d N"] | None = None,
+        directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
         if model is None and optimizer is not None:
             model = self._held_by(optimizer)
         known = self.directions if directions is None else directions
-        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model, known)
+        limit = super()._limit(
+            optimizer, step_size, momentum, batch_size, dim, model, known, clip_norm, clip_value
+        )
         if optimizer is not None or isinstance(limit, AdaptiveLimit):
             return limit
-        return SGDLimit.of(limit.settings, self._unless_frozen(limit.settings))
+        return replace(limit, layers=self._unless_frozen(limit.settings))
 
     def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
         """Settings for each parameter, if W or b is frozen."""

@@ -270,7 +270,8 @@ class TeacherStudent(NetworkProblem):
     def _limit(
         self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-        directions: Float[Tensor, "d N"] | None = None,
+        directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
+        clip_value: float | None = None,
     ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(

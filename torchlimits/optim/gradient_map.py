@@ -1,0 +1,236 @@
+"""`GradientMap`: what is done to the gradient of a batch before the optimizer's step."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import pi, sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from torchlimits import _checks
+from torchlimits._threads import constant
+
+
+class BatchGradient(NamedTuple):
+    """The gradients of T batches, as far as maps look at them.
+
+    A row k of the gradient of W, given the samples' pre-activations and labels, has entries that
+    are normal with the variance of S, but for what is along directions and along W itself.
+
+    Attributes:
+        theta, bias: means over the batch, ``(T, P)`` and ``(T, K)``.
+        axes: the entries of W's gradient at coordinates that are axes, ``(T, K, J)``.
+        S: the covariance of W's other entries, (sigma^2/B^2) sum_b g_b g_b^T, ``(T, K, K)``.
+        square: |G|^2 of the whole gradient at finite N, over N, ``(T,)``.
+    """
+
+    theta: Float[Tensor, "T P"]
+    bias: Float[Tensor, "T K"]
+    axes: Float[Tensor, "T K J"]
+    S: Float[Tensor, "T K K"]
+    square: Float[Tensor, " T"]
+
+
+class MappedGradient(NamedTuple):
+    """What a map f makes of the gradients of T batches.
+
+    Attributes:
+        theta, bias, axes: the images of the entries that `BatchGradient` has.
+        slope: a_k = E f'(s_k Z), with which f(G) follows G on average, ``(T, K)``.
+        pair: C_kl = E f(s_k Z_k) f(s_l Z_l), ``(T, K, K)``.
+    """
+
+    theta: Float[Tensor, "T P"]
+    bias: Float[Tensor, "T K"]
+    axes: Float[Tensor, "T K J"]
+    slope: Float[Tensor, "T K"]
+    pair: Float[Tensor, "T K K"]
+
+
+class GradientMap(ABC):
+    """A function of a batch's gradient that comes before the optimizer."""
+
+    @abstractmethod
+    def __call__(self, gradient: BatchGradient) -> MappedGradient:
+        """The map of the gradients of T batches."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The map, in a form that JSON can hold."""
+
+
+class ElementwiseMap(GradientMap):
+    """An odd function of each entry.
+
+    Source: conditional on the batch's g, an entry of W's gradient is normal over coordinates, so
+    by Stein's lemma f(G) = a G + what is uncorrelated with x.
+    """
+
+    def __call__(self, gradient: BatchGradient) -> MappedGradient:
+        """The map; see `GradientMap`."""
+        variance = gradient.S.diagonal(dim1=-2, dim2=-1)
+        # a neuron that no sample reaches has gradient 0, whose image is 0
+        alive = variance > 0
+        s = torch.where(alive, variance, 1.0).sqrt()
+        rho = gradient.S / (s[..., :, None] * s[..., None, :])
+        both = alive[..., :, None] & alive[..., None, :]
+        pair = torch.where(both, self.pair(s, rho.clamp(-1, 1)), 0.0)
+        theta, bias, axes = (self.image(x) for x in gradient[:3])
+        return MappedGradient(theta, bias, axes, torch.where(alive, self.slope(s), 0.0), pair)
+
+    @abstractmethod
+    def image(self, x: Tensor) -> Tensor:
+        """f(x)."""
+
+    @abstractmethod
+    def slope(self, s: Float[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+        """E f'(s Z)."""
+
+    @abstractmethod
+    def pair(self, s: Float[Tensor, "T K"], rho: Float[Tensor, "T K K"]) -> Float[Tensor, "T K K"]:
+        """E f(s_k Z_k) f(s_l Z_l) for normals with correlations rho."""
+
+
+class Sign(ElementwiseMap):
+    """The sign of each entry: a = (2/pi)^(1/2)/s, C = (2/pi) arcsin rho.
+
+    Example:
+        >>> import torch
+        >>> Sign().pair(torch.ones(1, 2), torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
+        tensor([[[1.0000, 0.3333],
+                 [0.3333, 1.0000]]])
+    """
+
+    def image(self, x: Tensor) -> Tensor:
+        """Its sign."""
+        return x.sign()
+
+    def slope(self, s: Float[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+        """(2/pi)^(1/2)/s."""
+        return sqrt(2 / pi) / s
+
+    def pair(self, s: Float[Tensor, "T K"], rho: Float[Tensor, "T K K"]) -> Float[Tensor, "T K K"]:
+        """(2/pi) arcsin rho."""
+        return 2 / pi * torch.asin(rho)
+
+    def describe(self) -> dict[str, Any]:
+        """Signs."""
+        return {"gradient": "sign"}
+
+
+@dataclass(frozen=True)
+class ClipValue(ElementwiseMap):
+    """Entries are clipped to [-V, V], as by ``torch.nn.utils.clip_grad_value_``.
+
+    Args:
+        value: V > 0.
+
+    Example:
+        >>> import torch
+        >>> both = torch.tensor([[[1.0, 0.5], [0.5, 1.0]]], dtype=torch.float64)
+        >>> ClipValue(100.0).pair(torch.ones(1, 2).double(), both)  # nothing is clipped
+        tensor([[[1.0000, 0.5000],
+                 [0.5000, 1.0000]]], dtype=torch.float64)
+    """
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _checks.positive("clip_value", self.value)
+
+    def image(self, x: Tensor) -> Tensor:
+        """The clipped entry."""
+        return x.clamp(-self.value, self.value)
+
+    def slope(self, s: Float[Tensor, "T K"]) -> Float[Tensor, "T K"]:
+        """erf(V/(2^(1/2) s))."""
+        return torch.erf(self.value / (sqrt(2) * s))
+
+    def pair(self, s: Float[Tensor, "T K"], rho: Float[Tensor, "T K K"]) -> Float[Tensor, "T K K"]:
+        """The integral over Z_k > 0, in two pieces that meet at V/s_k; that over Z_l is closed."""
+        nodes, weights = (x.to(s) for x in _legendre())
+        far = torch.full_like(s, _FAR)
+        kink = (self.value / s).clamp_max(_FAR)
+        total = torch.zeros_like(rho)
+        for start, end in ((torch.zeros_like(far), kink), (kink, far)):
+            length = end - start
+            x = start[..., None] + length[..., None] * nodes  # (T, K, n)
+            density = (length[..., None] * weights) * torch.exp(-(x**2) / 2) / sqrt(2 * pi)
+            own = self.image(s[..., None] * x)
+            mean = s[:, None, :, None] * rho[..., None] * x[:, :, None]  # (T, K, L, n)
+            spread = s[:, None, :] * (1 - rho**2).clamp_min(0).sqrt()
+            total = total + 2 * (
+                (density * own)[:, :, None] * self._clipped_normal(mean, spread[..., None])
+            ).sum(-1)
+        # each of both orders is right; their mean is symmetric to the last bit
+        return (total + total.mT) / 2
+
+    def _clipped_normal(self, mean: Tensor, spread: Tensor) -> Tensor:
+        """E clip(N(mean, spread^2))."""
+        V, spread = self.value, spread.clamp_min(1e-12)
+        low, high = (-V - mean) / spread, (V - mean) / spread
+        below, above = torch.special.ndtr(low), torch.special.ndtr(-high)
+        inside = 1 - below - above
+
+        def phi(x: Tensor) -> Tensor:
+            return torch.exp(-(x**2) / 2) / sqrt(2 * pi)
+
+        return mean * inside - spread * (phi(high) - phi(low)) + V * (above - below)
+
+    def describe(self) -> dict[str, Any]:
+        """V."""
+        return {"clip_value": self.value}
+
+
+#: beyond, the normal density is below 1e-16
+_FAR = 8.5
+
+
+@constant
+def _legendre() -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1]."""
+    nodes, weights = np.polynomial.legendre.leggauss(24)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+
+
+@dataclass(frozen=True)
+class ClipNorm(GradientMap):
+    r"""The whole gradient is shortened to a norm, as by ``torch.nn.utils.clip_grad_norm_``.
+
+    Every batch has a factor min(1, max_norm/|G|) of its own, as |G| does not concentrate where B
+    is small: :math:`|G|^2 \approx N\, tr\, S`.
+
+    Args:
+        max_norm: the largest norm.
+        dim: N.
+
+    Example:
+        >>> ClipNorm(3.0, dim=100).describe()
+        {'clip_norm': 3.0}
+    """
+
+    max_norm: float
+    dim: int
+
+    def __post_init__(self) -> None:
+        _checks.positive("clip_norm", self.max_norm)
+
+    def __call__(self, gradient: BatchGradient) -> MappedGradient:
+        """The map; see `GradientMap`."""
+        length = (self.dim * gradient.square).clamp_min(0).sqrt()
+        factor = (self.max_norm / (length + 1e-6)).clamp_max(1)  # torch adds 1e-6, too
+        K = gradient.bias.shape[1]
+        return MappedGradient(
+            factor[:, None] * gradient.theta, factor[:, None] * gradient.bias,
+            factor[:, None, None] * gradient.axes, factor[:, None].expand(-1, K),
+            factor[:, None, None] ** 2 * gradient.S,
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """The largest norm."""
+        return {"clip_norm": self.max_norm}
