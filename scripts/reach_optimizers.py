@@ -63,16 +63,18 @@ class Part:
 
 PARTS: dict[str, Part] = {
     "adam": Part(
-        lambda p, n: torch.optim.Adam(p, lr=1 / n), 0.015, runs=200, band=True, slaved=True
+        lambda p, n: torch.optim.Adam(p, lr=0.5 / n), 0.015, runs=200, band=True, slaved=True
     ),
-    "adam on axes": Part(lambda p, n: torch.optim.Adam(p, lr=1 / n), 0.015, axes=True),
+    "adam on axes": Part(
+        lambda p, n: torch.optim.Adam(p, lr=0.5 / n), 0.015, axes=True, runs=200
+    ),
     "adamw": Part(
-        lambda p, n: torch.optim.AdamW(p, lr=1 / n, weight_decay=0.2), 0.012, head="gelu", batch=4
+        lambda p, n: torch.optim.AdamW(p, lr=0.5 / n, weight_decay=0.2), 0.012, head="gelu", batch=4, runs=200
     ),
-    "rmsprop": Part(lambda p, n: torch.optim.RMSprop(p, lr=1 / n), 0.012, dim=4000, runs=60),
+    "rmsprop": Part(lambda p, n: torch.optim.RMSprop(p, lr=0.5 / n), 0.012, dim=4000, runs=60),
     "adagrad": Part(
-        lambda p, n: torch.optim.Adagrad(p, lr=n**-0.5, initial_accumulator_value=0.5 * n), 0.012,
-        time=60.0,
+        lambda p, n: torch.optim.Adagrad(p, lr=0.5 * n**-0.5, initial_accumulator_value=0.5 * n), 0.012,
+        time=60.0 ,
     ),
 }  # fmt: skip
 
