@@ -88,7 +88,10 @@ def test_what_is_frozen_has_no_second_moment_and_stays(problem, model, start):
 
 def test_the_clock_is_a_group_that_moves(problem, model):
     model.head.requires_grad_(False)
-    groups = [{"params": model.head.parameters(), "lr": 5 * LR}, {"params": [*model.first.parameters()]}]
+    groups = [
+        {"params": model.head.parameters(), "lr": 5 * LR},
+        {"params": [*model.first.parameters()]},
+    ]
     dynamics = problem.dynamics(Adam(groups, lr=LR), model=model)
     assert dynamics.limit.step_size == pytest.approx(1.0)
     assert "bias_correction2" in dynamics.names
@@ -267,7 +270,7 @@ def placed(problem, optimizer, model, seed=0, steps=300):
         for p in model.head.parameters():
             p.copy_((0.6 * normal(*p.shape[1:])).expand_as(p))
     key = {Adam: "exp_avg_sq", AdamW: "exp_avg_sq", RMSprop: "square_avg", Adagrad: "sum"}
-    scale = dim if isinstance(optimizer, Adagrad) else 0.5
+    scale = 20 * dim if isinstance(optimizer, Adagrad) else 0.5
     for name, p in model.named_parameters():
         entries = p.shape[1:] if name != "first.weight" else (K, 1)
         v = scale * (0.2 + torch.rand(*entries, generator=generator, dtype=torch.float64))
@@ -294,7 +297,7 @@ def state_of(optimizer, model):
     return {**named, **state}
 
 
-def one_step(problem, make, batch=1, samples=2000, rounds=3):
+def one_step(problem, make, batch=1, samples=2000, rounds=2):
     """u before, dynamics and the change of u in one step, for many batches ``(samples, k)``."""
     model = copies(problem, samples)
     changes, generator = [], torch.Generator().manual_seed(5)
@@ -318,30 +321,31 @@ def on_axes(**changes):
     return binary(means=torch.eye(2, N).double(), **changes)
 
 
+#: steps large enough for the corrector to stand out, a memory that one step does not change
 STEPS = [
-    pytest.param(binary, lambda m: Adam(m.parameters(), lr=LR, betas=(0.0, 0.999)), 1, id="adam"),
+    pytest.param(binary, lambda m: Adam(m.parameters(), lr=10 * LR, betas=(0.0, 0.9999)), 1, id="adam"),
     pytest.param(
-        lambda: three_classes(ridge=0.3),
-        lambda m: AdamW(m.parameters(), lr=LR, betas=(0.0, 0.999), weight_decay=0.3), 4, id="adamw",
+        lambda: three_classes(ridge=0.1),
+        lambda m: AdamW(m.parameters(), lr=25 * LR, betas=(0.0, 0.9999), weight_decay=0.1), 4, id="adamw",
     ),
     pytest.param(
         lambda: on_axes(ridge=0.3),
-        lambda m: Adam(m.parameters(), lr=LR, betas=(0.0, 0.999), weight_decay=0.3, eps=0.1), 4,
+        lambda m: Adam(m.parameters(), lr=10 * LR, betas=(0.0, 0.9999), weight_decay=0.3, eps=0.1), 4,
         id="axes",
     ),
     pytest.param(
         binary,
-        lambda m: RMSprop(m.parameters(), lr=LR, alpha=0.999, maximize=True), 1, id="rmsprop",
+        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1, id="rmsprop",
     ),
     pytest.param(
         binary,
-        lambda m: Adagrad(m.parameters(), lr=N**-0.5, initial_accumulator_value=N), 1, id="adagrad",
+        lambda m: Adagrad(m.parameters(), lr=10 * N**-0.5, initial_accumulator_value=N), 1, id="adagrad",
     ),
     pytest.param(
         lambda: binary(head=nn.Sequential(nn.ReLU(), nn.Linear(2, 1))),
         lambda m: Adam(
-            [{"params": m.head.parameters()}, {"params": m.first.parameters(), "lr": 2 * LR}],
-            lr=LR, betas=(0.0, 0.999),
+            [{"params": m.head.parameters()}, {"params": m.first.parameters(), "lr": 20 * LR}],
+            lr=10 * LR, betas=(0.0, 0.9999),
         ),
         1, id="relu",
     ),
@@ -350,17 +354,17 @@ STEPS = [
 
 @pytest.mark.parametrize(("make_problem", "make", "batch"), STEPS)
 def test_one_step_of_the_optimizer(make_problem, make, batch):
-    """The mean of a step is drift and corrector; its covariance the increments'."""
+    """The mean of a step is drift and corrector, which without the corrector it is not."""
     problem = make_problem()
     u, dynamics, changes = one_step(problem, make, batch)
     lr, count = dynamics.limit.step_size / N, len(dynamics.network.names)
     drift, corrector = dynamics.field.rates(u, dynamics.limit.step_size)
     mean, error = changes.mean(0), changes.std(0) / len(changes) ** 0.5
     # N is finite, and the memory too
-    error = (error.square() + (3e-3 * lr * (drift + corrector)).square()).sqrt()
+    error = (error.square() + (5e-3 * lr * (drift + corrector)).square()).sqrt()
     moving = error > 1e-12
     z = ((mean - lr * (drift + corrector)) / error)[moving]
     assert float(z.abs().max()) < 4.5
-    assert float(z.square().mean()) < 2
+    assert float(z.square().mean()) < 3
     without = ((mean - lr * drift) / error)[:count]
     assert float(without.abs().max()) > 10
