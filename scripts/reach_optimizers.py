@@ -69,13 +69,13 @@ PARTS: dict[str, Part] = {
         lambda p, n: torch.optim.Adam(p, lr=0.5 / n), 0.015, axes=True, runs=200
     ),
     "adamw": Part(
-        lambda p, n: torch.optim.AdamW(p, lr=0.25 / n, weight_decay=0.2), 0.012, head="gelu", batch=4,
-        time=1.5,
+        lambda p, n: torch.optim.AdamW(p, lr=0.25 / n, weight_decay=0.2), 0.012, head="gelu",
+        batch=4, time=1.5,
     ),
     "rmsprop": Part(lambda p, n: torch.optim.RMSprop(p, lr=0.25 / n), 0.012, dim=4000, runs=40),
     "adagrad": Part(
-        lambda p, n: torch.optim.Adagrad(p, lr=0.5 * n**-0.5, initial_accumulator_value=0.5 * n), 0.012,
-        time=60.0 ,
+        lambda p, n: torch.optim.Adagrad(p, lr=0.5 * n**-0.5, initial_accumulator_value=0.5 * n),
+        0.012, time=60.0,
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Networks whose directions are spread over all coordinates, and runs of real optimizers on them."""
+"""Networks with directions spread over all coordinates, and runs of real optimizers on them."""
 
 import torch
 from torch import nn

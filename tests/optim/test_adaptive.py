@@ -9,7 +9,6 @@ from adaptive_runs import binary, copies, spread, three_classes
 from torch import nn
 
 import torchlimits as tl
-from torchlimits.optim.adaptive_settings import AdaptiveSettings
 from torchlimits.optim.leverage import axes_in
 
 N = 256
@@ -150,7 +149,7 @@ def test_other_problems_refuse_second_moments():
     mixture = tl.GaussianMixture(torch.eye(2, N), [0, 1], width=2, snr=4.0)
     for problem in (spiked, mixture):
         optimizer = Adam(problem.model().parameters(), lr=LR)
-        with pytest.raises(TypeError, match="got Adam: .* known for NetworkProblem"):
+        with pytest.raises(TypeError, match=r"got Adam: .* known for NetworkProblem"):
             problem.dynamics(optimizer)
 
 
@@ -190,7 +189,7 @@ def test_there_is_no_chain_no_law_and_no_gradient(problem, model, start):
         problem.reduced_chain(optimizer)
     with pytest.raises(NotImplementedError, match="no exact chain is known"):
         dynamics.reduced_chain()
-    with pytest.raises(NotImplementedError, match="expected band=True .* got 'law'"):
+    with pytest.raises(NotImplementedError, match=r"expected band=True .* got 'law'"):
         dynamics.solve(start, [0.0, 0.1], band="law")
     leaf = start.clone().requires_grad_()
     with pytest.raises(NotImplementedError, match="no derivatives of the dynamics of Adam"):
@@ -323,14 +322,18 @@ def on_axes(**changes):
 
 #: steps large enough for the corrector to stand out, a memory that one step does not change
 STEPS = [
-    pytest.param(binary, lambda m: Adam(m.parameters(), lr=10 * LR, betas=(0.0, 0.9999)), 1, id="adam"),
+    pytest.param(
+        binary, lambda m: Adam(m.parameters(), lr=10 * LR, betas=(0.0, 0.9999)), 1, id="adam"
+    ),
     pytest.param(
         lambda: three_classes(ridge=0.1),
-        lambda m: AdamW(m.parameters(), lr=25 * LR, betas=(0.0, 0.9999), weight_decay=0.1), 4, id="adamw",
+        lambda m: AdamW(m.parameters(), lr=25 * LR, betas=(0.0, 0.9999), weight_decay=0.1), 4,
+        id="adamw",
     ),
     pytest.param(
         lambda: on_axes(ridge=0.3),
-        lambda m: Adam(m.parameters(), lr=10 * LR, betas=(0.0, 0.9999), weight_decay=0.3, eps=0.1), 4,
+        lambda m: Adam(m.parameters(), lr=10 * LR, betas=(0.0, 0.9999), weight_decay=0.3, eps=0.1),
+        4,
         id="axes",
     ),
     pytest.param(
@@ -339,7 +342,8 @@ STEPS = [
     ),
     pytest.param(
         binary,
-        lambda m: Adagrad(m.parameters(), lr=10 * N**-0.5, initial_accumulator_value=N), 1, id="adagrad",
+        lambda m: Adagrad(m.parameters(), lr=10 * N**-0.5, initial_accumulator_value=N), 1,
+        id="adagrad",
     ),
     pytest.param(
         lambda: binary(head=nn.Sequential(nn.ReLU(), nn.Linear(2, 1))),
