@@ -109,7 +109,7 @@ class AdaptiveField(VectorField):
         fresh = u.new_full((*u.shape[:-1], len(names)), self.reference.initial)
         return torch.cat([u, fresh], dim=-1)
 
-    def settled(self, base: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k+V"]:
+    def settled(self, base: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch k"]:
         """u with the second moments that an average has after many steps at one place.
 
         Args:

@@ -53,7 +53,12 @@ class AdaptiveSettings:
     def __post_init__(self) -> None:
         for name in ("step_size", "eps", "weight_decay", "decay", "momentum", "initial"):
             _checks.non_negative(name, getattr(self, name))
-        if self.kind != "Adagrad" and 1 / max(1 - self.memory, 1e-300) < SHORTEST:
+        if self.momentum >= 1:
+            raise ValueError(
+                f"expected momentum < 1 in {self.kind}, got {self.momentum:g}: moves would add up "
+                "for ever"
+            )
+        if self.kind != "Adagrad" and SHORTEST * (1 - self.memory) > 1 + 1e-9:
             raise ValueError(
                 f"expected second moments that remember at least {SHORTEST} steps, "
                 f"1/(1 - {self.memory:g}) is {1 / (1 - self.memory):.3g}: with fewer, what a step "
@@ -83,14 +88,14 @@ class AdaptiveSettings:
             ValueError: if an option has no known limit.
         """
         for option, why in (
-            ("amsgrad", "the largest second moment so far has no known limit"),
-            ("centered", "the variance of gradients has no known limit"),
+            ("amsgrad", "the largest second moment so far has no known limit here"),
+            ("centered", "the variance of gradients has no known limit here"),
             ("lr_decay", "give the decay as a schedule"),
         ):
             if group.get(option):
                 raise ValueError(
                     f"expected {option}={type(group[option])()} for a prediction, got "
-                    f"{group[option]}: {why} here (recording works: tl.track)"
+                    f"{group[option]}: {why} (recording works: tl.track)"
                 )
         if any(_checks.requires_grad(value) for value in group.values()):
             raise NotImplementedError(

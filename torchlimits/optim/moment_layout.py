@@ -192,9 +192,11 @@ class MomentLayout:
         weight, functions, dims = self.base.weight, {}, {}
         for name, shape in self._shapes().items():
             if name == "bias_correction2":
-                source = f"{self._clocked()}.step"
-                functions[name] = partial(_correction, source, self.reference.memory)
-                dims[source] = 0
+                clock = self._clocked()
+                functions[name] = partial(
+                    _correction, clock, f"{clock}.{self.rule.key}", self._dims(clock),
+                    self.reference.memory,
+                )  # fmt: skip
             elif name.startswith(f"{weight}."):
                 source = f"{weight}.{self.rule.key}"
                 mean = name == source
@@ -209,10 +211,25 @@ class MomentLayout:
         """A parameter with the reference's settings."""
         return next(name for name, s in self.settings.items() if s == self.reference)
 
+    def _dims(self, name: str) -> int:
+        """The dimensions of a parameter without replicas."""
+        one_row = name == self.base.bias
+        return 1 if one_row else len(self.base.head_shapes.get(name, (0, 0)))
 
-def _correction(source: str, memory: float, p: Mapping[str, Tensor]) -> Tensor:
-    """w = 1 - beta_2^s, without the rounding of 1 - beta_2."""
-    return -torch.expm1(p[source].double() * torch.tensor(memory, dtype=torch.float64).log())
+
+def _correction(
+    clock: str, second: str, dims: int, memory: float, p: Mapping[str, Tensor]
+) -> Tensor:
+    """w = 1 - beta_2^s, without the rounding of 1 - beta_2; the steps of replicas are one number.
+
+    Args:
+        clock, second, dims: a parameter, its second moment and the dimensions of both.
+        memory: beta_2.
+        p: the tensors.
+    """
+    like = p[second]
+    steps = p[f"{clock}.step"].double().expand(like.shape[: like.ndim - dims])
+    return -torch.expm1(steps * torch.tensor(memory, dtype=torch.float64).log())
 
 
 def _mean_but(source: str, places: list[int], p: Mapping[str, Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.field import NetworkField
 from torchlimits.statistics.summary import SummaryStatistics
+from torchlimits.trajectory import Trajectory
 
 
 class NetworkDynamics(EffectiveDynamics):
@@ -115,6 +116,14 @@ class NetworkDynamics(EffectiveDynamics):
                 "solve(..., band=True)"
             )
         return super().langevin()
+
+    def _law(self, u0: Tensor, instants: Tensor) -> Trajectory:
+        if isinstance(self.limit, AdaptiveLimit):
+            raise NotImplementedError(
+                f"expected band=True with {self.limit.kind}, got 'law': no chain of its steps is "
+                "known that is cheaper than they are; run the optimizer itself for their law"
+            )
+        return super()._law(u0, instants)
 
     def risk(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """E[l], the population loss without the ridge, shape ``(...)``.

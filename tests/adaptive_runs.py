@@ -1,0 +1,87 @@
+"""Networks with directions spread over all coordinates, and runs of real optimizers on them."""
+
+import torch
+from torch import nn
+
+import torchlimits as tl
+
+
+def spread(rows, dim):
+    """Orthonormal rows of a Hadamard matrix: every coordinate has the same leverage."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < dim:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix[list(rows)] / dim**0.5
+
+
+def binary(dim=256, head=None, **changes):
+    """Two components of labels 1 and -1, two neurons."""
+    torch.manual_seed(0)
+    options = {
+        "width": 2, "head": head or nn.Sequential(nn.Tanh(), nn.Linear(2, 1)),
+        "loss": nn.functional.mse_loss, "means": spread([1, 2], dim), "snr": 4.0,
+        "labels": torch.tensor([1.0, -1.0], dtype=torch.float64), "dtype": torch.float64,
+    }  # fmt: skip
+    return tl.NetworkProblem(dim=dim, **{**options, **changes})
+
+
+def three_classes(dim=256, **changes):
+    """Three components and classes, three neurons."""
+    torch.manual_seed(0)
+    options = {
+        "width": 3, "head": nn.Sequential(nn.GELU(), nn.Linear(3, 3)),
+        "loss": nn.functional.cross_entropy, "means": spread([1, 2, 3], dim), "snr": 4.0,
+        "labels": torch.arange(3), "dtype": torch.float64,
+    }  # fmt: skip
+    return tl.NetworkProblem(dim=dim, **{**options, **changes})
+
+
+def copies(problem, runs, seed=0):
+    """Replicas that all have the parameters of one model."""
+    model = problem.model(replicas=(runs,), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p[:1].expand_as(p))
+    return model
+
+
+def runs_of(problem, make, *, steps, runs, batch=1, seed=1, schedule=None, rows=5):
+    """Runs from one start, with the optimizer's state, and the dynamics of the optimizer.
+
+    Args:
+        problem: the problem.
+        make: model -> optimizer.
+        steps, runs, batch: how many of each.
+        seed: of the data.
+        schedule: optimizer -> scheduler.
+        rows: how many times are recorded after the start.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = copies(problem, runs)
+    optimizer = make(model)
+    plan = schedule(optimizer) if schedule else None
+    dynamics = problem.dynamics(optimizer, batch_size=batch, model=model, schedule=plan)
+    with tl.track(model, optimizer, dynamics.statistics, every=steps // rows) as tracker:
+        for _ in range(steps):
+            x, y = problem.sample(batch, replicas=(runs,), generator=generator)
+            optimizer.zero_grad()
+            problem.loss(model(x), y).backward()
+            optimizer.step()
+            if plan:
+                plan.step()
+    return tracker.trajectory(), dynamics
+
+
+def slaved(dynamics):
+    """The dynamics with second moments that are what gradients make them at every moment."""
+    scales = dynamics.field._scales
+    dynamics.field._scales = lambda v, w, Q: scales(Q, torch.ones_like(w), Q)
+    return dynamics
+
+
+def misses(measured, predicted, count):
+    """rms z of the first ``count`` statistics at all times after the start."""
+    values = measured.values[:, 1:, :count]
+    difference = values.mean(0) - predicted.values[1:, :count]
+    z = difference / (values.std(0) / len(values) ** 0.5)
+    return float(z.square().mean().sqrt())
