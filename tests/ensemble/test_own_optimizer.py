@@ -1,10 +1,13 @@
 """`tl.train` with an optimizer of the user's choice."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn
 
 import torchlimits as tl
+from torchlimits.ensemble.checkpoint import Checkpoint
 
 DIM = 60
 
@@ -69,27 +72,26 @@ def test_second_moments_are_recorded_and_predicted():
     assert float(runs["first.weight.exp_avg_sq"][:, -1].min()) > 0
 
 
-def test_an_interrupted_training_goes_on(tmp_path):
+def test_an_interrupted_training_goes_on(tmp_path, monkeypatch):
     problem, file = network(), tmp_path / "checkpoint"
-    whole = tl.train(problem, optimizer=adamw, time=1.0, runs=2, every=1, progress=False)
+    options = {"time": 1.0, "runs": 2, "every": 1, "progress": False}
+    whole = tl.train(problem, optimizer=adamw, **options)
+    steps, between = iter(range(30)), Checkpoint.between_steps
 
-    def interrupted(parameters):
-        optimizer = adamw(parameters)
-        steps = iter(range(30))
+    def interrupted(self):
+        if next(steps, None) is None:
+            signal.raise_signal(signal.SIGINT)
+        between(self)
 
-        def count(*_):
-            if next(steps, None) is None:
-                raise KeyboardInterrupt
-
-        optimizer.register_step_post_hook(count)
-        return optimizer
-
-    with pytest.raises(KeyboardInterrupt):
-        tl.train(problem, optimizer=interrupted, time=1.0, runs=2, every=1, progress=False,
-                 checkpoint=file)  # fmt: skip
+    with monkeypatch.context() as patch:
+        # a job in the background ignores it
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        patch.setattr(Checkpoint, "between_steps", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tl.train(problem, optimizer=adamw, checkpoint=file, **options)
+        signal.signal(signal.SIGINT, before)
     assert file.exists()
-    again = tl.train(problem, optimizer=adamw, time=1.0, runs=2, every=1, progress=False,
-                     checkpoint=file)  # fmt: skip
+    again = tl.train(problem, optimizer=adamw, checkpoint=file, **options)
     assert torch.equal(again.values, whole.values)
 
 

@@ -130,14 +130,14 @@ def train(
         raise ValueError(f"expected momentum in [0, 1), got {momentum}")
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
-    ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
-    every = max(1, steps // 1000) if every is None else every
-    _checks.positive_int("max_runs", max_runs)
-    if optimizer is not None and not ensemble.on_cpu:
+    if optimizer is not None and _checks.device(device).type != "cpu":
         raise ValueError(
             f"expected device='cpu' with optimizer=, got {device}: elsewhere steps are captured, "
             "which is done for SGD; write a loop of your own with tl.track"
         )
+    ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
+    every = max(1, steps // 1000) if every is None else every
+    _checks.positive_int("max_runs", max_runs)
     training = _Training(
         ensemble, step_size, momentum, optimizer, steps, every, runs,
         progress, logdir, path, start, compiled, checkpoint, max_runs, recorded,
