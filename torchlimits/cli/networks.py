@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from torchlimits.cli.options import Options
 
@@ -33,6 +34,9 @@ class Network(Options):
     head: Literal["mlp", "gelu", "relu", "tanh"] = "mlp"
     """What follows the first layer: GELU and a second hidden layer of 5 tanh units for mlp, one
     activation for the others; then the outputs."""
+    trained_by: Literal["sgd", "adam", "adamw", "rmsprop", "sign"] = "sgd"
+    """The optimizer, with its defaults but for the learning rate and the ridge, and on the CPU if
+    it is not SGD. A --step-size of 1 suits the others."""
     classes: int = 3
     """The number of classes."""
     snr: float = 4.0
@@ -45,7 +49,8 @@ class Network(Options):
     @property
     def title(self) -> str:
         """The title of pictures, with the head."""
-        return f"{self.name}, head {self.head}"
+        by = "" if self.trained_by == "sgd" else f", {self.trained_by}"
+        return f"{self.name}, head {self.head}{by}"
 
     def check(self) -> None:
         """Raise ValueError for numbers that no training can have, before a folder is made."""
@@ -55,6 +60,11 @@ class Network(Options):
         _checks.positive_int("width", self.width)
         if self.classes < 2:
             raise ValueError(f"expected classes as an int >= 2, got {self.classes}")
+        if self.trained_by != "sgd" and self.band == "law":
+            raise ValueError(
+                f"expected --band linear or none with --trained-by {self.trained_by}, got law: no "
+                "chain of its steps is known"
+            )
         if self.dim < self.classes + self.width:
             raise ValueError(
                 f"expected dim >= classes + width = {self.classes + self.width}, got {self.dim}: "
@@ -79,6 +89,20 @@ class Network(Options):
             means=torch.eye(self.classes, self.dim), labels=torch.arange(self.classes),
             snr=self.snr, ridge=self.ridge, device=device,
         )  # fmt: skip
+
+    def optimizer(self) -> Callable[[Any], Any] | None:
+        """What makes the optimizer of parameters; None stands for SGD."""
+        if self.trained_by == "sgd":
+            return None
+        import torch
+
+        from torchlimits.optim.sign_sgd import SignSGD
+
+        kind = {
+            "adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "rmsprop": torch.optim.RMSprop,
+            "sign": SignSGD,
+        }[self.trained_by]  # fmt: skip
+        return partial(kind, lr=self.step_size / self.dim, weight_decay=self.ridge)
 
     def _head(self) -> nn.Module:
         from torch import nn

@@ -104,6 +104,10 @@ class Options:
         """
         raise NotImplementedError
 
+    def optimizer(self) -> Callable[[Any], Any] | None:
+        """What makes the optimizer of parameters; None stands for SGD."""
+        return None
+
     def performance(self, dynamics: EffectiveDynamics) -> dict[str, Callable[[Tensor], Tensor]]:
         """Return functions of u that tell how good a model is, by name; they are drawn too.
 

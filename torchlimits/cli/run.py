@@ -72,7 +72,8 @@ def execute(options: Options, folder_of: Callable[[], Folder], stage: Stage) -> 
         check_browser()
     device = options.device
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        captured = torch.cuda.is_available() and options.optimizer() is None
+        device = "cuda" if captured else "cpu"
     with process_group(device) as group:
         story = Story(options, options.problem(device), device, group)
         folder = _agreed(folder_of, group)

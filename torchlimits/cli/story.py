@@ -66,7 +66,7 @@ class Story:
         if not first:
             return
         measured = self._named(Trajectory.load(folder.measured))
-        dynamics = self.problem.dynamics(step_size=self.options.step_size)
+        dynamics = self._dynamics()
         predicted = self._predicted(dynamics, measured)
         predicted.save(folder.predicted)
         print(compare(measured, predicted))
@@ -74,14 +74,24 @@ class Story:
         folder.write(told, "finished")
         print(how_to_open(folder.path), flush=True)
 
+    def _dynamics(self) -> EffectiveDynamics:
+        """The effective dynamics of the optimizer that trains."""
+        make = self.options.optimizer()
+        if make is None:
+            return self.problem.dynamics(step_size=self.options.step_size)
+        return self.problem.dynamics(make(self.problem.model().parameters()))
+
     def _train(self, folder: Folder, start: torch.nn.Module | None) -> None:
         """Leave measured.npz in the folder."""
-        options = self.options
+        options, make = self.options, self.options.optimizer()
         console = Console()
         try:
             train(
                 self.problem,
-                step_size=options.step_size,
+                step_size=options.step_size if make is None else None,
+                optimizer=make,
+                # the state of the optimizer, too
+                statistics=getattr(self._dynamics(), "statistics", None),
                 time=options.time,
                 runs=options.runs,
                 seed=options.seed,
