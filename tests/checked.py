@@ -19,6 +19,9 @@ from beartype.roar import BeartypeCallHintParamViolation
 from jaxtyping._decorator import _destring_annotation
 from jaxtyping._storage import pop_shape_memo, push_shape_memo
 
+# a warning points to the first line outside the package and its checker
+__name__ = "jaxtyping.checked"
+
 _explained = jaxtyping.jaxtyped
 
 
