@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import sys
 import types
 from typing import Any
 
@@ -19,8 +20,11 @@ from beartype.roar import BeartypeCallHintParamViolation
 from jaxtyping._decorator import _destring_annotation
 from jaxtyping._storage import pop_shape_memo, push_shape_memo
 
-# a warning points to the first line outside the package and its checker
+# a warning points to the first line outside the package and its checker, and torch.compile looks
+# functions up in the module of that name
+_here = sys.modules[__name__]
 __name__ = "jaxtyping.checked"
+sys.modules[__name__] = _here
 
 _explained = jaxtyping.jaxtyped
 
