@@ -4,7 +4,7 @@
 
 XOR mixture, batch 1; neither records; seconds are of one step of one replica. Plain is SGD as a
 loop over all replicas in one module, in float32; the chain runs in float64, also at N = 10^9. The
-floor is the normals that the chain draws.
+floor is the normals that the chain draws, drawn as it does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from benchmark import Row, Training, interleaved, main, timed
 
 import torchlimits as tl
+from torchlimits._normals import normals
 
 
 @dataclass
@@ -45,14 +46,14 @@ def chain(problem: tl.GaussianMixture, dim: int, options: Options) -> float:
     return timed(run, options.steps * options.runs)
 
 
-def normals(problem: tl.GaussianMixture, options: Options) -> float:
+def floor(problem: tl.GaussianMixture, options: Options) -> float:
     """Time of the chain's normals: d signal directions, those of the frame, and the new one."""
     count = len(problem.directions) + options.width + 3
     blocks = max(1, options.steps // 4)
 
     def draw() -> None:
         for _ in range(blocks):
-            torch.randn(4 * count, options.runs, dtype=torch.float64)
+            normals((4 * count, options.runs), generator=None, device=torch.device("cpu"))
 
     return timed(draw, 4 * blocks * options.runs)
 
@@ -65,7 +66,7 @@ def measure(options: Options) -> list[Row]:
         "SGD": lambda: Training(problem, (options.runs,)).timed(options.full_steps),
         here: lambda: chain(problem, options.dim, options),
         far: lambda: chain(problem, 10**9, options),
-        "normals": lambda: normals(problem, options),
+        "normals": lambda: floor(problem, options),
     }
     seconds = interleaved(contenders, options.rounds)
     return [

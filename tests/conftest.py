@@ -5,10 +5,11 @@ import os
 import signal
 from pathlib import Path
 
+import checked
+import jaxtyping
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parent.parent / "torchlimits"
 
@@ -67,8 +68,9 @@ def private_modules():
     return sorted(f"torchlimits.{name}" for name in names - homes - NOT_CHECKED)
 
 
-# before anything imports the package
-install_import_hook(private_modules(), "beartype.beartype")
+# before anything imports the package; this is what the hook decorates functions with
+jaxtyping.jaxtyped = checked.jaxtyped
+jaxtyping.install_import_hook(private_modules(), "beartype.beartype")
 
 _ANY_TIME = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 # the same examples every time

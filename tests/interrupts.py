@@ -5,7 +5,7 @@ them::
 
     for at in lines(work, FILES):
         state = fresh()
-        interrupted(lambda: work(state), at, FILES)
+        interrupted(lambda: work(state), at)
         work(state)  # once more: nothing lost, nothing twice
         check(state)
 
@@ -47,7 +47,7 @@ def lines(function: Callable[[], Any], files: Sequence[str | Path]) -> list[Even
 
 
 def interrupted(
-    function: Callable[[], Any], at: tuple[str, int, int], files: Sequence[str | Path],
+    function: Callable[[], Any], at: Event,
     error: type[BaseException] | BaseException = KeyboardInterrupt,
 ) -> bool:  # fmt: skip
     """Call ``function`` with an exception raised in the place of an event.
@@ -55,7 +55,6 @@ def interrupted(
     Args:
         function: as for `lines`.
         at: one of the events that `lines` found.
-        files: as for `lines`.
         error: what is raised.
 
     Returns:
@@ -64,23 +63,26 @@ def interrupted(
     Raises:
         AssertionError: if the event never came.
     """
-    reached = False
+    hits = 0
 
-    def strike(event: Event) -> None:
-        nonlocal reached
-        if event == at:
-            reached = True
-            raise error
+    def in_frame(frame: FrameType, kind: str, argument: Any) -> Any:
+        nonlocal hits
+        if kind == "line" and frame.f_lineno == at.line:
+            hits += 1
+            if hits == at.hit:
+                raise error
+        return in_frame
 
     kind = error if isinstance(error, type) else type(error)
     try:
-        _traced(function, files, strike)
+        # no other file is looked at, which is most of the time
+        _tracing(function, at.file, in_frame)
     except kind:
-        if not reached:
+        if hits < at.hit:
             raise
         return True
     # how often lines about the whole program's precision run depends on other threads too
-    assert reached or at[0].endswith("_exact.py"), f"{Event(*at)} never came"
+    assert hits >= at.hit or at.file.endswith("_exact.py"), f"{at} never came"
     return False
 
 
@@ -88,7 +90,6 @@ def _traced(
     function: Callable[[], Any], files: Sequence[str | Path], told: Callable[[Event], None]
 ) -> None:
     """Call the function; ``told`` hears of each event before it happens, and may raise."""
-    ends = tuple(str(file) for file in files)
     hits: Counter[tuple[str, int]] = Counter()
 
     def in_frame(frame: FrameType, kind: str, argument: Any) -> Any:
@@ -97,6 +98,14 @@ def _traced(
             hits[place] += 1
             told(Event(*place, hits[place]))
         return in_frame
+
+    _tracing(function, tuple(str(file) for file in files), in_frame)
+
+
+def _tracing(
+    function: Callable[[], Any], ends: str | tuple[str, ...], in_frame: Callable[..., Any]
+) -> None:
+    """Call the function, and ``in_frame`` for what happens in files whose paths end so."""
 
     def on_call(frame: FrameType, kind: str, argument: Any) -> Any:
         return in_frame if frame.f_code.co_filename.endswith(ends) else None

@@ -6,9 +6,16 @@ A program of a user has none: there the package itself says what it expected and
 
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
-from jaxtyping import TypeCheckError
+import torch
+from beartype import beartype
+from beartype.roar import BeartypeCallHintReturnViolation
+from checked import jaxtyped
+from jaxtyping import Float, TypeCheckError
+from torch import Tensor
 
 SETUP = """
 import torch, torchlimits as tl
@@ -84,6 +91,38 @@ def test_the_package_has_words_for_it(case):
 def test_right_ones_pass():
     assert eval("relu_moments(ONES(2), EYE, ONES(2)).first.shape", NAMES) == (2,)
     assert eval("tl.compare(PATH, PATH).runs", NAMES) == 1
+
+
+@dataclass
+class Pair:
+    first: Float[Tensor, " n"]
+    second: Float[Tensor, " n"]
+
+
+def grown(x: Float[Tensor, " n"], by: int) -> Float[Tensor, " n"]:
+    return torch.ones(len(x) + by)
+
+
+def parts(x: Float[Tensor, "n n"]):
+    yield from x
+
+
+def test_what_the_checker_looks_at():
+    """Sizes within a call, of results too, in generators and dataclasses; each call has its own."""
+    check = partial(jaxtyped, typechecker=beartype)
+    for size in (2, 3):
+        assert check(grown)(torch.ones(size), 0).shape == (size,)
+        assert len(list(check(parts)(torch.ones(size, size)))) == size
+    with pytest.raises(BeartypeCallHintReturnViolation):
+        check(grown)(torch.ones(2), 1)
+    with pytest.raises(TypeCheckError, match="parameter 'by'"):
+        check(grown)(torch.ones(2), 0.0)
+    with pytest.raises(TypeCheckError, match="parameter 'x'"):
+        list(check(parts)(torch.ones(2, 3)))
+    pair = check(Pair)
+    assert len(pair(torch.ones(3), torch.zeros(3)).second) == 3
+    with pytest.raises(TypeCheckError, match="parameter 'second'"):
+        pair(torch.ones(3), torch.zeros(2))
 
 
 _LOOP = """

@@ -207,13 +207,13 @@ def test_compare_counts_what_is_inside_the_band():
         u0, 2000, runs=200, every=20, generator=torch.Generator().manual_seed(0)
     )
     dynamics = problem.dynamics(**settings)
-    comparison = tl.compare(measured, dynamics.solve(u0, measured.times, band=True))
+    wide = dynamics.solve(u0, measured.times, band=True)
+    comparison = tl.compare(measured, wide)
     assert float((comparison.inside - 0.95).abs().max()) < 0.02
     assert "in 95 %" in str(comparison)
-    narrow = dynamics.solve(u0, measured.times, band=True)
-    half = tl.compare(measured, tl.Trajectory(
-        narrow.times, narrow.steps, narrow.values, narrow.names, narrow.std / 2
-    ))  # fmt: skip
+    half = tl.compare(
+        measured, tl.Trajectory(wide.times, wide.steps, wide.values, wide.names, wide.std / 2)
+    )
     assert float(half.inside.max()) < 0.75
     assert tl.compare(measured, dynamics.solve(u0, measured.times)).inside is None
 

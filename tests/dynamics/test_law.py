@@ -10,6 +10,7 @@ from scipy import stats
 from two_samples import alike
 
 import torchlimits as tl
+from torchlimits.dynamics import law as law_module
 from torchlimits.dynamics.law import law_of, quantiles
 from torchlimits.trajectory import Trajectory
 
@@ -26,7 +27,7 @@ def shares_inside(problem, start, step_size, steps, every, runs=RUNS):
     optimizer = torch.optim.SGD(model.parameters(), lr=step_size / problem.dim)
     measured = train(problem, model, optimizer, steps, every=every)
     u0, dynamics = measured.initial[0], problem.dynamics(optimizer)
-    law = dynamics.reduced_chain().law(u0, measured.times, runs=10_000, generator=seeded(1))
+    law = dynamics.reduced_chain().law(u0, measured.times, runs=10_000, generator=seeded(3))
     found = []
     for path in (law, dynamics.solve(u0, measured.times, band=True)):
         low, high = path.bounds
@@ -110,6 +111,21 @@ def test_one_more_run_is_between_the_bounds_with_their_probability():
     assert float((covered - 0.9).abs()) < 4 * float(error)
     plain = samples.quantile(0.95, dim=0) - samples.quantile(0.05, dim=0)
     assert float((plain.mean() - 0.9).abs()) > 20 * float(error)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_quantiles_are_numpys(monkeypatch, pieces):
+    samples = torch.randn(59, 4, 3, generator=seeded(0), dtype=torch.float64)
+    kept = samples.clone()
+    monkeypatch.setattr(law_module, "_AT_ONCE", samples.numel() // pieces)
+    orders = (1 / 60, 0.025, 0.31, 0.5, 59 / 60)
+    found = torch.stack(quantiles(samples, orders))
+    expected = np.quantile(samples.numpy(), orders, axis=0, method="weibull")
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14)
+    assert torch.equal(samples, kept)
+    one_column = samples[:, :1, :1].clone()
+    quantiles(one_column, orders)  # its rows are in order already: nothing is sorted in place
+    assert torch.equal(one_column, kept[:, :1, :1])
 
 
 def test_starts_have_laws_of_their_own_and_times_may_repeat():

@@ -353,7 +353,7 @@ def test_a_users_link_is_followed(tmp_path):
 @pytest.mark.parametrize("small", [2**24, 0], ids=["in memory", "mapped"])
 @pytest.mark.parametrize("suffix", [".npz", ".rows"])
 def test_no_descriptor_is_held(tmp_path, monkeypatch, small, suffix):
-    """Three thousand recordings and files in a process that may open 256."""
+    """Three hundred recordings and as many files in a process that may open 256."""
     monkeypatch.setattr("torchlimits.files.row_file.SMALL", small)
     monkeypatch.setattr("torchlimits.files.row_reader.SMALL", small)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -366,7 +366,7 @@ def test_no_descriptor_is_held(tmp_path, monkeypatch, small, suffix):
             recording = recorded(path)
             recording.finish(recording.trajectory())
             kept.append(recording)
-        kept += [tl.Trajectory.load(path) for _ in range(3000)]
+        kept += [tl.Trajectory.load(path) for _ in range(300)]
         kept += [recording.trajectory() for recording in kept[:300]]
         assert len(os.listdir("/proc/self/fd")) == before
     finally:

@@ -140,7 +140,7 @@ def check_all(kind, error, folder, chosen):
     for number, at in enumerate(found):
         run = Run(folder / str(number), **KINDS[kind])
         try:
-            interrupted(run.go, at, FILES, error)
+            interrupted(run.go, at, error)
             run.go()
             # an OSError of `finish` is a warning, and the rows stay where they are
             run.recording.finish(run.recording.trajectory())

@@ -120,7 +120,7 @@ def survives(folder, at, *arguments, error=KeyboardInterrupt, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = Run(folder, *arguments, **options)
-        if interrupted(run.go_on, at, FILES, error):
+        if interrupted(run.go_on, at, error):
             # the step in which it came may have no row
             missing = [run.taken]
             run.go_on()

@@ -142,7 +142,7 @@ def test_an_interrupt_at_any_line_loses_and_doubles_nothing(tmp_path, name, resu
         kind = Kind(name, tmp_path / str(number))
         run = Run(kind.writer(), state)
         runs.append(run)
-        struck += interrupts.interrupted(run.go, at, FILES)
+        struck += interrupts.interrupted(run.go, at)
         run.go()
         assert kind.shown() == expected, at
     assert struck == len(events)
@@ -165,7 +165,7 @@ def test_an_error_at_any_line_loses_and_doubles_nothing(tmp_path, name):
         close = run.left.pop()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if interrupts.interrupted(run.go, at, FILES, OSError("no room")):
+            if interrupts.interrupted(run.go, at, OSError("no room")):
                 run.go()
             run.left = [run.record, run.show, close]
             run.go()

@@ -16,7 +16,7 @@ from torchlimits.trajectory import Trajectory
 #: paths with more bytes are refused
 _MOST_BYTES = 2**32
 #: quantiles are found for so many numbers at once
-_AT_ONCE = 2**22
+_AT_ONCE = 2**20
 
 
 def law_of(paths: Trajectory, level: float) -> Trajectory:
@@ -69,11 +69,22 @@ def quantiles(
         samples: shape ``(M, ...)``.
         orders: between 1/(M + 1) and M/(M + 1).
     """
-    flat = samples.flatten(1).numpy()
-    pieces = np.array_split(flat, max(1, flat.size // _AT_ONCE), axis=1)
-    # torch.quantile takes at most 2^24 numbers
-    found = [np.quantile(piece, orders, axis=0, method="weibull") for piece in pieces]
-    return list(torch.from_numpy(np.concatenate(found, axis=1)).unflatten(1, samples.shape[1:]))
+    columns = samples.flatten(1).numpy().T
+    pieces = np.array_split(columns, max(1, columns.size // _AT_ONCE))
+    found = np.concatenate([_of_rows(piece, orders) for piece in pieces], axis=1)
+    return list(torch.from_numpy(found).unflatten(1, samples.shape[1:]))
+
+
+def _of_rows(rows: np.ndarray, orders: Sequence[float]) -> np.ndarray:
+    """The quantiles of each row, ``(orders, rows)``."""
+    # numbers beside each other are sorted in a third of the time that np.quantile takes
+    ordered = np.array(rows, order="C")
+    ordered.sort(axis=1)
+    last = ordered.shape[1] - 1
+    places = [min(max(order * (last + 2) - 1, 0.0), float(last)) for order in orders]
+    below = [int(place) for place in places]
+    low, high = ordered[:, below], ordered[:, [min(i + 1, last) for i in below]]
+    return (low + (high - low) * (np.array(places) - below)).T
 
 
 def check_size(runs: int, start: Sequence[int], times: int) -> None:

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks, _threads
+from torchlimits._normals import normals
 from torchlimits.dynamics.law import check_size, law_of
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.schedule import Schedule
@@ -283,9 +284,7 @@ class Frame:
         sizes = [(self.samples, w - new, new, new) if self.folded else (new, w) for w in widths]
         counts = [sum(map(prod, zip(size[::2], size[1::2], strict=True))) for size in sizes]
         # all at once: many short draws take longer
-        flat = torch.randn(
-            (sum(counts), S), generator=generator, dtype=self.rows.dtype, device=self.rows.device
-        )
+        flat = normals((sum(counts), S), generator=generator, device=self.rows.device)
         vectors = [
             self._vectors(piece, w) for piece, w in zip(flat.split(counts), widths, strict=True)
         ]
@@ -356,11 +355,13 @@ class Frame:
 def _triangular(across: Float[Tensor, "rows columns S"]) -> None:
     """Rotate rows, in place, until each has one column more than the one before (Householder)."""
     for j in range(len(across)):
-        mirror = across[j, j:].clone()
+        mirror, others = across[j, j:], across[j + 1 :, j:]
         # a tenth of the time of linalg.vector_norm
-        length = mirror.square().sum(0).sqrt_()
-        mirror[0] += length.copysign(mirror[0])
-        half = mirror.square().sum(0).div_(2).clamp_min_(1e-300)  # for a row of zeros: 0 / 1e-300
-        along = (across[j:, j:] * mirror).sum(1).div_(half)
-        across[j:, j:].addcmul_(along[:, None], mirror, value=-1)
-        across[j, j + 1 :] = 0
+        length = mirror.square().sum(0).sqrt_().copysign_(mirror[0])
+        mirror[0] += length
+        # half the mirror's square; for a row of zeros: 0 / 1e-300
+        half = (mirror[0] * length).clamp_min_(1e-300)
+        along = (others * mirror).sum(1).div_(half)
+        others.addcmul_(along[:, None], mirror, value=-1)
+        torch.neg(length, out=mirror[0])
+        mirror[1:] = 0

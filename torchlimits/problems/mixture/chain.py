@@ -10,7 +10,7 @@ from torchlimits import _checks
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField
-from torchlimits.problems.network.first_layer_chain import FirstLayerChain
+from torchlimits.problems.network.first_layer_chain import FirstLayerChain, over_batch
 
 
 class MixtureChain(FirstLayerChain):
@@ -40,9 +40,9 @@ class MixtureChain(FirstLayerChain):
         self, theta: Float[Tensor, "K S"], h: Float[Tensor, "B K S"], target: Float[Tensor, "B S"]
     ) -> tuple[Float[Tensor, "K S"], Float[Tensor, "B K S"]]:
         active = h.relu()
-        s = (torch.sigmoid((theta * active).sum(1)) - target)[:, None]
+        s = (theta * active).sum(1).sigmoid_().sub_(target)[:, None]
         # as in torch, the slope at 0 is 0
-        return (s * active).mean(0), torch.where(h > 0, s * theta, 0.0)
+        return over_batch(s * active), active.sign().mul_(s * theta)
 
     def _labels(
         self, x_parallel: Float[Tensor, "steps B d S"], component: Int[Tensor, "steps B S"],

@@ -113,7 +113,7 @@ class FirstLayerChain(ReducedChain):
             for part, step in of_head:
                 step.update(theta[part], head_buffer[part], by_theta[part], **now)
             if of_bias is not None:
-                of_bias.update(b, bias_buffer, pull.mean(0), **now)
+                of_bias.update(b, bias_buffer, over_batch(pull), **now)
             if of_rows is not None:
                 of_rows.update_rows(W, velocity, frame.outside(pull), x, **now)
             if number + 1 == at[len(recorded)]:
@@ -159,3 +159,8 @@ class FirstLayerChain(ReducedChain):
         d = self.layout.directions
         across = W[:, d:].movedim(-1, 0)
         return self.layout.join(theta.mT, b.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
+
+
+def over_batch(x: Float[Tensor, "B *shape"]) -> Float[Tensor, "*shape"]:
+    """The mean over a batch; of one sample as it is, without a pass over the numbers."""
+    return x[0] if len(x) == 1 else x.mean(0)
