@@ -80,7 +80,9 @@ class AdaptiveField(VectorField):
         self.base, self.moments, self.axes = base, layout, axes
         self.reference = reference
         self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
-        self.geometry = AdaptiveGeometry(self)
+        self.geometry = AdaptiveGeometry(
+            base.geometry, split=self.split, settled=self.settled, corrected=layout.rule.corrected
+        )
 
     # --- the state --------------------------------------------------------------------------------
 
