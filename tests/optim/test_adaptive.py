@@ -372,3 +372,26 @@ def test_one_step_of_the_optimizer(make_problem, make, batch):
     assert float(z.square().mean()) < 3
     without = ((mean - lr * drift) / error)[:count]
     assert float(without.abs().max()) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make_problem", "make", "batch"), [STEPS[0], STEPS[2]])
+def test_the_noise_of_one_step(make_problem, make, batch):
+    """The covariance of a step, second moments among it, is that of the increments."""
+    problem = make_problem()
+    u, dynamics, changes = one_step(problem, make, batch, rounds=4)
+    c = dynamics.limit.step_size
+    centred = (changes - changes.mean(0))[:, :-1]  # the number of steps is not random
+    products = centred[:, :, None] * centred[:, None, :]
+    error = products.std(0) / len(products) ** 0.5
+
+    def z(step_size):
+        expected = (c / N) ** 2 * dynamics.field.increment_covariance(u, step_size)[:-1, :-1]
+        tolerance = (error.square() + (0.02 * expected).square()).sqrt()
+        found = (products.mean(0) - expected) / tolerance
+        return found[tolerance > 1e-9 * tolerance.max()]
+
+    assert float(z(c).square().mean()) < 2.5
+    assert float(z(c).abs().max()) < 6
+    # the part of the squared gradient, and how fast second moments take it up, count
+    assert float(z(2 * c).square().mean()) > 10
