@@ -338,12 +338,12 @@ STEPS = [
     ),
     pytest.param(
         binary,
-        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1, id="rmsprop",
+        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1, id="rmsprop", marks=pytest.mark.slow,
     ),
     pytest.param(
         binary,
         lambda m: Adagrad(m.parameters(), lr=10 * N**-0.5, initial_accumulator_value=N), 1,
-        id="adagrad",
+        id="adagrad", marks=pytest.mark.slow,
     ),
     pytest.param(
         lambda: binary(head=nn.Sequential(nn.ReLU(), nn.Linear(2, 1))),
@@ -351,7 +351,7 @@ STEPS = [
             [{"params": m.head.parameters()}, {"params": m.first.parameters(), "lr": 20 * LR}],
             lr=10 * LR, betas=(0.0, 0.9999),
         ),
-        1, id="relu",
+        1, id="relu", marks=pytest.mark.slow,
     ),
 ]  # fmt: skip
 
