@@ -88,7 +88,7 @@ WITHOUT_A_PAGE = [
     r"FixedPointComponent\.classes",
     r"small_noise\.components",
     r"(?:\S+\.)?relu_moments",
-    r"torchlimits\.comparison\.(?:comparison\.WorstRuns|law_check\.TwoHumps)",
+    r"(?:torchlimits\.comparison\.\w+\.)?(?:WorstRuns|TwoHumps|MomentumLag)",
     r"Trajectory\.(?:error|values)",
     r"torchlimits\.dynamics\.(?:stability\.classify|step_control\.StepControl)",
     r"Comparison\.worst_runs",

@@ -11,18 +11,15 @@ if there is one.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import datetime
-import json
 import logging
 import random
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import reach
 import torch
 
 import torchlimits as tl
@@ -159,36 +156,19 @@ def counted() -> Generator[None]:
         log.propagate = shown
 
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = reach.parser(__doc__)
     parser.add_argument("--every", type=int, default=1, help="flip every so many bits")
     parser.add_argument("--others", type=int, default=500, help="other damages, of each of 4 kinds")
-    parser.add_argument("--out", type=Path, help="where to keep the figures, as JSON")
     options = parser.parse_args()
     found = count(options.every, options.others)
     wrong = sum(outcomes.get("WRONG", 0) for outcomes in found.values())
-    result = {
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
+    figures = {
         "files tried": sum(sum(outcomes.values()) for outcomes in found.values()),
         "wrong and silent": wrong,
         "outcomes": found,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text + "\n")
+    reach.keep(figures, options)
     if wrong:
         raise SystemExit(f"{wrong} files were loaded as something else")
 

@@ -15,13 +15,10 @@ below 10.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import subprocess
 import sys
 import time
-from pathlib import Path
 
+import reach
 import torch
 from torch import Tensor, nn
 
@@ -134,22 +131,14 @@ def measured_against(options: argparse.Namespace) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser = reach.parser(__doc__)
     parser.add_argument("--dim", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--step-size", type=float, default=2.0)
     parser.add_argument("--time", type=float, default=6.0)
     options = parser.parse_args()
     figures = measured_against(options)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    report = {"date": str(datetime.date.today()), "commit": commit, **figures}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    reach.keep(figures, options)
     held = (
         float(str(figures["rms z"])) < 1.5
         and float(str(figures["rms z of R without corrector"])) > 10

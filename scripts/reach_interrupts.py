@@ -11,14 +11,13 @@ interrupt came may be missing. The script ends with an error if anything else is
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import reach
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "tests" / "record")]
@@ -53,8 +52,7 @@ def tried(suffix: str | None, sink: str, options: dict[str, bool], every: int) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser = reach.parser(__doc__)
     parser.add_argument("--every", type=int, default=4, help="one of so many line events")
     parser.add_argument("--cases", type=int, default=len(CASES), help="the first so many")
     options = parser.parse_args()
@@ -67,16 +65,7 @@ def main() -> None:
     print(
         f"{total} interrupts, {failed} with rows lost or doubled, {time.monotonic() - begun:.0f} s"
     )
-    if options.out is not None:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False,
-            cwd=HERE,
-        ).stdout.strip()  # fmt: skip
-        result = {
-            "date": datetime.date.today().isoformat(), "commit": commit,
-            "interrupts": total, "lost or doubled": failed, "cases": rows,
-        }  # fmt: skip
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    reach.keep({"interrupts": total, "lost or doubled": failed, "cases": rows}, options)
     if failed:
         sys.exit(1)
 

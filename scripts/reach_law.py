@@ -14,15 +14,13 @@ not within 94 to 96 %, or if the linear band's worst cell holds 90 % or more: th
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import reach
 import torch
 from scipy.stats import norm
 
@@ -110,20 +108,12 @@ def measured_against(options: argparse.Namespace) -> tuple[dict[str, Any], bool]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser = reach.parser(__doc__)
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--paths", type=int, default=20_000)
     options = parser.parse_args()
     figures, held = measured_against(options)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    report = {"date": str(datetime.date.today()), "commit": commit, **figures}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    reach.keep(figures, options)
     if not held:
         sys.exit("the law does not hold as it should")
 

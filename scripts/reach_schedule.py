@@ -15,16 +15,13 @@ chain's by more than four errors.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import reach
 import torch
 from torch import Tensor
 
@@ -148,8 +145,7 @@ def faults(name: str, found: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser = reach.parser(__doc__)
     parser.add_argument("--dim", type=int, default=100)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--torch-runs", type=int, default=20)
@@ -158,14 +154,7 @@ def main() -> None:
         "committee machine": figures_of(committee, options),
         "binary mixture": figures_of(mixture, options),
     }
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    report = {"date": str(datetime.date.today()), "commit": commit, **found}
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    reach.keep(found, options)
     wrong = [fault for name, figures in found.items() for fault in faults(name, figures)]
     if wrong:
         sys.exit("\n".join(wrong))

@@ -13,16 +13,12 @@ than 3 %, or if the control holds where rates are large.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import itertools
-import json
 import math
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
+import reach
 import torch
 from torch import Tensor
 
@@ -73,27 +69,19 @@ def with_constant_step(order: int, snr: float, seed: int, paths: int = 1000) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser = reach.parser(__doc__)
     parser.add_argument("--paths", type=int, default=10_000)
     options = parser.parse_args()
     rows = [
         ratios(order, snr, options.paths, seed=10 * order + i)
         for order, (i, snr) in itertools.product((2, 3, 4), enumerate((2.0, 10.0, 30.0)))
     ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     off = max(abs(x - 1) for row in rows for x in row["ratio of variances (m, r2)"])
-    report = {
-        "date": str(datetime.date.today()), "commit": commit, "n": 10**6, "c": 1.0,
-        "paths": options.paths, "readings": READINGS, "furthest from 1": round(off, 4),
-        "settings": rows,
+    figures = {
+        "n": 10**6, "c": 1.0, "paths": options.paths, "readings": READINGS,
+        "furthest from 1": round(off, 4), "settings": rows,
     }  # fmt: skip
-    text = json.dumps(report, indent=2)
-    print(text)
-    if options.out:
-        options.out.write_text(text + "\n")
+    reach.keep(figures, options)
     fast = [row["constant step (m, r2)"] for row in rows if row["snr"] > 2]
     held = [x for pair in fast for x in pair if x is not None and abs(x - 1) < 0.1]
     if off > 0.03 or held:

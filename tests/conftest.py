@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "torchlimits"
 
 #: besides those of the front door: what has words of its own for users' arguments, ...
 NOT_CHECKED = {
-    *("_checks", "dynamics.diffusive", "dynamics.flow", "dynamics.reduced_chain"),
+    *("_checks", "_values", "dynamics.diffusive", "dynamics.flow", "dynamics.reduced_chain"),
     *("problems.mixture.dynamics", "problems.mixture.small_noise", "problems.mixture.components"),
     *("problems.network.components", "problems.network.labels", "problems.network.checks"),
     *("problems.network.trainable", "problems.network.own_module", "problems.network.head"),

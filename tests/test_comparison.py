@@ -1,4 +1,6 @@
 import dataclasses
+import functools
+import gc
 import io
 
 import pytest
@@ -7,7 +9,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import torchlimits as tl
+from torchlimits import _humps
 from torchlimits._text import Table
+from torchlimits.comparison import humps, momentum_lag
 
 
 def paths(runs=(), shift=0.0):
@@ -375,3 +379,112 @@ def test_humps_are_told_in_words():
     assert "75 % near" in text
     assert "25 % near" in text
     assert "hump" not in str(tl.compare(runs_of(law, 1), law))
+
+
+def test_humps_are_looked_for_once_in_each_law(tmp_path, monkeypatch):
+    """By compare, overlay and write together, panel by panel; again after a change."""
+    law = normal_law(0, paths=300)
+    parted = dataclasses.replace(
+        law, samples=law.samples + 9.0 * (torch.arange(300) < 99)[:, None, None]
+    )
+    looked, clearness = [], _humps.clearness
+    monkeypatch.setattr(_humps, "clearness", lambda x: looked.append(1) or clearness(x))
+    measured = runs_of(law, 6)
+    told = tl.compare(measured, parted).humps
+    tl.figures.overlay(measured, parted)
+    tl.tensorboard.write(tmp_path, measured=measured, predicted=parted)
+    assert len(looked) == 11 * 2
+    assert [one.name for one in told] == ["a", "b"]
+    parted.samples.copy_(law.samples)
+    assert not tl.compare(measured, parted).humps
+    assert len(looked) == 2 * 11 * 2
+    del parted
+    gc.collect()
+    assert not [
+        path for path in humps._FOUND if path.samples is not None and len(path.samples) == 300
+    ]
+
+
+def test_paths_that_are_lost_are_no_hump():
+    """A path that left float64 is NaN; the others are drawn and told as they are."""
+    law = normal_law(0, paths=300)
+    law.samples[:5] = torch.nan
+    assert not tl.compare(runs_of(law, 1), law).humps
+    parted = law.samples + 9.0 * (torch.arange(300) % 3 == 0)[:, None, None]
+    two = dataclasses.replace(law, samples=parted)
+    assert "67 % near" in str(tl.compare(runs_of(normal_law(1), 1), two))
+    kinds = {type(one).__name__ for one in tl.figures.overlay(None, two).axes[0].collections}
+    assert "QuadMesh" in kinds
+
+
+# --- momentum's memory ----------------------------------------------------------------------------
+
+
+@functools.cache
+def under_momentum(momentum, dim=250):
+    """The limit with its band, and the dynamics it is of."""
+    problem = tl.GaussianMixture.binary(dim=dim, width=1, snr=2.0)
+    dynamics = problem.dynamics(step_size=0.05 if momentum > 0.6 else 0.5, momentum=momentum)
+    u0 = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
+    times = torch.linspace(0, 2 * (1 - momentum), 9)
+    return dynamics, u0, dynamics.solve(u0, times, band=True)
+
+
+def test_momentum_that_shows_is_told_and_is_as_large_as_the_next_order_says():
+    dynamics, u0, limit = under_momentum(0.97)
+    ahead = tl.NextOrder(dynamics).solve(u0, limit.times)
+    found = tl.compare(ahead, limit)
+    lag = found.momentum_lag
+    assert str(lag).startswith("momentum 0.97 keeps the parameters 32 steps behind")
+    assert str(lag) in str(found)
+    row = int((limit.times - lag.time).abs().argmin())
+    assert lag.error == pytest.approx(float(limit.std[row, limit.index(lag.name)]))
+    exact = float((ahead[lag.name] - limit[lag.name])[row].abs())
+    assert 1 / 2 < lag.shift / exact < 2
+    # v and m where they are largest; what moves R besides is not known to a comparison
+    shift = momentum_lag._shift(limit, 0.97 / 0.03).amax(0)
+    ratio = (shift / (ahead.values - limit.values).abs().amax(0))[:2]
+    assert 1 / 2 < float(ratio.min()) < float(ratio.max()) < 2
+
+
+def test_momentum_that_does_not_show_is_not_told():
+    """Negative controls: a smaller momentum, a larger n, and what has momentum in it."""
+    for momentum, dim in ((0.5, 250), (0.97, 10**7)):
+        _, _, limit = under_momentum(momentum, dim)
+        assert tl.compare(limit, limit).momentum_lag is None, (momentum, dim)
+        assert "momentum" not in str(tl.compare(limit, limit))
+    dynamics, u0, limit = under_momentum(0.97)
+    ahead = tl.NextOrder(dynamics).solve(u0, limit.times)
+    ahead = dataclasses.replace(ahead, std=limit.std)
+    assert tl.compare(limit, ahead).momentum_lag is None
+    # the first 32 steps, where the buffer fills
+    early = dynamics.solve(u0, [0.0, 0.006], band=True)
+    assert tl.compare(early, early).momentum_lag is None
+    assert early.steps[-1] == 30
+
+
+def test_momentum_is_told_by_the_spread_of_runs_where_there_is_no_band():
+    _, _, limit = under_momentum(0.97)
+    bare = dataclasses.replace(limit, std=None)
+    noise = torch.randn(8, *limit.values.shape, generator=torch.Generator().manual_seed(0))
+    measured = dataclasses.replace(bare, values=limit.values + limit.std * noise)
+    assert tl.compare(measured, bare).momentum_lag is not None
+    assert tl.compare(measured.slice(slice(None)).run(0), bare).momentum_lag is None
+    loud = dataclasses.replace(bare, values=limit.values + 100 * limit.std * noise)
+    assert tl.compare(loud, bare).momentum_lag is None
+
+
+def test_what_has_no_noise_has_no_band():
+    """A statistic that counts steps, say: rounding is not measured in deviations of 0."""
+    times, steps = torch.tensor([0.0, 1.0, 2.0]), torch.tensor([0, 10, 20])
+    values = torch.tensor([[0.0, 0.0], [1.0, 0.5], [1.0, 0.7]], dtype=torch.float64)
+    std = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.1, 0.0]])
+    theirs = tl.Trajectory(times, steps, values, ["m", "w"], std=std)
+    values = values + torch.tensor([[0.0, 0.0], [0.1, 1e-12], [0.0, 0.0]])
+    ours = tl.Trajectory(times, steps, values, ["m", "w"])
+    found = tl.compare(ours, theirs)
+    assert found.sup_in_std[0] == pytest.approx(1.0)
+    assert found.inside[0] == 1.0
+    assert bool(found.sup_in_std[1].isnan())
+    assert bool(found.inside[1].isnan())
+    assert "nan" not in str(found)

@@ -1,13 +1,16 @@
 """Hartigan's dip, and what it says of laws with one hump and with two."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.optimize import linprog
 
 import torchlimits as tl
 from torchlimits import _humps
-from torchlimits.comparison.law_check import several_humps
+from torchlimits.comparison.humps import several_humps
 
 
 def test_dip_is_that_of_the_reference_implementation():
@@ -17,6 +20,60 @@ def test_dip_is_that_of_the_reference_implementation():
     skewed = rng.exponential(size=80)
     assert _humps.dip(two) == pytest.approx(0.048031481569513514, rel=1e-9)
     assert _humps.dip(skewed) == pytest.approx(0.04156555670439418, rel=1e-9)
+    ties = np.random.default_rng(3).normal(size=90).round(1)
+    assert _humps.dip(ties) == pytest.approx(0.035, rel=1e-9)
+
+
+def by_definition(sample, jumps=True):
+    """The distance to the nearest distribution function with one mode, by linear programs.
+
+    It is convex up to the mode and concave from there, and can jump at the mode alone. Between the
+    sample's numbers it may be taken as linear, and the mode as one of them.
+    """
+    x, counts = np.unique(sample, return_counts=True)
+    above = counts.cumsum() / len(sample)
+    below = above - counts / len(sample)
+    return min(with_mode(mode, x, below, above, jumps) for mode in range(len(x)))
+
+
+def with_mode(mode, x, below, above, jumps):
+    # unknown: the function at x, at the mode before its jump; behind it; the distance
+    unit, last = np.eye(len(x) + 2), len(x)
+    rows = [(unit[mode] - unit[last], 0.0)]
+    if not jumps:
+        rows.append((unit[last] - unit[mode], 0.0))
+    for i in range(len(x)):
+        after = unit[last if i == mode else i]
+        for value, of in ((unit[i], below[i]), (after, above[i])):
+            rows += [(value - unit[-1], of), (-value - unit[-1], -of)]
+    sides = (range(mode + 1), 1), ((last, *range(mode + 1, last)), -1)
+    for (side, sign), points in zip(sides, (x[: mode + 1], x[mode:]), strict=True):
+        steps = zip(itertools.pairwise(side), np.diff(points), strict=True)
+        slopes = [(unit[b] - unit[a]) / width for (a, b), width in steps]
+        rows += [(-slope, 0.0) for slope in slopes]
+        rows += [(sign * (a - b), 0.0) for a, b in itertools.pairwise(slopes)]
+    matrix, limits = (np.array(part) for part in zip(*rows, strict=True))
+    found = linprog(unit[-1], matrix, limits, bounds=(None, None))
+    assert found.success
+    return found.fun
+
+
+@pytest.mark.parametrize("digits", [15, 0])
+def test_dip_is_what_it_is_defined_as(digits):
+    """Numbers rounded to integers, of which many are equal, included."""
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        parts = rng.normal(size=rng.integers(2, 9)), rng.normal(4, 1, size=rng.integers(0, 8))
+        sample = np.concatenate(parts).round(digits)
+        assert _humps.dip(sample) == pytest.approx(by_definition(sample), abs=1e-9)
+
+
+def test_the_nearest_law_with_one_hump_can_jump_at_its_mode():
+    """Which a third of equal numbers needs; the dip is not that of the nearest continuous one."""
+    sample = np.array([0.0, 1.0, 2.0, 2.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert _humps.dip(sample) == pytest.approx(by_definition(sample), abs=1e-9)
+    assert by_definition(sample, jumps=False) > 1.5 * _humps.dip(sample)
+    assert _humps.dip(np.zeros(5)) == 0.0
 
 
 @pytest.mark.parametrize(

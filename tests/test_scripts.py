@@ -149,6 +149,34 @@ def test_bad_options_of_benchmarks(benchmark, arguments, message, monkeypatch, c
     assert message in capsys.readouterr().err + str(stop.value)
 
 
+@pytest.fixture
+def reach(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("reach")
+
+
+def test_figures_of_reach_are_kept_with_date_and_commit(reach, tmp_path, capsys):
+    options = reach.parser("What is measured.").parse_args(["--out", str(tmp_path / "found.json")])
+    reach.keep({"runs": 3, "off": [0.5]}, options)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found == json.loads(capsys.readouterr().out)
+    assert list(found) == ["date", "commit", "runs", "off"]
+    assert found["date"] == time.strftime("%Y-%m-%d")
+    reach.keep({"runs": 4}, reach.parser(None).parse_args([]))
+    assert json.loads(capsys.readouterr().out)["runs"] == 4
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS.glob("reach_*.py")), ids=lambda file: file.stem)
+def test_what_reach_found_is_committed(script):
+    """By the shared way: no script writes dates and commits of its own."""
+    text = script.read_text()
+    assert "reach.keep(" in text
+    assert "subprocess" not in text
+    found = json.loads(script.with_suffix(".json").read_text())
+    assert list(found)[:2] == ["date", "commit"]
+    assert found["commit"]
+
+
 def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 

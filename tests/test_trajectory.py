@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -410,3 +411,25 @@ def test_tables_of_a_law():
 def test_what_does_not_fit_the_values_is_refused(given):
     with pytest.raises(ValueError, match="expected"):
         path(**given)
+
+
+def test_further_statistics_have_no_band():
+    """Of all that is known beside the values: fields that are added later, too."""
+    u = torch.randn(3, 4, 2, dtype=torch.float64)
+    known = {name: u for name in ("std", "lower", "upper", "error")}
+    times, steps = torch.arange(4.0), torch.arange(4)
+    path = tl.Trajectory(times, steps, u, ["a", "b"], samples=u.expand(5, 3, 4, 2), **known)
+    assert {*known, "samples"} == {
+        one.name for one in dataclasses.fields(path) if one.default is None
+    }
+    more = path.extended(["risk"], u[..., :1] + 1)
+    assert list(more.names) == ["risk", "a", "b"]
+    assert torch.equal(more.values, torch.cat([u[..., :1] + 1, u], -1))
+    for name in (*known, "samples"):
+        beside = getattr(more, name)
+        assert bool(beside[..., 0].isnan().all()), name
+        assert torch.equal(beside[..., 1:], getattr(path, name)), name
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 1\)"):
+        path.extended(["risk"], u)
+    with pytest.raises(ValueError, match="more than once"):
+        path.extended(["a"], u[..., :1])

@@ -46,6 +46,8 @@ def dip(sample: np.ndarray) -> float:
     total = counts.sum()
     above = np.cumsum(counts) / total
     below = above - counts / total
+    if len(x) == 1:
+        return 0.0
     low, high, found = 0, len(x) - 1, 1 / total
     while high > low:
         part = slice(low, high + 1)
@@ -62,10 +64,9 @@ def dip(sample: np.ndarray) -> float:
             left = at_minorant[np.searchsorted(at_minorant, right, side="right") - 1]
         if largest <= found:
             break
-        outside = (above[part] - minorant)[: left + 1], (-negative - below[part])[right:]
-        found = max(found, *(side.max() for side in outside))
-        if (left, right) == (0, high - low):
-            break
+        # without the ends: one of them may be the mode, where the nearest function can jump as well
+        outside = (above[part] - minorant)[:left], (-negative - below[part])[right + 1 :]
+        found = max(found, *(side.max(initial=0.0) for side in outside))
         low, high = low + left, low + right
     return float(found / 2)
 
@@ -99,14 +100,18 @@ def clearness(sample: np.ndarray) -> float:
     """The dip times the root of the number, which is about the same for all uniform samples.
 
     Args:
-        sample: numbers, shape ``(M,)``; of fewer than 100, or if all are the same, it is 0.
+        sample: numbers, shape ``(M,)``, of which the finite ones count; of fewer than 100, or if
+            all are the same, it is 0.
 
     Example:
         >>> clearness(np.zeros(500))
         0.0
     """
+    sample = sample[np.isfinite(sample)]
+    if len(sample) < 100:
+        return 0.0
     spread = np.ptp(sample)
-    if len(sample) < 100 or spread <= 1e-6 * (1 + np.abs(sample).max()):
+    if spread <= 1e-6 * (1 + np.abs(sample).max()):
         return 0.0
     return dip(sample) * min(len(sample), _MOST) ** 0.5
 
@@ -115,7 +120,7 @@ def humps(sample: np.ndarray) -> Humps:
     """Where the humps are, by a kernel density.
 
     Args:
-        sample: numbers, shape ``(M,)``, that are not all the same.
+        sample: numbers, shape ``(M,)``, that are not all the same; the finite ones count.
 
     Example:
         >>> numbers = np.random.default_rng(0).normal(size=1000)
@@ -125,6 +130,7 @@ def humps(sample: np.ndarray) -> Humps:
     """
     from scipy.signal import find_peaks
 
+    sample = sample[np.isfinite(sample)]
     along, height = density(sample)
     peaks, _ = find_peaks(np.concatenate([[0.0], height, [0.0]]), prominence=0.05 * height.max())
     peaks = peaks - 1

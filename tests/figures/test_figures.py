@@ -211,3 +211,26 @@ def test_the_density_of_a_law_is_drawn_where_it_has_two_humps():
     low, high = (line.get_ydata() for line in figure.axes[1].lines[1:])
     np.testing.assert_array_equal(low, law.lower[:, 1])
     np.testing.assert_array_equal(high, law.upper[:, 1])
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b"], ["a", "b", "c", "d"]])
+def test_the_key_is_inside_the_figure_and_above_the_panels(names):
+    """With all that it can have in it: dots, line, band and density."""
+    samples = torch.randn(300, 5, len(names), generator=torch.Generator().manual_seed(0))
+    samples[:100] += 9.0
+    law = Trajectory(
+        torch.arange(5.0), torch.arange(5), samples.mean(0), names, lower=samples[0],
+        upper=samples[1], samples=samples, metadata={"law": {"level": 0.95, "exact": False}},
+    )  # fmt: skip
+    measured = Trajectory(law.times, law.steps, samples[:8], names)
+    figure = figures.overlay(measured, law)
+    (key,) = figure.legends
+    assert len(key.get_texts()) == 4
+    figure.canvas.draw()
+    extent = key.get_window_extent()
+    assert figure.bbox.x0 <= extent.x0 < extent.x1 <= figure.bbox.x1
+    titles = [axes.get_tightbbox().y1 for axes in figure.axes]
+    assert max(titles) <= extent.y0 + 2
+    # one column more does not fit, or there is none
+    more = figure.legend(handles=key.legend_handles, ncols=4, fontsize=9, frameon=False)
+    assert len(names) == 4 or more.get_window_extent().width > figure.bbox.width

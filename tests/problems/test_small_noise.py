@@ -92,9 +92,7 @@ def test_counts(make, width, count, stable):
     assert [c.stable for c in components] == sorted((c.stable for c in components), reverse=True)
 
 
-@pytest.mark.parametrize(
-    ("make", "width"), [(binary, 2), pytest.param(binary, 4, marks=pytest.mark.slow), (xor, 3)]
-)
+@pytest.mark.parametrize(("make", "width"), [(binary, 2), (binary, 4), (xor, 3)])
 def test_components_are_what_the_numbers_say(make, width):
     """Every component: fixed points, their kind by eigenvalues, as many zeros as dimensions."""
     problem = make(width).small_noise()

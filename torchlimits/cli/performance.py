@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -38,21 +37,7 @@ def with_performance(
     some = path.values[..., rows, :]
     for i, function in enumerate(functions.values()):
         found[..., rows, i] = function(some)
-    return _beside(path, functions, found)
-
-
-def _beside(
-    path: Trajectory, functions: Mapping[str, Callable[[Tensor], Tensor]], found: Tensor
-) -> Trajectory:
-    """The trajectory with further values, of which nothing else is known."""
-    known = {name: getattr(path, name) for name in ("std", "lower", "upper", "samples")}
-    columns = {
-        name: torch.cat([x.new_full((*x.shape[:-1], len(functions)), torch.nan), x], dim=-1)
-        for name, x in known.items()
-        if x is not None
-    }
-    values = torch.cat([found, path.values], dim=-1)
-    return replace(path, values=values, names=[*functions, *path.names], **columns)
+    return path.extended(list(functions), found)
 
 
 def performance_text(measured: Trajectory, predicted: Trajectory, names: Sequence[str]) -> str:

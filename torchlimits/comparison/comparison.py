@@ -1,48 +1,31 @@
-"""Measured against predicted: how far they are apart, and whether runs are within the band."""
+"""`compare`: measured against predicted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits._text import Table, Tabular
-from torchlimits.comparison.law_check import LEAST_RUNS, TwoHumps, law_distance, several_humps
-from torchlimits.comparison.match import matched, share_start, unmatched_lines
+from torchlimits.comparison.findings import Findings
+from torchlimits.comparison.in_band import in_band
+from torchlimits.comparison.law_distance import LEAST_RUNS, law_distance
+from torchlimits.comparison.match import Match, matched
+from torchlimits.comparison.means import means
+from torchlimits.comparison.momentum_lag import momentum_lag
+from torchlimits.comparison.table import table_of
+from torchlimits.comparison.worst_runs import worst_runs
 from torchlimits.trajectory import Trajectory
 
 if TYPE_CHECKING:
     import pandas
     from rich.table import Table as RichTable
 
-#: so many statistics whose law has several humps are told one by one
-_HUMPS = 4
-
 
 @dataclass(frozen=True, eq=False)
-class WorstRuns:
-    """The run with the largest difference for each statistic, where starts differ.
-
-    Attributes:
-        run: its number, counted from 0 over all leading dimensions, shape ``(k,)``.
-        measured, predicted: its values at the last time, ``(k,)``.
-        difference: its largest |measured - predicted| at any time, ``(k,)``.
-        time: when that was, ``(k,)``.
-    """
-
-    run: Int[Tensor, " k"]
-    measured: Float[Tensor, " k"]
-    predicted: Float[Tensor, " k"]
-    difference: Float[Tensor, " k"]
-    time: Float[Tensor, " k"]
-
-
-@dataclass(frozen=True, eq=False)
-class Comparison(Tabular):
+class Comparison(Findings, Tabular):
     """What `compare` found, with an entry for each statistic; print it, with rich too, or show it.
 
     The table explains its columns beneath, and folds in a narrow terminal. Runs from one start are
@@ -72,6 +55,8 @@ class Comparison(Tabular):
         usual_distance: what that distance stays below in 95 % of cases if the law is right.
         humps: the statistics whose predicted law has more than one hump (Hartigan's dip), where
             means, deviations and curves tell little.
+        momentum_lag: where the memory of a momentum of 0.9 or more is larger than the errors,
+            so that the limit is not what is measured and `NextOrder` is to be asked; else None.
         runs: how many runs.
         unmatched: the statistics that only one side has, by side: ``"measured"``,
             ``"predicted"``.
@@ -89,24 +74,6 @@ class Comparison(Tabular):
         >>> found.to_pandas().sup_difference.to_dict()
         {'m': 1.25, 'r2': 1.5}
     """
-
-    names: list[str]
-    measured: Float[Tensor, " k"]
-    predicted: Float[Tensor, " k"]
-    standard_error: Float[Tensor, " k"]
-    sup_difference: Float[Tensor, " k"]
-    sup_time: Float[Tensor, " k"]
-    sup_standard_error: Float[Tensor, " k"]
-    sup_in_std: Float[Tensor, " k"] | None
-    inside: Float[Tensor, " k"] | None
-    runs: int
-    unmatched: dict[str, list[str]]
-    worst_runs: WorstRuns | None = None
-    predicted_error: Float[Tensor, " k"] | None = None
-    level: float = 0.95
-    law_distance: Float[Tensor, " k"] | None = None
-    usual_distance: Float[Tensor, " k"] | None = None
-    humps: Sequence[TwoHumps] = ()
 
     @property
     def worst(self) -> str:
@@ -137,105 +104,7 @@ class Comparison(Tabular):
         return self._table().rich()
 
     def _table(self) -> Table:
-        mean = f", mean of {self.runs} runs" * (self.runs > 1)
-        if self.worst_runs is None:
-            rows, notes = self._of_means()
-            below = [f"all {self.runs} runs have one start"] if self.runs > 1 else []
-        else:
-            rows, notes = self._of_worst_runs(self.worst_runs)
-            mean, below = f", the worst of {self.runs} runs from different starts", []
-        if self.sup_in_std is not None:
-            rows[0].append("in sd")
-            notes["in sd"] = "largest difference of any run in its predicted standard deviations"
-            for row, value in zip(rows[1:], self.sup_in_std, strict=True):
-                row.append("" if torch.isnan(value) else f"{value:.2f}")
-        if self.inside is not None:
-            title, runs = f"in {100 * self.level:g} %", " and runs" * (self.runs > 1)
-            rows[0].append(title)
-            notes[title] = f"share of the times{runs} measured within the predicted "
-            notes[title] += f"{100 * self.level:g} % band"
-            for row, value in zip(rows[1:], self.inside, strict=True):
-                row.append("" if torch.isnan(value) else f"{100 * value:.0f} %")
-        if self.law_distance is not None and self.usual_distance is not None:
-            rows[0] += ["KS", "usual"]
-            notes["KS"] = (
-                "Kolmogorov-Smirnov distance of the runs from the predicted law, largest at any "
-                "time"
-            )
-            notes["usual"] = "what it stays below in 95 % of cases if the law is right"
-            distances = zip(self.law_distance, self.usual_distance, strict=True)
-            for row, pair in zip(rows[1:], distances, strict=True):
-                row += ["" if torch.isnan(x) else f"{x:.2f}" for x in pair]
-        below += [*self._hump_lines(), *unmatched_lines(self.unmatched)]
-        return Table(rows, notes, f"measured against predicted{mean}", below)
-
-    def _hump_lines(self) -> list[str]:
-        """Which laws have more than one hump, in words."""
-        if not self.humps:
-            return []
-        several = len({one.run for one in self.humps}) > 1
-        told = [f"{f'run {one.run}, ' * several}{one}" for one in self.humps[:_HUMPS]]
-        more = len(self.humps) - len(told)
-        lines = [
-            "the predicted law has more than one hump: runs part, and no single curve or deviation "
-            "stands for them:",
-            *(f"  {one}" for one in told),
-        ]
-        return [*lines, f"  and {more} more statistics"] if more else lines
-
-    def _of_means(self) -> tuple[list[list[str]], dict[str, str]]:
-        """Rows and explanations of the means over all runs, or of the one run."""
-        several, error = self.runs > 1, " ± standard error" * (self.runs > 1)
-        estimated = " ± standard error" * (self.predicted_error is not None)
-        notes = {
-            "measured, end": f"{'mean over the runs' if several else 'value'} at the last time"
-            + error,
-            "predicted, end": f"what theory says there{estimated}",
-            "sup |difference|": "largest |measured - predicted|"
-            + " of the means over the runs" * several
-            + (error or estimated),
-            "at t": "the limit time (sum of the learning rates) of that difference",
-        }
-        rows = [
-            [
-                name,
-                _number(self.measured[i], self.standard_error[i]),
-                self._predicted(i),
-                _number(self.sup_difference[i], self.sup_standard_error[i]),
-                f"{self.sup_time[i]:.3g}",
-            ]
-            for i, name in enumerate(self.names)
-        ]
-        return [["statistic", *notes], *rows], notes
-
-    def _predicted(self, i: int) -> str:
-        error = self.predicted_error
-        return f"{self.predicted[i]:.4f}" if error is None else _number(self.predicted[i], error[i])
-
-    def _of_worst_runs(self, worst: WorstRuns) -> tuple[list[list[str]], dict[str, str]]:
-        """Rows and explanations of the run with the largest difference of each statistic."""
-        notes = {
-            "run": "the run with the largest difference, counted from 0",
-            "measured, end": "its value at the last time",
-            "predicted, end": "what theory says there, from that run's start",
-            "sup |difference|": "its largest |measured - predicted|",
-            "at t": "the limit time (sum of the learning rates) of that difference",
-            "mean difference": "largest |mean over the runs of (measured - predicted)| at any time "
-            "± standard error",
-        }
-        rows = [
-            [
-                name,
-                str(int(worst.run[i])),
-                f"{worst.measured[i]:.4f}",
-                f"{worst.predicted[i]:.4f}",
-                f"{worst.difference[i]:.4f}",
-                f"{worst.time[i]:.3g}",
-                _number(self.sup_difference[i], self.sup_standard_error[i]),
-            ]
-            for i, name in enumerate(self.names)
-        ]
-        return [["statistic", *notes], *rows], notes
+        return table_of(self)
 
 
 def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
@@ -281,95 +150,27 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
             f"expected the same times, got {len(measured)} and {len(predicted)} of them: "
             "predict with dynamics.solve(measured.initial, measured.times)"
         )
-    difference, k = match.difference(), len(match.names)
-    runs = len(difference)
-    mean = difference.mean(dim=0)
-    error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
-    theirs = predicted.select(match.names)
-    # estimates from one set of samples err together
-    own = None if theirs.error is None else theirs.error.reshape(-1, *mean.shape).mean(dim=0)
-    whole = error if own is None else torch.hypot(own, error.nan_to_num(0.0))
-    sup, at = _largest(mean.abs())
-    in_std, inside = _in_band(difference, theirs)
-    ours = measured.select(match.names).values.reshape(-1, len(measured), k)
-    ends = [path.select(match.names).final.reshape(-1, k) for path in (measured, predicted)]
-    alike = share_start(measured.select(match.names))
     return Comparison(
         names=match.names,
-        measured=ends[0].mean(dim=0),
-        predicted=ends[1].mean(dim=0),
-        standard_error=error[-1],
-        sup_difference=sup,
-        sup_time=measured.times[at],
-        sup_standard_error=whole.gather(0, at[None])[0],
-        predicted_error=None if own is None else own[-1],
-        sup_in_std=in_std,
-        inside=inside,
-        runs=runs,
+        runs=len(match.difference),
         unmatched=match.unmatched,
-        worst_runs=None if alike else _worst_runs(difference, measured.times, *ends),
+        worst_runs=worst_runs(match),
+        humps=[one for one in match.humps if one.name in match.names],
+        momentum_lag=momentum_lag(match),
         level=float(predicted.metadata.get("law", {}).get("level", 0.95)),
-        **_against_law(ours, theirs),
+        **vars(means(match)),
+        **vars(in_band(match)),
+        **_against_law(match),
     )
 
 
-def _against_law(ours: Float[Tensor, "runs T k"], law: Trajectory) -> dict[str, Any]:
-    """How far runs are from a law that is told by samples, and where it has several humps."""
-    if law.samples is None:
-        return {}
-    found: dict[str, Any] = {"humps": several_humps(law)}
+def _against_law(match: Match) -> dict[str, Float[Tensor, " k"]]:
+    """How far runs are from a law that is told by samples."""
+    measured, law = match.both
     after = law.times > law.times[0]
-    if len(ours) < LEAST_RUNS or not bool(after.any()):
-        return found
+    if law.samples is None or measured.runs < LEAST_RUNS or not bool(after.any()):
+        return {}
+    ours = measured.values.reshape(-1, *measured.values.shape[-2:])
     samples = law.samples.reshape(len(law.samples), -1, *ours.shape[1:])
     distance = law_distance(ours[:, after], samples[:, :, after])
-    return {**found, "law_distance": distance.largest, "usual_distance": distance.usual}
-
-
-def _largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
-    """The largest value of each column that is not NaN, if there is one, and its row."""
-    rows = sizes.nan_to_num(nan=-1.0, posinf=torch.inf).argmax(dim=0)
-    return sizes.gather(0, rows[None])[0], rows
-
-
-def _worst_runs(
-    difference: Float[Tensor, "runs T k"], times: Float[Tensor, " T"],
-    measured: Float[Tensor, "runs k"], predicted: Float[Tensor, "any k"],
-) -> WorstRuns:  # fmt: skip
-    sizes = difference.abs()
-    worst, place = _largest(sizes.flatten(0, 1))
-    run = place // len(times)
-    return WorstRuns(
-        run,
-        measured.gather(0, run[None])[0],
-        predicted.expand_as(measured).gather(0, run[None])[0],
-        worst,
-        times[place % len(times)],
-    )
-
-
-def _in_band(
-    difference: Float[Tensor, "runs T k"], predicted: Trajectory
-) -> tuple[Float[Tensor, " k"] | None, Float[Tensor, " k"] | None]:
-    """The largest difference in predicted deviations, and the share inside the 95 % band."""
-    after = predicted.times > predicted.times[0]
-    bounds, shape = predicted.bounds, (-1, *difference.shape[1:])
-    in_std = inside = None
-    if predicted.std is not None:
-        own = torch.zeros_like(predicted.std) if predicted.error is None else predicted.error
-        std = torch.hypot(predicted.std, own).reshape(shape)
-        scaled = (difference.abs() / std.clamp_min(1e-300)).flatten(0, 1)
-        in_std, _ = _largest(scaled)
-    # a measured start is on its prediction, and the band has no width before time passes
-    if bounds is not None and bool(after.any()):
-        values = predicted.values.reshape(shape)
-        low, high = (end.reshape(shape) - values for end in bounds)
-        within = ((difference >= low) & (difference <= high)).double()
-        # where one of them is NaN there is no band, or nothing measured
-        within[(difference + low + high).isnan()] = torch.nan
-        inside = within[:, after].nanmean((0, 1))
-    return in_std, inside
-
-
-def _number(value: Tensor, error: Tensor) -> str:
-    return f"{value:.4f}" + ("" if torch.isnan(error) else f" ± {error:.4f}")
+    return {"law_distance": distance.largest, "usual_distance": distance.usual}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits.comparison.humps import TwoHumps, several_humps
 from torchlimits.trajectory import Trajectory
 
 
@@ -19,11 +22,13 @@ class Match:
         sides: the trajectories given, under ``"measured"`` and ``"predicted"``.
         names: the statistics that both sides have, in the measured order.
         unmatched: the statistics that only one of two sides has, by side.
+        humps: the statistics whose predicted law has more than one hump.
     """
 
     sides: dict[str, Trajectory]
     names: list[str]
     unmatched: dict[str, list[str]]
+    humps: Sequence[TwoHumps] = ()
 
     @property
     def all_names(self) -> list[str]:
@@ -38,10 +43,16 @@ class Match:
         ours, theirs = (path.times for path in self.sides.values())
         return len(ours) == len(theirs) and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
+    @cached_property
+    def both(self) -> tuple[Trajectory, Trajectory]:
+        """Both sides, with the statistics that both have in one order."""
+        ours, theirs = (path.select(self.names) for path in self.sides.values())
+        return ours, theirs
+
+    @cached_property
     def difference(self) -> Float[Tensor, "runs T k"]:
         """Measured minus predicted, for each run and each of ``names``."""
-        paths = [path.select(self.names) for path in self.sides.values()]
-        ours, theirs = (path.values.reshape(-1, *path.values.shape[-2:]) for path in paths)
+        ours, theirs = (path.values.reshape(-1, *path.values.shape[-2:]) for path in self.both)
         return ours - theirs
 
 
@@ -77,7 +88,7 @@ def matched(measured: object, predicted: object) -> Match:
     if not sides:
         raise ValueError("expected a measured or a predicted trajectory, got neither: give one")
     if len(sides) < 2:
-        return Match(sides, [], {})
+        return Match(sides, [], {}, several_humps(sides.get("predicted")))
     ours, theirs = sides.values()
     if theirs.runs not in (1, ours.runs):
         raise ValueError(
@@ -91,7 +102,7 @@ def matched(measured: object, predicted: object) -> Match:
             f"measured and {list(theirs.names)} predicted: give them the same names"
         )
     only = {side: [n for n in path.names if n not in names] for side, path in sides.items()}
-    return Match(sides, names, only)
+    return Match(sides, names, only, several_humps(sides["predicted"]))
 
 
 def unmatched_lines(unmatched: dict[str, list[str]]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -109,16 +108,13 @@ def classify(flow: Flow, u: Float[Tensor, " k"]) -> Stability:
 
 def _lines(
     flow: Flow, u: Tensor, J: Tensor, vectors: Tensor, zero: Bool[Tensor, " k"]
-) -> Iterator[Onward]:
+) -> list[Onward]:
     """The growth along half-lines in the space of J's zero eigenvalues."""
     inverse = torch.linalg.pinv(vectors)
     centre = (vectors[:, zero] @ inverse[zero]).real
     # J^#, as J + centre is J on the other eigenspaces and the identity on the centre
     slaved = torch.linalg.pinv(J + centre) - centre
-    for w in _directions(vectors[:, zero].real.mT):
-        found = _onward(flow, u, w, J, centre, slaved)
-        if found is not None:
-            yield found
+    return _onward(flow, u, _directions(vectors[:, zero].real.mT), J, centre, slaved)
 
 
 def _directions(basis: Float[Tensor, "n k"]) -> Float[Tensor, "d k"]:
@@ -133,36 +129,51 @@ def _directions(basis: Float[Tensor, "n k"]) -> Float[Tensor, "d k"]:
 
 
 def _onward(
-    flow: Flow, u: Tensor, w: Tensor, J: Tensor, centre: Tensor, slaved: Tensor
-) -> Onward | None:
-    """The growth along w; None where parameters cannot go that way."""
-    fits: list[Tensor] = []
+    flow: Flow, u: Tensor, w: Float[Tensor, "d k"], J: Tensor, centre: Tensor, slaved: Tensor
+) -> list[Onward]:
+    """The growth along the directions w that parameters can go."""
     size = 1 + float(u.abs().max())
-    at_rest = flow(0.0, u)
+    # (scales, 1, distances, 1): -f + g is found at all points of all directions at once
+    x = size * u.new_tensor(_SCALES)[:, None] * u.new_tensor([1.0, 0.5, 0.25, 0.125])
+    x = x[:, None, :, None]
+    straight = u + x * w[:, None]
+    moved = flow(0.0, torch.cat([u[None], straight.flatten(0, -2)]))
+    at_rest = moved[0]
+    # by the second order of the other directions, extrapolated to x = 0
     eye = torch.eye(len(u), dtype=u.dtype, device=u.device)
+    bend = (moved[1:] - at_rest).reshape(straight.shape) @ (eye - centre).mT
+    bend = (bend - x * (w @ J.mT)[:, None]) / x.square()
+    curve = straight - x.square() * ((2 * bend[..., 2:3, :] - bend[..., 1:2, :]) @ slaved.mT)
+    off = (flow.geometry.project(curve) - curve).abs().amax(-1)
+    possible = (off <= 1e-6 * x[..., -1:, 0]).all(-1).all(0)
+    if not bool(possible.any()):
+        return []
+    curve, w = curve[:, possible], w[possible]
+    speeds = flow(0.0, curve.flatten(0, -2)).reshape(curve.shape) - at_rest
+    along = (speeds * (w @ centre)[:, None]).sum(-1, keepdim=True)
+    powers = x ** torch.arange(1, 5).to(x)
+    far, near = torch.linalg.solve(powers, along)[..., :3, 0]
+    return _told(far, near, size, _errors(flow, J, size))
+
+
+def _errors(flow: Flow, J: Tensor, size: float) -> Float[Tensor, "3"]:
+    """The errors of the coefficients at the smaller distance."""
     noise = 4e-16 * max(1.0, size * float(torch.linalg.matrix_norm(J, 2)))
     noise = max(noise, flow.error if flow.error > 1e-12 else 0.0)
-    for scale in _SCALES:
-        x = scale * size * u.new_tensor([1.0, 0.5, 0.25, 0.125])
-        straight = u + x[:, None] * w
-        # by the second order of the other directions, extrapolated to x = 0
-        bend = (flow(0.0, straight) - at_rest) @ (eye - centre).mT
-        bend = (bend - x[:, None] * (J @ w)) / x[:, None] ** 2
-        curve = straight + x[:, None] ** 2 * -(slaved @ (2 * bend[2] - bend[1]))
-        if float((flow.geometry.project(curve) - curve).abs().max()) > 1e-6 * float(x[-1]):
-            return None
-        along = (flow(0.0, curve) - at_rest) @ (centre.mT @ w)
-        powers = x[:, None] ** torch.arange(1, 5).to(x)
-        fits.append(torch.linalg.solve(powers, along)[:3])
-    far, near = fits
-    reach = size * max(_SCALES)
-    errors = 30 * noise / (size * min(_SCALES)) ** u.new_tensor([1.0, 2.0, 3.0])
+    errors = 30 * noise / (size * min(_SCALES)) ** J.new_tensor([1.0, 2.0, 3.0])
     errors[0] = max(float(errors[0]), _ZERO * max(1.0, float(J.abs().max())))
+    return errors
+
+
+def _told(
+    far: Float[Tensor, "d 3"], near: Float[Tensor, "d 3"], size: float, errors: Tensor
+) -> list[Onward]:
+    """The coefficients that are found at both distances, and are not small."""
     certain = ((far - near).abs() < 0.3 * far.abs()) & (near.abs() > errors)
-    a1, a2, a3 = torch.where(certain, near, 0.0).tolist()
-    if abs(a2) < _LEFTOVER * reach * abs(a3):
-        a2 = 0.0
-    return Onward(a1, a2, a3)
+    a1, a2, a3 = torch.where(certain, near, 0.0).unbind(-1)
+    reach = size * max(_SCALES)
+    a2 = torch.where(a2.abs() < _LEFTOVER * reach * a3.abs(), 0.0, a2)
+    return [Onward(*line) for line in torch.stack([a1, a2, a3], -1).tolist()]
 
 
 def _name(

@@ -76,11 +76,12 @@ class Ensemble:
         return model
 
     def training(
-        self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker, groups: range,
         compiled: bool | None, data: Data | None,
     ) -> Generator[None]:  # fmt: skip
         """Step after step, without end; data that are drawn on the CPU come from ``data``."""
         if data is None:
+            assert isinstance(optimizer, torch.optim.SGD)
             return self._accelerated(model, optimizer, tracker, groups, compiled)
         gradients = self._gradients(model)
         if compiled:

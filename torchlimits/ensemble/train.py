@@ -12,8 +12,10 @@ import torch
 from torch import distributed, nn
 
 from torchlimits import _checks
+from torchlimits.ensemble import own_optimizer
 from torchlimits.ensemble.checkpoint import Checkpoint
 from torchlimits.ensemble.ensemble import Ensemble
+from torchlimits.ensemble.own_optimizer import MakeOptimizer
 from torchlimits.ensemble.processes import spawned
 from torchlimits.ensemble.progress import Progressing, counted
 from torchlimits.ensemble.shard import Shard
@@ -24,8 +26,9 @@ from torchlimits.trajectory import Trajectory
 
 
 def train(
-    problem: Trainable, *, step_size: float, time: float, runs: int = 1, momentum: float = 0.0,
-    batch_size: int = 1, seed: int = 0, device: torch.device | str = "cpu",
+    problem: Trainable, *, step_size: float | None = None, time: float, runs: int = 1,
+    momentum: float = 0.0, optimizer: MakeOptimizer | None = None, batch_size: int = 1,
+    seed: int = 0, device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None, every: int | None = None,
     progress: bool | Callable[[int, int], object] = True,
     logdir: str | Path | None = None, path: str | Path | None = None,
@@ -33,10 +36,10 @@ def train(
     compiled: bool | None = None, checkpoint: str | Path | None = None, max_runs: int = 16,
     statistics: SummaryStatistics | Mapping[str, StatisticFunction] | None = None,
 ) -> Trajectory:  # fmt: skip
-    """Train ``runs`` independent networks by torch.optim.SGD on fresh data, recording statistics.
+    """Train ``runs`` independent networks on fresh data, recording statistics.
 
-    The runs are replicas in one module with the loss summed over them, so that one step of
-    torch.optim.SGD is one step of each.
+    By default they are trained by torch.optim.SGD. The runs are replicas in one module with the
+    loss summed over them, so that one step of the optimizer is one step of each.
 
     On the CPU run r depends on the seed and r only, bit for bit: not on how many others there are,
     nor on threads or processes. (Runs are computed in groups of 32 for that. Where 32 runs have
@@ -53,10 +56,13 @@ def train(
     Args:
         problem: `GaussianMixture`, `SpikedTensor`, or any other
             `torchlimits.problems.problem.Trainable`.
-        step_size: c_delta; the learning rate is c_delta / dim.
+        step_size: c_delta; the learning rate is c_delta / dim. Leave it out with ``optimizer``.
         time: the limit time to train for; ``time * dim / step_size`` steps, rounded.
         runs: the number of independent runs R, each from its own random start.
         momentum, batch_size: SGD's momentum, and the number of fresh samples in a step.
+        optimizer: another optimizer than SGD with the problem's ridge: a function that makes it of
+            parameters, ``lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)``, with one
+            learning rate. It has to treat every entry of a parameter by itself. On the CPU only.
         seed: the seed of starts and data, an int >= 0.
         device, dtype: where, and in which real numbers, to train; float32 by default.
         every: the number of steps from one record to the next; by default there are about 1000.
@@ -108,10 +114,15 @@ def train(
         >>> own = problem.statistics | {"norm": lambda p: p["first.weight"].norm()}
         >>> tl.train(problem, step_size=1.0, time=1.0, runs=3, statistics=own, progress=False)
         Trajectory(8 statistics, 51 times, t = 0 ... 1, runs=3)
+        >>> def adam(parameters):
+        ...     return torch.optim.Adam(parameters, lr=1 / 50)
+        >>> tl.train(problem, optimizer=adam, time=1.0, runs=3, progress=False)
+        Trajectory(7 statistics, 51 times, t = 0 ... 1, runs=3)
     """
     _check_problem(problem)
     _check_start(start)
     recorded = SummaryStatistics.of(problem.statistics if statistics is None else statistics)
+    step_size = _step_size(problem, step_size, momentum, optimizer)
     steps = _steps(problem, step_size, time)
     for name, place in (("logdir", logdir), ("path", path), ("checkpoint", checkpoint)):
         _checks.path(name, place)
@@ -119,11 +130,16 @@ def train(
         raise ValueError(f"expected momentum in [0, 1), got {momentum}")
     _checks.positive_int("runs", runs)
     _checks.positive_int("processes", processes)
+    if optimizer is not None and _checks.device(device).type != "cpu":
+        raise ValueError(
+            f"expected device='cpu' with optimizer=, got {device}: elsewhere steps are captured, "
+            "which is done for SGD; write a loop of your own with tl.track"
+        )
     ensemble = Ensemble(problem, batch_size, seed, _checks.device(device), _float_dtype(dtype))
     every = max(1, steps // 1000) if every is None else every
     _checks.positive_int("max_runs", max_runs)
     training = _Training(
-        ensemble, step_size, momentum, steps, every, runs,
+        ensemble, step_size, momentum, optimizer, steps, every, runs,
         progress, logdir, path, start, compiled, checkpoint, max_runs, recorded,
     )  # fmt: skip
     if checkpoint is not None and not ensemble.on_cpu:
@@ -149,6 +165,7 @@ class _Training:
     ensemble: Ensemble
     step_size: float
     momentum: float
+    optimizer: MakeOptimizer | None
     steps: int
     every: int
     runs: int
@@ -211,7 +228,9 @@ class _Training:
         one_model = {name: p.ndim - 1 for name, p in model.named_parameters()}
         return self.statistics.of_copies(one_model).of_runs(runs)
 
-    def _optimizer(self, model: nn.Module) -> torch.optim.SGD:
+    def _optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        if self.optimizer is not None:
+            return own_optimizer.made(self.optimizer, model.parameters())
         problem = self.ensemble.problem
         return torch.optim.SGD(
             model.parameters(),
@@ -224,8 +243,10 @@ class _Training:
 
     def _facts(self) -> dict[str, Any]:
         describe = getattr(self.ensemble.problem, "describe", dict[str, Any])
+        own = {} if self.optimizer is None else {"optimizer": own_optimizer.options(self.optimizer)}
         return {
             **describe(),
+            **own,
             "step_size": self.step_size,
             "batch_size": self.ensemble.batch_size,
             "runs": self.runs,
@@ -272,6 +293,22 @@ def _float_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
             "weights and gradients have no other"
         )
     return dtype
+
+
+def _step_size(
+    problem: Trainable, step_size: float | None, momentum: float, make: MakeOptimizer | None
+) -> float:
+    """c_delta, of SGD or of the user's own optimizer."""
+    if (step_size is None) == (make is None):
+        raise ValueError(
+            "expected either step_size=c_delta, for SGD, or optimizer=, got both or none"
+        )
+    if make is None:
+        assert step_size is not None
+        return step_size
+    if momentum:
+        raise ValueError(f"expected momentum in the optimizer itself, got {momentum} beside it")
+    return own_optimizer.learning_rate(make) * problem.dim
 
 
 def _steps(problem: Trainable, step_size: float, time: float) -> int:

@@ -75,15 +75,17 @@ def cloud(
         samples: paths of the law.
         colour: that of the statistic.
     """
-    rows = _rows(times, samples[0], _CLOUD_TIMES)
+    rows = _rows(times, samples.nanmean(0), _CLOUD_TIMES)
     moments, paths = times[rows].numpy(), samples[:, rows].numpy()
-    low, high = np.quantile(paths, (0.001, 0.999)).tolist()
+    low, high = np.quantile(paths[np.isfinite(paths)], (0.001, 0.999)).tolist()
     ends = np.linspace(low, high, _CLOUD_BINS + 1)
     counts = np.stack([np.histogram(column, ends)[0] for column in paths.T], axis=1)
     shade = counts / counts.max(axis=0).clip(1)
     fading = LinearSegmentedColormap.from_list("", [(colour, 0.0), (colour, 0.8)])
     edges = np.concatenate([moments[:1], (moments[1:] + moments[:-1]) / 2, moments[-1:]])
-    axes.pcolormesh(edges, ends, shade, cmap=fading, vmin=0, vmax=1, linewidth=0, zorder=1)
+    mesh = axes.pcolormesh(edges, ends, shade, cmap=fading, vmin=0, vmax=1, linewidth=0, zorder=1)
+    # dots at both ends would be cut in half
+    mesh.sticky_edges.x.clear()
 
 
 def _rows(times: Tensor, values: Tensor, points: int) -> Tensor:

@@ -9,21 +9,20 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
-from torchlimits.comparison.match import matched
-from torchlimits.figures.axes import GREY, LEGEND_LINE, draw, dress, legend, legend_lines, share_y
+from torchlimits.comparison.match import Match, matched
+from torchlimits.figures.axes import LEGEND_LINE, draw, dress, legend, legend_lines, share_y
+from torchlimits.figures.key import Key, key_of
 from torchlimits.figures.panels import panels_of
-from torchlimits.figures.rows import Row, rows_of
+from torchlimits.figures.rows import rows_of
 from torchlimits.files.folder import prepared
-from torchlimits.trajectory import BAND, Trajectory
+from torchlimits.trajectory import Trajectory
 
 _TITLE_KEYS = ("problem", "dim", "width", "order", "snr", "ridge", "step_size", "momentum")
 
 # inches
 _PANEL_WIDTH, _PANEL_HEIGHT = 2.75, 1.85
-_LEFT, _RIGHT, _BOTTOM, _KEY, _GAP = 0.85, 0.2, 0.5, 0.45, 0.5
+_LEFT, _RIGHT, _BOTTOM, _GAP = 0.85, 0.2, 0.5, 0.5
 _LEGEND_TITLE = 0.32
 
 
@@ -60,14 +59,32 @@ def overlay(
         >>> [axes.get_title(loc="left") for axes in overlay(path, path).axes]
         ['$v_{0}$', '$m_{0,0}$']
     """
-    match = matched(measured, predicted)
+    return overlay_of(matched(measured, predicted), max_points=max_points)
+
+
+def overlay_of(match: Match, *, max_points: int = 40) -> Figure:
+    """The `overlay` of trajectories that are matched.
+
+    Args:
+        match: of them.
+        max_points: as in `overlay`.
+
+    Example:
+        >>> import torch
+        >>> path = Trajectory(torch.zeros(1), torch.zeros(1), torch.ones(1, 1), ["m"])
+        >>> len(overlay_of(matched(path, None)).axes)
+        1
+    """
     given, rows = list(match.sides.values()), rows_of(match)
     panels = panels_of(match.all_names)
     # in a page or a browser, text is too small beside more than three panels
     lines = math.ceil(len(panels) / (3 if len(rows) == 1 else 5))
     across = math.ceil(len(panels) / lines)
     names = max(legend_lines(panel) for panel in panels)
-    figure, grid = _grid(len(rows), lines, across, names, bool(_title(given)))
+    title, width = _title(given), _width(across)
+    key = key_of(given, rows, width)
+    top = key.height + _LEGEND_TITLE + LEGEND_LINE * names + (0.25 if title else 0.0)
+    figure, grid = _grid(len(rows), lines, across, names, top)
     for p, panel in enumerate(panels):
         # the panels of one run fill their lines from the left
         column = [grid[r * lines + p // across][p % across] for r in range(len(rows))]
@@ -82,7 +99,7 @@ def overlay(
         for axes in column if lines > 1 else column[:1]:
             legend(axes, panel, names)
         share_y(column)
-    _head(figure, given, rows)
+    _head(figure, title, key)
     for axes in [axes for axes in figure.axes if not axes.has_data()]:
         axes.remove()
     return figure
@@ -125,16 +142,20 @@ def save(figure: Figure, path: str | Path, *, dpi: int = 200) -> None:
     figure.savefig(prepared(Path(path)), dpi=dpi, facecolor="white")
 
 
+def _width(across: int) -> float:
+    """The width in inches of so many panels side by side."""
+    return _LEFT + _RIGHT + across * _PANEL_WIDTH + (across - 1) * _GAP
+
+
 def _grid(
-    runs: int, lines: int, across: int, legend: int, title: bool
+    runs: int, lines: int, across: int, legend: int, top: float
 ) -> tuple[Figure, list[list[Axes]]]:
     """Axes at fixed places in inches: a layout engine would take longer than the drawing."""
     names = _LEGEND_TITLE + LEGEND_LINE * legend
-    top = _KEY + names + (0.25 if title else 0.0)
     # every line of panels after a run's first has names of its own above it
     between = 0.22 if lines == 1 else 0.35 + names
     down = runs * lines
-    width = _LEFT + _RIGHT + across * _PANEL_WIDTH + (across - 1) * _GAP
+    width = _width(across)
     height = _BOTTOM + top + down * _PANEL_HEIGHT + (down - 1) * between
     figure = Figure(figsize=(width, height))
     grid = figure.subplots(down, across, squeeze=False)
@@ -145,42 +166,12 @@ def _grid(
     return figure, [list(row) for row in grid]
 
 
-def _head(figure: Figure, given: Sequence[Trajectory], rows: Sequence[Row]) -> None:
+def _head(figure: Figure, title: str, key: Key) -> None:
     """Add the title and the key to dots, lines and bands."""
     width, height = figure.get_size_inches()
-    title = _title(given)
     if title:
         figure.text(0.3 / width, 1 - 0.15 / height, title, fontsize=11, va="top", weight="bold")
-    dots, line = rows[0].measured, rows[0].predicted
-    handles: list[Line2D | Patch] = []
-    if dots is not None:
-        note = f", mean of {dots.runs} runs ± standard error" if dots.runs > 1 else ""
-        if len(rows) < given[0].runs and len(rows) > 1:
-            note = f", {len(rows)} of {given[0].runs} runs"
-        mark = Line2D([], [], color=GREY, linestyle="none", label="measured" + note)
-        mark.set(marker="o", markerfacecolor="white", markersize=4.5)
-        handles.append(mark)
-    if line is not None:
-        handles.append(Line2D([], [], color=GREY, linewidth=1.6, label="predicted"))
-        if line.band is not None:
-            handles.append(Patch(color=GREY, alpha=0.2, label=_band(given[-1])))
-        if any(row.predicted is not None and row.predicted.humped for row in rows):
-            handles.append(Patch(color=GREY, alpha=0.55, label="density, several humps"))
-    below = (0.35 if title else 0.1) / height
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.2 / width, 1 - below),
-        ncols=4 if width > 9 else 3,
-        fontsize=9, frameon=False,
-    )  # fmt: skip
-
-
-def _band(predicted: Trajectory) -> str:
-    """What the shaded band is."""
-    law = predicted.metadata.get("law")
-    if predicted.lower is None or law is None:
-        return f"± {BAND} predicted sd"
-    kind = "predicted" if law.get("exact") else "approximate"
-    return f"{100 * law['level']:g} % of the {kind} law"
+    key.draw(figure, below=0.35 if title else 0.1)
 
 
 def _title(given: Sequence[Trajectory]) -> str:

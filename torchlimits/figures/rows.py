@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.comparison.law_check import several_humps
 from torchlimits.comparison.match import Match, share_start
 from torchlimits.trajectory import Trajectory
 
@@ -49,9 +48,10 @@ def rows_of(match: Match) -> list[Row]:
     measured, predicted = match.sides.get("measured"), match.sides.get("predicted")
     first = next(iter(match.sides.values()))
     if share_start(first):
-        return [Row("", _mean(measured, error=True), _mean(predicted, error=False))]
+        humped = _humped(match, 0)
+        return [Row("", _mean(measured, error=True), _mean(predicted, humped, error=False))]
     return [
-        Row(f"run {run}", _one(measured, run), _one(predicted, run))
+        Row(f"run {run}", _one(measured, run), _one(predicted, run, _humped(match, run)))
         for run in range(min(first.runs, _MOST_ROWS))
     ]
 
@@ -60,9 +60,18 @@ def _flat(values: Float[Tensor, "*runs T k"]) -> Float[Tensor, "flat T k"]:
     return values.reshape(-1, *values.shape[-2:])
 
 
-def _mean(path: Trajectory | None, *, error: bool) -> Curves | None:
+def _humped(match: Match, number: int) -> frozenset[str]:
+    """The statistics whose law, as it is predicted for a run, has more than one hump."""
+    predicted = match.sides.get("predicted")
+    run = number if predicted is not None and predicted.runs > 1 else 0
+    return frozenset(one.name for one in match.humps if one.run == run)
+
+
+def _mean(
+    path: Trajectory | None, humped: frozenset[str] = frozenset(), *, error: bool
+) -> Curves | None:
     if path is None or path.runs == 1:
-        return _one(path, 0)
+        return _one(path, 0, humped)
     values = _flat(path.values)
     mean, band = values.mean(dim=0), None
     if error:
@@ -74,11 +83,10 @@ def _mean(path: Trajectory | None, *, error: bool) -> Curves | None:
     return Curves(path.times, mean, band, list(path.names), runs=len(values))
 
 
-def _one(path: Trajectory | None, number: int) -> Curves | None:
+def _one(
+    path: Trajectory | None, number: int, humped: frozenset[str] = frozenset()
+) -> Curves | None:
     if path is None:
         return None
     run = path.run(0 if path.runs == 1 else number)
-    humped = frozenset[str]()
-    if run.samples is not None:
-        humped = frozenset(one.name for one in several_humps(run))
     return Curves(run.times, run.values, run.bounds, list(run.names), run.samples, humped)

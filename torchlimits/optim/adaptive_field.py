@@ -80,9 +80,9 @@ class AdaptiveField(VectorField):
         self.base, self.moments, self.axes = base, layout, axes
         self.reference = reference
         self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
-        self.geometry = AdaptiveGeometry(
-            base.geometry, split=self.split, settled=self.settled, corrected=layout.rule.corrected
-        )
+        *second, corrected = layout.sizes
+        sizes = (len(base.names), sum(second), corrected)
+        self.geometry = AdaptiveGeometry(base.geometry, sizes, self.settled)
 
     # --- the state --------------------------------------------------------------------------------
 

@@ -15,27 +15,23 @@ class AdaptiveGeometry(Geometry):
     """The statistics have the space of their own field; second moments are not negative.
 
     Args:
-        base: the space of the statistics.
-        split: u -> the statistics, the second moments and w.
-        settled: statistics -> u with the second moments that settle there.
-        corrected: whether w is a part of u.
+        base: the geometry of the network's statistics.
+        sizes: how many of these there are, how many second moments, and 1 for bias_correction2.
+        settled: adds the second moments that settle to statistics of the network.
     """
 
     def __init__(
-        self, base: Geometry, *, split: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]],
-        settled: Callable[[Tensor], Tensor], corrected: bool,
-    ) -> None:  # fmt: skip
-        self.base, self.split, self.settled, self.corrected = base, split, settled, corrected
+        self, base: Geometry, sizes: tuple[int, int, int], settled: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.base, self.sizes, self.settled = base, sizes, settled
 
     def project(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """The nearest values that parameters and an optimizer can have."""
-        base, v, w = self.split(u)
-        parts = [self.base.project(base), v.clamp_min(0)]
-        return torch.cat([*parts, w.clamp(0, 1)][: 2 + self.corrected], dim=-1)
+        base, v, w = u.split(self.sizes, dim=-1)
+        return torch.cat([self.base.project(base), v.clamp_min(0), w.clamp(0, 1)], dim=-1)
 
     def starts(
         self, velocity: Velocity, count: int, generator: torch.Generator
     ) -> Float[Tensor, "S k"]:
-        """The starts of the field's own space, with the second moments that settle there."""
-        base = self.base.starts(velocity, count, generator)
-        return self.settled(base)
+        """The starts of the network's own space, with the second moments that settle there."""
+        return self.settled(self.base.starts(velocity, count, generator))

@@ -20,7 +20,7 @@ class BatchGradient(NamedTuple):
     """The gradients of T batches, as far as maps look at them.
 
     A row k of the gradient of W, given the samples' pre-activations and labels, has entries that
-    are normal with the variance of S, but for what is along directions and along W itself.
+    are normal with the variance of S, except what is along directions and along W itself.
 
     Attributes:
         theta, bias: means over the batch, ``(T, P)`` and ``(T, K)``.
@@ -152,23 +152,25 @@ class ClipValue(ElementwiseMap):
         return torch.erf(self.value / (sqrt(2) * s))
 
     def pair(self, s: Float[Tensor, "T K"], rho: Float[Tensor, "T K K"]) -> Float[Tensor, "T K K"]:
-        """The integral over Z_k > 0, in two pieces that meet at V/s_k; that over Z_l is closed."""
+        """The integral over Z_k > 0, in pieces between kinks; that over Z_l is closed."""
+        i, j = torch.triu_indices(s.shape[-1], s.shape[-1], device=s.device)
+        own, other, r = s[..., i, None], s[..., j, None], rho[..., i, j, None]
+        # f(s_k Z_k) has a kink; so has the mean of f(s_l Z_l), a sharp one where |rho| is near 1
+        kinks = torch.cat([self.value / own, self.value / (other * r.abs()).clamp_min(1e-30)], -1)
+        zero = torch.zeros_like(own)
+        ends = torch.cat([zero, kinks.clamp_max(_FAR).sort(-1).values, zero + _FAR], -1)
         nodes, weights = (x.to(s) for x in _legendre())
-        far = torch.full_like(s, _FAR)
-        kink = (self.value / s).clamp_max(_FAR)
-        total = torch.zeros_like(rho)
-        for start, end in ((torch.zeros_like(far), kink), (kink, far)):
-            length = end - start
-            x = start[..., None] + length[..., None] * nodes  # (T, K, n)
-            density = (length[..., None] * weights) * torch.exp(-(x**2) / 2) / sqrt(2 * pi)
-            own = self.image(s[..., None] * x)
-            mean = s[:, None, :, None] * rho[..., None] * x[:, :, None]  # (T, K, L, n)
-            spread = s[:, None, :] * (1 - rho**2).clamp_min(0).sqrt()
-            total = total + 2 * (
-                (density * own)[:, :, None] * self._clipped_normal(mean, spread[..., None])
-            ).sum(-1)
-        # each of both orders is right; their mean is symmetric to the last bit
-        return (total + total.mT) / 2
+        length = ends.diff(dim=-1)[..., None]  # (T, pairs, 3, 1)
+        x = ends[..., :-1, None] + length * nodes
+        density = length * weights * torch.exp(-(x**2) / 2) / sqrt(2 * pi)
+        inner = self._clipped_normal(
+            (other * r)[..., None] * x, (other * (1 - r**2).clamp_min(0).sqrt())[..., None]
+        )
+        found = 2 * (density * self.image(own[..., None] * x) * inner).sum((-2, -1))
+        whole = torch.zeros_like(rho)
+        whole[..., i, j] = found
+        whole[..., j, i] = found
+        return whole
 
     def _clipped_normal(self, mean: Tensor, spread: Tensor) -> Tensor:
         """E clip(N(mean, spread^2))."""
@@ -194,7 +196,7 @@ _FAR = 8.5
 @constant
 def _legendre() -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1]."""
-    nodes, weights = np.polynomial.legendre.leggauss(24)
+    nodes, weights = np.polynomial.legendre.leggauss(12)
     return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 

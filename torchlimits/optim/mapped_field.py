@@ -17,6 +17,8 @@ from torchlimits.optim.gradient_map import BatchGradient, GradientMap, MappedGra
 
 #: steps of central differences: maps jump at nodes, which smaller steps would see one by one
 _STEP = 2e-2
+#: the error of averages over batches of nodes
+_ERROR = 1e-3
 
 
 class Mapped(NamedTuple):
@@ -66,7 +68,8 @@ class MappedField(VectorField):
         super().__init__(base.names, base.dim)
         self.base, self.map, self.batch_size, self.axes = base, map, batch_size, axes
         self.parameter_names, self.quadratic_in = base.parameter_names, base.quadratic_in
-        self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
+        self.rtol, self.atol = max(base.rtol, _ERROR), max(base.atol, _ERROR / 10)
+        self.settling_time = base.settling_time
         self.geometry = base.geometry
 
     def terms(
@@ -198,7 +201,7 @@ class MappedField(VectorField):
         return ((above - below) / (2 * _STEP)).mT
 
     def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """That of the base."""
+        """How the statistics of the base decay."""
         return self.base.decay(u)
 
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
@@ -213,8 +216,8 @@ class MappedField(VectorField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """The error of the base."""
-        return self.base.error
+        """The error of averages over batches, which do not converge faster than their number."""
+        return max(self.base.error, _ERROR)
 
     def describe(self) -> dict[str, Any]:
         """What the base describes, and the map."""

@@ -26,6 +26,8 @@ class MappedSGD(torch.optim.SGD):
 
     #: a GradScaler has to unscale the gradients itself, because their scale counts here
     _step_supports_amp_scaling = False
+    #: whether stacked copies of a parameter are stepped as if each were alone (`torchlimits.train`)
+    treats_replicas_alone = True
 
     def __init__(self, params: Any, lr: float | Tensor = 1e-3, **options: Any) -> None:
         super().__init__(params, lr, **options)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from torchlimits import _checks
-from torchlimits.comparison import compare
 from torchlimits.comparison.match import Match, matched, unmatched_lines
+from torchlimits.comparison.means import means
 from torchlimits.tensorboard import events, summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.tensorboard.pictures import pictures
@@ -186,7 +186,7 @@ def _add_sessions(
     from tensorboard.plugins.hparams import summary_v2
 
     if match.comparable:
-        worst = match.difference().abs().amax(dim=(1, 2)).tolist()
+        worst = match.difference.abs().amax(dim=(1, 2)).tolist()
         last = int(match.sides["measured"].steps[-1])
         for file, value in zip(files, worst, strict=False):
             metric = Summary.Value(tag="torchlimits/sup difference", simple_value=value)
@@ -215,8 +215,8 @@ def _about(match: Match, parameters: Mapping[str, Any], notes: Sequence[str]) ->
     parts = [f"## {' and '.join(sides).capitalize()}", *map(str, equations[-1:])]
     parts.append(_HELP + "".join(f"* {note}\n" for note in notes))
     if match.comparable:
-        result = compare(sides["measured"], sides["predicted"])
-        columns = (result.names, result.sup_difference, result.sup_time)
+        apart = means(match)
+        columns = (match.names, apart.sup_difference, apart.sup_time)
         rows = [[n, f"{d:.4g}", f"{t:.4g}"] for n, d, t in zip(*columns, strict=True)]
         rows.sort(key=lambda row: -float(row[1]))
         parts.append(_table(["statistic", "sup difference, mean over the runs", "at t"], rows))

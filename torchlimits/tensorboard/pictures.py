@@ -21,9 +21,10 @@ def pictures(match: Match) -> list[Summary]:
     """
     # matplotlib takes most of a second to load: only those who write need it
     from torchlimits import figures
+    from torchlimits.figures.draw import overlay_of
     from torchlimits.figures.panels import panels_of
 
-    whole = figures.overlay(match.sides.get("measured"), match.sides.get("predicted"))
+    whole = overlay_of(match)
     # in full size, the picture is to fit into a window beside TensorBoard's settings
     found = [summaries.image("torchlimits/overlay", figures.png(whole, dpi=80))]
     panels = panels_of(match.all_names)
@@ -44,16 +45,15 @@ def _title(names: Sequence[str]) -> str:
 def _picture(match: Match, names: Sequence[str]) -> bytes:
     """The panel of some statistics: all of them of both sides, or all of one side."""
     from torchlimits import figures
+    from torchlimits.figures.draw import overlay_of
 
-    sides = {side: _part(path, names) for side, path in match.sides.items()}
-    if not set(names) <= {*match.names}:
-        measured = sides.get("measured")
-        sides = {"measured": measured} if measured is not None else sides
-    figure = figures.overlay(sides.get("measured"), sides.get("predicted"))
-    for text in [one for legend in figure.legends for one in legend.get_texts()]:
-        # one panel is not as wide as the key to dots, lines and bands
-        text.set_fontsize(7.5)
-        text.set_text(text.get_text().replace("predicted sd", "sd"))
+    parts = {side: _part(path, names) for side, path in match.sides.items()}
+    if not set(names) <= {*match.names} and "measured" in parts and parts["measured"] is not None:
+        parts = {"measured": parts["measured"]}
+    sides = {side: part for side, part in parts.items() if part is not None}
+    common = [name for name in names if name in match.names]
+    first = [one for one in match.humps if one.run == 0]
+    figure = overlay_of(Match(sides, common, {}, first))
     return figures.png(figure, dpi=110)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
+from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.optim.adaptive_field import AdaptiveField
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.mapped_field import MappedField
@@ -100,6 +101,21 @@ class NetworkDynamics(EffectiveDynamics):
             )
         limit = self.limit.at_finite_n()
         return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
+
+    def langevin(self) -> LangevinDynamics:
+        """The same dynamics with their noise; see `EffectiveDynamics.langevin`.
+
+        Raises:
+            NotImplementedError: if the optimizer keeps second moments, or gradients are mapped.
+        """
+        if isinstance(self.limit, (AdaptiveLimit, MappedLimit)):
+            raise NotImplementedError(
+                "expected plain gradients and torch.optim.SGD for Langevin dynamics and laws, got "
+                f"{self.limit.describe()}: second moments that are driven by noise may become "
+                "negative, and averages over batches take too long for many paths; take "
+                "solve(..., band=True)"
+            )
+        return super().langevin()
 
     def _law(self, u0: Tensor, instants: Tensor) -> Trajectory:
         if isinstance(self.limit, AdaptiveLimit):

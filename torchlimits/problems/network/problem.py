@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
@@ -199,8 +200,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             optimizer, step_size, momentum, batch_size, dim, model, self.directions, clip_norm,
             clip_value,
         )  # fmt: skip
-        axes = limit.axes if isinstance(limit, (AdaptiveLimit, MappedLimit)) else None
-        field = self._field(dim, _checks.positive_int("nodes", nodes), seed, axes)
+        field = self._field(dim, _checks.positive_int("nodes", nodes), seed, limit)
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkDynamics.of(field, limit, plan, self.statistics)
 
@@ -261,23 +261,31 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return self.module
 
     def _field(
-        self, dim: int, nodes: int, seed: int, axes: Float[Tensor, "d J"] | None = None
+        self, dim: int, nodes: int, seed: int, limit: OptimizerLimit | None = None
     ) -> NetworkField:
-        setting = self._resolving(axes)
-        dims = len(setting.reads) + self.width
-        rule = Rule(dims, nodes, seed, smooth=self.kinks.smooth)
+        setting, rule = self._nodes_for(limit, nodes, seed)
         return NetworkField(setting, dim=dim, rule=rule, kinks=self.kinks)
 
-    def _resolving(self, axes: Float[Tensor, "d J"] | None) -> Setting:
-        """The setting, with axes among what the nodes resolve of x."""
-        reads = self.setting.reads
-        if axes is None or not axes.shape[1]:
-            return self.setting
-        together = torch.cat([reads.to(axes), axes.mT])
-        _, sizes, rows = torch.linalg.svd(together, full_matrices=False)
-        return replace(self.setting, reads=rows[sizes > 1e-9 * sizes[0]])
+    def _nodes_for(
+        self, limit: OptimizerLimit | None, nodes: int, seed: int
+    ) -> tuple[Setting, Rule]:
+        """What the nodes resolve, and their rule, for what an optimizer does to gradients."""
+        setting, smooth = self.setting, self.kinks.smooth
+        if isinstance(limit, (AdaptiveLimit, MappedLimit)):
+            setting = _resolving(setting, limit.axes)
+            smooth = smooth and not isinstance(limit, MappedLimit)
+        return setting, Rule(len(setting.reads) + self.width, nodes, seed, smooth=smooth)
 
     @cached_property
     def kinks(self) -> Kinks:
         """Where a sample's gradient jumps, found by following the gradient along random lines."""
         return kinks.found(self.setting)
+
+
+def _resolving(setting: Setting, axes: Float[Tensor, "d J"]) -> Setting:
+    """The setting, with coordinates of x that are axes among what the nodes resolve."""
+    if not axes.numel():
+        return setting
+    together = torch.cat([setting.reads.to(axes), axes.mT])
+    _, sizes, rows = torch.linalg.svd(together, full_matrices=False)
+    return replace(setting, reads=rows[sizes > 1e-9 * sizes[0]])

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from torchlimits import _checks, _linalg
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.closed import CLOSED_FORMS
 from torchlimits.problems.network.closed_field import ClosedField, ClosedTeacher
 from torchlimits.problems.network.field import NetworkField
 from torchlimits.problems.network.geometry import check_gram
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.problem import NetworkProblem
 from torchlimits.problems.network.second_layer import SecondLayer
 from torchlimits.problems.network.teacher import Teacher, layer
@@ -255,12 +255,11 @@ class TeacherStudent(NetworkProblem):
         return Kinks(in_h=self._form.kinked, steps_in_h=False, in_theta=False, in_labels=False)
 
     def _field(
-        self, dim: int, nodes: int, seed: int, axes: Float[Tensor, "d J"] | None = None
+        self, dim: int, nodes: int, seed: int, limit: OptimizerLimit | None = None
     ) -> NetworkField:
         if self._form is None:
-            return super()._field(dim, nodes, seed, axes)
-        setting = self._resolving(axes)
-        rule = Rule(len(setting.reads) + self.width, nodes, seed, smooth=self.kinks.smooth)
+            return super()._field(dim, nodes, seed, limit)
+        setting, rule = self._nodes_for(limit, nodes, seed)
         teacher = ClosedTeacher(
             form=self._form, rows=self.teacher.rows, second=self.teacher.second,
             student=self._fixed, noise=self.noise,
@@ -279,7 +278,10 @@ class TeacherStudent(NetworkProblem):
                 f"have it in them, got {dim}: take convention='torch', which has the same limit, "
                 "or a TeacherStudent of that dim"
             )
-        limit = super()._limit(optimizer, step_size, momentum, batch_size, dim, model, directions)
+        limit = super()._limit(
+            optimizer, step_size, momentum, batch_size, dim, model, directions, clip_norm,
+            clip_value,
+        )  # fmt: skip
         if self._fixed is None and isinstance(limit, SGDLimit):
             self._check_speeds(limit, dim)
         return limit

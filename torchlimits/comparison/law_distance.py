@@ -1,54 +1,23 @@
-"""Measured runs against the law that is predicted for them."""
+"""`LawDistance`: how far measured runs are from the law that is predicted for them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _humps
-from torchlimits.trajectory import Trajectory, spread_rows
+from torchlimits.trajectory import spread_rows
 
 #: with fewer runs a distance between laws says nothing
 LEAST_RUNS = 5
 #: distances are found at so many times at most
 _ROWS = 200
-#: the law is searched for humps at so many times, and of so many starts
-_TIMES, _STARTS = 16, 4
 #: so many groups of a law's paths tell which distance is usual
 _GROUPS = 200
 #: a law narrower than this has no shape that recorded numbers could tell
 _NARROW = 1e-6
-
-
-@dataclass(frozen=True)
-class TwoHumps:
-    """A statistic whose law has more than one hump.
-
-    Attributes:
-        name: of the statistic.
-        run: which start, counted from 0.
-        first, last: the limit times between which it has been found so.
-        time: when it is clearest.
-        humps: where they are at that time.
-    """
-
-    name: str
-    run: int
-    first: float
-    last: float
-    time: float
-    humps: _humps.Humps
-
-    def __str__(self) -> str:
-        """Tell it in words."""
-        parts = zip(self.humps.shares, self.humps.places, strict=True)
-        told = ", ".join(f"{100 * share:.0f} % near {place:.3g}" for share, place in parts)
-        return f"{self.name} at t = {self.time:.3g}: {told}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,41 +105,3 @@ def _shares(
     ends = [torch.searchsorted(law, sought, right=right) for right in (False, True)]
     shares = (ends[0] + ends[1]) / (2.0 * ordered.shape[-1])
     return (shares.mT if len(ordered) == 1 else shares[..., 0]).to(values.dtype)
-
-
-def several_humps(law: Trajectory) -> list[TwoHumps]:
-    """The statistics whose law has more than one hump, by Hartigan's dip, at 16 times.
-
-    Args:
-        law: a prediction with ``samples``.
-
-    Example:
-        >>> normal = torch.randn(500, generator=torch.Generator().manual_seed(0))
-        >>> paths = torch.stack([normal, normal + 6 * (normal > 0)], dim=-1)[:, None]
-        >>> times, steps = torch.tensor([2.0]), torch.tensor([20])
-        >>> law = Trajectory(times, steps, paths.mean(0), ["a", "b"], samples=paths)
-        >>> [str(one) for one in several_humps(law)]
-        ['b at t = 2: 50 % near -0.577, 50 % near 6.71']
-    """
-    assert law.samples is not None
-    rows = spread_rows(len(law), _TIMES)
-    samples = law.samples.reshape(len(law.samples), -1, *law.values.shape[-2:])
-    found: list[TwoHumps] = []
-    for run in range(min(law.runs, _STARTS)):
-        part = samples[:, run, rows].numpy()
-        found += _of_run(run, part, law, law.times[rows].tolist())
-    return found
-
-
-def _of_run(
-    run: int, samples: Float[np.ndarray, "M R k"], law: Trajectory, times: list[float]
-) -> Iterator[TwoHumps]:
-    for j, name in enumerate(law.names):
-        clear = [_humps.clearness(samples[:, r, j]) for r in range(len(times))]
-        rows = [r for r, value in enumerate(clear) if value > _humps.CRITICAL]
-        if not rows:
-            continue
-        clearest = max(rows, key=clear.__getitem__)
-        humps = _humps.humps(samples[:, clearest, j])
-        if len(humps.places) > 1:
-            yield TwoHumps(name, run, times[rows[0]], times[rows[-1]], times[clearest], humps)

@@ -1,0 +1,69 @@
+"""`InBand`: runs beside the band that is predicted for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from torchlimits.comparison.largest import largest
+from torchlimits.comparison.match import Match
+from torchlimits.trajectory import Trajectory
+
+
+@dataclass(frozen=True, eq=False)
+class InBand:
+    """What `Comparison` says of the predicted band, under the same names."""
+
+    sup_in_std: Float[Tensor, " k"] | None
+    inside: Float[Tensor, " k"] | None
+
+
+def in_band(match: Match) -> InBand:
+    """The largest difference in predicted deviations, and the share inside the predicted band.
+
+    Args:
+        match: both sides, at the same times.
+
+    Example:
+        >>> from torchlimits.comparison.match import matched
+        >>> from torchlimits.trajectory import Trajectory
+        >>> times, steps = torch.tensor([0.0, 1.0]), torch.tensor([0, 9])
+        >>> u, std = torch.tensor([[0.0], [0.5]]), torch.ones(2, 1)
+        >>> ours = Trajectory(times, steps, u, ["m"])
+        >>> found = in_band(matched(ours, Trajectory(times, steps, 0 * u, ["m"], std=std)))
+        >>> found.sup_in_std.tolist(), found.inside.tolist()
+        ([0.5], [1.0])
+    """
+    difference, (_, predicted) = match.difference, match.both
+    after = predicted.times > predicted.times[0]
+    bounds, shape = predicted.bounds, (-1, *difference.shape[1:])
+    in_std = inside = None
+    # what has no noise at all, as the number of steps, has no band either: rounding would count
+    certain = _certain(predicted)
+    if predicted.std is not None:
+        own = torch.zeros_like(predicted.std) if predicted.error is None else predicted.error
+        std = torch.hypot(predicted.std, own).reshape(shape)
+        scaled = (difference.abs() / std.clamp_min(1e-300)).flatten(0, 1)
+        in_std, _ = largest(scaled)
+        in_std[certain] = torch.nan
+    # a measured start is on its prediction, and the band has no width before time passes
+    if bounds is not None and bool(after.any()):
+        values = predicted.values.reshape(shape)
+        low, high = (end.reshape(shape) - values for end in bounds)
+        within = ((difference >= low) & (difference <= high)).double()
+        # where one of them is NaN there is no band, or nothing measured
+        within[(difference + low + high).isnan()] = torch.nan
+        inside = within[:, after].nanmean((0, 1))
+        inside[certain] = torch.nan
+    return InBand(in_std, inside)
+
+
+def _certain(predicted: Trajectory) -> Bool[Tensor, " k"]:
+    """The statistics that are predicted without any deviation at all times after the first."""
+    if predicted.std is None or predicted.error is not None or len(predicted) < 2:
+        return torch.zeros(predicted.values.shape[-1], dtype=torch.bool)
+    after = predicted.std[..., 1:, :].reshape(-1, predicted.std.shape[-1])
+    return (after == 0).all(0)
