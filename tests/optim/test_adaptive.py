@@ -338,7 +338,8 @@ STEPS = [
     ),
     pytest.param(
         binary,
-        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1, id="rmsprop", marks=pytest.mark.slow,
+        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1,
+        id="rmsprop", marks=pytest.mark.slow,
     ),
     pytest.param(
         binary,
