@@ -66,16 +66,20 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 suppress_warnings = ["ref.python"]  # of a name that several classes have, the nearest is meant
 WITHOUT_A_PAGE = [
+    "AdaptiveLimit",
     "Entries",
     "Estimator",
     r"FirstLayer(?:Chain|Field)(?:\.averages)?",
     "Follower",
+    r"GradientField\.\w+",
     "Gram",
+    r"Layout\.split",
     "PARTS",
     "RESOLUTION",
     "Recording",
     "SGDLimit",
     "SecondLayer",
+    r"Setting\.reads",
     "SpikedField",
     r"MixtureField(?:\.risk)?",
     "NoKernelError",

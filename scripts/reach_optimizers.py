@@ -13,17 +13,15 @@ keep their figures in the file.
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import reach
 import torch
 from torch import Tensor, nn
 
@@ -183,17 +181,13 @@ def holds(figures: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
+    parser = reach.parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS])
     options = parser.parse_args()
     known = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
     failed: list[str] = []
     for name in options.parts:
-        stamp = {"date": str(datetime.date.today()), "commit": commit}
+        stamp = {"date": datetime.date.today().isoformat(), "commit": reach.commit()}
         known[name] = {**stamp, **figures_of(PARTS[name])}
         print(name, json.dumps(known[name], indent=2), flush=True)
         if options.out:

@@ -338,12 +338,13 @@ STEPS = [
     ),
     pytest.param(
         binary,
-        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1, id="rmsprop",
+        lambda m: RMSprop(m.parameters(), lr=10 * LR, alpha=0.9999, maximize=True), 1,
+        id="rmsprop", marks=pytest.mark.slow,
     ),
     pytest.param(
         binary,
         lambda m: Adagrad(m.parameters(), lr=10 * N**-0.5, initial_accumulator_value=N), 1,
-        id="adagrad",
+        id="adagrad", marks=pytest.mark.slow,
     ),
     pytest.param(
         lambda: binary(head=nn.Sequential(nn.ReLU(), nn.Linear(2, 1))),
@@ -351,7 +352,7 @@ STEPS = [
             [{"params": m.head.parameters()}, {"params": m.first.parameters(), "lr": 20 * LR}],
             lr=10 * LR, betas=(0.0, 0.9999),
         ),
-        1, id="relu",
+        1, id="relu", marks=pytest.mark.slow,
     ),
 ]  # fmt: skip
 
@@ -372,3 +373,26 @@ def test_one_step_of_the_optimizer(make_problem, make, batch):
     assert float(z.square().mean()) < 3
     without = ((mean - lr * drift) / error)[:count]
     assert float(without.abs().max()) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make_problem", "make", "batch"), [STEPS[0], STEPS[2]])
+def test_the_noise_of_one_step(make_problem, make, batch):
+    """The covariance of a step, second moments among it, is that of the increments."""
+    problem = make_problem()
+    u, dynamics, changes = one_step(problem, make, batch, rounds=4)
+    c = dynamics.limit.step_size
+    centred = (changes - changes.mean(0))[:, :-1]  # the number of steps is not random
+    products = centred[:, :, None] * centred[:, None, :]
+    error = products.std(0) / len(products) ** 0.5
+
+    def z(step_size):
+        expected = (c / N) ** 2 * dynamics.field.increment_covariance(u, step_size)[:-1, :-1]
+        tolerance = (error.square() + (0.02 * expected).square()).sqrt()
+        found = (products.mean(0) - expected) / tolerance
+        return found[tolerance > 1e-9 * tolerance.max()]
+
+    assert float(z(c).square().mean()) < 2.5
+    assert float(z(c).abs().max()) < 6
+    # the part of the squared gradient, and how fast second moments take it up, count
+    assert float(z(2 * c).square().mean()) > 10

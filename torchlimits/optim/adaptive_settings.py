@@ -56,7 +56,7 @@ class AdaptiveSettings:
         if self.momentum >= 1:
             raise ValueError(
                 f"expected momentum < 1 in {self.kind}, got {self.momentum:g}: moves would add up "
-                "for ever"
+                "without end"
             )
         if self.kind != "Adagrad" and SHORTEST * (1 - self.memory) > 1 + 1e-9:
             raise ValueError(
