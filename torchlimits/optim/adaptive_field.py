@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits._once import without_derivatives
-from torchlimits.contracts.gradient_field import Averages, GradientField, Samples
+from torchlimits.contracts.gradient_field import Averages, GradientField, Samples, Squares
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
@@ -195,7 +195,7 @@ class AdaptiveField(VectorField):
     def _at(self, u: Float[Tensor, "*batch k"]) -> _Point:
         base, v, w = self.split(u)
         parts = theta, b, m, R = self.base.split(base)
-        averages, squares = self.base.averages(base), self.base.squares(base, self.axes)
+        averages, squares = self._averages(base)
         W, bias, head = self.moments.options(u)
         gradient = _Gradient(
             head.sign * averages.theta + head.ridge * theta,
@@ -220,6 +220,19 @@ class AdaptiveField(VectorField):
         )
         D = self._scales(v, w, Q)
         return _Point(parts, averages, gradient, v, Q, D)
+
+    def _averages(self, base: Float[Tensor, "*batch k"]) -> tuple[Averages, Squares]:
+        """Averages at each point once: differences by second moments leave the network alone."""
+        flat = base.reshape(-1, base.shape[-1])
+        points, place = flat.unique(dim=0, return_inverse=True) if len(flat) > 1 else (flat, None)
+        found = (self.base.averages(points), self.base.squares(points, self.axes))
+        if place is None:
+            place = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+
+        def spread(x: Tensor) -> Tensor:
+            return x[place].reshape(*base.shape[:-1], *x.shape[1:])
+
+        return Averages(*map(spread, found[0])), Squares(*map(spread, found[1]))
 
     def _scales(self, v: Tensor, w: Tensor, Q: Tensor) -> Entries:
         """rho D of every parameter."""
