@@ -59,7 +59,7 @@ def alone(work: Callable[[], object], repeats: int) -> float:
 
 def naive(dynamics: NetworkDynamics, u: torch.Tensor) -> Callable[[], object]:
     """The averages by the gradients of single samples."""
-    field = dynamics.field
+    field = dynamics.network
     theta, b, m, R = (x[None] for x in dynamics.split(u))
     F = field.law(b, m, R).loadings[0]
     psi, weight = field.integrals.nodes(u)
@@ -76,7 +76,7 @@ def naive(dynamics: NetworkDynamics, u: torch.Tensor) -> Callable[[], object]:
 
 def one_pass(dynamics: NetworkDynamics, u: torch.Tensor) -> Callable[[], object]:
     """Forward and backward of the head at the nodes."""
-    field = dynamics.field
+    field = dynamics.network
     _, b, m, R = (x[None] for x in dynamics.split(u))
     psi, _ = field.integrals.nodes(u)
     h = (psi @ field.law(b, m, R).loadings[0].mT).requires_grad_()

@@ -165,9 +165,9 @@ class GradientField(VectorField):
         )
 
     @abstractmethod
-    def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
+    def parts(self, u: Float[Tensor, "*batch k"]) -> Parts:
         """The statistics as theta ``(..., P)``, b ``(..., K)``, m ``(..., K, d)`` and R."""
 
     @abstractmethod
-    def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
-        """The inverse of `split`."""
+    def of_parts(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
+        """The inverse of `parts`."""

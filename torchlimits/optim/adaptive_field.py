@@ -171,14 +171,14 @@ class AdaptiveField(VectorField):
             axes = self.axes.to(m)
             dm = dm - ((D.axes - D_W) * (gradient.signal @ axes)) @ axes.mT
         half = -D_W * gradient.across - W.speed * W.decay * R
-        drift = self.base.join(
+        drift = self.base.of_parts(
             -D.theta * gradient.theta - head.speed * head.decay * theta,
             -D.bias * gradient.bias - bias.speed * bias.decay * b, dm, half + half.mT,
         )  # fmt: skip
         kick = D_W * averages.gram * D.rows[..., None, :]
         factor = step_size / (_checks.plain(self.base.snr) * self.reference.batch_size)
         still = [torch.zeros_like(x) for x in (theta, b, m)]
-        corrector = self.base.join(still[0], still[1], still[2], factor * kick)
+        corrector = self.base.of_parts(still[0], still[1], still[2], factor * kick)
         return self._with_memory(u, drift, v, Q, step_size), _padded(corrector, u)
 
     def _with_memory(
@@ -194,7 +194,7 @@ class AdaptiveField(VectorField):
 
     def _at(self, u: Float[Tensor, "*batch k"]) -> _Point:
         base, v, w = self.split(u)
-        parts = theta, b, m, R = self.base.split(base)
+        parts = theta, b, m, R = self.base.parts(base)
         averages, squares = self._averages(base)
         W, bias, head = self.moments.options(u)
         gradient = _Gradient(
@@ -329,7 +329,7 @@ class AdaptiveField(VectorField):
         self, theta: Tensor, b: Tensor, m: Tensor, half: Tensor, kick: Tensor | None
     ) -> Tensor:
         R = half + half.mT
-        return self.base.join(theta, b, m, R if kick is None else R + kick)
+        return self.base.of_parts(theta, b, m, R if kick is None else R + kick)
 
     def _rate(self, v: Float[Tensor, " V"], step_size: float) -> Float[Tensor, " V"]:
         """How much v takes up of a squared gradient in a unit of limit time."""

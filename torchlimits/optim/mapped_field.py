@@ -82,11 +82,11 @@ class MappedField(VectorField):
         found = Mapped(*(torch.stack(x) for x in zip(*each, strict=True))) if each else None
         if found is None:
             return torch.zeros_like(u), torch.zeros_like(u)
-        drift = self.base.join(
+        drift = self.base.of_parts(
             -found.theta, -found.bias, -found.signal, -found.across - found.across.mT
         )
         still = [torch.zeros_like(x) for x in found[:3]]
-        kick = self.base.join(still[0], still[1], still[2], self.batch_size * found.pair)
+        kick = self.base.of_parts(still[0], still[1], still[2], self.batch_size * found.pair)
         return drift.reshape(u.shape).to(u.dtype), kick.reshape(u.shape).to(u.dtype)
 
     def averages(self, u: Float[Tensor, " k"]) -> Mapped:
@@ -123,7 +123,7 @@ class MappedField(VectorField):
         """|G|^2 / N at finite N: N - K - d coordinates are normal, the others are known."""
         d, K, N = len(self.axes), self.base.width, self.dim
         trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)
-        R = self.base.split(u)[3]
+        R = self.base.parts(u)[3]
         whiten = torch.block_diag(
             torch.eye(d, dtype=u.dtype, device=u.device),
             _linalg.pinv(_linalg.psd_sqrt(R), rtol=1e-7, hermitian=True),
@@ -158,7 +158,7 @@ class MappedField(VectorField):
             signal = signal + (image.axes - signal @ axes) @ axes.mT
         half = -moved[..., d:]
         # c C with c = step_size B: the limit counts c/B
-        moves = self.base.join(
+        moves = self.base.of_parts(
             -image.theta, -image.bias, -signal, half + half.mT + step_size * B * image.pair
         )
         centred = moves - weight @ moves
@@ -169,7 +169,7 @@ class MappedField(VectorField):
         variance = 1 / _checks.plain(self.base.snr)
         Xi = torch.einsum("t,tkl->kl", weight, image.pair - variance * scaled)
         spread = torch.eye(d, dtype=u.dtype, device=u.device) - axes @ axes.mT
-        root = torch.block_diag(spread, _linalg.psd_sqrt(self.base.split(u)[3]))
+        root = torch.block_diag(spread, _linalg.psd_sqrt(self.base.parts(u)[3]))
         return B * (covariance + self._linear(batches.rest, GG) + self._linear(root, Xi))
 
     def _linear(self, rows: Float[Tensor, "e w"], gram: Float[Tensor, "K K"]) -> Tensor:
@@ -184,7 +184,7 @@ class MappedField(VectorField):
             )
         still = gram.new_zeros(e, K, len(self.base.head))
         half = along[..., d:]
-        moves = self.base.join(still, torch.zeros_like(each), along[..., :d], half + half.mT)
+        moves = self.base.of_parts(still, torch.zeros_like(each), along[..., :d], half + half.mT)
         return torch.einsum("eik,ij,ejl->kl", moves, gram, moves)
 
     # --- the rest of the contract -----------------------------------------------------------------

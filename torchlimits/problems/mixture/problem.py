@@ -12,6 +12,7 @@ from torch import Tensor
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
@@ -110,6 +111,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
         limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        assert isinstance(limit, SGDLimit)
         plan = Schedule.of(schedule, optimizer, dim)
         return MixtureChain(self._field(dim), limit.at_finite_n(), plan)
 

@@ -30,12 +30,12 @@ class FirstLayerField(GradientField):
         self.head = layout.parameter_names[: layout.size]
         self.head_shapes, self.width = layout.head, layout.width
 
-    def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
+    def parts(self, u: Float[Tensor, "*batch k"]) -> Parts:
         """The statistics as theta, b, m and R; see `Layout.split`."""
         return self.layout.split(u)
 
-    def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
-        """The inverse of `split`."""
+    def of_parts(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
+        """The inverse of `parts`."""
         return self.layout.join(theta, b, m, R)
 
     def terms(
