@@ -188,6 +188,28 @@ def test_no_starts_have_no_solutions():
     assert torch.equal(still, torch.zeros(7, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(
+    "problem",
+    [
+        tl.SpikedTensor(dim=60, order=2, snr=2.0),
+        tl.GaussianMixture.xor(dim=60, width=4, snr=4.0),
+        tl.TeacherStudent(dim=60, width=2, teacher_width=1),
+        tl.NetworkProblem(
+            dim=60, width=2, head=torch.nn.Linear(2, 1), loss=torch.nn.functional.mse_loss,
+            means=torch.eye(2, 60), labels=torch.tensor([1.0, -1.0]), snr=4.0,
+        ),
+    ],
+    ids=lambda problem: type(problem).__name__,
+)  # fmt: skip
+def test_no_points_have_no_rates(problem):
+    dynamics = problem.dynamics(step_size=1.0)
+    k = len(dynamics.names)
+    none = torch.zeros(2, 0, k)
+    assert dynamics.drift(none).shape == dynamics.corrector(none).shape == (2, 0, k)
+    assert dynamics.diffusion(none).shape == (2, 0, k, k)
+    assert dynamics.jacobian(none[0]).shape == (0, k, k)
+
+
 def test_unknown_methods_are_refused():
     dynamics = tl.SpikedTensor(dim=100, order=2, snr=2.0).dynamics(step_size=1.0)
     with pytest.raises(ValueError, match="expected method as one of auto, dopri5, BDF, got"):

@@ -201,3 +201,25 @@ def test_settled_second_moments_stay():
     assert torch.equal(fresh[:, :count], start)
     assert not fresh[:, count:].any()
     assert torch.equal(field.completed(fresh), fresh)
+
+
+def test_squares_of_many_starts_are_those_of_each():
+    """And there may be no start at all."""
+    problem = tl.NetworkProblem(
+        dim=60, width=3, head=nn.Sequential(nn.GELU(), nn.Linear(3, 2)), snr=4.0,
+        loss=nn.functional.cross_entropy, means=torch.eye(2, 60), labels=torch.arange(2),
+    )  # fmt: skip
+    dynamics = problem.dynamics(torch.optim.Adam(problem.model().parameters(), lr=1 / 60), nodes=64)
+    field, axes, u = dynamics.network, dynamics.limit.axes, problem.starts(700)
+    together = field.squares(u, axes)
+    for row in (0, 1, 699):
+        alone = field.squares(u[row], axes)
+        weight, by_theta, g, along, _ = field.samples(u[row])
+        naive = weight @ by_theta**2, (weight[:, None] * g**2).mT @ (along[:, :2] @ axes) ** 2
+        for all_of_them, one, plain in zip(together, alone, naive, strict=True):
+            torch.testing.assert_close(all_of_them[row], one)
+            torch.testing.assert_close(one, plain)
+    assert [x.shape[0] for x in field.squares(u[:0], axes)] == [0, 0]
+    assert dynamics.drift(dynamics.started(u)[:0]).shape == (0, len(dynamics.names))
+    assert dynamics.risk(u[:0]).shape == dynamics.accuracy(u[:0]).shape == (0,)
+    assert problem.dynamics(step_size=1.0).drift(u[:0]).shape == (0, len(problem.names))

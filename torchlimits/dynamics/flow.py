@@ -133,6 +133,8 @@ class Flow(OwnNames, nn.Module):
             ValueError, TypeError: as in `forward`.
         """
         exact = self.checked(u).double()
+        if not exact.numel():
+            return u.new_zeros(*u.shape, u.shape[-1])
         return self.limit.diffusion(self.field, exact, self.step_size_at(t)).to(u.dtype)
 
     def jacobian(

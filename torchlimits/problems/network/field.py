@@ -17,7 +17,7 @@ from torchlimits.problems.network.first_layer_field import FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.moments import PIECE, SAMPLES, Integrals
+from torchlimits.problems.network.moments import EACH, PIECE, SAMPLES, Integrals
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
@@ -60,10 +60,16 @@ class NetworkField(FirstLayerField):
         Args:
             u: statistics, shape ``(..., k)``.
         """
-        flat = u.reshape(-1, u.shape[-1])
+        flat = self._some(u)
         pieces = [self._averages(piece.double()) for piece in flat.split(self._at_once)]
         joined = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return Averages(*(x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in joined))
+        whole = [x[: u[..., 0].numel()] for x in joined]
+        return Averages(*(x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in whole))
+
+    def _some(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "S k"]:
+        """All points in a row; one of no meaning if there is none, as losses need a sample."""
+        flat = u.reshape(-1, u.shape[-1])
+        return flat if len(flat) else self.space.random(1, torch.Generator()).to(u)
 
     @property
     def _at_once(self) -> int:
@@ -172,19 +178,19 @@ class NetworkField(FirstLayerField):
 
         The axes have to be among what the nodes resolve (`Setting.reads`).
         """
-        flat = u.reshape(-1, u.shape[-1]).double()
+        flat = self._some(u).double()
         psi, weight, targets = self._every_target(flat)
         A, r = len(self.setting.coordinates), self.setting.basis.shape[1]
         sigma = _checks.plain(self.setting.snr) ** -0.5
         noise = sigma * psi[:, A : A + r] @ self.setting.basis.to(psi).mT
         x = (psi[:, :A] @ self.setting.coordinates.to(psi) + noise) @ axes.to(psi)
         found: list[tuple[Tensor, Tensor]] = []
-        for point in flat:
-            theta, b, m, R = (part[None] for part in self.layout.split(point))
-            h = psi @ self.law(b, m, R).loadings[0].mT
-            by_theta, g = self.setting.sample_gradients(theta[0], h, targets, SAMPLES)
+        for some in flat.split(max(1, EACH // len(weight))):
+            theta, b, m, R = self.layout.split(some)
+            h = psi @ self.law(b, m, R).loadings.mT
+            by_theta, g = self.setting.gradients_of_each(theta, h, targets)
             found.append((weight @ by_theta**2, (weight[:, None] * g**2).mT @ x**2))
-        parts = (torch.stack(part) for part in zip(*found, strict=True))
+        parts = (torch.cat(part)[: u[..., 0].numel()] for part in zip(*found, strict=True))
         return Squares(*(x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in parts))
 
     # --- quality ----------------------------------------------------------------------------------
@@ -222,8 +228,9 @@ class NetworkField(FirstLayerField):
         return stepwise._average(u, self.setting.right)
 
     def _average(self, u: Tensor, value: Any) -> Tensor:
-        pieces = u.reshape(-1, u.shape[-1]).split(self._at_once)
+        pieces = self._some(u).split(self._at_once)
         found = torch.cat([self._average_of(piece.double(), value) for piece in pieces])
+        found = found[: u[..., 0].numel()]
         return found.reshape(u.shape[:-1]).to(u.dtype)
 
     def _average_of(self, u: Float[Tensor, "S k"], value: Any) -> Float[Tensor, " S"]:

@@ -22,6 +22,8 @@ PIECE = 2**21
 TOGETHER = 2**14
 #: the number of single samples whose gradients are held at once
 SAMPLES = 2**13
+#: the same, of several starts at once
+EACH = 2**15
 
 
 class Moments(NamedTuple):

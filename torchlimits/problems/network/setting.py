@@ -85,6 +85,29 @@ class Setting:
         each = torch.func.vmap(gradients, in_dims=(own, 0, 0), chunk_size=at_once)
         return each(theta, h, slopes)
 
+    def gradients_of_each(
+        self, theta: Float[Tensor, "S P"], h: Float[Tensor, "S M K"], target: Tensor
+    ) -> tuple[Float[Tensor, "S M P"], Float[Tensor, "S M K"]]:
+        """`sample_gradients` for S heads, with M samples of the same labels for each.
+
+        Args:
+            theta: the parameters of each head.
+            h: the pre-activations.
+            target: labels, ``(M, ...)``.
+        """
+        S, M = h.shape[:2]
+        with torch.no_grad():
+            outputs = self.head(theta, h)
+        labels = target.expand(S, *target.shape).flatten(0, 1)
+        slopes = self.losses.slopes(outputs.flatten(0, 1), labels).unflatten(0, (S, M))
+
+        def pulled(t: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+            return (self.head(t, x[None])[0] * slope).sum()
+
+        gradients = torch.func.grad(pulled, argnums=(0, 1))
+        of_one_head = torch.func.vmap(gradients, in_dims=(None, 0, 0))
+        return torch.func.vmap(of_one_head)(theta, h, slopes)
+
     def right(self, output: Tensor, target: Tensor) -> Float[Tensor, " M"]:
         """1 where the largest output is that of the label's class, 0 where it is not.
 
