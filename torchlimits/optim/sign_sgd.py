@@ -13,8 +13,7 @@ class SignSGD(MappedSGD):
     .. math:: x \leftarrow x - \delta\, sign(\nabla L).
 
     The critical scaling is that of SGD, lr = c_delta / N, and the dynamics of networks
-    (``NetworkProblem.dynamics(optimizer)``) know the limit, see
-    `torchlimits.optim.mapped_field.MappedField`. It is ``p.grad.sign_()`` before the step of
+    (``NetworkProblem.dynamics(optimizer)``) know the limit. It is ``p.grad.sign_()`` before the step of
     `torch.optim.SGD`: weight decay and momentum come after it, and ``p.grad`` is left as
     ``backward`` made it.
 
