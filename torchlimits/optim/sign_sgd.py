@@ -13,8 +13,8 @@ class SignSGD(MappedSGD):
     .. math:: x \leftarrow x - \delta\, sign(\nabla L).
 
     The critical scaling is that of SGD, lr = c_delta / N, and the dynamics of networks
-    (``NetworkProblem.dynamics(optimizer)``) know the limit. It is ``p.grad.sign_()`` before the step of
-    `torch.optim.SGD`: weight decay and momentum come after it, and ``p.grad`` is left as
+    (``NetworkProblem.dynamics(optimizer)``) know the limit. It is ``p.grad.sign_()`` before the
+    step of `torch.optim.SGD`: weight decay and momentum come after it, and ``p.grad`` is left as
     ``backward`` made it.
 
     Source: the sign descent of Bernstein et al. (arXiv 1802.04434).
