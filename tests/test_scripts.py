@@ -185,10 +185,10 @@ def slow(*values):
     ("script", "arguments", "picture", "found"),
     [
         slow("timescales.py", ["--smoke"], "timescales.png", "n log n"),
-        ("success.py", ["binary", "--smoke"], "binary.png", "0.5000"),
+        slow("success.py", ["binary", "--smoke"], "binary.png", "0.5000"),
         slow("finite_size.py", ["matrix", "--smoke"], "matrix.png", "n log n"),
         slow("finite_size.py", ["binary", "--smoke"], "binary.png", "theory -1/2"),
-        ("normalized.py", ["--smoke"], "normalized.png", "threshold of SGD-U: 0.5000"),
+        slow("normalized.py", ["--smoke"], "normalized.png", "threshold of SGD-U: 0.5000"),
         slow("momentum.py", ["--smoke"], "momentum.png", "Cov r2 r2"),
         ("phase_diagram.py", ["matrix", "--points", 7], "matrix-step.png", "costs up to 1.000"),
         slow("phase_diagram.py", ["tensor", "--points", 7], "tensor-step.png", "corrector costs"),
@@ -206,10 +206,10 @@ def test_pictures(script, arguments, picture, found, tmp_path):
 @pytest.mark.parametrize(
     ("part", "found"),
     [
-        pytest.param("a", "the plateau for eta -> 0 is 0.011611", marks=pytest.mark.slow),
-        pytest.param("b", "accuracy at t = 2", marks=pytest.mark.slow),
-        pytest.param("c", "theory 1/(2 rate) = 0.1252", marks=pytest.mark.slow),
-        ("d", "1.0086 (0.02), 1.0446 (0.1)"),
+        slow("a", "the plateau for eta -> 0 is 0.011611"),
+        slow("b", "accuracy at t = 2"),
+        slow("c", "theory 1/(2 rate) = 0.1252"),
+        slow("d", "1.0086 (0.02), 1.0446 (0.1)"),
     ],
 )
 def test_heads(part, found, tmp_path):

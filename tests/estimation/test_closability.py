@@ -35,6 +35,7 @@ def sparse(n):
     return sampler
 
 
+@pytest.mark.slow
 def test_the_mixture_closes():
     report = tl.closability(mixture, DIMS, **SIZES)
     assert not report.fails, report

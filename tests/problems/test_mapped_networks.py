@@ -88,7 +88,14 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CASES)
+#: values and norms are clipped by the same field
+_LONG = {"values, kinks"}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=pytest.mark.slow) if name in _LONG else name for name in CASES],
+)
 def test_means_of_runs_are_predicted(case):
     make_problem, make, change, options, batch = CASES[case]
     problem = make_problem()

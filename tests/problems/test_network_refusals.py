@@ -426,7 +426,7 @@ def test_calls_out_of_range_are_refused():
         with pytest.raises(ValueError, match=words):
             call()
     with pytest.raises(TypeError, match=r"expected torch\.optim\.SGD"):
-        one.dynamics(torch.optim.Adam(one.model().parameters()))
+        one.dynamics(torch.optim.NAdam(one.model().parameters()))
     numbers = problem(**NUMBERS)
     with pytest.raises(ValueError, match="labels that are classes for an accuracy"):
         numbers.dynamics(step_size=1.0, nodes=64).accuracy(numbers.starts(1))
