@@ -41,29 +41,7 @@ def without_derivatives(x: Tensor, what: str) -> Tensor:
         Traceback (most recent call last):
         NotImplementedError: expected no derivatives of the cube, got a request for some, which ...
     """
-    return _No.apply(x, what) if torch.is_grad_enabled() else x  # type: ignore[no-any-return]
-
-
-class _No(torch.autograd.Function):
-    """The identity, without derivatives."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, what: str) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
-        ctx.what = inputs[1]
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raise NotImplementedError(_none(ctx.what))
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raise NotImplementedError(_none(ctx.what))
+    return _Never.apply(x, x, _none(what)) if torch.is_grad_enabled() else x  # type: ignore[no-any-return]
 
 
 def _none(what: str) -> str:
@@ -90,33 +68,33 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, slope: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _Never.apply(slope, *ctx.saved_tensors, ctx.what), None
+        return _Never.apply(slope, *ctx.saved_tensors, _refusal(ctx.what)), None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, _: None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _Never.apply(tangent, *ctx.saved_tensors, ctx.what)
+        return _Never.apply(tangent, *ctx.saved_tensors, _refusal(ctx.what))
 
 
 class _Never(torch.autograd.Function):
-    """A derivative at x, without derivatives of its own."""
+    """A value computed from x, without derivatives; the message says so."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(derivative: Tensor, x: Tensor, what: str) -> Tensor:
+    def forward(derivative: Tensor, x: Tensor, refusal: str) -> Tensor:
         return derivative.view_as(derivative)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
-        ctx.what = inputs[2]
+        ctx.refusal = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raise NotImplementedError(_refusal(ctx.what))
+        raise NotImplementedError(ctx.refusal)
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        raise NotImplementedError(_refusal(ctx.what))
+        raise NotImplementedError(ctx.refusal)
 
 
 def _refusal(what: str) -> str:

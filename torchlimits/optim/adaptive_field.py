@@ -15,6 +15,7 @@ from torchlimits.contracts.gradient_field import Averages, GradientField, Sample
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.differences import central_differences
 from torchlimits.optim.moment_layout import Entries, MomentLayout, Options
 
 #: steps of central differences where terms are smooth, and where nodes cross kinks
@@ -344,11 +345,8 @@ class AdaptiveField(VectorField):
         """Derivatives by central differences, of nodes that stay the same."""
         u = u.detach().double()
         with torch.no_grad():
-            h = self._differences(u)
-            shift = torch.diag_embed(h)
-            ends = torch.stack([u[:, None] + shift, u[:, None] - shift])
-            above, below = velocity(ends.flatten(0, 2)).reshape(ends.shape)
-        return ((above - below) / (2 * h[..., None])).mT
+            steps = self._differences(u)
+        return central_differences(velocity, u, steps)
 
     def _differences(self, u: Float[Tensor, "S k"]) -> Float[Tensor, "S k"]:
         base, v, w = self.split(u)

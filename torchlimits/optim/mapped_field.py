@@ -13,6 +13,7 @@ from torchlimits import _checks, _linalg
 from torchlimits._once import without_derivatives
 from torchlimits.contracts.gradient_field import Batches, GradientField
 from torchlimits.contracts.vector_field import VectorField
+from torchlimits.optim.differences import central_differences
 from torchlimits.optim.gradient_map import BatchGradient, GradientMap, MappedGradient
 
 #: steps of central differences: maps jump at nodes, which smaller steps would see one by one
@@ -194,11 +195,7 @@ class MappedField(VectorField):
     ) -> Float[Tensor, "S k k"]:
         """Derivatives by central differences over 0.02, as maps jump at nodes."""
         u = u.detach().double()
-        with torch.no_grad():
-            shift = _STEP * torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-            ends = torch.stack([u[:, None] + shift, u[:, None] - shift])
-            above, below = velocity(ends.flatten(0, 2)).reshape(ends.shape)
-        return ((above - below) / (2 * _STEP)).mT
+        return central_differences(velocity, u, torch.full_like(u, _STEP))
 
     def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """How the statistics of the base decay."""
