@@ -14,6 +14,25 @@ from torchlimits._dir import OwnNames
 from torchlimits.contracts.geometry import Geometry
 
 
+def matrices_of_each(
+    u: Float[Tensor, "*batch k"], matrix: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "*batch k k"]:
+    """A matrix for each point, computed one after the other in float64.
+
+    Args:
+        u: statistics, shape ``(..., k)``.
+        matrix: ``(k,)`` -> ``(k, k)``.
+
+    Example:
+        >>> import torch
+        >>> matrices_of_each(torch.ones(3, 2), torch.diag).shape
+        torch.Size([3, 2, 2])
+    """
+    flat = u.reshape(-1, u.shape[-1]).double().detach()
+    found = torch.stack([matrix(point) for point in flat])
+    return found.reshape(*u.shape, u.shape[-1]).to(u.dtype)
+
+
 class VectorField(OwnNames, nn.Module, ABC):
     r"""The population drift -f and the population corrector g of k statistics, for plain SGD.
 

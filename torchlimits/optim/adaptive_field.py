@@ -12,7 +12,7 @@ from torch import Tensor
 from torchlimits import _checks
 from torchlimits._once import without_derivatives
 from torchlimits.contracts.gradient_field import Averages, GradientField, Samples, Squares
-from torchlimits.contracts.vector_field import VectorField
+from torchlimits.contracts.vector_field import VectorField, matrices_of_each
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
 from torchlimits.optim.differences import central_differences
@@ -255,10 +255,8 @@ class AdaptiveField(VectorField):
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
         """The covariance of one step in units of c_delta / N, second moments among it."""
-        flat = u.reshape(-1, u.shape[-1]).double().detach()
         with torch.no_grad():
-            found = torch.stack([self._increments(point, step_size) for point in flat])
-        return found.reshape(*u.shape, u.shape[-1]).to(u.dtype)
+            return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         point, samples = self._at(u), self.base.samples(self.split(u)[0])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchlimits import _checks, _linalg
 from torchlimits._once import without_derivatives
 from torchlimits.contracts.gradient_field import Batches, GradientField
-from torchlimits.contracts.vector_field import VectorField
+from torchlimits.contracts.vector_field import VectorField, matrices_of_each
 from torchlimits.optim.differences import central_differences
 from torchlimits.optim.gradient_map import BatchGradient, GradientMap, MappedGradient
 
@@ -144,10 +144,8 @@ class MappedField(VectorField):
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
         """B times the covariance of a step; see `VectorField.increment_covariance`."""
-        flat = u.reshape(-1, u.shape[-1]).double().detach()
         with torch.no_grad():
-            found = torch.stack([self._increments(point, step_size) for point in flat])
-        return found.reshape(*u.shape, u.shape[-1]).to(u.dtype)
+            return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         B, axes, d = self.batch_size, self.axes.to(u), len(self.axes)

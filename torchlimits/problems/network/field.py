@@ -12,6 +12,7 @@ from torch import Tensor
 from torchlimits import _checks
 from torchlimits._once import differentiable_once
 from torchlimits.contracts.gradient_field import Averages, Batches, Samples, Squares
+from torchlimits.contracts.vector_field import matrices_of_each
 from torchlimits.problems.network.equal_nodes import equal_nodes
 from torchlimits.problems.network.first_layer_field import FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
@@ -104,9 +105,7 @@ class NetworkField(FirstLayerField):
         self, u: Float[Tensor, "*batch k"], step_size: float
     ) -> Float[Tensor, "*batch k k"]:
         """The covariance of one step; see `VectorField.increment_covariance`."""
-        flat = u.reshape(-1, u.shape[-1]).double().detach()
-        found = torch.stack([self._increments(point, step_size) for point in flat])
-        return found.reshape(*u.shape, u.shape[-1]).to(u.dtype)
+        return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         weight, by_theta, g, w, rest = self.samples(u)
