@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.optim.listed import groups_of, listed
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.optim.sign_sgd import SignSGD
 
@@ -234,17 +235,18 @@ def parameter_groups(optimizer: object, *, sign: bool = False) -> list[dict[str,
     """The parameter groups of an SGD.
 
     Args:
-        optimizer: any.
+        optimizer: any, or several in a list.
         sign: whether `SignSGD` is one.
 
     Raises:
         TypeError: if it is another optimizer.
     """
-    if not isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, SignSGD) and not sign):
-        raise TypeError(
-            "expected torch.optim.SGD (with any of its options and a schedule) or "
-            f"tl.NormalizedSGD, got {type(optimizer).__name__}: its effective dynamics are not "
-            "known here (Adam, AdamW, RMSprop, Adagrad and tl.SignSGD are known for "
-            "NetworkProblem; recording works with any optimizer: tl.track)"
-        )
-    return optimizer.param_groups
+    for one in listed(optimizer):
+        if not isinstance(one, torch.optim.SGD) or (isinstance(one, SignSGD) and not sign):
+            raise TypeError(
+                "expected torch.optim.SGD (with any of its options and a schedule) or "
+                f"tl.NormalizedSGD, got {type(one).__name__}: its effective dynamics are not "
+                "known here (Adam, AdamW, RMSprop, Adagrad, Muon and tl.SignSGD are known for "
+                "NetworkProblem; recording works with any optimizer: tl.track)"
+            )
+    return groups_of(optimizer)
