@@ -9,14 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks
 from torchlimits._once import without_derivatives
-from torchlimits.contracts.gradient_field import Averages, GradientField, Samples, Squares
+from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.batch_averages import PlainAverages
 from torchlimits.optim.differences import central_differences
-from torchlimits.optim.moment_layout import Entries, MomentLayout, Options
+from torchlimits.optim.moment_layout import Entries, MomentLayout
+from torchlimits.optim.moment_noise import MomentNoise, Step
+from torchlimits.optim.step_noise import StepNoise
 
 #: steps of central differences where terms are smooth, and where nodes cross kinks
 _STEP, _STEP_AT_KINKS = 1e-4, 2e-2
@@ -35,8 +37,8 @@ class _Point(NamedTuple):
     """What the rates at one u consist of."""
 
     parts: tuple[Tensor, Tensor, Tensor, Tensor]
-    averages: Averages
     gradient: _Gradient
+    pair: Tensor
     second: Tensor
     expected: Tensor
     scale: Entries
@@ -80,6 +82,7 @@ class AdaptiveField(VectorField):
         super().__init__([*base.names, *layout.names], base.dim)
         self.base, self.moments, self.axes = base, layout, axes
         self.reference = reference
+        self.averages = PlainAverages(base, reference.batch_size, axes)
         self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
         *second, corrected = layout.sizes
         sizes = (len(base.names), sum(second), corrected)
@@ -164,7 +167,7 @@ class AdaptiveField(VectorField):
             )
         u = without_derivatives(u, f"the dynamics of {self.moments.kind}")
         point = self._at(u.double())
-        (theta, b, m, R), averages, gradient, v, Q, D = point
+        (theta, b, m, R), gradient, pair, v, Q, D = point
         W, bias, head = self.moments.options(u.double())
         D_W = D.rows[..., None]
         dm = -D_W * gradient.signal - W.speed * W.decay * m
@@ -176,10 +179,9 @@ class AdaptiveField(VectorField):
             -D.theta * gradient.theta - head.speed * head.decay * theta,
             -D.bias * gradient.bias - bias.speed * bias.decay * b, dm, half + half.mT,
         )  # fmt: skip
-        kick = D_W * averages.gram * D.rows[..., None, :]
-        factor = step_size / (_checks.plain(self.base.snr) * self.reference.batch_size)
+        kick = step_size * D_W * pair * D.rows[..., None, :]
         still = [torch.zeros_like(x) for x in (theta, b, m)]
-        corrector = self.base.of_parts(still[0], still[1], still[2], factor * kick)
+        corrector = self.base.of_parts(still[0], still[1], still[2], kick)
         return self._with_memory(u, drift, v, Q, step_size), _padded(corrector, u)
 
     def _with_memory(
@@ -196,44 +198,23 @@ class AdaptiveField(VectorField):
     def _at(self, u: Float[Tensor, "*batch k"]) -> _Point:
         base, v, w = self.split(u)
         parts = theta, b, m, R = self.base.parts(base)
-        averages, squares = self._averages(base)
+        means, variances = self.averages(base)
         W, bias, head = self.moments.options(u)
         gradient = _Gradient(
-            head.sign * averages.theta + head.ridge * theta,
-            bias.sign * averages.bias + bias.ridge * b,
-            W.sign * averages.signal + W.ridge * m,
-            W.sign * averages.across + W.ridge * R,
+            head.sign * means.theta + head.ridge * theta,
+            bias.sign * means.bias + bias.ridge * b,
+            W.sign * means.signal + W.ridge * m,
+            W.sign * means.across + W.ridge * R,
         )
-        B, axes = self.reference.batch_size, self.axes.to(m)
-        g2 = averages.gram.diagonal(dim1=-2, dim2=-1)
-        on_axes = averages.signal @ axes
-
-        def expected(square: Tensor, mean: Tensor, whole: Tensor) -> Tensor:
-            return (square - mean.square()).clamp_min(0) / B + whole.square()
-
         Q = self.moments.gather(
             Entries(
-                g2 / (_checks.plain(self.base.snr) * B),
-                expected(squares.axes, on_axes, gradient.signal @ axes),
-                expected(g2, averages.bias, gradient.bias),
-                expected(squares.theta, averages.theta, gradient.theta),
+                means.pair.diagonal(dim1=-2, dim2=-1),
+                variances.axes + (gradient.signal @ self.axes.to(m)).square(),
+                variances.bias + gradient.bias.square(),
+                variances.theta + gradient.theta.square(),
             )
         )
-        D = self._scales(v, w, Q)
-        return _Point(parts, averages, gradient, v, Q, D)
-
-    def _averages(self, base: Float[Tensor, "*batch k"]) -> tuple[Averages, Squares]:
-        """Averages at each point once: differences by second moments leave the network alone."""
-        flat = base.reshape(-1, base.shape[-1])
-        points, place = flat.unique(dim=0, return_inverse=True) if len(flat) > 1 else (flat, None)
-        found = (self.base.averages(points), self.base.squares(points, self.axes))
-        if place is None:
-            place = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
-
-        def spread(x: Tensor) -> Tensor:
-            return x[place].reshape(*base.shape[:-1], *x.shape[1:])
-
-        return Averages(*map(spread, found[0])), Squares(*map(spread, found[1]))
+        return _Point(parts, gradient, means.pair, v, Q, self._scales(v, w, Q))
 
     def _scales(self, v: Tensor, w: Tensor, Q: Tensor) -> Entries:
         """rho D of every parameter."""
@@ -259,76 +240,16 @@ class AdaptiveField(VectorField):
             return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
-        point, samples = self._at(u), self.base.samples(self.split(u)[0])
-        B, weight = self.reference.batch_size, samples.weight
-        variance = 1 / _checks.plain(self.base.snr)
+        point = self._at(u)
+        G, D = point.gradient, point.scale
         W, bias, head = self.moments.options(u)
-        D, g = point.scale, W.sign * samples.gradient
-        pull = D.rows * g
-        kick = step_size * variance / B * pull[:, :, None] * pull[:, None, :]
-        moves = self._moves(
-            -D.theta * head.sign * samples.theta, -D.bias * bias.sign * samples.gradient,
-            *self._first_layer(g, samples.along, D), kick,
-        )  # fmt: skip
-        # squares of a batch's mean: linear in the deviations, and their own products
-        x = samples.along[:, : self.axes.shape[0]] @ self.axes.to(u)
-        deviations = Entries(
-            torch.zeros_like(g), g[:, :, None] * x[:, None, :], bias.sign * samples.gradient,
-            head.sign * samples.theta,
-        )  # fmt: skip
-        deviation = self.moments.gather(deviations)
-        deviation = deviation - weight @ deviation
-        G = point.gradient
+        scales = Entries(D.rows * W.sign, D.axes * W.sign, D.bias * bias.sign, D.theta * head.sign)
         mean = self.moments.gather(
             Entries(torch.zeros_like(G.bias), G.signal @ self.axes.to(u), G.bias, G.theta)
         )
-        rows = self.moments.gather(
-            Entries(*(torch.zeros_like(x) for x in deviations))._replace(rows=variance / B * g**2)
-        )
-        rate = self._rate(point.second, step_size)
-        squares = rate * (rows + 2 * mean * deviation + deviation**2 / B)
-        together = torch.cat([moves, squares, u.new_zeros(len(moves), len(u) - moves.shape[1]
-                                                          - squares.shape[1])], dim=-1)  # fmt: skip
-        together = together - weight @ together
-        covariance = together.mT @ (weight[:, None] * together)
-        covariance = covariance + self._rest(samples, D, W, len(u))
-        own = deviation.mT @ (weight[:, None] * deviation)
-        products = 2 * (B - 1) / B**2 * torch.outer(rate, rate) * own**2
-        first = moves.shape[1]
-        covariance[first : first + len(rate), first : first + len(rate)] += products
-        return covariance / B
-
-    def _rest(self, samples: Samples, D: Entries, W: Options, k: int) -> Float[Tensor, "k k"]:
-        """What the part of w adds that is independent of pre-activations and labels."""
-        g, K = samples.gradient, self.base.width
-        GG = g.mT @ (samples.weight[:, None] * g)
-        eye = torch.eye(K, dtype=g.dtype, device=g.device)
-        e = len(samples.rest)
-        each = W.sign * eye.expand(e, K, K)
-        m, R = self._first_layer(each, samples.rest[:, None, :].expand(-1, K, -1), D)
-        still = g.new_zeros(e, K, len(self.base.head))
-        linear = self._moves(still, torch.zeros_like(each), m, R, None)
-        whole = g.new_zeros(k, k)
-        size = linear.shape[-1]
-        whole[:size, :size] = torch.einsum("eik,ij,ejl->kl", linear, GG, linear)
-        return whole
-
-    def _first_layer(self, g: Tensor, w: Tensor, D: Entries) -> tuple[Tensor, Tensor]:
-        """The moves of m, and half of those of R, for gradients g along w."""
-        d = self.axes.shape[0]
-        pull = -D.rows * g
-        dm = pull[..., :, None] * w[..., None, :d]
-        if self.moments.axes:
-            axes = self.axes.to(w)
-            own = (D.axes - D.rows[..., None]) * (g[..., :, None] * (w[..., None, :d] @ axes))
-            dm = dm - own @ axes.mT
-        return dm, pull[..., :, None] * w[..., None, d:]
-
-    def _moves(
-        self, theta: Tensor, b: Tensor, m: Tensor, half: Tensor, kick: Tensor | None
-    ) -> Tensor:
-        R = half + half.mT
-        return self.base.of_parts(theta, b, m, R if kick is None else R + kick)
+        step = Step(scales, mean, self._rate(point.second, step_size), step_size)
+        noise = MomentNoise(StepNoise(self.base, self.axes), self.moments)
+        return noise.covariance(self.averages.draws(self.split(u)[0]), step)
 
     def _rate(self, v: Float[Tensor, " V"], step_size: float) -> Float[Tensor, " V"]:
         """How much v takes up of a squared gradient in a unit of limit time."""
