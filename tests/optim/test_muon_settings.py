@@ -81,7 +81,9 @@ def test_learning_rates_are_adjusted_as_by_torch(adjust, shape):
     optimizer.step()
     settings = MuonSettings.of_group(optimizer.param_groups[0], dim=10)
     p = float(DEFAULT(torch.ones(1, 1)))
-    assert -float(weight.detach()[0, 0]) == pytest.approx(0.5 * p * settings.adjusted(*shape), rel=0.02)
+    assert -float(weight.detach()[0, 0]) == pytest.approx(
+        0.5 * p * settings.adjusted(*shape), rel=0.02
+    )
     assert settings.step_size == 5.0
 
 

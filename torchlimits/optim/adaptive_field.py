@@ -12,12 +12,14 @@ from torch import Tensor
 from torchlimits._once import without_derivatives
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
+from torchlimits.optim import adaptive_equation
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
-from torchlimits.optim.adaptive_settings import AdaptiveSettings
-from torchlimits.optim.batch_averages import PlainAverages
+from torchlimits.optim.batch_averages import BatchAverages, PlainAverages
 from torchlimits.optim.differences import central_differences
-from torchlimits.optim.moment_layout import Entries, MomentLayout
+from torchlimits.optim.moment_layout import Entries, MomentLayout, Settings
 from torchlimits.optim.moment_noise import MomentNoise, Step
+from torchlimits.optim.muon_averages import MuonAverages
+from torchlimits.optim.muon_settings import MuonSettings
 from torchlimits.optim.step_noise import StepNoise
 
 #: steps of central differences where terms are smooth, and where nodes cross kinks
@@ -72,8 +74,8 @@ class AdaptiveField(VectorField):
     """
 
     def __init__(
-        self, base: GradientField, *, kind: str, reference: AdaptiveSettings,
-        settings: Mapping[str, AdaptiveSettings | None], axes: Float[Tensor, "d J"],
+        self, base: GradientField, *, kind: str, reference: Settings,
+        settings: Mapping[str, Settings | None], axes: Float[Tensor, "d J"],
     ) -> None:  # fmt: skip
         self._arguments: dict[str, Any] = {
             "kind": kind, "reference": reference, "settings": settings, "axes": axes,
@@ -82,7 +84,10 @@ class AdaptiveField(VectorField):
         super().__init__([*base.names, *layout.names], base.dim)
         self.base, self.moments, self.axes = base, layout, axes
         self.reference = reference
-        self.averages = PlainAverages(base, reference.batch_size, axes)
+        self.averages: BatchAverages = PlainAverages(base, reference.batch_size, axes)
+        own = settings.get(base.weight)
+        if isinstance(own, MuonSettings):
+            self.averages = MuonAverages(self.averages, own)
         self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
         *second, corrected = layout.sizes
         sizes = (len(base.names), sum(second), corrected)
@@ -110,7 +115,9 @@ class AdaptiveField(VectorField):
         if u.ndim == 0 or u.shape[-1] != len(self.base.names):
             return u
         names = self.moments.names
-        fresh = u.new_full((*u.shape[:-1], len(names)), self.reference.initial)
+        initial = self._option("initial", u)
+        rest = u.new_zeros(len(names) - len(initial))
+        fresh = torch.cat([initial, rest]).expand(*u.shape[:-1], -1)
         return torch.cat([u, fresh], dim=-1)
 
     def settled(self, base: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch k"]:
@@ -145,7 +152,7 @@ class AdaptiveField(VectorField):
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """Drift and corrector at the reference's c_delta."""
-        return self.rates(u, self.reference.step_size)
+        return self.rates(u, float(self.reference.step_size))
 
     def rates(
         self, u: Float[Tensor, "*batch k"], step_size: float
@@ -165,7 +172,7 @@ class AdaptiveField(VectorField):
                 "these change in steps of size 0, too, while limit time, the sum of the learning "
                 "rates, stands still; let the schedule start above 0"
             )
-        u = without_derivatives(u, f"the dynamics of {self.moments.kind}")
+        u = without_derivatives(u, f"the dynamics of {self.moments.kind or 'Muon'}")
         point = self._at(u.double())
         (theta, b, m, R), gradient, pair, v, Q, D = point
         W, bias, head = self.moments.options(u.double())
@@ -190,9 +197,9 @@ class AdaptiveField(VectorField):
         steps = self.dim / step_size  # in a unit of limit time
         change = steps * self.moments.rule.change(v, Q, self._option("memory", v))
         parts = [drift, change]
-        if self.moments.rule.corrected:
+        if self._corrected:
             w = self.split(u)[2].double()
-            parts.append(-steps * _log(self.reference.memory, w) * (1 - w))
+            parts.append(-steps * _log(self.moments.memory, w) * (1 - w))
         return torch.cat(parts, dim=-1).to(u.dtype)
 
     def _at(self, u: Float[Tensor, "*batch k"]) -> _Point:
@@ -219,13 +226,18 @@ class AdaptiveField(VectorField):
     def _scales(self, v: Tensor, w: Tensor, Q: Tensor) -> Entries:
         """rho D of every parameter."""
         memory = self._option("memory", v)
-        if self.moments.rule.corrected:
+        if self._corrected:
             # groups may have different memories; all have made s steps
-            passed = torch.log1p(-w.clamp_max(1 - 1e-15)) / _log(self.reference.memory, v)
+            passed = torch.log1p(-w.clamp_max(1 - 1e-15)) / _log(self.moments.memory, v)
             w = -torch.expm1(passed * memory.log())
         used = self.moments.rule.used(v, w, Q, memory).clamp_min(0)
         speed, eps = self._option("speed", v), self._option("eps", v)
-        return self.moments.spread(speed / (used.sqrt() + eps))
+        return self.moments.scales(speed / (used.sqrt() + eps))
+
+    @property
+    def _corrected(self) -> bool:
+        """Whether w is a part of the state."""
+        return bool(self.moments.sizes[-1])
 
     def _option(self, name: str, like: Tensor) -> Tensor:
         return self.moments.option(name, like)
@@ -274,15 +286,15 @@ class AdaptiveField(VectorField):
             torch.full_like(base, _STEP if self.base.smooth else _STEP_AT_KINKS),
             _STEP * (v.abs() + (1 - memory) * Q + 1e-30),
         ]
-        if self.moments.rule.corrected:
-            parts.append(_STEP * (w + 1 - self.reference.memory))
+        if self._corrected:
+            parts.append(_STEP * (w + 1 - self.moments.memory))
         return torch.cat(parts, dim=-1)
 
     def pace(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """The logarithm of 1 - beta_2^s: at step s a second moment changes by a part of 1/s."""
-        if not self.moments.rule.corrected:
+        if not self._corrected:
             return super().pace(u)
-        return torch.log(self.split(u)[2][..., 0] + 1 - self.reference.memory)
+        return torch.log(self.split(u)[2][..., 0] + 1 - self.moments.memory)
 
     def for_band(self) -> AdaptiveField:
         """The same field on what the base takes for bands."""
@@ -301,25 +313,7 @@ class AdaptiveField(VectorField):
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
-        kick = " + (c/(snr B)) D_i E[g_i g_j] D_j" if corrector else ""
-        clock = {
-            "Adam": "log(1/beta2) (N/c) (Q - v)", "RMSprop": "log(1/alpha) (N/c) (Q - v)",
-            "Adagrad": "(N/c) Q",
-        }[self.moments.kind]  # fmt: skip
-        return "\n".join(
-            [
-                f"Effective dynamics of h = W x + b, output = head(h) under {self.moments.kind}, "
-                "with g = dl/dh of one sample, P = W_perp x, D = 1/(sqrt(v^) + eps) for each "
-                "parameter (each row of W), Q the mean of a batch's squared gradient:",
-                "",
-                "    dtheta/dt = - D (E[dl/dtheta] + lambda theta) - omega theta",
-                "    db_i/dt   = - D (E[g_i] + lambda b_i) - omega b_i",
-                "    dm_ij/dt  = - D_i (E[g_i x_j] + lambda m_ij) - omega m_ij",
-                "    dR_ij/dt  = - D_i (E[g_i P_j] + lambda R_ij) - D_j (E[g_j P_i] + lambda R_ij)"
-                f" - 2 omega R_ij{kick}",
-                f"    dv/dt     = {clock}",
-            ]
-        )
+        return adaptive_equation.equation(self.moments, corrector)
 
 
 def _log(memory: float, like: Tensor) -> Tensor:

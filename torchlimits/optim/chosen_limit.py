@@ -15,16 +15,19 @@ from torchlimits.optim.adaptive_settings import AdaptiveSettings
 from torchlimits.optim.gradient_map import ClipNorm, ClipValue, ElementwiseMap, GradientMap, Sign
 from torchlimits.optim.held_parameters import Shape
 from torchlimits.optim.leverage import axes_in
+from torchlimits.optim.listed import Optimizers, listed
 from torchlimits.optim.mapped_limit import MappedLimit
+from torchlimits.optim.moment_layout import Settings
+from torchlimits.optim.muon_settings import MuonSettings
+from torchlimits.optim.own_settings import OwnSettings, scales_gradients
 from torchlimits.optim.parameter_groups import Layers, settings_of
-from torchlimits.optim.second_moment import second_moment_of
-from torchlimits.optim.sgd import SGDSettings, clock
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.sign_sgd import SignSGD
 
 
 def chosen_limit(
-    optimizer: torch.optim.Optimizer | None, *, step_size: float | Tensor | None,
+    optimizer: Optimizers | None, *, step_size: float | Tensor | None,
     momentum: float | Tensor, batch_size: int, ridge: float | Tensor, dim: int,
     parameters: Mapping[str, Shape], dims: Iterable[int], model: nn.Module | None = None,
     directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
@@ -64,15 +67,15 @@ def chosen_limit(
             SGDSettings.chosen(optimizer, dim, ridge, step_size, momentum, batch_size), None,
             changed, directions,
         )  # fmt: skip
-    kind = second_moment_of(optimizer)
-    if kind is not None and changed is not None:
-        raise NotImplementedError(
-            f"expected unclipped gradients with {type(optimizer).__name__}, got "
-            f"{changed.describe()}: the two together are not known here (recording works: tl.track)"
-        )
-    if kind is not None and directions is not None:
+    if scales_gradients(optimizer) and directions is not None:
+        own = OwnSettings.of(optimizer, dim, batch_size)
+        if changed is not None:
+            raise NotImplementedError(
+                f"expected unclipped gradients with {own.name}, got {changed.describe()}: the two "
+                "together are not known here (recording works: tl.track)"
+            )
         shapes = {"parameters": parameters, "dims": dims, "model": model}
-        return _adaptive(optimizer, kind, dim, batch_size, ridge, momentum, directions, shapes)
+        return _adaptive(own, ridge, momentum, directions, shapes)
     found = Layers.of(
         optimizer, parameters=parameters, dims=dims, dim=dim, batch_size=batch_size, model=model
     )
@@ -83,11 +86,11 @@ def chosen_limit(
 
 
 def _map(
-    optimizer: object, dim: int, clip_norm: float | None, clip_value: float | None
+    optimizer: Optimizers | None, dim: int, clip_norm: float | None, clip_value: float | None
 ) -> GradientMap | None:
     """What is done to a batch's gradient; None if nothing."""
     maps: list[GradientMap] = [
-        *([Sign()] if isinstance(optimizer, SignSGD) else []),
+        *([Sign()] if isinstance(listed(optimizer)[0], SignSGD) else []),
         *([ClipNorm(clip_norm, dim)] if clip_norm is not None else []),
         *([ClipValue(clip_value)] if clip_value is not None else []),
     ]
@@ -113,32 +116,46 @@ def _sgd(
 
 
 def _adaptive(
-    optimizer: torch.optim.Optimizer, kind: str, dim: int, batch_size: int,
-    ridge: float | Tensor, momentum: float | Tensor, directions: Float[Tensor, "d N"],
-    shapes: Mapping[str, Any],
+    own: OwnSettings, ridge: float | Tensor, momentum: float | Tensor,
+    directions: Float[Tensor, "d N"], shapes: Mapping[str, Any],
 ) -> AdaptiveLimit:  # fmt: skip
-    """The limit of an optimizer with second moments."""
-    groups = optimizer.param_groups
-    settings = [AdaptiveSettings.of_group(group, kind, dim, batch_size) for group in groups]
-    reference = settings[clock(groups)]
-    if reference.step_size == 0:
-        raise ValueError(
-            f"expected a learning rate > 0 in {type(optimizer).__name__}, got 0: limit time, the "
-            "sum of learning rates, would stand still"
-        )
-    found = settings_of(groups, settings, **shapes)
+    """The limit of optimizers with second moments, and of Muon."""
+    reference, found = own.reference, settings_of(own.groups, own.settings, **shapes)
     if momentum:
         raise ValueError(
-            f"expected no momentum= beside {type(optimizer).__name__}, got {momentum}: its own "
-            "options count, and Adam's beta_1 does not enter the limit"
+            f"expected no momentum= beside {own.name}, got {momentum}: its own options count, and "
+            "Adam's beta_1 does not enter the limit"
         )
-    for name, own in found.items():
-        if own is not None and abs(own.ridge - ridge) > 1e-12 + 1e-6 * ridge:
+    for name, settings in found.items():
+        decay = 0.0 if settings is None else _decay(settings)
+        if settings is not None and abs(decay - ridge) > 1e-12 + 1e-6 * ridge:
             _checks.warn_user(
-                f"the optimizer's weight_decay={own.ridge:g} of {name} is not the problem's "
+                f"the optimizer's weight_decay={decay:g} of {name} is not the problem's "
                 f"ridge={_checks.plain(ridge):g}: the prediction takes the optimizer's, which is "
                 "what trains"
             )
             break
-    places, axes = axes_in(directions)
-    return AdaptiveLimit(reference, found, axes.double(), tuple(places.tolist()))
+    weight = next(iter(shapes["parameters"]))
+    _check_muon(found, weight)
+    places, axes = torch.zeros(0, dtype=torch.long), directions[:, :0]
+    if isinstance(found[weight], AdaptiveSettings):
+        places, axes = axes_in(directions)
+    return AdaptiveLimit(
+        own.kind, own.name, reference, found, axes.double(), tuple(places.tolist())
+    )
+
+
+def _decay(settings: Settings) -> float:
+    """The weight decay, coupled or not."""
+    return float(settings.weight_decay if isinstance(settings, SGDSettings) else settings.ridge)
+
+
+def _check_muon(found: Mapping[str, Settings | None], weight: str) -> None:
+    """Raise ValueError if Muon trains more than the first layer."""
+    others = [n for n, s in found.items() if isinstance(s, MuonSettings) and n != weight]
+    if others:
+        raise ValueError(
+            f"expected Muon on the first layer ({weight}) alone, got {', '.join(others)} with it: "
+            "a matrix whose size does not grow has no limit under it; give the head to SGD or "
+            "AdamW (recording works: tl.track)"
+        )

@@ -18,11 +18,13 @@ def listed(optimizer: Any) -> list[Any]:
         optimizer: an optimizer, or a list of them, in the order that `torchlimits.track` is given.
 
     Raises:
-        ValueError: if there is none in the list, or one twice.
+        TypeError: if something else is in the list.
+        ValueError: if there is none in the list, or one twice, or a parameter in two.
 
     Example:
         >>> import torch
-        >>> first, last = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]) for _ in range(2))
+        >>> model = torch.nn.Linear(3, 2)
+        >>> first, last = (torch.optim.SGD([p]) for p in model.parameters())
         >>> listed([first, last]) == [first, last], listed(first) == [first]
         (True, True)
     """
@@ -30,8 +32,16 @@ def listed(optimizer: Any) -> list[Any]:
         return [optimizer]
     if not optimizer:
         raise ValueError("expected an optimizer or several, got an empty list")
+    for one in optimizer:
+        if not isinstance(one, torch.optim.Optimizer):
+            raise TypeError(f"expected a list of torch optimizers, got {type(one).__name__} in it")
     if len({id(one) for one in optimizer}) < len(optimizer):
         raise ValueError("expected different optimizers, got one of them twice: list it once")
+    held = [id(p) for one in optimizer for group in one.param_groups for p in group["params"]]
+    if len({*held}) < len(held):
+        raise ValueError(
+            "expected every parameter in one optimizer, got some in two: both would move it"
+        )
     return [*optimizer]
 
 

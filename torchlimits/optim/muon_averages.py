@@ -15,7 +15,7 @@ from torchlimits.optim.batch_averages import BatchAverages, BatchMeans, BatchVar
 from torchlimits.optim.muon_settings import MuonSettings
 
 #: with fewer samples in the buffer, its covariance is that of these and not the mean
-LONG_WINDOW = 100
+LONG_WINDOW = 2000
 #: relative size of R's eigenvalues that count as 0
 _NO_ROOM = 1e-7
 #: the step of differences by the covariance of gradients, relative to it
@@ -128,6 +128,10 @@ class MuonAverages(BatchAverages):
         A = self._scale(covariance)
         each = _averaged(A.flip(0), weights).flip(0)
         return _Moved((A @ buffer).mean(0), (each @ draws.pair @ each).mean(0))
+
+    def sequence(self, u: Float[Tensor, " k"]) -> Draws:
+        """The same as `draws`: a step orthogonalises a mean of gradients, and no single one."""
+        return self.draws(u)
 
     # --- noise ------------------------------------------------------------------------------------
 

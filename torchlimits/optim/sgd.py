@@ -90,7 +90,7 @@ class SGDSettings:
                     "GaussianMixture.dynamics and NetworkProblem.dynamics"
                 )
         return cls.of_group(
-            groups[0], dim, batch_size, normalized=isinstance(optimizer, NormalizedSGD)
+            groups[0], dim, batch_size, normalized=isinstance(listed(optimizer)[0], NormalizedSGD)
         )
 
     @classmethod
@@ -249,4 +249,11 @@ def parameter_groups(optimizer: object, *, sign: bool = False) -> list[dict[str,
                 "known here (Adam, AdamW, RMSprop, Adagrad, Muon and tl.SignSGD are known for "
                 "NetworkProblem; recording works with any optimizer: tl.track)"
             )
+    kinds = {type(one) for one in listed(optimizer)}
+    if len(kinds) > 1 and kinds & {SignSGD, NormalizedSGD}:
+        raise TypeError(
+            "expected all parameters under torch.optim.SGD, or under one tl.SignSGD or "
+            f"tl.NormalizedSGD, got {' and '.join(sorted(kind.__name__ for kind in kinds))}: what "
+            "they do beside each other is not known here (recording works: tl.track)"
+        )
     return groups_of(optimizer)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture import quality, small_noise, success
@@ -79,7 +80,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     """
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, level: int = 0,
@@ -104,7 +105,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         return MixtureDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> MixtureChain:  # fmt: skip

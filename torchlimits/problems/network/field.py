@@ -147,8 +147,8 @@ class NetworkField(FirstLayerField):
     def batches(self, u: Float[Tensor, " k"], batch_size: int, *, equal: bool = False) -> Batches:
         """Mean gradients of batches; see `GradientField.batches`.
 
-        A batch of one is every node. More, and equal ones, are tuples of nodes of equal weights, put
-        together by random permutations that stay the same: weighted nodes would not do, as the
+        A batch of one is every node. More, and equal ones, are tuples of nodes of equal weights,
+        put together by random permutations that stay the same: weighted nodes would not do, as the
         average of a function of a whole batch is not linear in each sample's law.
         """
         if batch_size == 1 and not equal:

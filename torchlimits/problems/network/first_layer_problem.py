@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.chosen_limit import chosen_limit
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.layout import Layout
 from torchlimits.problems.problem import Trainable
@@ -51,7 +52,7 @@ class FirstLayerProblem(Trainable):
         return torch.cat(found)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
+        self, optimizer: Optimizers | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
         directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
         clip_value: float | None = None,

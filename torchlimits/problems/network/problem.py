@@ -172,7 +172,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return problem
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, nodes: int = 2**12, seed: int = 0, model: nn.Module | None = None,
@@ -206,7 +206,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return NetworkDynamics.of(field, limit, plan, self.statistics)
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, model: nn.Module | None = None,
     ) -> NetworkChain:  # fmt: skip
@@ -226,7 +226,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
+        self, optimizer: Optimizers | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
         directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
         clip_value: float | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchlimits import _checks, _linalg
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.closed import CLOSED_FORMS
 from torchlimits.problems.network.closed_field import ClosedField, ClosedTeacher
@@ -267,7 +268,7 @@ class TeacherStudent(NetworkProblem):
         return ClosedField(setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
+        self, optimizer: Optimizers | None, step_size: float | Tensor | None,
         momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
         directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
         clip_value: float | None = None,
