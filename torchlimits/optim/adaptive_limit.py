@@ -14,6 +14,7 @@ from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.adaptive_field import AdaptiveField
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.gradient_map import GradientMap
 from torchlimits.optim.limit import OptimizerLimit
 
 
@@ -30,6 +31,7 @@ class AdaptiveLimit(OptimizerLimit):
         axes: the coordinates of x with second moments of their own, in the basis of the
             directions, ``(d, J)``.
         places: the numbers of these coordinates.
+        map: what is done to a batch's gradient before it is squared and divided; None if nothing.
 
     Example:
         >>> import torch
@@ -43,6 +45,7 @@ class AdaptiveLimit(OptimizerLimit):
     settings: Mapping[str, AdaptiveSettings | None]
     axes: Float[Tensor, "d J"]
     places: tuple[int, ...]
+    map: GradientMap | None = None
 
     @property
     def step_size(self) -> float:
@@ -78,8 +81,9 @@ class AdaptiveLimit(OptimizerLimit):
             )
         self._check_sizes(field.dim)
         return AdaptiveField(
-            field, kind=self.kind, reference=self.reference, settings=self.settings, axes=self.axes
-        )
+            field, kind=self.kind, reference=self.reference, settings=self.settings,
+            axes=self.axes, map=self.map,
+        )  # fmt: skip
 
     @property
     def kind(self) -> str:
@@ -118,9 +122,11 @@ class AdaptiveLimit(OptimizerLimit):
         return c * field.increment_covariance(u, c)
 
     def describe(self) -> dict[str, Any]:
-        """The settings, and those of parameters that differ."""
+        """The settings, those of parameters that differ, and the map."""
         facts = self.reference.describe()
         result = {"optimizer": facts.pop("kind"), **facts}
+        if self.map is not None:
+            result |= self.map.describe()
         for name, settings in self.settings.items():
             if settings is None:
                 result[name] = "does not move"
