@@ -45,7 +45,35 @@ def copies(problem, runs, seed=0):
     return model
 
 
-def runs_of(problem, make, *, steps, runs, batch=1, seed=1, schedule=None, rows=5):
+def clip_norm(parameters, largest):
+    """`torch.nn.utils.clip_grad_norm_` of every replica by itself."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = sum(g.flatten(1).square().sum(1) for g in gradients).sqrt()
+    factor = (largest / (total + 1e-6)).clamp_max(1)
+    for g in gradients:
+        g.mul_(factor.reshape(-1, *[1] * (g.ndim - 1)))
+
+
+def clip_value(parameters, largest):
+    """`torch.nn.utils.clip_grad_value_`, which takes every entry by itself."""
+    nn.utils.clip_grad_value_(parameters, largest)
+
+
+def clipped(options):
+    """What the loop does to gradients: parameters -> None."""
+    functions = {"clip_norm": clip_norm, "clip_value": clip_value}
+
+    def change(parameters):
+        for name, function in functions.items():
+            if name in options:
+                function(parameters, options[name])
+
+    return change
+
+
+def runs_of(
+    problem, make, *, steps, runs, batch=1, seed=1, schedule=None, rows=5, change=None, **options
+):
     """Runs from one start, with the optimizer's state, and the dynamics of the optimizer.
 
     Args:
@@ -55,17 +83,21 @@ def runs_of(problem, make, *, steps, runs, batch=1, seed=1, schedule=None, rows=
         seed: of the data.
         schedule: optimizer -> scheduler.
         rows: how many times are recorded after the start.
+        change: what is done to gradients, parameters -> None.
+        options: clip_norm, clip_value, of the loop and of the dynamics.
     """
     generator = torch.Generator().manual_seed(seed)
     model = copies(problem, runs)
     optimizer = make(model)
     plan = schedule(optimizer) if schedule else None
-    dynamics = problem.dynamics(optimizer, batch_size=batch, model=model, schedule=plan)
+    change = change or clipped(options)
+    dynamics = problem.dynamics(optimizer, batch_size=batch, model=model, schedule=plan, **options)
     with tl.track(model, optimizer, dynamics.statistics, every=steps // rows) as tracker:
         for _ in range(steps):
             x, y = problem.sample(batch, replicas=(runs,), generator=generator)
             optimizer.zero_grad()
             problem.loss(model(x), y).backward()
+            change([*model.parameters()])
             optimizer.step()
             if plan:
                 plan.step()

@@ -14,16 +14,17 @@ from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
 from torchlimits.optim import adaptive_equation
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
-from torchlimits.optim.batch_averages import BatchAverages, PlainAverages
+from torchlimits.optim.batch_averages import BatchAverages, averages_of
 from torchlimits.optim.differences import central_differences
+from torchlimits.optim.gradient_map import GradientMap
 from torchlimits.optim.moment_layout import Entries, MomentLayout, Settings
 from torchlimits.optim.moment_noise import MomentNoise, Step
 from torchlimits.optim.muon_averages import MuonAverages
 from torchlimits.optim.muon_settings import MuonSettings
 from torchlimits.optim.step_noise import StepNoise
 
-#: steps of central differences where terms are smooth, and where nodes cross kinks
-_STEP, _STEP_AT_KINKS = 1e-4, 2e-2
+#: steps of central differences by second moments, relative to them
+_STEP = 1e-4
 
 
 class _Gradient(NamedTuple):
@@ -64,6 +65,10 @@ class AdaptiveField(VectorField):
     the mean gradient, and :math:`Var(G)/B + (E G + \lambda\theta)^2` for the others, among them
     the coordinates of x that lie in the span of the directions, each with a v of its own.
 
+    Where gradients are mapped by f before they are squared, the averages are those of f(G), over
+    batches: :math:`E[C_{kl}]` instead of :math:`\sigma^2 E[g_k g_l]/B`, and :math:`Var f(G)`
+    (`BatchAverages`). Weight decay comes after f.
+
     Source: the increments of `torch.optim.Adam` in the scaling of Theorem 2.2 of arXiv 2206.04030:
     v moves by O(1/N) a step, as the statistics do, so it is one of them.
 
@@ -71,24 +76,27 @@ class AdaptiveField(VectorField):
         base: the field of (theta, b, m, R).
         kind, reference, settings: as in `MomentLayout`.
         axes: the coordinates of x that have second moments of their own, ``(d, J)``.
+        map: f, what is done to a batch's gradient before all this; None if nothing.
     """
 
     def __init__(
         self, base: GradientField, *, kind: str, reference: Settings,
         settings: Mapping[str, Settings | None], axes: Float[Tensor, "d J"],
+        map: GradientMap | None = None,
     ) -> None:  # fmt: skip
         self._arguments: dict[str, Any] = {
-            "kind": kind, "reference": reference, "settings": settings, "axes": axes,
+            "kind": kind, "reference": reference, "settings": settings, "axes": axes, "map": map,
         }  # fmt: skip
         layout = MomentLayout(kind, reference, settings, base, axes.shape[1])
         super().__init__([*base.names, *layout.names], base.dim)
         self.base, self.moments, self.axes = base, layout, axes
-        self.reference = reference
-        self.averages: BatchAverages = PlainAverages(base, reference.batch_size, axes)
+        self.reference, self.map = reference, map
+        self.averages: BatchAverages = averages_of(base, map, reference.batch_size, axes)
         own = settings.get(base.weight)
         if isinstance(own, MuonSettings):
             self.averages = MuonAverages(self.averages, own)
-        self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
+        self.rtol, self.atol = self.averages.tolerances
+        self.settling_time = base.settling_time
         *second, corrected = layout.sizes
         sizes = (len(base.names), sum(second), corrected)
         self.geometry = AdaptiveGeometry(base.geometry, sizes, self.settled)
@@ -283,7 +291,7 @@ class AdaptiveField(VectorField):
         base, v, w = self.split(u)
         Q, memory = self._at(u).expected, self._option("memory", v)
         parts = [
-            torch.full_like(base, _STEP if self.base.smooth else _STEP_AT_KINKS),
+            torch.full_like(base, self.averages.difference),
             _STEP * (v.abs() + (1 - memory) * Q + 1e-30),
         ]
         if self._corrected:
@@ -304,16 +312,16 @@ class AdaptiveField(VectorField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """The error of the base."""
-        return self.base.error
+        """The error of the averages."""
+        return self.averages.error
 
     def describe(self) -> dict[str, Any]:
-        """What the base describes."""
-        return self.base.describe()
+        """What the base describes, and the map."""
+        return {**self.base.describe(), **({} if self.map is None else self.map.describe())}
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
-        return adaptive_equation.equation(self.moments, corrector)
+        return adaptive_equation.equation(self.moments, self.map, corrector)
 
 
 def _log(memory: float, like: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.optim.adaptive_field import AdaptiveField
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.gradient_map import GradientMap
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.moment_layout import Settings
 from torchlimits.optim.muon_settings import MuonSettings
@@ -35,6 +36,7 @@ class AdaptiveLimit(OptimizerLimit):
         axes: the coordinates of x with second moments of their own, in the basis of the
             directions, ``(d, J)``.
         places: the numbers of these coordinates.
+        map: what is done to a batch's gradient before it is squared and divided; None if nothing.
 
     Example:
         >>> import torch
@@ -52,6 +54,7 @@ class AdaptiveLimit(OptimizerLimit):
     settings: Mapping[str, Settings | None]
     axes: Float[Tensor, "d J"]
     places: tuple[int, ...]
+    map: GradientMap | None = None
 
     @property
     def step_size(self) -> float:
@@ -87,8 +90,9 @@ class AdaptiveLimit(OptimizerLimit):
             )
         self._check_sizes(field)
         return AdaptiveField(
-            field, kind=self.kind, reference=self.reference, settings=self.settings, axes=self.axes
-        )
+            field, kind=self.kind, reference=self.reference, settings=self.settings,
+            axes=self.axes, map=self.map,
+        )  # fmt: skip
 
     def _check_sizes(self, field: GradientField) -> None:
         """Warn where the limit is far from n."""
@@ -101,7 +105,6 @@ class AdaptiveLimit(OptimizerLimit):
         muon = self.settings.get(field.weight)
         if isinstance(muon, MuonSettings):
             self._check_window(muon, dim)
-        initial = getattr(self.reference, "initial", 0.0)
         sums = [s.initial for s in self.settings.values() if isinstance(s, AdaptiveSettings)]
         initial = min(sums, default=0.0)
         if self.kind == "Adagrad" and initial < 1e-2 * dim:
@@ -135,10 +138,12 @@ class AdaptiveLimit(OptimizerLimit):
         return c * field.increment_covariance(u, c)
 
     def describe(self) -> dict[str, Any]:
-        """The settings, and those of parameters that differ."""
+        """The settings, those of parameters that differ, and the map."""
         facts = self.reference.describe()
         facts.pop("kind", None)
         result = {"optimizer": self.name, **facts}
+        if self.map is not None:
+            result |= self.map.describe()
         for name, settings in self.settings.items():
             if settings is None:
                 result[name] = "does not move"

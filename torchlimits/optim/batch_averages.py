@@ -12,7 +12,13 @@ from torch import Tensor
 
 from torchlimits import _checks, _linalg
 from torchlimits.contracts.gradient_field import GradientField
+from torchlimits.optim.gradient_map import GradientMap
 from torchlimits.optim.mapped_batches import MappedBatches
+
+#: steps of central differences where terms are smooth, and where nodes cross kinks
+_DIFFERENCE, _DIFFERENCE_AT_KINKS = 1e-4, 2e-2
+#: the error of averages over batches of nodes
+_ERROR = 1e-3
 
 
 class BatchMeans(NamedTuple):
@@ -73,9 +79,30 @@ class Draws(NamedTuple):
 
 
 class BatchAverages(ABC):
-    """Averages of the gradient of a batch that the optimizer gets, for a network's statistics."""
+    """Averages of the gradient of a batch that the optimizer gets, for a network's statistics.
+
+    Attributes:
+        base: the field of plain gradients.
+        axes: the coordinates of x that are axes, in the basis of the directions, ``(d, J)``.
+    """
 
     base: GradientField
+    axes: Float[Tensor, "d J"]
+
+    @property
+    def error(self) -> float:
+        """The absolute error of the averages where u is of order 1."""
+        return self.base.error
+
+    @property
+    def tolerances(self) -> tuple[float, float]:
+        """The relative and the absolute tolerance of solutions, no finer than the error."""
+        return self.base.rtol, self.base.atol
+
+    @property
+    def difference(self) -> float:
+        """The step of central differences that is right for derivatives of the averages."""
+        return _DIFFERENCE if self.base.smooth else _DIFFERENCE_AT_KINKS
 
     def __call__(self, u: Float[Tensor, "*batch k"]) -> tuple[BatchMeans, BatchVariances]:
         """The averages at each point, computed once where points coincide.
@@ -169,7 +196,6 @@ class PlainAverages(BatchAverages):
         return Draws(1, weight, theta, bias, along, pair, others)
 
 
-@dataclass(frozen=True, eq=False)
 class MappedAverages(BatchAverages):
     r"""Averages of gradients that are mapped by f, from whole batches.
 
@@ -186,10 +212,23 @@ class MappedAverages(BatchAverages):
 
     batches: MappedBatches
 
+    def __init__(self, batches: MappedBatches) -> None:
+        self.batches, self.base, self.axes = batches, batches.base, batches.axes
+
     @property
-    def base(self) -> GradientField:  # type: ignore[override]
-        """The field of plain gradients."""
-        return self.batches.base
+    def error(self) -> float:
+        """The error of averages over batches, which do not converge faster than their number."""
+        return max(self.base.error, _ERROR)
+
+    @property
+    def tolerances(self) -> tuple[float, float]:
+        """The tolerances of solutions, which go with that error."""
+        return max(self.base.rtol, _ERROR), max(self.base.atol, _ERROR / 10)
+
+    @property
+    def difference(self) -> float:
+        """A long step, as maps jump at nodes, which shorter ones would see one by one."""
+        return _DIFFERENCE_AT_KINKS
 
     def at_points(self, points: Float[Tensor, "S k"]) -> tuple[BatchMeans, BatchVariances]:
         """The averages at points that differ; see `BatchAverages.at_points`."""
@@ -202,7 +241,7 @@ class MappedAverages(BatchAverages):
         )
 
     def _of_draws(self, draws: Draws) -> tuple[BatchMeans, BatchVariances]:
-        axes, weight = self.batches.axes.to(draws.along), draws.weight
+        axes, weight = self.axes.to(draws.along), draws.weight
         d = len(axes)
 
         def mean(x: Tensor) -> Tensor:
@@ -219,7 +258,7 @@ class MappedAverages(BatchAverages):
     def _nothing(self, points: Float[Tensor, "0 k"]) -> tuple[BatchMeans, BatchVariances]:
         """Zeros of the shapes that the averages at one point have."""
         theta, b, m, R = (x.new_zeros(x.shape[1:]) for x in self.base.parts(points))
-        return BatchMeans(theta, b, m, R, R), BatchVariances(theta, b, m @ self.batches.axes.to(m))
+        return BatchMeans(theta, b, m, R, R), BatchVariances(theta, b, m @ self.axes.to(m))
 
     def draws(self, u: Float[Tensor, " k"]) -> Draws:
         """Mapped gradients of batches; see `BatchAverages.draws`."""
@@ -231,7 +270,7 @@ class MappedAverages(BatchAverages):
 
     def _mapped(self, u: Float[Tensor, " k"], equal: bool) -> Draws:
         batches, image = self.batches(u, equal=equal)
-        axes, weight, slope = self.batches.axes.to(u), batches.weight, image.slope
+        axes, weight, slope = self.axes.to(u), batches.weight, image.slope
         d = len(axes)
         along = slope[..., None] * batches.along
         signal = along[..., :d]
@@ -246,3 +285,17 @@ class MappedAverages(BatchAverages):
         root = torch.block_diag(spread, _linalg.psd_sqrt(self.base.parts(u)[3]))
         others = [(batches.rest, gram), (root, Xi)]
         return Draws(1, weight, image.theta, image.bias, along, image.pair, others)
+
+
+def averages_of(
+    base: GradientField, map: GradientMap | None, batch_size: int, axes: Float[Tensor, "d J"]
+) -> BatchAverages:
+    """The averages of plain gradients, or of mapped ones if there is a map.
+
+    Args:
+        base, batch_size, axes: as in `PlainAverages`.
+        map: what is done to a batch's gradient; None if nothing.
+    """
+    if map is None:
+        return PlainAverages(base, batch_size, axes)
+    return MappedAverages(MappedBatches(base, map, batch_size, axes))

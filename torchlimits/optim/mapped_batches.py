@@ -46,7 +46,19 @@ class MappedBatches:
         return batches, self.map(BatchGradient(batches.theta, batches.bias, at_axes, S, square))
 
     def _square(self, u: Tensor, batches: Batches, S: Tensor) -> Float[Tensor, " T"]:
-        """|G|^2 / N at finite N: N - K - d coordinates are normal, the others are known."""
+        """|G|^2 / N at finite N, of the parameters that count."""
+        base = self.base
+        theta = torch.tensor([self._counts(name) for name in base.head], dtype=torch.bool)
+        square = batches.theta[:, theta.to(u.device)].square().sum(-1) / base.dim
+        if self._counts(base.bias):
+            square = square + batches.bias.square().sum(-1) / base.dim
+        return square + self._of_rows(u, batches, S) if self._counts(base.weight) else square
+
+    def _counts(self, name: str | None) -> bool:
+        return name is not None and (self.map.among is None or name in self.map.among)
+
+    def _of_rows(self, u: Tensor, batches: Batches, S: Tensor) -> Float[Tensor, " T"]:
+        """W's part of |G|^2 / N: N - K - d coordinates are normal, the others are known."""
         d, K, N = len(self.axes), self.base.width, self.base.dim
         trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)
         R = self.base.parts(u)[3]
@@ -58,7 +70,4 @@ class MappedBatches:
         unknown = (batches.rest @ whiten).square().sum() * batches.gram.diagonal(
             dim1=-2, dim2=-1
         ).sum(-1)
-        others = batches.theta.square().sum(-1)
-        if self.base.bias is not None:
-            others = others + batches.bias.square().sum(-1)
-        return trace * (N - K - d) / N + (known + unknown + others) / N
+        return trace * (N - K - d) / N + (known + unknown) / N

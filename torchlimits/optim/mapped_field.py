@@ -12,17 +12,11 @@ from torch import Tensor
 from torchlimits._once import without_derivatives
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
-from torchlimits.optim.batch_averages import MappedAverages
+from torchlimits.optim.batch_averages import averages_of
 from torchlimits.optim.differences import central_differences
 from torchlimits.optim.gradient_map import GradientMap
-from torchlimits.optim.mapped_batches import MappedBatches
 from torchlimits.optim.moment_layout import Entries
 from torchlimits.optim.step_noise import StepNoise
-
-#: steps of central differences: maps jump at nodes, which smaller steps would see one by one
-_STEP = 2e-2
-#: the error of averages over batches of nodes
-_ERROR = 1e-3
 
 
 class MappedField(VectorField):
@@ -55,8 +49,8 @@ class MappedField(VectorField):
         super().__init__(base.names, base.dim)
         self.base, self.map, self.batch_size, self.axes = base, map, batch_size, axes
         self.parameter_names, self.quadratic_in = base.parameter_names, base.quadratic_in
-        self.averages = MappedAverages(MappedBatches(base, map, batch_size, axes))
-        self.rtol, self.atol = max(base.rtol, _ERROR), max(base.atol, _ERROR / 10)
+        self.averages = averages_of(base, map, batch_size, axes)
+        self.rtol, self.atol = self.averages.tolerances
         self.settling_time = base.settling_time
         self.geometry = base.geometry
 
@@ -92,9 +86,9 @@ class MappedField(VectorField):
     def jacobian(
         self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
     ) -> Float[Tensor, "S k k"]:
-        """Derivatives by central differences over 0.02, as maps jump at nodes."""
+        """Derivatives by central differences over long steps, as maps jump at nodes."""
         u = u.detach().double()
-        return central_differences(velocity, u, torch.full_like(u, _STEP))
+        return central_differences(velocity, u, torch.full_like(u, self.averages.difference))
 
     def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """How the statistics of the base decay."""
@@ -112,8 +106,8 @@ class MappedField(VectorField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """The error of averages over batches, which do not converge faster than their number."""
-        return max(self.base.error, _ERROR)
+        """The error of averages over batches."""
+        return self.averages.error
 
     def describe(self) -> dict[str, Any]:
         """What the base describes, and the map."""

@@ -16,6 +16,8 @@ from torchlimits.optim.muon_settings import MuonSettings
 
 #: with fewer samples in the buffer, its covariance is that of these and not the mean
 LONG_WINDOW = 2000
+#: the error of averages over windows of batches
+_ERROR = 5e-4
 #: relative size of R's eigenvalues that count as 0
 _NO_ROOM = 1e-7
 #: the step of differences by the covariance of gradients, relative to it
@@ -69,11 +71,36 @@ class MuonAverages(BatchAverages):
         """The field of plain gradients."""
         return self.gradients.base
 
+    @property
+    def axes(self) -> Float[Tensor, "d J"]:  # type: ignore[override]
+        """Those of the gradients."""
+        return self.gradients.axes
+
+    @property
+    def error(self) -> float:
+        """That of the gradients' averages, or of windows of batches."""
+        return self.gradients.error if self._long else max(self.gradients.error, _ERROR)
+
+    @property
+    def tolerances(self) -> tuple[float, float]:
+        """Those of the gradients' averages, or of windows of batches."""
+        rtol, atol = self.gradients.tolerances
+        return (rtol, atol) if self._long else (max(rtol, _ERROR), max(atol, _ERROR / 10))
+
+    @property
+    def difference(self) -> float:
+        """That of the gradients' averages."""
+        return self.gradients.difference
+
+    @property
+    def _long(self) -> bool:
+        return self.settings.window >= LONG_WINDOW
+
     def at_points(self, points: Float[Tensor, "S k"]) -> tuple[BatchMeans, BatchVariances]:
         """The averages at points that differ; see `BatchAverages.at_points`."""
         means, variances = self.gradients.at_points(points)
         R, d = self.base.parts(points)[3], means.signal.shape[-1]
-        if self.settings.window >= LONG_WINDOW:
+        if self._long:
             moved = self._in_the_mean(means, R)
         else:
             each = [self._of_windows(point) for point in points]
