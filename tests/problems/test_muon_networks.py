@@ -39,7 +39,7 @@ CASES = [
         marks=slow,
     ),
     pytest.param(
-        lambda: three_classes(N), adamw, {"momentum": 0.8}, 4, 12, id="classes", marks=slow
+        lambda: three_classes(N), adamw, {"momentum": 0.8}, 4, 8, id="classes", marks=slow
     ),
     pytest.param(relu, sgd, {"momentum": 0.5, "weight_decay": 0.2}, 4, 8, id="relu", marks=slow),
     pytest.param(
@@ -61,26 +61,21 @@ def test_runs_follow_the_limit(make_problem, others, options, batch, least):
 
 
 @pytest.mark.slow
-def test_the_polar_factor_and_the_mean_buffer_would_miss(monkeypatch):
-    """Muon's polynomial is no polar factor, and short buffers are not their mean."""
+def test_the_polar_factor_would_miss(monkeypatch):
+    """Muon's polynomial is not what its name says it computes."""
     measured, dynamics = muon_runs(
         binary(N), sgd, steps=320, runs=24, lr=LR, weight_decay=0.0, momentum=0.5, nesterov=False
     )
     start = measured.values[0, 0]
-    count = len(start)
-    right = misses(measured, dynamics.solve(start, measured.times), count)
-    monkeypatch.setattr("torchlimits.optim.muon_averages.LONG_WINDOW", 0)
-    mean = misses(measured, dynamics.solve(start, measured.times), count)
-    monkeypatch.undo()
+    right = misses(measured, dynamics.solve(start, measured.times), len(start))
 
     def polar(self, gram):
         values, vectors = torch.linalg.eigh(gram)
         return vectors @ torch.diag_embed(values.clamp_min(1e-12).rsqrt()) @ vectors.mT
 
     monkeypatch.setattr("torchlimits.optim.newton_schulz.NewtonSchulz.__call__", polar)
-    wrong = misses(measured, dynamics.solve(start, measured.times), count)
+    wrong = misses(measured, dynamics.solve(start, measured.times), len(start))
     assert right < 2.5
-    assert mean > 2 * right
     assert wrong > 2 * right
 
 
