@@ -73,23 +73,23 @@ class MuonAverages(BatchAverages):
 
     @property
     def axes(self) -> Float[Tensor, "d J"]:  # type: ignore[override]
-        """Those of the gradients."""
+        """The axes of the gradients."""
         return self.gradients.axes
 
     @property
     def error(self) -> float:
-        """That of the gradients' averages, or of windows of batches."""
+        """The error of the gradients' averages, or of windows of batches."""
         return self.gradients.error if self._long else max(self.gradients.error, _ERROR)
 
     @property
     def tolerances(self) -> tuple[float, float]:
-        """Those of the gradients' averages, or of windows of batches."""
+        """The tolerances of the gradients' averages, or of windows of batches."""
         rtol, atol = self.gradients.tolerances
         return (rtol, atol) if self._long else (max(rtol, _ERROR), max(atol, _ERROR / 10))
 
     @property
     def difference(self) -> float:
-        """That of the gradients' averages."""
+        """The step that is right for the gradients' averages."""
         return self.gradients.difference
 
     @property

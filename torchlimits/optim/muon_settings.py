@@ -119,7 +119,7 @@ class MuonSettings:
         return weights
 
     def adjusted(self, width: int, dim: int) -> float:
-        """By what torch multiplies learning rates of a matrix.
+        """What torch multiplies the learning rate of a matrix by.
 
         Args:
             width, dim: its shape.
