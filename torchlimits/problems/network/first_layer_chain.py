@@ -110,12 +110,13 @@ class FirstLayerChain(ReducedChain):
             if self.layout.bias:
                 h += b
             by_theta, pull = self._gradients(theta, h, target)
-            for part, step in of_head:
-                step.update(theta[part], head_buffer[part], by_theta[part], **now)
-            if of_bias is not None:
-                of_bias.update(b, bias_buffer, over_batch(pull), **now)
+            # rows first: the others overwrite their gradients, and one sample's is the batch's
             if of_rows is not None:
                 of_rows.update_rows(W, velocity, frame.outside(pull), x, **now)
+            if of_bias is not None:
+                of_bias.update(b, bias_buffer, over_batch(pull), **now)
+            for part, step in of_head:
+                step.update(theta[part], head_buffer[part], by_theta[part], **now)
             if number + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(theta, b, W))
         return recorded
