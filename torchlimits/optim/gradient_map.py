@@ -224,14 +224,21 @@ class ClipNorm(GradientMap):
 
     def __call__(self, gradient: BatchGradient) -> MappedGradient:
         """The map; see `GradientMap`."""
-        length = (self.dim * gradient.square).clamp_min(0).sqrt()
-        factor = (self.max_norm / (length + 1e-6)).clamp_max(1)  # torch adds 1e-6, too
+        factor = self.factor((self.dim * gradient.square).clamp_min(0).sqrt())
         K = gradient.bias.shape[1]
         return MappedGradient(
             factor[:, None] * gradient.theta, factor[:, None] * gradient.bias,
             factor[:, None, None] * gradient.axes, factor[:, None].expand(-1, K),
             factor[:, None, None] ** 2 * gradient.S,
         )  # fmt: skip
+
+    def factor(self, length: Tensor) -> Tensor:
+        """What a gradient is multiplied by.
+
+        Args:
+            length: its norm.
+        """
+        return (self.max_norm / (length + 1e-6)).clamp_max(1)  # torch adds 1e-6, too
 
     def describe(self) -> dict[str, Any]:
         """The largest norm."""
