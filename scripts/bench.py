@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import bench_ensemble
 import bench_estimate
 import bench_heads
+import bench_optimizers
 import bench_reduced
 import bench_solver
 import bench_tracking
@@ -27,7 +28,7 @@ from rich.progress import track
 
 BENCHMARKS = (
     bench_tracking, bench_writing, bench_ensemble, bench_reduced, bench_estimate, bench_solver,
-    bench_heads,
+    bench_heads, bench_optimizers,
 )  # fmt: skip
 
 

@@ -100,9 +100,9 @@ def test_what_is_refused():
         problem.dynamics(adam, clip_norm=1.0, clip_value=1.0)
     with pytest.raises(NotImplementedError, match="no exact chain is known for steps"):
         problem.dynamics(adam, clip_norm=1.0).reduced_chain()
-    with pytest.raises(NotImplementedError, match="no exact chain is known for SignSGD"):
+    with pytest.raises(NotImplementedError, match=r"no exact chain .*'sign'"):
         problem.reduced_chain(sign)
-    with pytest.raises(NotImplementedError, match="no exact chain is known for steps"):
+    with pytest.raises(NotImplementedError, match="each entry of a gradient leaves the span"):
         problem.dynamics(sgd, clip_value=1.0).reduced_chain()
     with pytest.raises(NotImplementedError, match="for Langevin dynamics and laws"):
         problem.dynamics(sgd, clip_value=1.0).solve(problem.starts(1)[0], [0.0, 1.0], band="law")

@@ -159,6 +159,21 @@ def test_same_law_as_sgd_in_the_full_space(case):
 
 
 @pytest.mark.filterwarnings("ignore:the optimizer's weight_decay")
+def test_decay_of_the_biases_is_theirs_alone(monkeypatch):
+    """With one sample a step, what was added to their gradient went into that of W, too."""
+
+    def start(problem):
+        model = problem.model(generator=generator(3))
+        torch.nn.init.constant_(model.first.bias, 2.0)
+        return model
+
+    monkeypatch.setitem(globals(), "start_of", start)
+    problem = softmax(ridge=0.0)
+    make = by_name(problem, {"first.bias": {"weight_decay": 3.0}})
+    assert alike(sgd(problem, make, 1), chain(problem, make, 1))
+
+
+@pytest.mark.filterwarnings("ignore:the optimizer's weight_decay")
 def test_the_comparison_notices_what_is_left_out(monkeypatch):
     """Negative controls: another N, other batches, labels, options; nothing outside the frame."""
     problem, make, _ = made("softmax")

@@ -135,6 +135,16 @@ class GradientField(VectorField):
             "that keep second moments need: define squares(u, axes)"
         )
 
+    def gradients(
+        self, u: Float[Tensor, "*batch k"], axes: Float[Tensor, "d J"]
+    ) -> tuple[Averages, Squares]:
+        """`averages` and `squares`, which may have passes through the network in common.
+
+        Args:
+            u, axes: as in `squares`.
+        """
+        return self.averages(u), self.squares(u, axes)
+
     def samples(self, u: Float[Tensor, " k"]) -> Samples:
         """Gradients of samples that stand for all, for the noise of one step.
 

@@ -164,8 +164,8 @@ class PlainAverages(BatchAverages):
 
     def at_points(self, points: Float[Tensor, "S k"]) -> tuple[BatchMeans, BatchVariances]:
         """The averages at points that differ; see `BatchAverages.at_points`."""
-        theta, bias, signal, across, gram = self.base.averages(points)
-        squares = self.base.squares(points, self.axes)
+        averages, squares = self.base.gradients(points, self.axes)
+        theta, bias, signal, across, gram = averages
 
         def variance(square: Tensor, mean: Tensor) -> Tensor:
             return (square - mean.square()).clamp_min(0) / self.batch_size

@@ -62,6 +62,14 @@ class GradientMap(ABC):
 
     among: frozenset[str] | None = None
 
+    def counts(self, name: str | None) -> bool:
+        """Whether it looks at a parameter's gradient together with others.
+
+        Args:
+            name: its name; None if there is no such parameter.
+        """
+        return name is not None and (self.among is None or name in self.among)
+
     @abstractmethod
     def __call__(self, gradient: BatchGradient) -> MappedGradient:
         """The map of the gradients of T batches."""
@@ -233,14 +241,21 @@ class ClipNorm(GradientMap):
 
     def __call__(self, gradient: BatchGradient) -> MappedGradient:
         """The map; see `GradientMap`."""
-        length = (self.dim * gradient.square).clamp_min(0).sqrt()
-        factor = (self.max_norm / (length + 1e-6)).clamp_max(1)  # torch adds 1e-6, too
+        factor = self.factor((self.dim * gradient.square).clamp_min(0).sqrt())
         K = gradient.bias.shape[1]
         return MappedGradient(
             factor[:, None] * gradient.theta, factor[:, None] * gradient.bias,
             factor[:, None, None] * gradient.axes, factor[:, None].expand(-1, K),
             factor[:, None, None] ** 2 * gradient.S,
         )  # fmt: skip
+
+    def factor(self, length: Tensor) -> Tensor:
+        """What a gradient is multiplied by.
+
+        Args:
+            length: its norm.
+        """
+        return (self.max_norm / (length + 1e-6)).clamp_max(1)  # torch adds 1e-6, too
 
     def describe(self) -> dict[str, Any]:
         """The largest norm, and of which gradients if not of all."""

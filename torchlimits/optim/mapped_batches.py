@@ -48,14 +48,11 @@ class MappedBatches:
     def _square(self, u: Tensor, batches: Batches, S: Tensor) -> Float[Tensor, " T"]:
         """|G|^2 / N at finite N, of the parameters that count."""
         base = self.base
-        theta = torch.tensor([self._counts(name) for name in base.head], dtype=torch.bool)
+        theta = torch.tensor([self.map.counts(name) for name in base.head], dtype=torch.bool)
         square = batches.theta[:, theta.to(u.device)].square().sum(-1) / base.dim
-        if self._counts(base.bias):
+        if self.map.counts(base.bias):
             square = square + batches.bias.square().sum(-1) / base.dim
-        return square + self._of_rows(u, batches, S) if self._counts(base.weight) else square
-
-    def _counts(self, name: str | None) -> bool:
-        return name is not None and (self.map.among is None or name in self.map.among)
+        return square + self._of_rows(u, batches, S) if self.map.counts(base.weight) else square
 
     def _of_rows(self, u: Tensor, batches: Batches, S: Tensor) -> Float[Tensor, " T"]:
         """W's part of |G|^2 / N: N - K - d coordinates are normal, the others are known."""

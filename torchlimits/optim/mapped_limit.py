@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField
-from torchlimits.optim.gradient_map import GradientMap
+from torchlimits.optim.gradient_map import ClipNorm, GradientMap
 from torchlimits.optim.mapped_field import MappedField
 from torchlimits.optim.sgd_limit import SGDLimit
 
@@ -53,14 +53,39 @@ class MappedLimit(SGDLimit):
             )
         base = field.base if isinstance(field, MappedField) else field
         self.check(base)
-        if base.scale != 1:
-            raise ValueError(
-                f"expected convention='torch' with {self.map.describe()}, got weights that are "
-                f"scaled by {base.scale:g}: mapped steps do not scale with the gradient"
-            )
+        self.check_scale(base.scale)
         if isinstance(field, MappedField):
             return field
         return MappedField(base, self.map, batch_size=self.settings.batch_size, axes=self.axes)
+
+    def check_scale(self, scale: float) -> None:
+        """Raise ValueError if statistics are those of scaled weights.
+
+        Args:
+            scale: m and R are those of W / scale.
+        """
+        if scale != 1:
+            raise ValueError(
+                f"expected convention='torch' with {self.map.describe()}, got weights that are "
+                f"scaled by {scale:g}: mapped steps do not scale with the gradient"
+            )
+
+    def at_finite_n(self) -> MappedLimit:
+        """The same limit, if its steps stay in the span of weights and batch.
+
+        Raises:
+            NotImplementedError: if entries of the gradient are mapped one by one.
+            ValueError: as `SGDLimit.at_finite_n`.
+        """
+        if not isinstance(self.map, ClipNorm):
+            raise NotImplementedError(
+                f"no exact chain is known for {self.map.describe()}: a function of each entry of a "
+                "gradient leaves the span of weights and batch, and reads all entries, of which "
+                "statistics are not enough; take dynamics(...).solve(..., band=True), or run the "
+                "optimizer itself"
+            )
+        plain = super().at_finite_n()
+        return replace(self, settings=plain.settings, layers=plain.layers)
 
     def describe(self) -> dict[str, object]:
         """The settings, and the map."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.contracts.gradient_field import Averages
+from torchlimits.contracts.gradient_field import Averages, Squares
 from torchlimits.contracts.vector_field import VectorField
 from torchlimits.problems.network.closed import TwoLayerAverages, generalization_error
 from torchlimits.problems.network.closed_form import ClosedForm
@@ -87,6 +87,12 @@ class ClosedField(NetworkField):
         theta = found.head if self.teacher.student is None else found.head[..., :0]
         bias = found.head.new_zeros(found.head.shape)
         return Averages(theta, bias, signal, student @ R / snr, found.gram)
+
+    def gradients(
+        self, u: Float[Tensor, "*batch k"], axes: Float[Tensor, "d J"]
+    ) -> tuple[Averages, Squares]:
+        """Averages in closed form, squares at nodes; see `GradientField.gradients`."""
+        return self.averages(u), self.squares(u, axes)
 
     def _fields(self, u: Float[Tensor, "S k"]) -> tuple[Tensor, Tensor]:
         """The covariance of (h, t), ``(S, K + M, K + M)``, and v."""

@@ -94,9 +94,10 @@ class NetworkDynamics(EffectiveDynamics):
         """The exact chain of the same problem and optimizer.
 
         Raises:
-            NotImplementedError: if the optimizer keeps second moments, or gradients are mapped.
+            NotImplementedError: if the optimizer keeps second moments, or each entry of a gradient
+                is mapped by itself.
         """
-        if isinstance(self.limit, (AdaptiveLimit, MappedLimit)):
+        if isinstance(self.limit, AdaptiveLimit):
             raise NotImplementedError(
                 "no exact chain is known for steps that do not stay in the span of weights and "
                 "batch: take solve(..., band=True), or run the optimizer itself"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +19,7 @@ from torchlimits.problems.network.first_layer_field import FirstLayerField
 from torchlimits.problems.network.gaussian import PreActivations
 from torchlimits.problems.network.geometry import GramGeometry
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.moments import EACH, PIECE, SAMPLES, Integrals
+from torchlimits.problems.network.moments import EACH, PIECE, SAMPLES, Integrals, Moments
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
@@ -61,11 +62,16 @@ class NetworkField(FirstLayerField):
         Args:
             u: statistics, shape ``(..., k)``.
         """
-        flat = self._some(u)
-        pieces = [self._averages(piece.double()) for piece in flat.split(self._at_once)]
-        joined = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        whole = [x[: u[..., 0].numel()] for x in joined]
-        return Averages(*(x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in whole))
+        return Averages(*self._in_pieces(u, self._averages))
+
+    def _in_pieces(
+        self, u: Tensor, values: Callable[[Tensor], Iterable[Tensor]], at_once: int | None = None
+    ) -> list[Tensor]:
+        """Values of some points at a time, in u's shape and dtype."""
+        pieces = self._some(u).split(self._at_once if at_once is None else at_once)
+        found = [values(piece.double()) for piece in pieces]
+        whole = (torch.cat(parts)[: u[..., 0].numel()] for parts in zip(*found, strict=True))
+        return [x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in whole]
 
     def _some(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "S k"]:
         """All points in a row; one of no meaning if there is none, as losses need a sample."""
@@ -79,7 +85,10 @@ class NetworkField(FirstLayerField):
     def _averages(self, u: Float[Tensor, "S k"]) -> Averages:
         theta, b, m, R = self.layout.split(u)
         law = self.law(b, m, R)
-        by_theta, along, gram = self.integrals(theta, law.loadings)
+        return self._averages_of(law, self.integrals(theta, law.loadings))
+
+    def _averages_of(self, law: PreActivations, moments: Moments) -> Averages:
+        by_theta, along, gram = moments
         A, r = len(law.means), law.B.shape[1]
         total = along[..., :A]  # of every component
         signal, across = law.along(along[..., A : A + r], along[..., A + r :])
@@ -177,20 +186,46 @@ class NetworkField(FirstLayerField):
 
         The axes have to be among what the nodes resolve (`Setting.reads`).
         """
-        flat = self._some(u).double()
-        psi, weight, targets = self._every_target(flat)
-        A, r = len(self.setting.coordinates), self.setting.basis.shape[1]
-        sigma = _checks.plain(self.setting.snr) ** -0.5
-        noise = sigma * psi[:, A : A + r] @ self.setting.basis.to(psi).mT
-        x = (psi[:, :A] @ self.setting.coordinates.to(psi) + noise) @ axes.to(psi)
-        found: list[tuple[Tensor, Tensor]] = []
-        for some in flat.split(max(1, EACH // len(weight))):
+        if self.integrals.layers.complete:
+            return NetworkField.gradients(self, u, axes)[1]
+        psi, weight, targets = self._every_target(u.double())
+        squared_x = self._on_axes(psi, axes).square()
+
+        def values(some: Tensor) -> tuple[Tensor, Tensor]:
             theta, b, m, R = self.layout.split(some)
             h = psi @ self.law(b, m, R).loadings.mT
             by_theta, g = self.setting.gradients_of_each(theta, h, targets)
-            found.append((weight @ by_theta**2, (weight[:, None] * g**2).mT @ x**2))
-        parts = (torch.cat(part)[: u[..., 0].numel()] for part in zip(*found, strict=True))
-        return Squares(*(x.reshape(*u.shape[:-1], *x.shape[1:]).to(u.dtype) for x in parts))
+            return weight @ by_theta**2, (weight[:, None] * g**2).mT @ squared_x
+
+        return Squares(*self._in_pieces(u, values, max(1, EACH // len(weight))))
+
+    def _on_axes(self, psi: Float[Tensor, "M e"], axes: Tensor) -> Float[Tensor, "M J"]:
+        """Coordinates of x at nodes, as far as labels read them."""
+        A, r = len(self.setting.coordinates), self.setting.basis.shape[1]
+        sigma = _checks.plain(self.setting.snr) ** -0.5
+        noise = sigma * psi[:, A : A + r] @ self.setting.basis.to(psi).mT
+        return (psi[:, :A] @ self.setting.coordinates.to(psi) + noise) @ axes.to(psi)
+
+    def gradients(
+        self, u: Float[Tensor, "*batch k"], axes: Float[Tensor, "d J"]
+    ) -> tuple[Averages, Squares]:
+        """Averages and squares, by one pass if the head has linear layers only.
+
+        See `GradientField.gradients`.
+        """
+        if not self.integrals.layers.complete:
+            return self.averages(u), self.squares(u, axes)
+        squared_x = self._on_axes(self.integrals.nodes(u.double())[0], axes).square()
+
+        def values(some: Tensor) -> tuple[Tensor, ...]:
+            theta, b, m, R = self.layout.split(some)
+            law = self.law(b, m, R)
+            moments, squared = self.integrals.with_squares(theta, law.loadings)
+            on_axes = squared.gradient.mT @ squared_x
+            return *self._averages_of(law, moments), squared.theta, on_axes
+
+        *averages, theta, on_axes = self._in_pieces(u, values)
+        return Averages(*averages), Squares(theta, on_axes)
 
     # --- quality ----------------------------------------------------------------------------------
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from torchlimits import _linalg
 from torchlimits._threads import ahead
 from torchlimits.dynamics.reduced_chain import Frame, ReducedChain
+from torchlimits.optim.gradient_map import ClipNorm
+from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.sgd_step import SGDStep
@@ -38,8 +40,9 @@ class FirstLayerChain(ReducedChain):
 
     needs only the coordinates of W's rows in a frame that they and the batch span
     (`torchlimits.dynamics.reduced_chain.Frame`); m and R are their overlaps and Gram matrix;
-    theta and b are carried as they are. Every parameter has its own options of SGD, and with
-    momentum the buffer's rows are carried beside those of W.
+    theta and b are carried as they are. A gradient that is clipped by its norm has one factor, and
+    the norm is known from the same coordinates. Every parameter has its own options of SGD, and
+    with momentum the buffer's rows are carried beside those of W.
 
     Chains are in the last, fastest dimension of every tensor.
 
@@ -61,6 +64,12 @@ class FirstLayerChain(ReducedChain):
         super().__init__(layout.names, dim, limit, schedule)
         self.layout, self.coordinates, self.weights = layout, coordinates, weights
         self.snr, self.batch_size = snr, limit.settings.batch_size
+        #: shortens gradients before the steps
+        self.clip: ClipNorm | None = None
+        if isinstance(limit, MappedLimit):
+            limit.check_scale(layout.scale)
+            assert isinstance(limit.map, ClipNorm)
+            self.clip = limit.map
         self._check_room()
 
     def _check_room(self) -> None:
@@ -110,15 +119,43 @@ class FirstLayerChain(ReducedChain):
             if self.layout.bias:
                 h += b
             by_theta, pull = self._gradients(theta, h, target)
-            for part, step in of_head:
-                step.update(theta[part], head_buffer[part], by_theta[part], **now)
+            along = frame.outside(pull)
+            if self.clip is not None:
+                shorter = self._shorter(by_theta, pull, along, x)
+                by_theta, pull, along = (shorter * part for part in (by_theta, pull, along))
+            # rows first: the others overwrite their gradients, and one sample's is the batch's
+            if of_rows is not None:
+                of_rows.update_rows(W, velocity, along, x, **now)
             if of_bias is not None:
                 of_bias.update(b, bias_buffer, over_batch(pull), **now)
-            if of_rows is not None:
-                of_rows.update_rows(W, velocity, frame.outside(pull), x, **now)
+            for part, step in of_head:
+                step.update(theta[part], head_buffer[part], by_theta[part], **now)
             if number + 1 == at[len(recorded)]:
                 recorded.append(self._statistics(theta, b, W))
         return recorded
+
+    def _shorter(
+        self, by_theta: Float[Tensor, "P S"], pull: Float[Tensor, "B K S"],
+        along: Float[Tensor, "vectors K S"], x: Float[Tensor, "vectors columns S"],
+    ) -> Float[Tensor, " S"]:  # fmt: skip
+        """The factor of a batch's gradient, by the norm of all of it.
+
+        W's has its part outside the frame along the new directions, so its norm is that of its
+        coordinates.
+        """
+        clip, layout = self.clip, self.layout
+        assert clip is not None
+        counted = [clip.counts(name) for name in layout.parameter_names[: len(by_theta)]]
+        square = by_theta[torch.tensor(counted, dtype=torch.bool)].square().sum(0)
+        if clip.counts(layout.weight):
+            of_rows = torch.einsum("bks,bcs->kcs", along, x) / self.batch_size
+            square = square + of_rows.square().sum((0, 1))
+        if clip.counts(layout.bias or None):
+            square = square + over_batch(pull).square().sum(0)
+        return clip.factor(square.sqrt())
+
+    def _parameters(self) -> dict[str, Any]:
+        return {**super()._parameters(), **(self.clip.describe() if self.clip else {})}
 
     def _steps(self) -> tuple[list[tuple[slice, SGDStep]], SGDStep | None, SGDStep | None]:
         """The steps of the parts of theta that move, of the bias, and of the rows of W."""

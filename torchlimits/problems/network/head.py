@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from torchlimits._stateless import called, places
 
@@ -82,17 +83,54 @@ class Head:
             theta: the head's parameters, ``(*S, P)``.
             h: the outputs of the first layer, ``(*S, M, K)``.
         """
-        constants = self._constants_beside(h)
         batch = theta.shape[:-1]
         if not batch:
-            return self._one(theta, h, constants)
+            return self._one(theta, h, self._constants_beside(h))
         # (reshape(-1, 0) does not know how many)
         flat, hidden = theta.flatten(0, -2), h.flatten(0, len(batch) - 1)
-        if len(flat) == 1:
-            output = self._one(flat[0], hidden[0], constants)[None]
-        else:
-            output = torch.func.vmap(lambda t, x: self._one(t, x, constants))(flat, hidden)
+        output = self.traced(flat, hidden, (), ())[0]
         return output.reshape(*batch, *output.shape[1:])
+
+    def traced(
+        self, theta: Tensor, h: Tensor, layers: Sequence[str], offsets: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The outputs, ``(S, M, *out)``, and what comes into some layers, ``(S, M, i)``.
+
+        Args:
+            theta: the head's parameters, ``(S, P)``.
+            h: the outputs of the first layer, ``(S, M, K)``.
+            layers: names of linear layers, as in ``named_modules()``.
+            offsets: what is added to the outputs of each of these, ``(S, M, o)``: derivatives by it
+                are those by the layer's output.
+
+        Raises:
+            ValueError: if a layer is not called once, for a row of each sample.
+        """
+        constants = self._constants_beside(h)
+
+        def one(t: Tensor, x: Tensor, added: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            with _Traces([self._skeleton.get_submodule(name) for name in layers], added) as traces:
+                output = self._one(t, x, constants)
+            return output, traces.inputs
+
+        if len(theta) != 1:
+            return torch.func.vmap(one)(theta, h, list(offsets))
+        output, inputs = one(theta[0], h[0], [x[0] for x in offsets])
+        return output[None], [x[None] for x in inputs]
+
+    @property
+    def linear(self) -> dict[str, dict[str, str]]:
+        """The trained parameters of the linear layers, ``{layer: {"weight": name, ...}}``."""
+        found = {
+            name: {
+                own: self._places[f"{name}.{own}" if name else own]
+                for own, parameter in part.named_parameters(recurse=False)
+                if parameter.requires_grad
+            }
+            for name, part in self._skeleton.named_modules()
+            if type(part) is nn.Linear
+        }
+        return {name: own for name, own in found.items() if own}
 
     def _one(self, theta: Tensor, h: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
         pieces = theta.split([prod(shape) for shape in self.shapes.values()]) if self.names else ()
@@ -136,3 +174,45 @@ class _Given(nn.Module):
         if self.h is None:
             raise RuntimeError("expected h before the head is called")
         return self.h.clone()
+
+
+class _Traces:
+    """While it is open, keeps what comes into linear layers, and adds to what they return.
+
+    Args:
+        layers: the layers.
+        added: what is added to the outputs of each.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], added: Sequence[Tensor]) -> None:
+        self._layers, self._added = layers, added
+        self._seen: list[list[Tensor]] = [[] for _ in layers]
+        self._hooks: list[RemovableHandle] = []
+
+    def __enter__(self) -> _Traces:
+        self._hooks = [
+            layer.register_forward_hook(partial(self._pass, i))
+            for i, layer in enumerate(self._layers)
+        ]
+        return self
+
+    def _pass(self, i: int, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        self._seen[i].append(inputs[0])
+        if output.shape != self._added[i].shape:
+            raise ValueError(
+                f"expected outputs {tuple(self._added[i].shape)} of a linear layer, got "
+                f"{tuple(output.shape)}: its gradient is more than one product for each sample"
+            )
+        return output + self._added[i]
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What came into each layer."""
+        calls = [len(seen) for seen in self._seen]
+        if set(calls) - {1}:
+            raise ValueError(f"expected one call of each linear layer, got {calls}")
+        return [seen[0] for seen in self._seen]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from torchlimits import _linalg
 from torchlimits.problems.network.kinks import Kinks
+from torchlimits.problems.network.linear_layers import LinearLayers
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
@@ -38,6 +40,18 @@ class Moments(NamedTuple):
     theta: Float[Tensor, "S P"]
     gradient: Float[Tensor, "S K e"]
     gram: Float[Tensor, "S K K"]
+
+
+class Squared(NamedTuple):
+    """The moments of squared gradients.
+
+    Attributes:
+        theta: E[(dl/dtheta_i)^2], ``(S, P)``.
+        gradient: the mean of g^2 at each node, times the node's weight, ``(S, M, K)``.
+    """
+
+    theta: Float[Tensor, "S P"]
+    gradient: Float[Tensor, "S M K"]
 
 
 class Integrals:
@@ -111,22 +125,54 @@ class Integrals:
         Args:
             theta, F: as in a call.
         """
+        return self._values(theta, F, None)[0]
+
+    def with_squares(
+        self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]
+    ) -> tuple[Moments, Squared]:
+        """The moments, and those of squared gradients, in one pass through a head.
+
+        Its `layers` have to be complete.
+
+        Args:
+            theta, F: as in a call.
+        """
+        moments, squared = self._values(theta, F, self.layers)
+        assert squared is not None
+        return moments, squared
+
+    @cached_property
+    def layers(self) -> LinearLayers:
+        """The linear layers of the head."""
+        return LinearLayers(self.setting.head)
+
+    def _values(
+        self, theta: Tensor, F: Tensor, layers: LinearLayers | None
+    ) -> tuple[Moments, Squared | None]:
         psi, weight = self.nodes(F)
         theta = theta.detach().requires_grad_()
         h = (psi @ F.detach().mT).requires_grad_()  # (S, M, K)
         with torch.enable_grad():
-            output = self.setting.head(theta, h).reshape(*h.shape[:2], -1)
+            names, offsets = (layers.names, layers.offsets(h)) if layers else ([], [])
+            output, inputs = self.setting.head.traced(theta, h, names, offsets)
+            output = output.flatten(2)
         slopes, shares = self._slopes(theta, h, output)
         mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
-        pulled = weight[:, None] * mean
-        by_theta, by_h = torch.autograd.grad(
-            output, (theta, h), pulled, retain_graph=slopes.shape[2] > 1, materialize_grads=True
-        )
+        by_theta, *by_rows = torch.autograd.grad(
+            output, (theta, h, *offsets), weight[:, None] * mean,
+            retain_graph=slopes.shape[2] > 1, materialize_grads=True,
+        )  # fmt: skip
         if slopes.shape[2] == 1:
-            gram = _unweighted(by_h, weight).mT @ by_h
+            once = [(weight, [_unweighted(x, weight) for x in by_rows])]
+            gram, seconds = _sums(once, squares=layers is not None)
         else:
-            gram = _gram(output, h, slopes, shares, weight)
-        return Moments(by_theta, by_h.mT @ psi, gram)
+            law = (slopes, shares, weight)
+            gram, seconds = _over_labels(output, [h, *offsets], *law, squares=layers is not None)
+        moments = Moments(by_theta, by_rows[0].mT @ psi, gram)
+        if layers is None:
+            return moments, None
+        own = layers.squares(theta, [x.detach() for x in inputs], seconds[1:])
+        return moments, Squared(own, seconds[0])
 
     def _slopes(self, theta: Tensor, h: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """dl/d(output) for every target of every sample, ``(S, M, q, O)``, and probabilities."""
@@ -320,23 +366,43 @@ def _unweighted(by_h: Float[Tensor, "S M K"], weight: Tensor) -> Float[Tensor, "
     return by_h / weight.clamp_min(1e-300)[:, None]
 
 
-def _gram(
-    output: Tensor, h: Tensor, slopes: Tensor, shares: Tensor, weight: Tensor
-) -> Float[Tensor, "S K K"]:
-    """E[g g^T] where a sample's label is random: over each of its targets."""
+def _over_labels(
+    output: Tensor, rows: Sequence[Tensor], slopes: Tensor, shares: Tensor, weight: Tensor,
+    *, squares: bool,
+) -> tuple[Float[Tensor, "S K K"], list[Tensor]]:  # fmt: skip
+    """`_sums` where a sample's label is random: over each of its targets."""
     q, outputs = slopes.shape[2:]
 
-    def pulled(along: Tensor) -> Tensor:
-        return torch.autograd.grad(output, h, along, retain_graph=True, materialize_grads=True)[0]
+    def pulled(along: Tensor) -> Sequence[Tensor]:
+        return torch.autograd.grad(output, rows, along, retain_graph=True, materialize_grads=True)
 
     if q <= outputs:
-        gs = [pulled(slopes[:, :, i]) for i in range(q)]
-        shared = [(weight * shares[:, i])[:, None] * g for i, g in enumerate(gs)]
-        return torch.stack([w.mT @ g for w, g in zip(shared, gs, strict=True)]).sum(0)
+        each = [(weight * shares[:, i], pulled(slopes[:, :, i])) for i in range(q)]
+        return _sums(each, squares=squares)
     unit = torch.eye(outputs, dtype=output.dtype, device=output.device)
-    J = torch.stack([pulled(e.expand_as(output)) for e in unit], dim=2)  # (S, M, O, K)
-    second = torch.einsum("mq,smqo,smqp->smop", shares, slopes, slopes)
-    return torch.einsum("smok,m,smop,smpl->skl", J, weight, second, J)
+    columns = [pulled(e.expand_as(output)) for e in unit]
+    J = [torch.stack(x, dim=2) for x in zip(*columns, strict=True)]  # each (S, M, O, n)
+    second = torch.einsum("m,mq,smqo,smqp->smop", weight, shares, slopes, slopes)
+    gram = torch.einsum("smok,smop,smpl->skl", J[0], second, J[0])
+    wanted = J if squares else []
+    return gram, [torch.einsum("smok,smop,smpk->smk", x, second, x) for x in wanted]
+
+
+def _sums(
+    each: Sequence[tuple[Tensor, Sequence[Tensor]]], *, squares: bool
+) -> tuple[Float[Tensor, "S K K"], list[Tensor]]:
+    """E[g g^T], and the mean square over labels of each derivative, times the node's weight.
+
+    Args:
+        each: for each target of the nodes its probability, and the derivatives of the loss by h and
+            by other rows of each node.
+        squares: whether mean squares are wanted; there are none otherwise.
+    """
+    gram = torch.stack([(p[:, None] * g[0]).mT @ g[0] for p, g in each]).sum(0)
+    if not squares:
+        return gram, []
+    terms = [[p[:, None] * x.square() for x in g] for p, g in each]
+    return gram, [torch.stack(x).sum(0) for x in zip(*terms, strict=True)]
 
 
 def _rows(entries: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:

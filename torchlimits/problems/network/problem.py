@@ -210,20 +210,25 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     def reduced_chain(
         self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
-        dim: int | None = None, model: nn.Module | None = None,
+        dim: int | None = None, model: nn.Module | None = None, clip_norm: float | None = None,
     ) -> NetworkChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`.
 
         Args:
-            optimizer, step_size, momentum, batch_size, schedule, dim, model: as in `dynamics`.
+            optimizer, step_size, momentum, batch_size, schedule, dim, model, clip_norm: as in
+                `dynamics`.
 
         Raises:
             ValueError: as `dynamics`, and if N is smaller than d + K + B.
+            NotImplementedError: if steps leave the span of weights and batch, as those of
+                optimizers with second moments and of `SignSGD` do.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        training = Training(dim, optimizer, step_size, momentum, batch_size, model)
+        training = Training(
+            dim, optimizer, step_size, momentum, batch_size, model, clip_norm=clip_norm
+        )
         limit = self._limit(training, self.directions)
-        if isinstance(limit, (AdaptiveLimit, MappedLimit)):
+        if isinstance(limit, AdaptiveLimit):
             raise NotImplementedError(_NO_CHAIN.format(type(optimizer).__name__))
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
