@@ -169,8 +169,9 @@ def test_half_precision_does_not_round_the_shift_away():
 def test_what_has_no_slow_variable():
     model = network()
     statistics = slow_variable({"norm": lambda p: p["0.weight"].norm()})
-    with pytest.raises(ValueError, match=r"expected a torch.optim.SGD .* got Adam"):
-        tl.track(model, torch.optim.Adam(model.parameters()), statistics)
+    for other in (torch.optim.NAdam, torch.optim.RMSprop):
+        with pytest.raises(ValueError, match=rf"SGD, Adam or AdamW for .* got {other.__name__}"):
+            tl.track(model, other(model.parameters()), statistics)
     with pytest.raises(TypeError, match="SummaryStatistics or a dict"):
         slow_variable(3)
     # a parameter that the optimizer does not hold, and parameters without an optimizer
