@@ -59,7 +59,7 @@ class Moves(ABC):
 
 
 class SGDMoves(Moves):
-    r"""Those of SGD: :math:`s = \pm q` and :math:`a = q\alpha`, :math:`q = (1-\tau)/(1-\beta)`.
+    r"""SGD moves with :math:`s = \pm q`, :math:`q = (1-\tau)/(1-\beta)`, and :math:`a = q\alpha`.
 
     Args:
         group: one of its parameter groups.
@@ -81,7 +81,7 @@ class SGDMoves(Moves):
 
 
 class AdamMoves(Moves):
-    r"""Those of Adam and AdamW: :math:`s = \pm W D` and :math:`a = W D \lambda + \omega`.
+    r"""Adam and AdamW move with :math:`s = \pm W D` and :math:`a = W D \lambda + \omega`.
 
     D is what the next step multiplies by on average: :math:`1/(\sqrt{\hat v} + \epsilon)`, where
     :math:`\hat v` has a fresh squared gradient in it, as in `SecondMoment.used`. W is the mean
@@ -125,7 +125,7 @@ class AdamMoves(Moves):
         """What the next step divides by the root of, on average."""
         if not state or not step:
             return square
-        memory = torch.tensor(self.settings.memory, dtype=torch.float64)
+        memory = torch.tensor(self.settings.memory, dtype=torch.float64, device="cpu")
         v = state["exp_avg_sq"].detach().to(square.dtype)
         return SecondMoment().used(v, 1 - memory**step, square, memory)
 
