@@ -268,9 +268,15 @@ def test_bad_probes():
     with pytest.raises(TypeError, match="loss as a function"):
         tl.Probe(None, PROBLEM.sample)
     model = PROBLEM.model()
-    adam = torch.optim.Adam(model.parameters())
-    with pytest.raises(TypeError, match=r"torch\.optim\.SGD"):
-        tl.track(model, adam, PROBLEM.statistics, probe=probe_of())
+    others = (torch.optim.RMSprop, torch.optim.NAdam, tl.SignSGD, tl.NormalizedSGD)
+    for optimizer in (kind(model.parameters(), lr=0.1) for kind in others):
+        name = type(optimizer).__name__
+        with pytest.raises(TypeError, match=rf"SGD, Adam or AdamW for a probe, got {name}"):
+            tl.track(model, optimizer, PROBLEM.statistics, probe=probe_of())
+    for options in ({"amsgrad": True}, {"betas": (0.9, 0.9)}):
+        adam = torch.optim.Adam(model.parameters(), **options)
+        with pytest.raises(ValueError, match=r"amsgrad|remember at least"):
+            tl.track(model, adam, PROBLEM.statistics, probe=probe_of())
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(TypeError, match=r"tl\.Probe"):
         tl.track(model, sgd, PROBLEM.statistics, probe=100)

@@ -445,11 +445,9 @@ def test_what_torch_refuses_itself(options, message):
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], **{"lr": 0.1, **options})
 
 
-def test_probes_and_chains_say_that_they_need_plain_sgd():
+def test_chains_say_that_they_need_plain_sgd():
     problem = binary(dim=20)
     model = problem.model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, maximize=True)
-    with pytest.raises(ValueError, match="plain SGD for a probe"):
-        tl.track(model, optimizer, problem.statistics, probe=tl.Probe(problem.loss, problem.sample))
     with pytest.raises(ValueError, match="plain SGD for the reduced chain"):
         problem.reduced_chain(optimizer)

@@ -23,19 +23,21 @@ class Explanation(Tabular):
     .. math:: u(t) - u(0) = \int_0^t (-f)\, ds + \int_0^t g\, ds + residual
 
     with f and g estimated along the run, at the parameters themselves, and integrated by the
-    trapezoidal rule. With momentum, u is that of the slow variable, `tl.statistics.slow_variable`,
-    which differs from that of the parameters by O(1/n). The residual holds the noise of SGD, which
-    is a martingale, what happens between two probes, and, where steps are large, orders of the step
-    size beyond Theorem 2.2. Each part is a `Trajectory` of T probes and k statistics. Its ``std``
-    is the standard error of the integrals; the residual's includes the standard deviation of the
-    martingale, from the estimated covariance of single steps: a residual of several times its
-    ``std`` is not noise.
+    trapezoidal rule. With momentum, Adam's included, u is that of the slow variable,
+    `tl.statistics.slow_variable`, which differs from that of the parameters by O(1/n). The residual
+    holds the noise of SGD, which is a martingale, what happens between two probes, and, where steps
+    are large, orders of the step size beyond Theorem 2.2. Each part is a `Trajectory` of T probes
+    and k statistics. Its ``std`` is the standard error of the integrals; the residual's includes
+    the standard deviation of the martingale, from the estimated covariance of single steps: a
+    residual of several times its ``std`` is not noise.
 
     Attributes:
         change: the measured change u(t) - u(0).
         drift: the part that the population drift (gradient flow), -f, explains.
         corrector: the part that the population corrector, g, explains.
         residual: the part that neither explains.
+        skipped: the parameters whose moves were not known at some of the probes: what they did is
+            in the residual.
 
     Example:
         >>> import torch, torchlimits as tl
@@ -59,6 +61,7 @@ class Explanation(Tabular):
     drift: Trajectory
     corrector: Trajectory
     residual: Trajectory
+    skipped: tuple[str, ...] = ()
 
     def parts(self) -> dict[str, Trajectory]:
         """The four parts by name, in the order of `PARTS`."""
@@ -85,4 +88,9 @@ class Explanation(Tabular):
             PARTS["corrector"]: "what the population corrector g adds",
             PARTS["residual"]: "what neither explains ± its standard deviation from noise alone",
         }
+        if self.skipped:
+            notes[PARTS["residual"]] += (
+                f"; what moves {', '.join(self.skipped)} is in it, as their gradients had been 0 "
+                "for long"
+            )
         return Table(rows, notes)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,13 @@ from torchlimits.estimation.estimated import Estimated, covariance, standard_err
 from torchlimits.estimation.increments import Step, increments_of
 from torchlimits.estimation.motion import Motion
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
-from torchlimits.statistics.quadratic import Gradient, OuterGradient, Quadratic, total
+from torchlimits.statistics.quadratic import (
+    Gradient,
+    OuterGradient,
+    Quadratic,
+    total,
+    total_square,
+)
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 Loss = Callable[..., Tensor]
@@ -162,6 +169,24 @@ def estimate(
     return estimator(dict(model.named_parameters()), step_size, samples, weight_decay, generator)
 
 
+class Moments(NamedTuple):
+    """The mean of single samples' gradients and of their squares, in a parameter's shape."""
+
+    mean: Tensor
+    square: Tensor
+
+    def of_batch(self, size: int, sign: float, pull: Tensor | float) -> Tensor:
+        """The mean square of the gradient of a batch, sign times its mean plus a pull.
+
+        Args:
+            size: how many samples a batch averages.
+            sign: -1 where the loss is maximised.
+            pull: what weight decay adds.
+        """
+        variance = (self.square - self.mean.square()).clamp_min(0)
+        return variance / size + (sign * self.mean + pull).square()
+
+
 class Estimator:
     """Does what `estimate` does at many points of one model, and checks its arguments once.
 
@@ -234,6 +259,40 @@ class Estimator:
             step_size=delta,
             samples=samples,
         )
+
+    def on(self, sampler: Sampler) -> Estimator:
+        """The same for other data.
+
+        Args:
+            sampler: what draws them.
+        """
+        other = copy.copy(self)
+        other.sampler = checked_sampler(sampler, self.model)
+        return other
+
+    def moments(
+        self, parameters: Mapping[str, Tensor], samples: int, generator: torch.Generator | None
+    ) -> dict[str, Moments]:
+        """Means and mean squares of the gradients of single samples, entry by entry.
+
+        Args:
+            parameters: where.
+            samples: how many.
+            generator: as in `estimate`.
+        """
+        parameters = {n: p.detach() for n, p in parameters.items()}
+        places = {n: parameters[n] for n in self.gradients.names}
+        wide = {n: torch.promote_types(p.dtype, torch.float32) for n, p in places.items()}
+        sums, squares = (
+            {n: torch.zeros_like(p, dtype=wide[n]) for n, p in places.items()} for _ in range(2)
+        )
+        with exactly(), _random.reproducible(generator):
+            pilot, _ = self._pilot(parameters, samples, Motion(), generator)
+            for batch in self._batches(parameters, pilot, samples, Motion(), generator):
+                for name, gradient in batch.items():
+                    sums[name] += total(gradient)
+                    squares[name] += total_square(gradient)
+        return {n: Moments(sums[n] / samples, squares[n] / samples) for n in sums}
 
     def rows(
         self, parameters: dict[str, Tensor], delta: float, samples: int, motion: Motion,

@@ -14,10 +14,11 @@ from torchlimits import _checks
 from torchlimits._checks import warn
 from torchlimits.contracts.explanation import Explanation
 from torchlimits.contracts.observer import Observer, Watcher
-from torchlimits.estimation.estimate import Estimator, Loss, Sampler
-from torchlimits.estimation.motion import Motion
-from torchlimits.optim.normalized_sgd import NormalizedSGD
-from torchlimits.optim.sgd import SGDSettings, clock, parameter_groups
+from torchlimits.estimation.estimate import Estimator, Loss, Moments, Sampler
+from torchlimits.estimation.motion import Factor, Motion
+from torchlimits.estimation.moves import DEAD, Moves, moves_of
+from torchlimits.estimation.sample_error import Replay
+from torchlimits.optim.sgd import clock
 from torchlimits.statistics.slow_variable import slow_value
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
@@ -33,6 +34,16 @@ class Probe(Watcher):
     :math:`-\eta (1 - \tau)/(1 - \beta) \nabla L(w)` in every step, exactly at a constant learning
     rate. Groups of parameters may have learning rates, momenta and weight decays of their own;
     parameters that the optimizer does not hold stand still.
+
+    With Adam and AdamW, y moves by :math:`-\eta W_s D \nabla L(w)`, and by weight decay, as
+    `tl.statistics.slow_variable` says. D has the second moments that the optimizer keeps, and, with
+    the weight of one step, those of the fresh samples. So drift and corrector are those of
+    gradients times W D, with the mean W of the steps that an estimate stands for. What is left out
+    is of relative order :math:`1 - \beta_2`, and 1/s in the first steps, in which D is random.
+    Where a tensor's fresh gradients have more than ten times the second moment that steps divide
+    by, as those of a feature that was dead, D is about to change by much: the tensor stands still
+    in the estimate, a warning and `Explanation.skipped` name it, and what it does is in the
+    residual.
 
     Args:
         loss: ``loss(model_output, target)`` or ``loss(model, batch)``, as in
@@ -93,7 +104,7 @@ class Probe(Watcher):
         """Begin to follow a run, as `Watcher.watch`; the limit's settings are the optimizer's.
 
         Raises:
-            TypeError: if the optimizer is not an SGD.
+            TypeError: if the optimizer is another than SGD, Adam and AdamW.
             ValueError: if the decomposition is not known for its settings.
         """
         return Prober(self, model, optimizer, statistics)
@@ -110,11 +121,12 @@ class Prober(Observer):
         self._estimator = Estimator(model, probe.loss, probe.sampler, statistics)
         self.parameters = dict(model.named_parameters())
         self._rate: Callable[[], float] | None = None
-        self._motion()  # refuse optimizers that the decomposition is not known for
+        self._moves()  # refuse optimizers that the decomposition is not known for
         self._strangers = self._versions()
         self._steps: list[int] = []
         self._times: list[float] = []
         self._rows: list[tuple[Tensor, ...]] = []
+        self._skipped: set[str] = set()
         self._generator = self._seeded()
 
     @property
@@ -144,28 +156,70 @@ class Prober(Observer):
             found.setdefault(p.device, []).append(p.isfinite().all())
         return all(bool(torch.stack(here).all()) for here in found.values())
 
-    def _motion(self) -> tuple[float, Motion]:
-        """The learning rate that limit time counts, and how parameters move in its units."""
-        groups = parameter_groups(self._optimizer)
-        first = groups[clock(groups)]
-        rate = float(first["lr"]) if self._rate is None else self._rate()
+    def _moves(self) -> list[tuple[dict[str, Any], Moves]]:
+        """The optimizer's groups, and how each of them moves its parameters."""
+        probe, groups = self.probe, self._optimizer.param_groups
+        return [
+            (group, moves_of(self._optimizer, group, probe.batch_size, probe.every))
+            for group in groups
+        ]
+
+    @property
+    def _clock(self) -> dict[str, Any]:
+        """The group whose learning rates limit time counts, if nobody says what it counts."""
+        groups = self._optimizer.param_groups
+        return groups[clock(groups)]
+
+    def _present_rate(self) -> float:
+        """The learning rate that limit time counts."""
+        return float(self._clock["lr"]) if self._rate is None else self._rate()
+
+    def _at(self) -> tuple[Estimator, dict[str, Moments]]:
+        """An estimator, and the moments that moves depend on: of the samples it will have."""
+        if not any(move.needs_moments for _, move in self._moves()):
+            return self._estimator, {}
+        data = Replay(self._estimator.sampler, self.probe.samples)
+        estimator = self._estimator.on(data)
+        moments = estimator.moments(self.parameters, self.probe.samples, self._generator)
+        data.restart()
+        return estimator, moments
+
+    def _motion(self, moments: Mapping[str, Moments]) -> Motion:
+        """How parameters move, in units of the learning rate that limit time counts."""
+        rate = self._present_rate()
         # before a warm-up from 0, groups are to each other as they will be
-        unit, key = (rate, "lr") if rate else (float(first.get("initial_lr", 0.0)), "initial_lr")
+        later = float(self._clock.get("initial_lr", 0.0))
+        unit, key = (rate, "lr") if rate else (later, "initial_lr")
         names = {id(p): name for name, p in self.parameters.items()}
         # what this optimizer does not hold stands still
-        speeds = dict.fromkeys(self._estimator.gradients.names, 0.0)
-        decays, places = dict[str, float](), dict[str, Tensor]()
-        for group in groups:
-            settings = SGDSettings.of_group(
-                group, dim=1, normalized=isinstance(self._optimizer, NormalizedSGD)
-            )
-            settings.check_plain("a probe")
+        speeds: dict[str, Factor] = dict.fromkeys(self._estimator.gradients.names, 0.0)
+        decays, places, unknown = dict[str, Factor](), dict[str, Tensor](), list[str]()
+        for group, move in self._moves():
+            scale = float(group[key]) / unit if unit else 1.0
             for p in (p for p in group["params"] if id(p) in names):
-                name = names[id(p)]
-                decays[name] = float(settings.weight_decay)
-                speeds[name] = float(settings.drift_factor) * (group[key] / unit if unit else 1.0)
-                places[name] = slow_value(p, group, self._optimizer.state.get(p))
-        return rate, Motion(speeds=speeds, weight_decays=decays, places=places)
+                name, state = names[id(p)], self._optimizer.state.get(p)
+                places[name] = slow_value(p, group, state)
+                if name not in speeds:  # no statistic reads it
+                    continue
+                found = move(p, state, moments.get(name))
+                if found is None:
+                    unknown.append(name)
+                else:
+                    speeds[name], decays[name] = found.speed * scale, found.decay * scale
+        self._leave_out(unknown)
+        return Motion(speeds=speeds, decays=decays, places=places)
+
+    def _leave_out(self, names: list[str]) -> None:
+        """Say which parameters stand still in the estimates, though the optimizer moves them."""
+        new = sorted({*names} - self._skipped)
+        self._skipped |= {*new}
+        if new:
+            warn(
+                f"the probe leaves out {', '.join(new)}: squared gradients there are on average "
+                f"more than {DEAD:g} times what {type(self._optimizer).__name__} divides by, as of "
+                "features that were dead, and its steps along them are not known; what they do to "
+                "the statistics is in the residual"
+            )
 
     def _versions(self) -> dict[str, int]:
         """How often parameters that statistics read, but the optimizer lacks, have changed."""
@@ -192,11 +246,13 @@ class Prober(Observer):
         if (self._steps and self._steps[-1] == step) or not self.finite:
             return
         self._check_strangers()
-        delta, motion = self._motion()
+        delta = self._present_rate()
         if delta == 0 and self._steps:  # nothing moves; but the start has to be known
             return
+        estimator, moments = self._at()
+        motion = self._motion(moments)
         # corrector and covariance are proportional to delta
-        e = self._estimator(
+        e = estimator(
             self.parameters, delta or 1.0, self.probe.samples, generator=self._generator,
             motion=motion,
         )  # fmt: skip
@@ -235,7 +291,8 @@ class Prober(Observer):
             **{
                 name: Trajectory(times, steps, value, self._estimator.names, error)
                 for name, (value, error) in values.items()
-            }
+            },
+            skipped=tuple(sorted(self._skipped)),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,6 +301,7 @@ class Prober(Observer):
             "steps": list(self._steps),
             "times": list(self._times),
             "rows": list(self._rows),
+            "skipped": sorted(self._skipped),
             "generator": self._generator.get_state(),
         }
 
@@ -266,6 +324,8 @@ class Prober(Observer):
         self._steps, self._times = list(state["steps"]), list(state["times"])
         # a checkpoint may have been loaded to a device with all that is in it
         self._rows = [tuple(x.cpu() for x in row) for row in state["rows"]]
+        # states of earlier versions have no such names
+        self._skipped = set(state.get("skipped", ()))
         self._generator.set_state(state["generator"].cpu())
 
 

@@ -27,7 +27,7 @@ class ModelState(Mapping[str, Tensor]):
 
     These are the parameters; the buffers; the gradient of a parameter as ``"<name>.grad"``; what
     the optimizer keeps for a parameter, as ``"<name>.exp_avg_sq"`` and the like; and the slow
-    variable of SGD's momentum, ``"<name>.slow_variable"``. To iterate
+    variable of SGD's momentum or Adam's, ``"<name>.slow_variable"``. To iterate
     gives parameters and floating-point buffers; all others have to be asked for by name. What
     several processes share (DTensor: of ``fully_shard``, tensor parallelism) is gathered whenever
     it is read, by all of them together.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchlimits.record.own_names import whole
-from torchlimits.statistics.slow_variable import slow_value
+from torchlimits.statistics.slow_variable import has_slow_variable, slow_value
 
 
 class Source(ABC):
@@ -148,7 +148,7 @@ class OptimizerState(Source):
 
 @dataclass(frozen=True)
 class SlowVariable(Source):
-    """The slow variable of a parameter under SGD's momentum: itself before its first step."""
+    """The slow variable of a parameter under momentum: itself before its first step."""
 
     name: str
     optimizer: Optimizer
@@ -176,12 +176,13 @@ def slow_variable_of(name: str, optimizer: Optimizer, parameter: nn.Parameter) -
     """Where the slow variable of a parameter is found.
 
     Raises:
-        TypeError: if the optimizer is not an SGD.
+        TypeError: if the optimizer is another than SGD, Adam and AdamW.
     """
-    if not isinstance(optimizer, torch.optim.SGD):
+    if not has_slow_variable(optimizer):
         raise TypeError(
-            f"expected a torch.optim.SGD for {name!r}, whose momentum the slow variable belongs "
-            f"to, got {type(optimizer).__name__}: record the statistics of the parameters"
+            f"expected torch.optim.SGD, Adam or AdamW for {name!r}, whose memory of gradients the "
+            f"slow variable is without, got {type(optimizer).__name__}: record the statistics of "
+            "the parameters"
         )
     return SlowVariable(name, optimizer, parameter)
 

@@ -157,7 +157,7 @@ def track(
     if probe is not None and len(optimizers) > 1:
         raise ValueError(
             f"expected one optimizer with a probe, got {len(optimizers)}: drift and corrector are "
-            "those of one SGD; track without a probe"
+            "those of one of them; track without a probe"
         )
     if probe is not None and own.sharded:
         raise ValueError(

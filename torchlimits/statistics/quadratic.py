@@ -61,6 +61,13 @@ def total(gradient: Gradient) -> Tensor:
     return gradient.sum() if isinstance(gradient, OuterGradient) else gradient.sum(0)
 
 
+def total_square(gradient: Gradient) -> Tensor:
+    """The sum of the squares over the samples, in the parameter's shape."""
+    if isinstance(gradient, OuterGradient):
+        return OuterGradient(gradient.left.square(), gradient.right.square()).sum()
+    return gradient.square().sum(0)
+
+
 def dense(gradient: Gradient) -> Tensor:
     """A gradient as one tensor, ``(B, *shape)``."""
     return gradient.dense() if isinstance(gradient, OuterGradient) else gradient

@@ -12,6 +12,7 @@ from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.field import MixtureField, squared_lengths
+from torchlimits.problems.network.next_order import NextOrder
 
 
 class MixtureDynamics(EffectiveDynamics):
@@ -55,6 +56,14 @@ class MixtureDynamics(EffectiveDynamics):
     def reduced_chain(self) -> MixtureChain:
         """The exact chain of the same problem and optimizer."""
         return MixtureChain(self.field, self.limit.at_finite_n(), self.schedule)
+
+    def next_order(self) -> NextOrder:
+        """The same dynamics with what momentum adds at finite N, to first order in 1/N.
+
+        Raises:
+            TypeError, ValueError: as `NextOrder`, which says of what it is known.
+        """
+        return NextOrder(self)
 
     def split(
         self, u: Float[Tensor, "*batch k"]

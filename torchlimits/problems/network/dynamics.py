@@ -17,6 +17,7 @@ from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.field import NetworkField
+from torchlimits.problems.network.next_order import NextOrder
 from torchlimits.statistics.summary import SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
@@ -104,6 +105,14 @@ class NetworkDynamics(EffectiveDynamics):
             )
         limit = self.limit.at_finite_n()
         return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
+
+    def next_order(self) -> NextOrder:
+        """The same dynamics with what momentum adds at finite N, to first order in 1/N.
+
+        Raises:
+            TypeError, ValueError: as `NextOrder`, which says of what it is known.
+        """
+        return NextOrder(self)
 
     def langevin(self) -> LangevinDynamics:
         """The same dynamics with their noise; see `EffectiveDynamics.langevin`.

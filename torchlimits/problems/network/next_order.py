@@ -54,7 +54,7 @@ class NextOrder:
         >>> problem = tl.GaussianMixture.binary(dim=250, snr=2.0)
         >>> dynamics = problem.dynamics(step_size=0.05, momentum=0.97)
         >>> u0 = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
-        >>> ahead = tl.NextOrder(dynamics)
+        >>> ahead = dynamics.next_order()  # or tl.NextOrder(dynamics)
         >>> w, y = (ahead.solve(u0, [0.0, 0.1], slow=slow) for slow in (False, True))
         >>> first = dynamics.solve(u0, [0.0, 0.1])
         >>> [round(float((x.final - first.final).abs().max()), 2) for x in (w, y)]
