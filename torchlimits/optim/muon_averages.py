@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _linalg
+from torchlimits import _checks, _linalg
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.optim.batch_averages import BatchAverages, BatchMeans, BatchVariances, Draws
 from torchlimits.optim.muon_settings import MuonSettings
@@ -147,11 +147,10 @@ class MuonAverages(BatchAverages):
         buffer = _averaged(draws.along, weights)
         seen = buffer @ whiten
         pair = _averaged(draws.pair, weights**2)
-        unseen = (N - whiten.shape[-1]) / N
+        # what is along directions and rows of W, and has no part in pre-activations, is as the rest
+        own = _checks.plain(self.base.snr) * (draws.others[0][0] @ whiten).square().sum()
+        unseen = (N - whiten.shape[-1] + own) / N
         covariance = unseen * pair + seen @ seen.mT / N
-        for rows, gram in draws.others:
-            share = self.settings.energy * (rows @ whiten).square().sum() / N
-            covariance = covariance + share * gram
         A = self._scale(covariance)
         each = _averaged(A.flip(0), weights).flip(0)
         return _Moved((A @ buffer).mean(0), (each @ draws.pair @ each).mean(0))
