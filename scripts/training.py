@@ -26,7 +26,7 @@ class Change:
         """Change ``p.grad`` of parameters whose first axis is that of the runs."""
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
         """What ``problem.dynamics`` has to be told of it."""
         return {}
 
@@ -47,6 +47,7 @@ class ClipNorm(Change):
         self._sum, self._steps = 0.0, 0
 
     def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Scale each run's gradient to the largest norm, where it is longer."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = torch.stack([g.flatten(1).norm(dim=1) for g in gradients]).norm(dim=0)
         # the small number is that of torch's function
@@ -56,10 +57,12 @@ class ClipNorm(Change):
         self._sum, self._steps = self._sum + float(factor.mean()), self._steps + 1
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
+        """As for `Change`."""
         return {"clip_norm": self.max_norm}
 
     def figures(self) -> dict[str, float]:
+        """The bound, and the mean of what gradients were multiplied by."""
         return {"max_norm": self.max_norm, "mean factor": round(self._sum / self._steps, 3)}
 
 
@@ -75,6 +78,7 @@ class ClipValue(Change):
         self._sum, self._steps = 0.0, 0
 
     def __call__(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Bring entries into the bounds."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         clipped = sum(int((g.abs() > self.value).sum()) for g in gradients)
         nn.utils.clip_grad_value_(parameters, self.value)
@@ -82,10 +86,12 @@ class ClipValue(Change):
         self._steps += 1
 
     @property
-    def options(self) -> dict[str, float]:
+    def options(self) -> dict[str, Any]:
+        """As for `Change`."""
         return {"clip_value": self.value}
 
     def figures(self) -> dict[str, float]:
+        """The bound, and the share of entries beyond it."""
         share = round(self._sum / self._steps, 3)
         return {"clip_value": self.value, "share of entries that are clipped": share}
 
@@ -139,8 +145,9 @@ def trained(
         for parameter in model.parameters():
             parameter.copy_(parameter[:1].expand_as(parameter))
     optimizer, change = make(model, problem.dim), change or Change()
-    optimizers = optimizer if isinstance(optimizer, list) else [optimizer]
-    dynamics = problem.dynamics(optimizer, batch_size=batch, model=model, **change.options)
+    optimizers: list[Any] = optimizer if isinstance(optimizer, list) else [optimizer]
+    told: Any = optimizer
+    dynamics = problem.dynamics(told, batch_size=batch, model=model, **change.options)
     recorded = statistics(dynamics.statistics) if statistics else dynamics.statistics
     parameters = list(model.parameters())
     steps = round(time / optimizers[0].param_groups[0]["lr"])
