@@ -6,8 +6,8 @@ Each part trains runs of one network from one start with an optimizer of torch.o
 tl.SignSGD, or SGD with clipped gradients), and reports the largest difference between their mean
 and the prediction, over the network's statistics and all recorded times; and rms z, which is that
 difference in standard errors of the mean. The same with the corrector left out must be far off,
-and so must what else is left out: second moments that are not there at once, clipping, the next
-order of momentum in 1/N. Standard deviations of runs are held against the band's. Steps, sizes and
+and so must what else is left out: second moments that are not there at once, clipping, the buffer
+of momentum at finite N. Standard deviations of runs are held against the band's. Steps, sizes and
 numbers of runs were fixed before anything was compared. The script ends with an error if a part is
 not within its bounds. Parts that are not named keep their figures in the file.
 """
@@ -59,12 +59,12 @@ def slaved(runs: Runs, start: Tensor, times: Tensor) -> tl.Trajectory:
 
 
 def next_order(runs: Runs, start: Tensor, times: Tensor) -> tl.Trajectory:
-    """The parameters of momentum, to the next order in 1/N."""
+    """The parameters of momentum, with its buffer at finite N."""
     return tl.NextOrder(runs.dynamics(nodes=NODES)).solve(start, times)
 
 
 def next_order_slow(runs: Runs, start: Tensor, times: Tensor) -> tl.Trajectory:
-    """The slow variable of momentum, to the next order in 1/N."""
+    """The slow variable of momentum, with its buffer at finite N."""
     return tl.NextOrder(runs.dynamics(nodes=NODES)).solve(start, times, slow=True)
 
 
@@ -117,7 +117,16 @@ def momentum(dim: int, *, slow: bool) -> Part:
         lambda m, n: torch.optim.SGD(m.parameters(), lr=0.03 / n, momentum=0.97), bound_z=1.5,
         dim=dim, time=0.06, statistics=tl.statistics.slow_variable if slow else None,
         predict=next_order_slow if slow else next_order,
-        controls={"without the next order": limit},
+        controls={"without the buffer": limit},
+    )  # fmt: skip
+
+
+def clipped_norm(step_size: float) -> Part:
+    """SGD, whose gradients are clipped by half on the average."""
+    return Part(
+        lambda m, n: torch.optim.SGD(m.parameters(), lr=step_size / n), bound_z=2.0, dim=250,
+        batch=16, time=4.0, band=True, change=lambda: ClipNorm(0.7),
+        controls={"without clipping": without_clipping},
     )  # fmt: skip
 
 
@@ -151,10 +160,9 @@ PARTS: dict[str, Part] = {
     "sign, B = 2": sign(2),
     "sign, B = 4": sign(4),
     "sign, B = 16": sign(16),
-    "clip_grad_norm_": Part(
-        sgd, bound_z=2.0, dim=250, batch=16, time=4.0, band=True, change=lambda: ClipNorm(0.7),
-        controls={"without clipping": without_clipping},
-    ),
+    "clip_grad_norm_": clipped_norm(1.0),
+    # with c / B = 1/2, as above, the corrector counts
+    "clip_grad_norm_, c = 8": clipped_norm(8.0),
     "clip_grad_value_": Part(
         sgd, bound_z=1.5, time=4.0, band=True, change=lambda: ClipValue(0.15),
         controls={"without clipping": without_clipping},
@@ -240,18 +248,14 @@ def controls(figures: Mapping[str, Any], kind: str) -> list[float]:
 def holds(figures: Mapping[str, Any]) -> bool:
     """Whether a part is within its bounds, and what must fail fails.
 
-    That is beyond twice the bound of the largest difference; out of the bound of rms z, and at
-    twice the part's own.
+    That is beyond twice the bound of the largest difference, or beyond that of rms z.
     """
     bound, bound_z = figures.get("bound"), figures.get("bound of rms z")
     if bound is not None and not figures["largest difference"] < bound:
         return False
     if bound is not None and not min(controls(figures, "largest difference")) > 2 * bound:
         return False
-    z = figures["rms z"]
-    if bound_z is not None and not z < bound_z:
-        return False
-    if bound_z is not None and not min(controls(figures, "rms z")) > max(bound_z, 2 * z):
+    if bound_z is not None and not figures["rms z"] < bound_z < min(controls(figures, "rms z")):
         return False
     return 0.9 < figures.get("median sd ratio", 1.0) < 1.1
 
