@@ -163,10 +163,10 @@ PARTS: dict[str, Part] = {
     "clip_grad_norm_": clipped_norm(1.0),
     # with c / B = 1/2, as above, the corrector counts
     "clip_grad_norm_, c = 8": clipped_norm(8.0),
-    # as many steps of the length that clipping leaves
+    # steps of the length that clipping leaves: what of its rms z is plain SGD's; no bound
     "SGD, c = 4, B = 16": Part(
-        lambda m, n: torch.optim.SGD(m.parameters(), lr=4.0 / n), bound_z=2.0, dim=250, batch=16,
-        time=4.0, band=True,
+        lambda m, n: torch.optim.SGD(m.parameters(), lr=4.0 / n), dim=250, batch=16, time=4.0,
+        band=True,
     ),
     "clip_grad_value_": Part(
         sgd, bound_z=1.5, time=4.0, band=True, change=lambda: ClipValue(0.15),
