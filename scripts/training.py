@@ -58,7 +58,7 @@ class ClipNorm(Change):
 
     @property
     def options(self) -> dict[str, Any]:
-        """As for `Change`."""
+        """The bound, under its name in ``problem.dynamics``."""
         return {"clip_norm": self.max_norm}
 
     def figures(self) -> dict[str, float]:
@@ -87,7 +87,7 @@ class ClipValue(Change):
 
     @property
     def options(self) -> dict[str, Any]:
-        """As for `Change`."""
+        """The bound, under its name in ``problem.dynamics``."""
         return {"clip_value": self.value}
 
     def figures(self) -> dict[str, float]:
