@@ -96,8 +96,10 @@ def test_what_is_refused():
         problem.dynamics(sign, clip_value=1.0)
     with pytest.raises(ValueError, match="expected clip_norm to be a finite number > 0, got -1"):
         problem.dynamics(sgd, clip_norm=-1.0)
-    with pytest.raises(NotImplementedError, match="unclipped gradients with Adam"):
-        problem.dynamics(adam, clip_norm=1.0)
+    with pytest.raises(ValueError, match=r"expected one of clip_norm=, clip_value= and tl.SignSGD"):
+        problem.dynamics(adam, clip_norm=1.0, clip_value=1.0)
+    with pytest.raises(NotImplementedError, match="no exact chain is known for steps"):
+        problem.dynamics(adam, clip_norm=1.0).reduced_chain()
     with pytest.raises(NotImplementedError, match="no exact chain is known for SignSGD"):
         problem.reduced_chain(sign)
     with pytest.raises(NotImplementedError, match="no exact chain is known for steps"):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from adaptive_runs import clip_norm, clip_value
 from torch import nn
 
 import torchlimits as tl
@@ -12,18 +13,6 @@ RUNS, DIM = 32, 500
 def spread():
     """Two orthonormal directions that are spread over all coordinates."""
     return torch.stack([torch.ones(DIM), (-1.0) ** torch.arange(DIM)]).double() / DIM**0.5
-
-
-def clip_value(parameters, value):
-    nn.utils.clip_grad_value_(parameters, value)
-
-
-def clip_norm(parameters, largest):
-    """`torch.nn.utils.clip_grad_norm_` of every replica by itself."""
-    total = sum(p.grad.flatten(1).square().sum(1) for p in parameters).sqrt()
-    factor = (largest / (total + 1e-6)).clamp_max(1)
-    for p in parameters:
-        p.grad.mul_(factor.reshape(-1, *[1] * (p.ndim - 1)))
 
 
 def measured(problem, make, change, *, batch, steps, every):

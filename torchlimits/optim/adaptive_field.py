@@ -9,17 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks
 from torchlimits._once import without_derivatives
-from torchlimits.contracts.gradient_field import Averages, GradientField, Samples, Squares
+from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
+from torchlimits.optim import adaptive_equation
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
-from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.batch_averages import BatchAverages, averages_of
 from torchlimits.optim.differences import central_differences
-from torchlimits.optim.moment_layout import Entries, MomentLayout, Options
+from torchlimits.optim.gradient_map import GradientMap
+from torchlimits.optim.moment_layout import Entries, MomentLayout, Settings
+from torchlimits.optim.moment_noise import MomentNoise, Step
+from torchlimits.optim.muon_averages import MuonAverages
+from torchlimits.optim.muon_settings import MuonSettings
+from torchlimits.optim.step_noise import StepNoise
 
-#: steps of central differences where terms are smooth, and where nodes cross kinks
-_STEP, _STEP_AT_KINKS = 1e-4, 2e-2
+#: steps of central differences by second moments, relative to them
+_STEP = 1e-4
 
 
 class _Gradient(NamedTuple):
@@ -35,8 +40,8 @@ class _Point(NamedTuple):
     """What the rates at one u consist of."""
 
     parts: tuple[Tensor, Tensor, Tensor, Tensor]
-    averages: Averages
     gradient: _Gradient
+    pair: Tensor
     second: Tensor
     expected: Tensor
     scale: Entries
@@ -60,6 +65,10 @@ class AdaptiveField(VectorField):
     the mean gradient, and :math:`Var(G)/B + (E G + \lambda\theta)^2` for the others, among them
     the coordinates of x that lie in the span of the directions, each with a v of its own.
 
+    Where gradients are mapped by f before they are squared, the averages are those of f(G), over
+    batches: :math:`E[C_{kl}]` instead of :math:`\sigma^2 E[g_k g_l]/B`, and :math:`Var f(G)`
+    (`BatchAverages`). Weight decay comes after f.
+
     Source: the increments of `torch.optim.Adam` in the scaling of Theorem 2.2 of arXiv 2206.04030:
     v moves by O(1/N) a step, as the statistics do, so it is one of them.
 
@@ -67,20 +76,27 @@ class AdaptiveField(VectorField):
         base: the field of (theta, b, m, R).
         kind, reference, settings: as in `MomentLayout`.
         axes: the coordinates of x that have second moments of their own, ``(d, J)``.
+        map: f, what is done to a batch's gradient before all this; None if nothing.
     """
 
     def __init__(
-        self, base: GradientField, *, kind: str, reference: AdaptiveSettings,
-        settings: Mapping[str, AdaptiveSettings | None], axes: Float[Tensor, "d J"],
+        self, base: GradientField, *, kind: str, reference: Settings,
+        settings: Mapping[str, Settings | None], axes: Float[Tensor, "d J"],
+        map: GradientMap | None = None,
     ) -> None:  # fmt: skip
         self._arguments: dict[str, Any] = {
-            "kind": kind, "reference": reference, "settings": settings, "axes": axes,
+            "kind": kind, "reference": reference, "settings": settings, "axes": axes, "map": map,
         }  # fmt: skip
         layout = MomentLayout(kind, reference, settings, base, axes.shape[1])
         super().__init__([*base.names, *layout.names], base.dim)
         self.base, self.moments, self.axes = base, layout, axes
-        self.reference = reference
-        self.rtol, self.atol, self.settling_time = base.rtol, base.atol, base.settling_time
+        self.reference, self.map = reference, map
+        self.averages: BatchAverages = averages_of(base, map, reference.batch_size, axes)
+        own = settings.get(base.weight)
+        if isinstance(own, MuonSettings):
+            self.averages = MuonAverages(self.averages, own)
+        self.rtol, self.atol = self.averages.tolerances
+        self.settling_time = base.settling_time
         *second, corrected = layout.sizes
         sizes = (len(base.names), sum(second), corrected)
         self.geometry = AdaptiveGeometry(base.geometry, sizes, self.settled)
@@ -107,7 +123,9 @@ class AdaptiveField(VectorField):
         if u.ndim == 0 or u.shape[-1] != len(self.base.names):
             return u
         names = self.moments.names
-        fresh = u.new_full((*u.shape[:-1], len(names)), self.reference.initial)
+        initial = self._option("initial", u)
+        rest = u.new_zeros(len(names) - len(initial))
+        fresh = torch.cat([initial, rest]).expand(*u.shape[:-1], -1)
         return torch.cat([u, fresh], dim=-1)
 
     def settled(self, base: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch k"]:
@@ -142,7 +160,7 @@ class AdaptiveField(VectorField):
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """Drift and corrector at the reference's c_delta."""
-        return self.rates(u, self.reference.step_size)
+        return self.rates(u, float(self.reference.step_size))
 
     def rates(
         self, u: Float[Tensor, "*batch k"], step_size: float
@@ -162,9 +180,9 @@ class AdaptiveField(VectorField):
                 "these change in steps of size 0, too, while limit time, the sum of the learning "
                 "rates, stands still; let the schedule start above 0"
             )
-        u = without_derivatives(u, f"the dynamics of {self.moments.kind}")
+        u = without_derivatives(u, f"the dynamics of {self.moments.kind or 'Muon'}")
         point = self._at(u.double())
-        (theta, b, m, R), averages, gradient, v, Q, D = point
+        (theta, b, m, R), gradient, pair, v, Q, D = point
         W, bias, head = self.moments.options(u.double())
         D_W = D.rows[..., None]
         dm = -D_W * gradient.signal - W.speed * W.decay * m
@@ -176,10 +194,9 @@ class AdaptiveField(VectorField):
             -D.theta * gradient.theta - head.speed * head.decay * theta,
             -D.bias * gradient.bias - bias.speed * bias.decay * b, dm, half + half.mT,
         )  # fmt: skip
-        kick = D_W * averages.gram * D.rows[..., None, :]
-        factor = step_size / (_checks.plain(self.base.snr) * self.reference.batch_size)
+        kick = step_size * D_W * pair * D.rows[..., None, :]
         still = [torch.zeros_like(x) for x in (theta, b, m)]
-        corrector = self.base.of_parts(still[0], still[1], still[2], factor * kick)
+        corrector = self.base.of_parts(still[0], still[1], still[2], kick)
         return self._with_memory(u, drift, v, Q, step_size), _padded(corrector, u)
 
     def _with_memory(
@@ -188,63 +205,47 @@ class AdaptiveField(VectorField):
         steps = self.dim / step_size  # in a unit of limit time
         change = steps * self.moments.rule.change(v, Q, self._option("memory", v))
         parts = [drift, change]
-        if self.moments.rule.corrected:
+        if self._corrected:
             w = self.split(u)[2].double()
-            parts.append(-steps * _log(self.reference.memory, w) * (1 - w))
+            parts.append(-steps * _log(self.moments.memory, w) * (1 - w))
         return torch.cat(parts, dim=-1).to(u.dtype)
 
     def _at(self, u: Float[Tensor, "*batch k"]) -> _Point:
         base, v, w = self.split(u)
         parts = theta, b, m, R = self.base.parts(base)
-        averages, squares = self._averages(base)
+        means, variances = self.averages(base)
         W, bias, head = self.moments.options(u)
         gradient = _Gradient(
-            head.sign * averages.theta + head.ridge * theta,
-            bias.sign * averages.bias + bias.ridge * b,
-            W.sign * averages.signal + W.ridge * m,
-            W.sign * averages.across + W.ridge * R,
+            head.sign * means.theta + head.ridge * theta,
+            bias.sign * means.bias + bias.ridge * b,
+            W.sign * means.signal + W.ridge * m,
+            W.sign * means.across + W.ridge * R,
         )
-        B, axes = self.reference.batch_size, self.axes.to(m)
-        g2 = averages.gram.diagonal(dim1=-2, dim2=-1)
-        on_axes = averages.signal @ axes
-
-        def expected(square: Tensor, mean: Tensor, whole: Tensor) -> Tensor:
-            return (square - mean.square()).clamp_min(0) / B + whole.square()
-
         Q = self.moments.gather(
             Entries(
-                g2 / (_checks.plain(self.base.snr) * B),
-                expected(squares.axes, on_axes, gradient.signal @ axes),
-                expected(g2, averages.bias, gradient.bias),
-                expected(squares.theta, averages.theta, gradient.theta),
+                means.pair.diagonal(dim1=-2, dim2=-1),
+                variances.axes + (gradient.signal @ self.axes.to(m)).square(),
+                variances.bias + gradient.bias.square(),
+                variances.theta + gradient.theta.square(),
             )
         )
-        D = self._scales(v, w, Q)
-        return _Point(parts, averages, gradient, v, Q, D)
-
-    def _averages(self, base: Float[Tensor, "*batch k"]) -> tuple[Averages, Squares]:
-        """Averages at each point once: differences by second moments leave the network alone."""
-        flat = base.reshape(-1, base.shape[-1])
-        points, place = flat.unique(dim=0, return_inverse=True) if len(flat) > 1 else (flat, None)
-        found = (self.base.averages(points), self.base.squares(points, self.axes))
-        if place is None:
-            place = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
-
-        def spread(x: Tensor) -> Tensor:
-            return x[place].reshape(*base.shape[:-1], *x.shape[1:])
-
-        return Averages(*map(spread, found[0])), Squares(*map(spread, found[1]))
+        return _Point(parts, gradient, means.pair, v, Q, self._scales(v, w, Q))
 
     def _scales(self, v: Tensor, w: Tensor, Q: Tensor) -> Entries:
         """rho D of every parameter."""
         memory = self._option("memory", v)
-        if self.moments.rule.corrected:
+        if self._corrected:
             # groups may have different memories; all have made s steps
-            passed = torch.log1p(-w.clamp_max(1 - 1e-15)) / _log(self.reference.memory, v)
+            passed = torch.log1p(-w.clamp_max(1 - 1e-15)) / _log(self.moments.memory, v)
             w = -torch.expm1(passed * memory.log())
         used = self.moments.rule.used(v, w, Q, memory).clamp_min(0)
         speed, eps = self._option("speed", v), self._option("eps", v)
-        return self.moments.spread(speed / (used.sqrt() + eps))
+        return self.moments.scales(speed / (used.sqrt() + eps))
+
+    @property
+    def _corrected(self) -> bool:
+        """Whether w is a part of the state."""
+        return bool(self.moments.sizes[-1])
 
     def _option(self, name: str, like: Tensor) -> Tensor:
         return self.moments.option(name, like)
@@ -259,76 +260,16 @@ class AdaptiveField(VectorField):
             return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
-        point, samples = self._at(u), self.base.samples(self.split(u)[0])
-        B, weight = self.reference.batch_size, samples.weight
-        variance = 1 / _checks.plain(self.base.snr)
+        point = self._at(u)
+        G, D = point.gradient, point.scale
         W, bias, head = self.moments.options(u)
-        D, g = point.scale, W.sign * samples.gradient
-        pull = D.rows * g
-        kick = step_size * variance / B * pull[:, :, None] * pull[:, None, :]
-        moves = self._moves(
-            -D.theta * head.sign * samples.theta, -D.bias * bias.sign * samples.gradient,
-            *self._first_layer(g, samples.along, D), kick,
-        )  # fmt: skip
-        # squares of a batch's mean: linear in the deviations, and their own products
-        x = samples.along[:, : self.axes.shape[0]] @ self.axes.to(u)
-        deviations = Entries(
-            torch.zeros_like(g), g[:, :, None] * x[:, None, :], bias.sign * samples.gradient,
-            head.sign * samples.theta,
-        )  # fmt: skip
-        deviation = self.moments.gather(deviations)
-        deviation = deviation - weight @ deviation
-        G = point.gradient
+        scales = Entries(D.rows * W.sign, D.axes * W.sign, D.bias * bias.sign, D.theta * head.sign)
         mean = self.moments.gather(
             Entries(torch.zeros_like(G.bias), G.signal @ self.axes.to(u), G.bias, G.theta)
         )
-        rows = self.moments.gather(
-            Entries(*(torch.zeros_like(x) for x in deviations))._replace(rows=variance / B * g**2)
-        )
-        rate = self._rate(point.second, step_size)
-        squares = rate * (rows + 2 * mean * deviation + deviation**2 / B)
-        together = torch.cat([moves, squares, u.new_zeros(len(moves), len(u) - moves.shape[1]
-                                                          - squares.shape[1])], dim=-1)  # fmt: skip
-        together = together - weight @ together
-        covariance = together.mT @ (weight[:, None] * together)
-        covariance = covariance + self._rest(samples, D, W, len(u))
-        own = deviation.mT @ (weight[:, None] * deviation)
-        products = 2 * (B - 1) / B**2 * torch.outer(rate, rate) * own**2
-        first = moves.shape[1]
-        covariance[first : first + len(rate), first : first + len(rate)] += products
-        return covariance / B
-
-    def _rest(self, samples: Samples, D: Entries, W: Options, k: int) -> Float[Tensor, "k k"]:
-        """What the part of w adds that is independent of pre-activations and labels."""
-        g, K = samples.gradient, self.base.width
-        GG = g.mT @ (samples.weight[:, None] * g)
-        eye = torch.eye(K, dtype=g.dtype, device=g.device)
-        e = len(samples.rest)
-        each = W.sign * eye.expand(e, K, K)
-        m, R = self._first_layer(each, samples.rest[:, None, :].expand(-1, K, -1), D)
-        still = g.new_zeros(e, K, len(self.base.head))
-        linear = self._moves(still, torch.zeros_like(each), m, R, None)
-        whole = g.new_zeros(k, k)
-        size = linear.shape[-1]
-        whole[:size, :size] = torch.einsum("eik,ij,ejl->kl", linear, GG, linear)
-        return whole
-
-    def _first_layer(self, g: Tensor, w: Tensor, D: Entries) -> tuple[Tensor, Tensor]:
-        """The moves of m, and half of those of R, for gradients g along w."""
-        d = self.axes.shape[0]
-        pull = -D.rows * g
-        dm = pull[..., :, None] * w[..., None, :d]
-        if self.moments.axes:
-            axes = self.axes.to(w)
-            own = (D.axes - D.rows[..., None]) * (g[..., :, None] * (w[..., None, :d] @ axes))
-            dm = dm - own @ axes.mT
-        return dm, pull[..., :, None] * w[..., None, d:]
-
-    def _moves(
-        self, theta: Tensor, b: Tensor, m: Tensor, half: Tensor, kick: Tensor | None
-    ) -> Tensor:
-        R = half + half.mT
-        return self.base.of_parts(theta, b, m, R if kick is None else R + kick)
+        step = Step(scales, mean, self._rate(point.second, step_size), step_size)
+        noise = MomentNoise(StepNoise(self.base, self.axes), self.moments)
+        return noise.covariance(self.averages.draws(self.split(u)[0]), step)
 
     def _rate(self, v: Float[Tensor, " V"], step_size: float) -> Float[Tensor, " V"]:
         """How much v takes up of a squared gradient in a unit of limit time."""
@@ -350,18 +291,18 @@ class AdaptiveField(VectorField):
         base, v, w = self.split(u)
         Q, memory = self._at(u).expected, self._option("memory", v)
         parts = [
-            torch.full_like(base, _STEP if self.base.smooth else _STEP_AT_KINKS),
+            torch.full_like(base, self.averages.difference),
             _STEP * (v.abs() + (1 - memory) * Q + 1e-30),
         ]
-        if self.moments.rule.corrected:
-            parts.append(_STEP * (w + 1 - self.reference.memory))
+        if self._corrected:
+            parts.append(_STEP * (w + 1 - self.moments.memory))
         return torch.cat(parts, dim=-1)
 
     def pace(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """The logarithm of 1 - beta_2^s: at step s a second moment changes by a part of 1/s."""
-        if not self.moments.rule.corrected:
+        if not self._corrected:
             return super().pace(u)
-        return torch.log(self.split(u)[2][..., 0] + 1 - self.reference.memory)
+        return torch.log(self.split(u)[2][..., 0] + 1 - self.moments.memory)
 
     def for_band(self) -> AdaptiveField:
         """The same field on what the base takes for bands."""
@@ -371,34 +312,16 @@ class AdaptiveField(VectorField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """The error of the base."""
-        return self.base.error
+        """The error of the averages."""
+        return self.averages.error
 
     def describe(self) -> dict[str, Any]:
-        """What the base describes."""
-        return self.base.describe()
+        """What the base describes, and the map."""
+        return {**self.base.describe(), **({} if self.map is None else self.map.describe())}
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
-        kick = " + (c/(snr B)) D_i E[g_i g_j] D_j" if corrector else ""
-        clock = {
-            "Adam": "log(1/beta2) (N/c) (Q - v)", "RMSprop": "log(1/alpha) (N/c) (Q - v)",
-            "Adagrad": "(N/c) Q",
-        }[self.moments.kind]  # fmt: skip
-        return "\n".join(
-            [
-                f"Effective dynamics of h = W x + b, output = head(h) under {self.moments.kind}, "
-                "with g = dl/dh of one sample, P = W_perp x, D = 1/(sqrt(v^) + eps) for each "
-                "parameter (each row of W), Q the mean of a batch's squared gradient:",
-                "",
-                "    dtheta/dt = - D (E[dl/dtheta] + lambda theta) - omega theta",
-                "    db_i/dt   = - D (E[g_i] + lambda b_i) - omega b_i",
-                "    dm_ij/dt  = - D_i (E[g_i x_j] + lambda m_ij) - omega m_ij",
-                "    dR_ij/dt  = - D_i (E[g_i P_j] + lambda R_ij) - D_j (E[g_j P_i] + lambda R_ij)"
-                f" - 2 omega R_ij{kick}",
-                f"    dv/dt     = {clock}",
-            ]
-        )
+        return adaptive_equation.equation(self.moments, self.map, corrector)
 
 
 def _log(memory: float, like: Tensor) -> Tensor:

@@ -7,40 +7,41 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.counted_gradients import counted_gradients
 from torchlimits.optim.gradient_map import ClipNorm, ClipValue, ElementwiseMap, GradientMap, Sign
 from torchlimits.optim.held_parameters import Shape
 from torchlimits.optim.leverage import axes_in
+from torchlimits.optim.listed import listed
 from torchlimits.optim.mapped_limit import MappedLimit
+from torchlimits.optim.moment_layout import Settings
+from torchlimits.optim.muon_settings import MuonSettings
+from torchlimits.optim.own_settings import OwnSettings, scales_gradients
 from torchlimits.optim.parameter_groups import Layers, settings_of
-from torchlimits.optim.second_moment import second_moment_of
-from torchlimits.optim.sgd import SGDSettings, clock
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.sign_sgd import SignSGD
+from torchlimits.optim.training import Training
 
 
 def chosen_limit(
-    optimizer: torch.optim.Optimizer | None, *, step_size: float | Tensor | None,
-    momentum: float | Tensor, batch_size: int, ridge: float | Tensor, dim: int,
-    parameters: Mapping[str, Shape], dims: Iterable[int], model: nn.Module | None = None,
-    directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
-    clip_value: float | None = None,
+    training: Training, *, ridge: float | Tensor, parameters: Mapping[str, Shape],
+    dims: Iterable[int], directions: Float[Tensor, "d N"] | None = None,
 ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
     """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
 
     An optimizer whose weight decay is not the problem's ridge draws a warning.
 
     Args:
-        optimizer, step_size, momentum, batch_size, dim: as in a problem's ``dynamics``.
+        training: the optimizer or the numbers, and what is done to gradients before the step.
         ridge: the problem's ridge.
-        parameters, dims, model: as in `Layers.of`.
+        parameters, dims: as in `Layers.of`.
         directions: orthonormal rows, which optimizers with second moments look at; None if these
             are not known for the problem.
-        clip_norm, clip_value: what torch.nn.utils clips a batch's gradient to, or None.
 
     Raises:
         ValueError: if not exactly one of optimizer and step_size is given, their values are out
@@ -48,48 +49,42 @@ def chosen_limit(
         TypeError: if the optimizer has no known limit.
 
     Example:
-        >>> options = {"batch_size": 1, "ridge": 0.0, "dim": 5}
         >>> shapes = {"parameters": {"weight": (2, None), "bias": (2,)}, "dims": {5}}
-        >>> chosen_limit(None, step_size=2.0, momentum=0.5, **options, **shapes).speed
+        >>> chosen_limit(Training(dim=5, step_size=2.0, momentum=0.5), ridge=0.0, **shapes).speed
         2.0
     """
-    changed = _map(optimizer, dim, clip_norm, clip_value)
+    optimizer, dim, batch_size = training.optimizer, training.dim, training.batch_size
+    changed = _map(training, parameters, dims)
     if changed is not None and directions is None:
         raise ValueError(
             f"expected plain gradients for this problem, got {changed.describe()}: their limit is "
             "known for NetworkProblem and TeacherStudent (recording works: tl.track)"
         )
-    if optimizer is None or step_size is not None:
-        return _sgd(
-            SGDSettings.chosen(optimizer, dim, ridge, step_size, momentum, batch_size), None,
-            changed, directions,
-        )  # fmt: skip
-    kind = second_moment_of(optimizer)
-    if kind is not None and changed is not None:
-        raise NotImplementedError(
-            f"expected unclipped gradients with {type(optimizer).__name__}, got "
-            f"{changed.describe()}: the two together are not known here (recording works: tl.track)"
+    if optimizer is None or training.step_size is not None:
+        settings = SGDSettings.chosen(
+            optimizer, dim, ridge, training.step_size, training.momentum, batch_size
         )
-    if kind is not None and directions is not None:
-        shapes = {"parameters": parameters, "dims": dims, "model": model}
-        return _adaptive(optimizer, kind, dim, batch_size, ridge, momentum, directions, shapes)
-    found = Layers.of(
-        optimizer, parameters=parameters, dims=dims, dim=dim, batch_size=batch_size, model=model
-    )
-    found.check_beside(ridge=ridge, momentum=momentum)
-    if isinstance(found, Layers):
-        return _sgd(found.reference, found, changed, directions)
-    return _sgd(found, None, changed, directions)
+        return _sgd(settings, None, changed, directions)
+    shapes: dict[str, Any] = {"parameters": parameters, "dims": dims, "model": training.model}
+    if scales_gradients(optimizer) and directions is not None:
+        own = OwnSettings.of(optimizer, dim, batch_size)
+        return _adaptive(own, ridge, training.momentum, directions, shapes, changed)
+    layers = Layers.of(optimizer, dim=dim, batch_size=batch_size, **shapes)
+    layers.check_beside(ridge=ridge, momentum=training.momentum)
+    if isinstance(layers, Layers):
+        return _sgd(layers.reference, layers, changed, directions)
+    return _sgd(layers, None, changed, directions)
 
 
 def _map(
-    optimizer: object, dim: int, clip_norm: float | None, clip_value: float | None
+    training: Training, parameters: Mapping[str, Shape], dims: Iterable[int]
 ) -> GradientMap | None:
     """What is done to a batch's gradient; None if nothing."""
+    norm, value = training.clip_norm, training.clip_value
     maps: list[GradientMap] = [
-        *([Sign()] if isinstance(optimizer, SignSGD) else []),
-        *([ClipNorm(clip_norm, dim)] if clip_norm is not None else []),
-        *([ClipValue(clip_value)] if clip_value is not None else []),
+        *([Sign()] if isinstance(listed(training.optimizer)[0], SignSGD) else []),
+        *([ClipNorm(norm, training.dim)] if norm is not None else []),
+        *([ClipValue(value)] if value is not None else []),
     ]
     if len(maps) > 1:
         raise ValueError(
@@ -97,7 +92,10 @@ def _map(
             f"{' and '.join(str(one.describe()) for one in maps)}: one after the other is not "
             "known here"
         )
-    return maps[0] if maps else None
+    if norm is None:
+        return maps[0] if maps else None
+    counted = counted_gradients(training, parameters, dims)
+    return ClipNorm(norm, training.dim, None if counted == frozenset(parameters) else counted)
 
 
 def _sgd(
@@ -113,32 +111,47 @@ def _sgd(
 
 
 def _adaptive(
-    optimizer: torch.optim.Optimizer, kind: str, dim: int, batch_size: int,
-    ridge: float | Tensor, momentum: float | Tensor, directions: Float[Tensor, "d N"],
-    shapes: Mapping[str, Any],
+    own: OwnSettings, ridge: float | Tensor, momentum: float | Tensor,
+    directions: Float[Tensor, "d N"], shapes: Mapping[str, Any],
+    changed: GradientMap | None,
 ) -> AdaptiveLimit:  # fmt: skip
-    """The limit of an optimizer with second moments."""
-    groups = optimizer.param_groups
-    settings = [AdaptiveSettings.of_group(group, kind, dim, batch_size) for group in groups]
-    reference = settings[clock(groups)]
-    if reference.step_size == 0:
-        raise ValueError(
-            f"expected a learning rate > 0 in {type(optimizer).__name__}, got 0: limit time, the "
-            "sum of learning rates, would stand still"
-        )
-    found = settings_of(groups, settings, **shapes)
+    """The limit of optimizers with second moments, and of Muon."""
+    reference, found = own.reference, settings_of(own.groups, own.settings, **shapes)
     if momentum:
         raise ValueError(
-            f"expected no momentum= beside {type(optimizer).__name__}, got {momentum}: its own "
-            "options count, and Adam's beta_1 does not enter the limit"
+            f"expected no momentum= beside {own.name}, got {momentum}: its own options count, and "
+            "Adam's beta_1 does not enter the limit"
         )
-    for name, own in found.items():
-        if own is not None and abs(own.ridge - ridge) > 1e-12 + 1e-6 * ridge:
+    for name, settings in found.items():
+        decay = 0.0 if settings is None else _decay(settings)
+        if settings is not None and abs(decay - ridge) > 1e-12 + 1e-6 * ridge:
             _checks.warn_user(
-                f"the optimizer's weight_decay={own.ridge:g} of {name} is not the problem's "
+                f"the optimizer's weight_decay={decay:g} of {name} is not the problem's "
                 f"ridge={_checks.plain(ridge):g}: the prediction takes the optimizer's, which is "
                 "what trains"
             )
             break
-    places, axes = axes_in(directions)
-    return AdaptiveLimit(reference, found, axes.double(), tuple(places.tolist()))
+    weight = next(iter(shapes["parameters"]))
+    _check_muon(found, weight)
+    places, axes = torch.zeros(0, dtype=torch.long), directions[:, :0]
+    if isinstance(found[weight], AdaptiveSettings) or isinstance(changed, ElementwiseMap):
+        places, axes = axes_in(directions)
+    return AdaptiveLimit(
+        own.kind, own.name, reference, found, axes.double(), tuple(places.tolist()), changed
+    )
+
+
+def _decay(settings: Settings) -> float:
+    """The weight decay, coupled or not."""
+    return float(settings.weight_decay if isinstance(settings, SGDSettings) else settings.ridge)
+
+
+def _check_muon(found: Mapping[str, Settings | None], weight: str) -> None:
+    """Raise ValueError if Muon trains more than the first layer."""
+    others = [n for n, s in found.items() if isinstance(s, MuonSettings) and n != weight]
+    if others:
+        raise ValueError(
+            f"expected Muon on the first layer ({weight}) alone, got {', '.join(others)} with it: "
+            "a matrix whose size does not grow has no limit under it; give the head to SGD or "
+            "AdamW (recording works: tl.track)"
+        )

@@ -26,7 +26,8 @@ class BatchGradient(NamedTuple):
         theta, bias: means over the batch, ``(T, P)`` and ``(T, K)``.
         axes: the entries of W's gradient at coordinates that are axes, ``(T, K, J)``.
         S: the covariance of W's other entries, (sigma^2/B^2) sum_b g_b g_b^T, ``(T, K, K)``.
-        square: |G|^2 of the whole gradient at finite N, over N, ``(T,)``.
+        square: |G|^2 at finite N of all gradients that `GradientMap.among` counts, over N,
+            ``(T,)``.
     """
 
     theta: Float[Tensor, "T P"]
@@ -53,7 +54,13 @@ class MappedGradient(NamedTuple):
 
 
 class GradientMap(ABC):
-    """A function of a batch's gradient that comes before the optimizer."""
+    """A function of a batch's gradient that comes before the optimizer.
+
+    Attributes:
+        among: the names of the parameters whose gradients it looks at together; None for all.
+    """
+
+    among: frozenset[str] | None = None
 
     @abstractmethod
     def __call__(self, gradient: BatchGradient) -> MappedGradient:
@@ -210,6 +217,7 @@ class ClipNorm(GradientMap):
     Args:
         max_norm: the largest norm.
         dim: N.
+        among: the names of the parameters that have gradients; None for all.
 
     Example:
         >>> ClipNorm(3.0, dim=100).describe()
@@ -218,6 +226,7 @@ class ClipNorm(GradientMap):
 
     max_norm: float
     dim: int
+    among: frozenset[str] | None = None
 
     def __post_init__(self) -> None:
         _checks.positive("clip_norm", self.max_norm)
@@ -234,5 +243,6 @@ class ClipNorm(GradientMap):
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """The largest norm."""
-        return {"clip_norm": self.max_norm}
+        """The largest norm, and of which gradients if not of all."""
+        which = {} if self.among is None else {"clip_norm.of": sorted(self.among)}
+        return {"clip_norm": self.max_norm, **which}

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks, _linalg
 from torchlimits._once import without_derivatives
-from torchlimits.contracts.gradient_field import Batches, GradientField
+from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
+from torchlimits.optim.batch_averages import averages_of
 from torchlimits.optim.differences import central_differences
-from torchlimits.optim.gradient_map import BatchGradient, GradientMap, MappedGradient
-
-#: steps of central differences: maps jump at nodes, which smaller steps would see one by one
-_STEP = 2e-2
-#: the error of averages over batches of nodes
-_ERROR = 1e-3
-
-
-class Mapped(NamedTuple):
-    """Averages of the mapped gradients of batches.
-
-    Attributes:
-        theta, bias: their means, ``(P,)``, ``(K,)``.
-        signal: the mean of W's along the directions, ``(K, d)``.
-        across: that of W's along W's own rows, ``(K, K)``.
-        pair: E[C], the covariance of W's entries over coordinates, ``(K, K)``.
-    """
-
-    theta: Tensor
-    bias: Tensor
-    signal: Tensor
-    across: Tensor
-    pair: Tensor
+from torchlimits.optim.gradient_map import GradientMap
+from torchlimits.optim.moment_layout import Entries
+from torchlimits.optim.step_noise import StepNoise
 
 
 class MappedField(VectorField):
@@ -69,7 +49,8 @@ class MappedField(VectorField):
         super().__init__(base.names, base.dim)
         self.base, self.map, self.batch_size, self.axes = base, map, batch_size, axes
         self.parameter_names, self.quadratic_in = base.parameter_names, base.quadratic_in
-        self.rtol, self.atol = max(base.rtol, _ERROR), max(base.atol, _ERROR / 10)
+        self.averages = averages_of(base, map, batch_size, axes)
+        self.rtol, self.atol = self.averages.tolerances
         self.settling_time = base.settling_time
         self.geometry = base.geometry
 
@@ -78,67 +59,13 @@ class MappedField(VectorField):
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """-f and B g of batches of B; see `VectorField.terms`."""
         u = without_derivatives(u, f"the dynamics of mapped gradients ({type(self.map).__name__})")
-        flat = u.reshape(-1, u.shape[-1]).double()
-        each = [self.averages(point) for point in flat]
-        found = Mapped(*(torch.stack(x) for x in zip(*each, strict=True))) if each else None
-        if found is None:
-            return torch.zeros_like(u), torch.zeros_like(u)
+        found = self.averages(u.double())[0]
         drift = self.base.of_parts(
             -found.theta, -found.bias, -found.signal, -found.across - found.across.mT
         )
         still = [torch.zeros_like(x) for x in found[:3]]
         kick = self.base.of_parts(still[0], still[1], still[2], self.batch_size * found.pair)
-        return drift.reshape(u.shape).to(u.dtype), kick.reshape(u.shape).to(u.dtype)
-
-    def averages(self, u: Float[Tensor, " k"]) -> Mapped:
-        """The averages over batches.
-
-        Args:
-            u: statistics, shape ``(k,)``, float64.
-        """
-        batches = self.base.batches(u, self.batch_size)
-        image, axes, w = self.mapped(u, batches), self.axes.to(u), batches.weight
-        d = len(axes)
-        moved = torch.einsum("t,tk,tkw->kw", w, image.slope, batches.along)
-        signal = moved[:, :d]
-        if axes.shape[1]:
-            own = torch.einsum("t,tkj->kj", w, image.axes)
-            signal = signal + (own - signal @ axes) @ axes.mT
-        pair = torch.einsum("t,tkl->kl", w, image.pair)
-        return Mapped(w @ image.theta, w @ image.bias, signal, moved[:, d:], pair)
-
-    def mapped(self, u: Float[Tensor, " k"], batches: Batches) -> MappedGradient:
-        """The map of the gradients of batches.
-
-        Args:
-            u: statistics, shape ``(k,)``.
-            batches: gradients there.
-        """
-        d, axes = len(self.axes), self.axes.to(u)
-        S = batches.gram / _checks.plain(self.base.snr)
-        square = self._square(u, batches, S)
-        at_axes = batches.along[..., :d] @ axes
-        return self.map(BatchGradient(batches.theta, batches.bias, at_axes, S, square))
-
-    def _square(self, u: Tensor, batches: Batches, S: Tensor) -> Float[Tensor, " T"]:
-        """|G|^2 / N at finite N: N - K - d coordinates are normal, the others are known."""
-        d, K, N = len(self.axes), self.base.width, self.dim
-        trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)
-        R = self.base.parts(u)[3]
-        whiten = torch.block_diag(
-            torch.eye(d, dtype=u.dtype, device=u.device),
-            _linalg.pinv(_linalg.psd_sqrt(R), rtol=1e-7, hermitian=True),
-        )
-        known = (batches.along @ whiten).square().sum((-2, -1))
-        unknown = (batches.rest @ whiten).square().sum() * batches.gram.diagonal(
-            dim1=-2, dim2=-1
-        ).sum(-1)
-        others = batches.theta.square().sum(-1)
-        if self.base.bias is not None:
-            others = others + batches.bias.square().sum(-1)
-        return trace * (N - K - d) / N + (known + unknown + others) / N
-
-    # --- noise ------------------------------------------------------------------------------------
+        return drift.to(u.dtype), kick.to(u.dtype)
 
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
@@ -148,52 +75,20 @@ class MappedField(VectorField):
             return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
-        B, axes, d = self.batch_size, self.axes.to(u), len(self.axes)
-        batches = self.base.batches(u, B)
-        image, weight = self.mapped(u, batches), batches.weight
-        moved = image.slope[..., None] * batches.along
-        signal = moved[..., :d]
-        if axes.shape[1]:
-            signal = signal + (image.axes - signal @ axes) @ axes.mT
-        half = -moved[..., d:]
-        # c C with c = step_size B: the limit counts c/B
-        moves = self.base.of_parts(
-            -image.theta, -image.bias, -signal, half + half.mT + step_size * B * image.pair
-        )
-        centred = moves - weight @ moves
-        covariance = centred.mT @ (weight[:, None] * centred)
-        # what is independent of pre-activations: of w itself, and f(G) - a G
-        scaled = image.slope[..., :, None] * batches.gram * image.slope[..., None, :]
-        GG = torch.einsum("t,tkl->kl", weight, scaled)
-        variance = 1 / _checks.plain(self.base.snr)
-        Xi = torch.einsum("t,tkl->kl", weight, image.pair - variance * scaled)
-        spread = torch.eye(d, dtype=u.dtype, device=u.device) - axes @ axes.mT
-        root = torch.block_diag(spread, _linalg.psd_sqrt(self.base.parts(u)[3]))
-        return B * (covariance + self._linear(batches.rest, GG) + self._linear(root, Xi))
-
-    def _linear(self, rows: Float[Tensor, "e w"], gram: Float[Tensor, "K K"]) -> Tensor:
-        """The covariance of moves along independent rows, with gradients of a covariance."""
-        K, d, e = self.base.width, len(self.axes), len(rows)
-        each = torch.eye(K, dtype=gram.dtype, device=gram.device).expand(e, K, K)
-        along = each[..., :, None] * rows[:, None, None, :]  # (e, i, K, w)
-        if self.axes.shape[1]:
-            signal = along[..., :d]
-            along = torch.cat(
-                [signal - signal @ self.axes.to(gram) @ self.axes.to(gram).mT, along[..., d:]], -1
-            )
-        still = gram.new_zeros(e, K, len(self.base.head))
-        half = along[..., d:]
-        moves = self.base.of_parts(still, torch.zeros_like(each), along[..., :d], half + half.mT)
-        return torch.einsum("eik,ij,ejl->kl", moves, gram, moves)
+        B, K, ones = self.batch_size, self.base.width, u.new_ones
+        scales = Entries(ones(K), ones(K, self.axes.shape[1]), ones(K), ones(len(self.base.head)))
+        # the limit counts c/B
+        noise = StepNoise(self.base, self.axes)
+        return B * noise.covariance(self.averages.draws(u), scales, step_size * B)
 
     # --- the rest of the contract -----------------------------------------------------------------
 
     def jacobian(
         self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
     ) -> Float[Tensor, "S k k"]:
-        """Derivatives by central differences over 0.02, as maps jump at nodes."""
+        """Derivatives by central differences over long steps, as maps jump at nodes."""
         u = u.detach().double()
-        return central_differences(velocity, u, torch.full_like(u, _STEP))
+        return central_differences(velocity, u, torch.full_like(u, self.averages.difference))
 
     def decay(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
         """How the statistics of the base decay."""
@@ -211,8 +106,8 @@ class MappedField(VectorField):
 
     @property
     def error(self) -> float:  # type: ignore[override]
-        """The error of averages over batches, which do not converge faster than their number."""
-        return max(self.base.error, _ERROR)
+        """The error of averages over batches."""
+        return self.averages.error
 
     def describe(self) -> dict[str, Any]:
         """What the base describes, and the map."""

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.optim.training import Training
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
@@ -79,7 +81,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     """
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, level: int = 0,
@@ -99,18 +101,18 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
             `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        limit = self._limit(Training(dim, optimizer, step_size, momentum, batch_size))
         field = self._field(dim, level)
         return MixtureDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(optimizer, step_size, momentum, batch_size, dim)
+        limit = self._limit(Training(dim, optimizer, step_size, momentum, batch_size))
         assert isinstance(limit, SGDLimit)
         plan = Schedule.of(schedule, optimizer, dim)
         return MixtureChain(self._field(dim), limit.at_finite_n(), plan)

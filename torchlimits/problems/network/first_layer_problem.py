@@ -6,12 +6,13 @@ from abc import abstractmethod
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.chosen_limit import chosen_limit
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.optim.training import Training
 from torchlimits.problems.network.layout import Layout
 from torchlimits.problems.problem import Trainable
 
@@ -51,14 +52,15 @@ class FirstLayerProblem(Trainable):
         return torch.cat(found)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
-        momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-        directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
-        clip_value: float | None = None,
-    ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
-        """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers."""
+        self, training: Training, directions: Float[Tensor, "d N"] | None = None
+    ) -> SGDLimit | AdaptiveLimit:
+        """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
+
+        Args:
+            training: how the network is trained.
+            directions: as in `chosen_limit`.
+        """
         return chosen_limit(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
-            ridge=self._ridge, dim=dim, parameters=self.layout.shapes, dims={self.dim, dim},
-            model=model, directions=directions, clip_norm=clip_norm, clip_value=clip_value,
+            training, ridge=self._ridge, parameters=self.layout.shapes,
+            dims={self.dim, training.dim}, directions=directions,
         )  # fmt: skip

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.listed import Optimizers, groups_of
 from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.optim.training import Training
 from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
@@ -171,7 +173,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return problem
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, nodes: int = 2**12, seed: int = 0, model: nn.Module | None = None,
@@ -191,21 +193,22 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             model: the module whose parameters the optimizer holds; needed only if its groups
                 differ, several parameters of the head have one shape, and it is not the module that
                 `of` was given.
-            clip_norm: the ``max_norm`` of ``torch.nn.utils.clip_grad_norm_`` over all parameters,
-                if the loop calls it before each step.
+            clip_norm: the ``max_norm`` of ``torch.nn.utils.clip_grad_norm_`` over the model's
+                parameters, if the loop calls it before each step. All that require a gradient
+                count; give ``model`` if the optimizer does not train them all.
             clip_value: likewise that of ``torch.nn.utils.clip_grad_value_``.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(
-            optimizer, step_size, momentum, batch_size, dim, model, self.directions, clip_norm,
-            clip_value,
-        )  # fmt: skip
+        training = Training(
+            dim, optimizer, step_size, momentum, batch_size, model, clip_norm, clip_value
+        )
+        limit = self._limit(training, self.directions)
         field = self._field(dim, _checks.positive_int("nodes", nodes), seed, limit)
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkDynamics.of(field, limit, plan, self.statistics)
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, model: nn.Module | None = None,
     ) -> NetworkChain:  # fmt: skip
@@ -218,24 +221,22 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             ValueError: as `dynamics`, and if N is smaller than d + K + B.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(optimizer, step_size, momentum, batch_size, dim, model)
+        training = Training(dim, optimizer, step_size, momentum, batch_size, model)
+        limit = self._limit(training, self.directions)
         if isinstance(limit, (AdaptiveLimit, MappedLimit)):
             raise NotImplementedError(_NO_CHAIN.format(type(optimizer).__name__))
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
-        momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-        directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
-        clip_value: float | None = None,
-    ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
-        if model is None and optimizer is not None:
-            model = self._held_by(optimizer)
-        known = self.directions if directions is None else directions
-        limit = super()._limit(
-            optimizer, step_size, momentum, batch_size, dim, model, known, clip_norm, clip_value
-        )
+        self, training: Training, directions: Float[Tensor, "d N"] | None = None
+    ) -> SGDLimit | AdaptiveLimit:
+        optimizer = training.optimizer
+        if optimizer is None:
+            training = replace(training, model=self.template)
+        elif training.model is None:
+            training = replace(training, model=self._held_by(optimizer))
+        limit = super()._limit(training, directions)
         if optimizer is not None or isinstance(limit, AdaptiveLimit):
             return limit
         return replace(limit, layers=self._unless_frozen(limit.settings))
@@ -248,13 +249,12 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             return None
         return Layers(settings, {name: settings if name in trained else None for name in names})
 
-    def _held_by(self, optimizer: torch.optim.Optimizer) -> nn.Module | None:
+    def _held_by(self, optimizer: Optimizers) -> nn.Module | None:
         """The user's own module, if the optimizer holds parameters of it."""
         if self.module is None:
             return None
         own = {id(p) for p in self.module.parameters()}
-        groups = getattr(optimizer, "param_groups", [])
-        held = any(id(p) in own for group in groups for p in group["params"])
+        held = any(id(p) in own for group in groups_of(optimizer) for p in group["params"])
         if not held:
             return None
         head_checks.check_parts(self.module)  # it may be in another mode by now
@@ -273,7 +273,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         setting, smooth = self.setting, self.kinks.smooth
         if isinstance(limit, (AdaptiveLimit, MappedLimit)):
             setting = _resolving(setting, limit.axes)
-            smooth = smooth and not isinstance(limit, MappedLimit)
+            smooth = smooth and limit.map is None
         return setting, Rule(len(setting.reads) + self.width, nodes, seed, smooth=smooth)
 
     @cached_property

@@ -14,6 +14,7 @@ from torchlimits import _checks, _linalg
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.optim.training import Training
 from torchlimits.problems.network.closed import CLOSED_FORMS
 from torchlimits.problems.network.closed_field import ClosedField, ClosedTeacher
 from torchlimits.problems.network.field import NetworkField
@@ -267,21 +268,16 @@ class TeacherStudent(NetworkProblem):
         return ClosedField(setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
 
     def _limit(
-        self, optimizer: torch.optim.Optimizer | None, step_size: float | Tensor | None,
-        momentum: float | Tensor, batch_size: int, dim: int, model: nn.Module | None = None,
-        directions: Float[Tensor, "d N"] | None = None, clip_norm: float | None = None,
-        clip_value: float | None = None,
-    ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
+        self, training: Training, directions: Float[Tensor, "d N"] | None = None
+    ) -> SGDLimit | AdaptiveLimit:
+        dim = training.dim
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(
                 f"expected dim={self.dim}, the problem's own, with convention='sqrt', whose inputs "
                 f"have it in them, got {dim}: take convention='torch', which has the same limit, "
                 "or a TeacherStudent of that dim"
             )
-        limit = super()._limit(
-            optimizer, step_size, momentum, batch_size, dim, model, directions, clip_norm,
-            clip_value,
-        )  # fmt: skip
+        limit = super()._limit(training, directions)
         if self._fixed is None and isinstance(limit, SGDLimit):
             self._check_speeds(limit, dim)
         return limit
