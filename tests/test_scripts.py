@@ -219,6 +219,54 @@ def test_heads(part, found, tmp_path):
     assert (tmp_path / f"{part}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def training(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("training")
+
+
+def test_gradients_of_every_run_are_clipped_by_themselves(training):
+    """One run at a time, torch's own functions do the same."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.zeros(3, *shape)) for shape in ((2, 20), (2,), (1, 2))]
+    # the first run's gradient is short, the last one's long
+    lengths = torch.tensor([0.1, 1.0, 9.0])
+    given = [torch.randn_like(p) * lengths.reshape(-1, *[1] * (p.ndim - 1)) for p in parameters]
+    functions = {
+        training.ClipNorm(2.0): lambda p: torch.nn.utils.clip_grad_norm_(p, 2.0),
+        training.ClipValue(0.5): lambda p: torch.nn.utils.clip_grad_value_(p, 0.5),
+    }
+    for change, function in functions.items():
+        for p, gradient in zip(parameters, given, strict=True):
+            p.grad = gradient.clone()
+        change(parameters)
+        for run in range(3):
+            alone = [torch.nn.Parameter(torch.zeros_like(p[run])) for p in parameters]
+            for p, gradient in zip(alone, given, strict=True):
+                p.grad = gradient[run].clone()
+            function(alone)
+            for p, expected in zip(parameters, alone, strict=True):
+                torch.testing.assert_close(p.grad[run], expected.grad)
+        assert not torch.equal(parameters[0].grad[2], given[0][2])
+        assert "clip" in next(iter(change.options))
+
+
+@pytest.mark.slow
+def test_eight_optimizers(tmp_path):
+    done = run("optimizers.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "│" in line][-8:]
+    assert [line.split("│")[1].split(",")[0].strip() for line in lines] == [
+        "SGD", "SGD", "SGD", "SignSGD", "Adam", "AdamW", "RMSprop", "Adagrad",
+    ]  # fmt: skip
+    # risk and R[0,0], and what they would be without the corrector
+    for line in lines:
+        risk, _, R, without = map(float, line.strip("│").split("│")[1:])
+        assert risk < 0.1, line
+        assert without > 2 * R, line
+    assert (tmp_path / "optimizers.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("example", ["gelu", "digits"])
 def test_your_own(example, tmp_path):

@@ -9,7 +9,6 @@ from torchlimits.optim.gradient_map import ClipNorm
 from torchlimits.optim.muon_averages import MuonAverages
 from torchlimits.optim.muon_settings import MuonSettings
 
-
 N, RUNS, STEPS = 1024, 12, 500
 
 

@@ -62,8 +62,8 @@ def momentum_lag(match: Match) -> MomentumLag | None:
     at step l, u the predicted limit and at rest before its start; where C, the corrector, is large
     R is moved by up to half the lag times C besides. It is seen where it is larger than 1.96
     standard deviations of the mean over the runs: those of the predicted band or, without one, of
-    five runs or more. Rows in the first :math:`\beta/(1-\beta)` steps do not count: the buffer's
-    beginning is not in the next order either. Below :math:`\beta = 0.9` the lag is no longer than
+    five runs or more. Rows in the first :math:`\beta/(1-\beta)` steps do not count: the
+    buffer is still filling there. Below :math:`\beta = 0.9` the lag is no longer than
     other terms of order 1/n are large.
 
     Args:
