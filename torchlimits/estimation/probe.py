@@ -215,10 +215,11 @@ class Prober(Observer):
         self._skipped |= {*new}
         if new:
             warn(
-                f"the probe leaves out {', '.join(new)}: squared gradients there are on average "
-                f"more than {DEAD:g} times what {type(self._optimizer).__name__} divides by, as of "
-                "features that were dead, and its steps along them are not known; what they do to "
-                "the statistics is in the residual"
+                f"the probe leaves out {', '.join(new)}: fresh squared gradients there are more "
+                f"than {DEAD:g} times what {type(self._optimizer).__name__} divides by, as of "
+                "features that were dead (or where a step averages more than the "
+                f"batch_size={self.probe.batch_size} of the probe), so that its steps along them "
+                "are not known; what they do to the statistics is in the residual"
             )
 
     def _versions(self) -> dict[str, int]:
