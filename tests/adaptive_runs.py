@@ -117,3 +117,44 @@ def misses(measured, predicted, count):
     difference = values.mean(0) - predicted.values[1:, :count]
     z = difference / (values.std(0) / len(values) ** 0.5)
     return float(z.square().mean().sqrt())
+
+
+def muon_runs(problem, make_others, *, steps, runs, batch=1, seed=1, rows=4, **options):
+    """Runs of torch.optim.Muon on the first layer from one start, and the dynamics with it.
+
+    Muon takes matrices, so every run has a W of its own; all others are replicas.
+
+    Args:
+        problem, steps, runs, batch, seed, rows: as in `runs_of`.
+        make_others: parameters -> the optimizer of all parameters but W.
+        options: of Muon.
+    """
+    model = problem.model(generator=torch.Generator().manual_seed(0))
+    others = {n: p for n, p in model.named_parameters() if n != "first.weight"}
+    weights = [nn.Parameter(model.first.weight.detach().clone()) for _ in range(runs)]
+    stacked = {
+        n: nn.Parameter(p.detach().expand(runs, *p.shape).clone()) for n, p in others.items()
+    }
+    trained = [torch.optim.Muon(weights, **options), make_others(stacked.values())]
+    described = [torch.optim.Muon([model.first.weight], **options), make_others(others.values())]
+    replicas = problem.model(replicas=(runs,))
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for step in range(steps + 1):
+        whole = {"first.weight": torch.stack(weights), **stacked}
+        if step % (steps // rows) == 0:
+            with torch.no_grad():
+                values.append(problem.statistics(whole).double())
+        x, y = problem.sample(batch, replicas=(runs,), generator=generator)
+        for one in trained:
+            one.zero_grad()
+        problem.loss(torch.func.functional_call(replicas, whole, (x,)), y).backward()
+        for one in trained:
+            one.step()
+    dynamics = problem.dynamics(described, batch_size=batch, model=model)
+    times = torch.arange(len(values), dtype=torch.float64) * (steps // rows) * options["lr"]
+    measured = tl.Trajectory(
+        times, torch.arange(len(values)) * (steps // rows), torch.stack(values, 1),
+        dynamics.network.names,
+    )  # fmt: skip
+    return measured, dynamics

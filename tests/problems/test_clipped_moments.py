@@ -1,5 +1,7 @@
 """Gradients clipped before Adam, AdamW, RMSprop and Adagrad: predictions against real loops."""
 
+import dataclasses
+
 import pytest
 import torch
 from adaptive_runs import binary, clip_norm, misses, runs_of, three_classes
@@ -44,10 +46,7 @@ CASES = [
 
 def without_map(dynamics):
     """The dynamics of the same optimizer on gradients as they are."""
-    limit = dynamics.limit
-    return type(dynamics)(dynamics.network, type(limit)(
-        limit.reference, limit.settings, limit.axes, limit.places
-    ))  # fmt: skip
+    return type(dynamics)(dynamics.network, dataclasses.replace(dynamics.limit, map=None))
 
 
 @pytest.mark.parametrize(("make_problem", "make", "options", "least"), CASES)

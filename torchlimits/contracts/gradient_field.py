@@ -149,12 +149,14 @@ class GradientField(VectorField):
             "optimizers with second moments needs: define samples(u)"
         )
 
-    def batches(self, u: Float[Tensor, " k"], batch_size: int) -> Batches:
+    def batches(self, u: Float[Tensor, " k"], batch_size: int, *, equal: bool = False) -> Batches:
         """Mean gradients of batches that stand for all.
 
         Args:
             u: statistics, shape ``(k,)``, float64.
             batch_size: B.
+            equal: whether all have one probability and come in a random order, as the batches of
+                a run do.
 
         Raises:
             NotImplementedError: if they are not known.

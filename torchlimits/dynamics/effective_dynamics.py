@@ -22,6 +22,7 @@ from torchlimits.dynamics.reduced_chain import ReducedChain
 from torchlimits.dynamics.solver import METHODS, integrate
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
@@ -88,7 +89,7 @@ class EffectiveDynamics(Flow):
     """
 
     def __init__(
-        self, field: VectorField, optimizer: torch.optim.Optimizer | OptimizerLimit | None = None,
+        self, field: VectorField, optimizer: Optimizers | OptimizerLimit | None = None,
         *, step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, weight_decay: float | Tensor = 0.0,
         schedule: ScheduleLike | Schedule | None = None,

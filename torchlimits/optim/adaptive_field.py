@@ -12,13 +12,15 @@ from torch import Tensor
 from torchlimits._once import without_derivatives
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.contracts.vector_field import VectorField, matrices_of_each
+from torchlimits.optim import adaptive_equation
 from torchlimits.optim.adaptive_geometry import AdaptiveGeometry
-from torchlimits.optim.adaptive_settings import AdaptiveSettings
-from torchlimits.optim.batch_averages import averages_of
+from torchlimits.optim.batch_averages import BatchAverages, averages_of
 from torchlimits.optim.differences import central_differences
 from torchlimits.optim.gradient_map import GradientMap
-from torchlimits.optim.moment_layout import Entries, MomentLayout
+from torchlimits.optim.moment_layout import Entries, MomentLayout, Settings
 from torchlimits.optim.moment_noise import MomentNoise, Step
+from torchlimits.optim.muon_averages import MuonAverages
+from torchlimits.optim.muon_settings import MuonSettings
 from torchlimits.optim.step_noise import StepNoise
 
 #: steps of central differences by second moments, relative to them
@@ -78,8 +80,8 @@ class AdaptiveField(VectorField):
     """
 
     def __init__(
-        self, base: GradientField, *, kind: str, reference: AdaptiveSettings,
-        settings: Mapping[str, AdaptiveSettings | None], axes: Float[Tensor, "d J"],
+        self, base: GradientField, *, kind: str, reference: Settings,
+        settings: Mapping[str, Settings | None], axes: Float[Tensor, "d J"],
         map: GradientMap | None = None,
     ) -> None:  # fmt: skip
         self._arguments: dict[str, Any] = {
@@ -89,7 +91,10 @@ class AdaptiveField(VectorField):
         super().__init__([*base.names, *layout.names], base.dim)
         self.base, self.moments, self.axes = base, layout, axes
         self.reference, self.map = reference, map
-        self.averages = averages_of(base, map, reference.batch_size, axes)
+        self.averages: BatchAverages = averages_of(base, map, reference.batch_size, axes)
+        own = settings.get(base.weight)
+        if isinstance(own, MuonSettings):
+            self.averages = MuonAverages(self.averages, own)
         self.rtol, self.atol = self.averages.tolerances
         self.settling_time = base.settling_time
         *second, corrected = layout.sizes
@@ -118,7 +123,9 @@ class AdaptiveField(VectorField):
         if u.ndim == 0 or u.shape[-1] != len(self.base.names):
             return u
         names = self.moments.names
-        fresh = u.new_full((*u.shape[:-1], len(names)), self.reference.initial)
+        initial = self._option("initial", u)
+        rest = u.new_zeros(len(names) - len(initial))
+        fresh = torch.cat([initial, rest]).expand(*u.shape[:-1], -1)
         return torch.cat([u, fresh], dim=-1)
 
     def settled(self, base: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch k"]:
@@ -153,7 +160,7 @@ class AdaptiveField(VectorField):
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch k"]]:
         """Drift and corrector at the reference's c_delta."""
-        return self.rates(u, self.reference.step_size)
+        return self.rates(u, float(self.reference.step_size))
 
     def rates(
         self, u: Float[Tensor, "*batch k"], step_size: float
@@ -173,7 +180,7 @@ class AdaptiveField(VectorField):
                 "these change in steps of size 0, too, while limit time, the sum of the learning "
                 "rates, stands still; let the schedule start above 0"
             )
-        u = without_derivatives(u, f"the dynamics of {self.moments.kind}")
+        u = without_derivatives(u, f"the dynamics of {self.moments.kind or 'Muon'}")
         point = self._at(u.double())
         (theta, b, m, R), gradient, pair, v, Q, D = point
         W, bias, head = self.moments.options(u.double())
@@ -198,9 +205,9 @@ class AdaptiveField(VectorField):
         steps = self.dim / step_size  # in a unit of limit time
         change = steps * self.moments.rule.change(v, Q, self._option("memory", v))
         parts = [drift, change]
-        if self.moments.rule.corrected:
+        if self._corrected:
             w = self.split(u)[2].double()
-            parts.append(-steps * _log(self.reference.memory, w) * (1 - w))
+            parts.append(-steps * _log(self.moments.memory, w) * (1 - w))
         return torch.cat(parts, dim=-1).to(u.dtype)
 
     def _at(self, u: Float[Tensor, "*batch k"]) -> _Point:
@@ -227,13 +234,18 @@ class AdaptiveField(VectorField):
     def _scales(self, v: Tensor, w: Tensor, Q: Tensor) -> Entries:
         """rho D of every parameter."""
         memory = self._option("memory", v)
-        if self.moments.rule.corrected:
+        if self._corrected:
             # groups may have different memories; all have made s steps
-            passed = torch.log1p(-w.clamp_max(1 - 1e-15)) / _log(self.reference.memory, v)
+            passed = torch.log1p(-w.clamp_max(1 - 1e-15)) / _log(self.moments.memory, v)
             w = -torch.expm1(passed * memory.log())
         used = self.moments.rule.used(v, w, Q, memory).clamp_min(0)
         speed, eps = self._option("speed", v), self._option("eps", v)
-        return self.moments.spread(speed / (used.sqrt() + eps))
+        return self.moments.scales(speed / (used.sqrt() + eps))
+
+    @property
+    def _corrected(self) -> bool:
+        """Whether w is a part of the state."""
+        return bool(self.moments.sizes[-1])
 
     def _option(self, name: str, like: Tensor) -> Tensor:
         return self.moments.option(name, like)
@@ -282,15 +294,15 @@ class AdaptiveField(VectorField):
             torch.full_like(base, self.averages.difference),
             _STEP * (v.abs() + (1 - memory) * Q + 1e-30),
         ]
-        if self.moments.rule.corrected:
-            parts.append(_STEP * (w + 1 - self.reference.memory))
+        if self._corrected:
+            parts.append(_STEP * (w + 1 - self.moments.memory))
         return torch.cat(parts, dim=-1)
 
     def pace(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
         """The logarithm of 1 - beta_2^s: at step s a second moment changes by a part of 1/s."""
-        if not self.moments.rule.corrected:
+        if not self._corrected:
             return super().pace(u)
-        return torch.log(self.split(u)[2][..., 0] + 1 - self.reference.memory)
+        return torch.log(self.split(u)[2][..., 0] + 1 - self.moments.memory)
 
     def for_band(self) -> AdaptiveField:
         """The same field on what the base takes for bands."""
@@ -309,33 +321,7 @@ class AdaptiveField(VectorField):
 
     def equation(self, corrector: bool = True) -> str:
         """The equation solved, in markdown."""
-        pair, mapped = "(1/(snr B)) E[g_i g_j]", ""
-        if self.map is not None:
-            facts = ", ".join(f"{k}={v}" for k, v in self.map.describe().items())
-            pair = "E[C_ij]"
-            mapped = (
-                f" A batch's gradient is mapped by f before ({facts}): stand f(dl/dtheta), f(g_i), "
-                "a_i g_i x_j and a_i g_i P_j for its parts, with a = E f'(s Z), C = E f f."
-            )
-        kick = f" + c D_i {pair} D_j" if corrector else ""
-        clock = {
-            "Adam": "log(1/beta2) (N/c) (Q - v)", "RMSprop": "log(1/alpha) (N/c) (Q - v)",
-            "Adagrad": "(N/c) Q",
-        }[self.moments.kind]  # fmt: skip
-        return "\n".join(
-            [
-                f"Effective dynamics of h = W x + b, output = head(h) under {self.moments.kind}, "
-                "with g = dl/dh of one sample, P = W_perp x, D = 1/(sqrt(v^) + eps) for each "
-                f"parameter (each row of W), Q the mean of a batch's squared gradient.{mapped}",
-                "",
-                "    dtheta/dt = - D (E[dl/dtheta] + lambda theta) - omega theta",
-                "    db_i/dt   = - D (E[g_i] + lambda b_i) - omega b_i",
-                "    dm_ij/dt  = - D_i (E[g_i x_j] + lambda m_ij) - omega m_ij",
-                "    dR_ij/dt  = - D_i (E[g_i P_j] + lambda R_ij) - D_j (E[g_j P_i] + lambda R_ij)"
-                f" - 2 omega R_ij{kick}",
-                f"    dv/dt     = {clock}",
-            ]
-        )
+        return adaptive_equation.equation(self.moments, self.map, corrector)
 
 
 def _log(memory: float, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`AdaptiveLimit`: the limits of Adam, AdamW, RMSprop and Adagrad."""
+"""`AdaptiveLimit`: the limits of Adam, AdamW, RMSprop, Adagrad and Muon."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from torchlimits.optim.adaptive_field import AdaptiveField
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
 from torchlimits.optim.gradient_map import GradientMap
 from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.moment_layout import Settings
+from torchlimits.optim.muon_settings import MuonSettings
 
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveLimit(OptimizerLimit):
-    r"""An optimizer that divides every entry of a gradient by the root of its second moment.
+    r"""Optimizers that scale gradients by what they were: by second moments, or by Muon's rule.
 
     Second moments are a part of the limit's state; see `AdaptiveField` for the equations. Adam's
-    beta_1 does not enter, as the average of gradients forgets within O(1) steps.
+    beta_1 does not enter, as the average of gradients forgets within O(1) steps. Parameters that
+    SGD trains may be beside.
 
     Args:
+        kind: the key in `SECOND_MOMENTS` of second moments; "" if there are none.
+        name: the optimizers.
         reference: the settings of the group whose learning rates add up to the limit time.
         settings: those of each parameter by its name; None if it does not move.
         axes: the coordinates of x with second moments of their own, in the basis of the
@@ -36,13 +41,17 @@ class AdaptiveLimit(OptimizerLimit):
     Example:
         >>> import torch
         >>> adam = AdaptiveSettings("Adam", step_size=1.0, memory=0.999, eps=1e-8)
-        >>> limit = AdaptiveLimit(adam, {"first.weight": adam}, torch.zeros(2, 0), ())
+        >>> limit = AdaptiveLimit(
+        ...     "Adam", "AdamW", adam, {"first.weight": adam}, torch.zeros(2, 0), ()
+        ... )
         >>> limit.step_size, limit.describe()["optimizer"]
-        (1.0, 'Adam')
+        (1.0, 'AdamW')
     """
 
-    reference: AdaptiveSettings
-    settings: Mapping[str, AdaptiveSettings | None]
+    kind: str
+    name: str
+    reference: Settings
+    settings: Mapping[str, Settings | None]
     axes: Float[Tensor, "d J"]
     places: tuple[int, ...]
     map: GradientMap | None = None
@@ -50,7 +59,7 @@ class AdaptiveLimit(OptimizerLimit):
     @property
     def step_size(self) -> float:
         """c_delta of the reference."""
-        return self.reference.step_size
+        return float(self.reference.step_size)
 
     @property
     def speed(self) -> float:
@@ -70,40 +79,47 @@ class AdaptiveLimit(OptimizerLimit):
             field = field.base
         if not isinstance(field, GradientField):
             raise ValueError(
-                f"expected torch.optim.SGD for {type(field).__name__}, got {self.kind}: "
-                "second moments need the averages of gradients, which networks have "
+                f"expected torch.optim.SGD for {type(field).__name__}, got {self.name}: "
+                "its limit needs the averages of gradients, which networks have "
                 "(NetworkProblem, TeacherStudent)"
             )
         if field.scale != 1:
             raise ValueError(
-                f"expected convention='torch' with {self.kind}, got weights that are scaled by "
+                f"expected convention='torch' with {self.name}, got weights that are scaled by "
                 f"{field.scale:g}: its steps do not scale with the gradient"
             )
-        self._check_sizes(field.dim)
+        self._check_sizes(field)
         return AdaptiveField(
             field, kind=self.kind, reference=self.reference, settings=self.settings,
             axes=self.axes, map=self.map,
         )  # fmt: skip
 
-    @property
-    def kind(self) -> str:
-        """The optimizer."""
-        return self.reference.kind
-
-    def _check_sizes(self, dim: int) -> None:
+    def _check_sizes(self, field: GradientField) -> None:
         """Warn where the limit is far from n."""
-        B = self.reference.batch_size
-        if dim / 50 < B:
+        B, dim = self.reference.batch_size, field.dim
+        if self.kind and dim / 50 < B:
             _checks.warn_user(
-                f"batches of {B} at dim={dim}: predictions for {self.kind} neglect B/N, "
+                f"batches of {B} at dim={dim}: predictions for {self.name} neglect B/N, "
                 f"{B / dim:.2g} here, the share of the mean in a batch's squared gradient"
             )
-        initial = self.reference.initial
+        muon = self.settings.get(field.weight)
+        if isinstance(muon, MuonSettings):
+            self._check_window(muon, dim)
+        sums = [s.initial for s in self.settings.values() if isinstance(s, AdaptiveSettings)]
+        initial = min(sums, default=0.0)
         if self.kind == "Adagrad" and initial < 1e-2 * dim:
             _checks.warn_user(
                 f"Adagrad with initial_accumulator_value={initial:g} at dim={dim}: the limit needs "
                 "one of the order of N; with less the first steps, each of a size of its own, "
                 f"change statistics by about log(1 + N/{initial:g}) of what they are after that"
+            )
+
+    def _check_window(self, muon: MuonSettings, dim: int) -> None:
+        if muon.window > dim / 20:
+            _checks.warn_user(
+                f"Muon's buffer has {muon.window:.3g} samples at dim={dim}: predictions neglect "
+                f"their number over N, {muon.window / dim:.2g} here, squared; they are good for "
+                f"B/kappa_w up to N/20 (batch_size={muon.batch_size}, momentum={muon.momentum:g})"
             )
 
     def rates(
@@ -124,13 +140,16 @@ class AdaptiveLimit(OptimizerLimit):
     def describe(self) -> dict[str, Any]:
         """The settings, those of parameters that differ, and the map."""
         facts = self.reference.describe()
-        result = {"optimizer": facts.pop("kind"), **facts}
+        facts.pop("kind", None)
+        result = {"optimizer": self.name, **facts}
         if self.map is not None:
             result |= self.map.describe()
         for name, settings in self.settings.items():
             if settings is None:
                 result[name] = "does not move"
             elif settings != self.reference:
-                own = settings.describe()
-                result |= {f"{name}.{k}": v for k, v in own.items() if v != facts.get(k, v)}
+                own = {k: v for k, v in settings.describe().items() if k != "kind"}
+                result |= {
+                    f"{name}.{k}": v for k, v in own.items() if k not in facts or v != facts[k]
+                }
         return result

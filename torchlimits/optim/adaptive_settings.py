@@ -97,11 +97,6 @@ class AdaptiveSettings:
                     f"expected {option}={type(group[option])()} for a prediction, got "
                     f"{group[option]}: {why} (recording works: tl.track)"
                 )
-        if any(_checks.requires_grad(value) for value in group.values()):
-            raise NotImplementedError(
-                "expected an optimizer's options as numbers, got a tensor that requires a "
-                "gradient: derivatives through second moments are not known; give float(...)"
-            )
         decoupled = bool(group.get("decoupled_weight_decay"))
         ridge = float(group["weight_decay"])
         memory = group["betas"][1] if kind == "Adam" else group.get("alpha", 1.0)

@@ -139,6 +139,14 @@ class BatchAverages(ABC):
             u: statistics of the base, shape ``(k,)``, float64.
         """
 
+    @abstractmethod
+    def sequence(self, u: Float[Tensor, " k"]) -> Draws:
+        """Gradients of whole batches, all of one probability, as they come in a run.
+
+        Args:
+            u: statistics of the base, shape ``(k,)``, float64.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class PlainAverages(BatchAverages):
@@ -179,6 +187,13 @@ class PlainAverages(BatchAverages):
         along = g[:, :, None] * w[:, None, :]
         others = [(rest, g.mT @ (weight[:, None] * g))]
         return Draws(self.batch_size, weight, theta, g, along, self._share * gram, others)
+
+    def sequence(self, u: Float[Tensor, " k"]) -> Draws:
+        """Gradients of batches as they come in a run; see `BatchAverages.sequence`."""
+        weight, theta, bias, along, gram, rest = self.base.batches(u, self.batch_size, equal=True)
+        others = [(rest, torch.einsum("t,tkl->kl", weight, gram))]
+        pair = gram / _checks.plain(self.base.snr)
+        return Draws(1, weight, theta, bias, along, pair, others)
 
 
 class MappedAverages(BatchAverages):
@@ -247,7 +262,14 @@ class MappedAverages(BatchAverages):
 
     def draws(self, u: Float[Tensor, " k"]) -> Draws:
         """Mapped gradients of batches; see `BatchAverages.draws`."""
-        batches, image = self.batches(u)
+        return self._mapped(u, equal=False)
+
+    def sequence(self, u: Float[Tensor, " k"]) -> Draws:
+        """Mapped gradients as they come in a run; see `BatchAverages.sequence`."""
+        return self._mapped(u, equal=True)
+
+    def _mapped(self, u: Float[Tensor, " k"], equal: bool) -> Draws:
+        batches, image = self.batches(u, equal=equal)
         axes, weight, slope = self.axes.to(u), batches.weight, image.slope
         d = len(axes)
         along = slope[..., None] * batches.along

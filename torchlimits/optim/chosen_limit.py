@@ -16,10 +16,13 @@ from torchlimits.optim.counted_gradients import counted_gradients
 from torchlimits.optim.gradient_map import ClipNorm, ClipValue, ElementwiseMap, GradientMap, Sign
 from torchlimits.optim.held_parameters import Shape
 from torchlimits.optim.leverage import axes_in
+from torchlimits.optim.listed import listed
 from torchlimits.optim.mapped_limit import MappedLimit
+from torchlimits.optim.moment_layout import Settings
+from torchlimits.optim.muon_settings import MuonSettings
+from torchlimits.optim.own_settings import OwnSettings, scales_gradients
 from torchlimits.optim.parameter_groups import Layers, settings_of
-from torchlimits.optim.second_moment import second_moment_of
-from torchlimits.optim.sgd import SGDSettings, clock
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.sign_sgd import SignSGD
 from torchlimits.optim.training import Training
@@ -58,14 +61,9 @@ def chosen_limit(
         )
         return _sgd(settings, None, changed, directions)
     shapes: dict[str, Any] = {"parameters": parameters, "dims": dims, "model": training.model}
-    kind = second_moment_of(optimizer)
-    if kind is not None:
-        groups = optimizer.param_groups
-        options = [AdaptiveSettings.of_group(group, kind, dim, batch_size) for group in groups]
-        found = settings_of(groups, options, **shapes)
-        reference = _reference(optimizer, options, found, ridge, training.momentum)
-        places, axes = axes_in(directions)
-        return AdaptiveLimit(reference, found, axes.double(), tuple(places.tolist()), changed)
+    if scales_gradients(optimizer):
+        own = OwnSettings.of(optimizer, dim, batch_size)
+        return _adaptive(own, ridge, training.momentum, directions, shapes, changed)
     layers = Layers.of(optimizer, dim=dim, batch_size=batch_size, **shapes)
     layers.check_beside(ridge=ridge, momentum=training.momentum)
     if isinstance(layers, Layers):
@@ -79,7 +77,7 @@ def _map(
     """What is done to a batch's gradient; None if nothing."""
     norm, value = training.clip_norm, training.clip_value
     maps: list[GradientMap] = [
-        *([Sign()] if isinstance(training.optimizer, SignSGD) else []),
+        *([Sign()] if isinstance(listed(training.optimizer)[0], SignSGD) else []),
         *([ClipNorm(norm, training.dim)] if norm is not None else []),
         *([ClipValue(value)] if value is not None else []),
     ]
@@ -107,28 +105,48 @@ def _sgd(
     return MappedLimit(settings, layers, map=changed, axes=axes.double())
 
 
-def _reference(
-    optimizer: torch.optim.Optimizer, options: list[AdaptiveSettings], found: Mapping[str, Any],
-    ridge: float | Tensor, momentum: float | Tensor,
-) -> AdaptiveSettings:  # fmt: skip
-    """The settings of the group that gives the time, after checks of all."""
-    reference = options[clock(optimizer.param_groups)]
-    if reference.step_size == 0:
-        raise ValueError(
-            f"expected a learning rate > 0 in {type(optimizer).__name__}, got 0: limit time, the "
-            "sum of learning rates, would stand still"
-        )
+def _adaptive(
+    own: OwnSettings, ridge: float | Tensor, momentum: float | Tensor,
+    directions: Float[Tensor, "d N"], shapes: Mapping[str, Any],
+    changed: GradientMap | None,
+) -> AdaptiveLimit:  # fmt: skip
+    """The limit of optimizers with second moments, and of Muon."""
+    reference, found = own.reference, settings_of(own.groups, own.settings, **shapes)
     if momentum:
         raise ValueError(
-            f"expected no momentum= beside {type(optimizer).__name__}, got {momentum}: its own "
-            "options count, and Adam's beta_1 does not enter the limit"
+            f"expected no momentum= beside {own.name}, got {momentum}: its own options count, and "
+            "Adam's beta_1 does not enter the limit"
         )
-    for name, own in found.items():
-        if own is not None and abs(own.ridge - ridge) > 1e-12 + 1e-6 * ridge:
+    for name, settings in found.items():
+        decay = 0.0 if settings is None else _decay(settings)
+        if settings is not None and abs(decay - ridge) > 1e-12 + 1e-6 * ridge:
             _checks.warn_user(
-                f"the optimizer's weight_decay={own.ridge:g} of {name} is not the problem's "
+                f"the optimizer's weight_decay={decay:g} of {name} is not the problem's "
                 f"ridge={_checks.plain(ridge):g}: the prediction takes the optimizer's, which is "
                 "what trains"
             )
             break
-    return reference
+    weight = next(iter(shapes["parameters"]))
+    _check_muon(found, weight)
+    places, axes = torch.zeros(0, dtype=torch.long), directions[:, :0]
+    if isinstance(found[weight], AdaptiveSettings) or isinstance(changed, ElementwiseMap):
+        places, axes = axes_in(directions)
+    return AdaptiveLimit(
+        own.kind, own.name, reference, found, axes.double(), tuple(places.tolist()), changed
+    )
+
+
+def _decay(settings: Settings) -> float:
+    """The weight decay, coupled or not."""
+    return float(settings.weight_decay if isinstance(settings, SGDSettings) else settings.ridge)
+
+
+def _check_muon(found: Mapping[str, Settings | None], weight: str) -> None:
+    """Raise ValueError if Muon trains more than the first layer."""
+    others = [n for n, s in found.items() if isinstance(s, MuonSettings) and n != weight]
+    if others:
+        raise ValueError(
+            f"expected Muon on the first layer ({weight}) alone, got {', '.join(others)} with it: "
+            "a matrix whose size does not grow has no limit under it; give the head to SGD or "
+            "AdamW (recording works: tl.track)"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from torchlimits.optim.held_parameters import Shape
+from torchlimits.optim.listed import groups_of
 from torchlimits.optim.parameter_groups import settings_of
 from torchlimits.optim.training import Training
 
@@ -37,7 +38,7 @@ def counted_gradients(
     if model is None:
         if optimizer is None:
             return frozenset(parameters)
-        groups = optimizer.param_groups
+        groups = groups_of(optimizer)
         found = settings_of(
             groups, [True] * len(groups), parameters=parameters, dims=dims, model=None
         )
@@ -50,7 +51,7 @@ def counted_gradients(
             )
         return frozenset(parameters)
     with_gradients = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = [] if optimizer is None else optimizer.param_groups
+    groups = [] if optimizer is None else groups_of(optimizer)
     held = {id(p) for group in groups for p in group["params"]}
     lost = [name for name, p in with_gradients.items() if id(p) not in held]
     if optimizer is not None and lost:

@@ -29,13 +29,16 @@ class MappedBatches:
     batch_size: int
     axes: Float[Tensor, "d J"]
 
-    def __call__(self, u: Float[Tensor, " k"]) -> tuple[Batches, MappedGradient]:
+    def __call__(
+        self, u: Float[Tensor, " k"], *, equal: bool = False
+    ) -> tuple[Batches, MappedGradient]:
         """Batches, and the map of their gradients.
 
         Args:
             u: statistics of the base, shape ``(k,)``, float64.
+            equal: as in `GradientField.batches`.
         """
-        batches = self.base.batches(u, self.batch_size)
+        batches = self.base.batches(u, self.batch_size, equal=equal)
         d, axes = len(self.axes), self.axes.to(u)
         S = batches.gram / _checks.plain(self.base.snr)
         square = self._square(u, batches, S)

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
+from torchlimits.optim.muon_settings import MuonSettings
 from torchlimits.optim.second_moment import SECOND_MOMENTS, SecondMoment
+from torchlimits.optim.sgd import SGDSettings
 from torchlimits.statistics.entry_names import entry_names
 from torchlimits.statistics.summary import SummaryStatistics
 
+Settings = AdaptiveSettings | SGDSettings | MuonSettings
+
 #: what stands for a parameter that does not move
-_STILL = (0.0,) * 6
+_STILL = (0.0,) * 7
 
 
 class Options(NamedTuple):
@@ -31,6 +35,7 @@ class Options(NamedTuple):
         eps: what is added to the root.
         memory: beta_2.
         sign: 1 where the loss is minimised, -1 where it is maximised; 0 where nothing moves.
+        initial: the second moment of a fresh optimizer.
     """
 
     speed: Tensor
@@ -39,10 +44,11 @@ class Options(NamedTuple):
     eps: Tensor
     memory: Tensor
     sign: Tensor
+    initial: Tensor
 
 
 class Entries(NamedTuple):
-    """A number for each second moment.
+    """A number for each parameter, or row of W, as second moments have them.
 
     Attributes:
         rows: one for each row of W, of all coordinates but axes, ``(..., K)``.
@@ -64,10 +70,10 @@ class MomentLayout:
     They are :math:`(v_{rows}, v_{axes}, v_b, v_\theta, w)`, each of parameters that move, under
     the names that torch and the recorder have for them (``first.weight.exp_avg_sq[i]``, the mean
     over the coordinates of row i); w = 1 - beta_2^s after s steps, where the optimizer corrects
-    for its start.
+    for its start. Parameters that SGD or Muon trains have none.
 
     Args:
-        kind: one of `SECOND_MOMENTS`.
+        kind: one of `SECOND_MOMENTS`, or "" if there are none.
         reference: the settings of the group that gives the time.
         settings: those of each parameter; None if it does not move.
         base: the field of the statistics.
@@ -75,8 +81,8 @@ class MomentLayout:
     """
 
     kind: str
-    reference: AdaptiveSettings
-    settings: Mapping[str, AdaptiveSettings | None]
+    reference: Settings
+    settings: Mapping[str, Settings | None]
     base: GradientField
     axes: int
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
@@ -84,7 +90,23 @@ class MomentLayout:
     @property
     def rule(self) -> SecondMoment:
         """How second moments are kept."""
-        return SECOND_MOMENTS[self.kind]
+        return SECOND_MOMENTS[self.kind] if self.kind else SecondMoment()
+
+    @property
+    def memory(self) -> float:
+        """beta_2 of the parameter whose w is the state."""
+        settings = self.kept(self._clocked())
+        assert settings is not None
+        return settings.memory
+
+    def kept(self, name: str) -> AdaptiveSettings | None:
+        """The settings of a parameter that has second moments; None if it has not.
+
+        Args:
+            name: of the parameter.
+        """
+        settings = self.settings.get(name)
+        return settings if isinstance(settings, AdaptiveSettings) else None
 
     @property
     def width(self) -> int:
@@ -107,13 +129,18 @@ class MomentLayout:
             )
         return self._known[key]
 
-    def _row(self, settings: AdaptiveSettings | None) -> tuple[float, ...]:
+    def _row(self, settings: Settings | None) -> tuple[float, ...]:
         if settings is None:
             return _STILL
-        speed = settings.speed * settings.step_size / self.reference.step_size
+        ratio = float(settings.step_size / self.reference.step_size)
+        if isinstance(settings, MuonSettings):
+            return (ratio, 0.0, settings.decay, 0.0, 1.0, 1.0, 0.0)
+        if isinstance(settings, SGDSettings):
+            speed = ratio * float(settings.drift_factor)
+            return (speed, float(settings.weight_decay), 0.0, 0.0, 1.0, settings.sign, 0.0)
         return (
-            speed, settings.weight_decay, settings.decay, settings.eps, settings.memory,
-            settings.sign,
+            ratio * settings.speed, settings.weight_decay, settings.decay, settings.eps,
+            settings.memory, settings.sign, settings.initial,
         )  # fmt: skip
 
     def option(self, name: str, like: Tensor) -> Float[Tensor, " V"]:
@@ -129,15 +156,16 @@ class MomentLayout:
 
     @property
     def moving(self) -> list[int]:
-        """The entries of theta that move."""
-        return [i for i, name in enumerate(self.base.head) if self.settings.get(name)]
+        """The entries of theta that have second moments."""
+        return [i for i, name in enumerate(self.base.head) if self.kept(name)]
 
     @property
     def sizes(self) -> list[int]:
         """The number of rows', axes', biases' and theta's second moments, and of w."""
-        K, W = self.width, self.settings.get(self.base.weight) is not None
-        bias = self.base.bias is not None and self.settings.get(self.base.bias) is not None
-        return [K * W, K * self.axes * W, K * bias, len(self.moving), int(self.rule.corrected)]
+        K, W = self.width, self.kept(self.base.weight) is not None
+        bias = self.base.bias is not None and self.kept(self.base.bias) is not None
+        sizes = [K * W, K * self.axes * W, K * bias, len(self.moving)]
+        return [*sizes, int(self.rule.corrected and any(sizes))]
 
     def gather(self, entries: Entries) -> Float[Tensor, "*batch V"]:
         """One vector of second moments, without w."""
@@ -148,10 +176,10 @@ class MomentLayout:
             *([entries.bias] if bias else []),
             *([entries.theta[..., self.moving]] if theta else []),
         ]
-        return torch.cat(parts, dim=-1)
+        return torch.cat(parts, dim=-1) if parts else entries.rows[..., :0]
 
     def spread(self, vector: Float[Tensor, "*batch V"]) -> Entries:
-        """The inverse of `gather`; 0 where nothing moves."""
+        """The inverse of `gather`; 0 where there is no second moment."""
         lead, K = vector.shape[:-1], self.width
         whole = [(K,), (K, self.axes), (K,), (len(self.base.head),)]
         parts = list(vector.split(self.sizes[:4], dim=-1))
@@ -165,6 +193,21 @@ class MomentLayout:
             )
         )
 
+    def scales(self, vector: Float[Tensor, "*batch V"]) -> Entries:
+        """What each parameter's gradient is multiplied by.
+
+        Args:
+            vector: that of parameters with second moments; others have their speed.
+        """
+        rows, axes, bias, theta = self.spread(vector)
+        W, b, head = self.options(vector)
+        if self.kept(self.base.weight) is None:
+            rows, axes = rows + W.speed, axes + W.speed
+        if self.base.bias is None or self.kept(self.base.bias) is None:
+            bias = bias + b.speed
+        alone = [not self.kept(name) for name in self.base.head]
+        return Entries(rows, axes, bias, theta + head.speed * head.speed.new_tensor(alone))
+
     @property
     def names(self) -> list[str]:
         """The names of the second moments, in the order of u, and of w."""
@@ -174,7 +217,7 @@ class MomentLayout:
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         K, key, base = self.width, self.rule.key, self.base
         rows, axes, bias, _, corrected = self.sizes
-        head = {name: shape for name, shape in base.head_shapes.items() if self.settings.get(name)}
+        head = {name: shape for name, shape in base.head_shapes.items() if self.kept(name)}
         return {
             **({f"{base.weight}.{key}": (K,)} if rows else {}),
             **({f"{base.weight}.{key}.axes": (K, self.axes)} if axes else {}),
@@ -195,7 +238,7 @@ class MomentLayout:
                 clock = self._clocked()
                 functions[name] = partial(
                     _correction, clock, f"{clock}.{self.rule.key}", self._dims(clock),
-                    self.reference.memory,
+                    self.memory,
                 )  # fmt: skip
             elif name.startswith(f"{weight}."):
                 source = f"{weight}.{self.rule.key}"
@@ -208,8 +251,9 @@ class MomentLayout:
         return SummaryStatistics(functions, parameter_dims=dims)
 
     def _clocked(self) -> str:
-        """A parameter with the reference's settings."""
-        return next(name for name, s in self.settings.items() if s == self.reference)
+        """A parameter with second moments, with the reference's settings if it has some."""
+        kept = [name for name in self.settings if self.kept(name)]
+        return next((name for name in kept if self.settings[name] == self.reference), kept[0])
 
     def _dims(self, name: str) -> int:
         """The dimensions of a parameter without replicas."""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchlimits.optim.held_parameters import HeldParameter, Shape, Shapes
+from torchlimits.optim.listed import listed
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.optim.sgd import SGDSettings, clock, parameter_groups
 
@@ -84,7 +85,7 @@ class Layers:
             {'weight': 1.0, 'bias': 0.0}
         """
         groups = parameter_groups(optimizer, sign=True)
-        if isinstance(optimizer, NormalizedSGD):
+        if isinstance(listed(optimizer)[0], NormalizedSGD):
             raise ValueError(
                 "expected torch.optim.SGD for a network, got NormalizedSGD: its limit is known to "
                 "this package for SpikedTensor only (recording works: tl.track)"

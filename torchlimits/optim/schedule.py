@@ -7,7 +7,7 @@ import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from torchlimits import _checks
+from torchlimits.optim.listed import Optimizers, groups_of, listed
 from torchlimits.optim.sgd import clock
 
 #: the panels in which 1/c_delta(t) is integrated, and the points in each
@@ -26,8 +27,8 @@ _ROUNDING = 1e-6
 #: a scheduler is not followed for more steps, which take minutes
 _MOST_STEPS = 10_000_000
 
-#: what problems take: c_delta(t), or a scheduler of torch
-ScheduleLike = Callable[[float], "float | Tensor"] | LRScheduler
+#: what problems take: c_delta(t), or a scheduler of torch, or one for each optimizer
+ScheduleLike = Callable[[float], "float | Tensor"] | LRScheduler | Sequence[LRScheduler]
 
 
 class Schedule(ABC):
@@ -70,7 +71,7 @@ class Schedule(ABC):
 
     @staticmethod
     def of(
-        given: ScheduleLike | Schedule | None, optimizer: torch.optim.Optimizer | None, dim: int
+        given: ScheduleLike | Schedule | None, optimizer: Optimizers | None, dim: int
     ) -> Schedule | None:
         """A `Schedule` from what problems take.
 
@@ -81,7 +82,7 @@ class Schedule(ABC):
         """
         if given is None or isinstance(given, Schedule):
             return given
-        if isinstance(given, LRScheduler):
+        if isinstance(given, (LRScheduler, list, tuple)):
             return SteppedSchedule(given, optimizer, dim)
         if not callable(given):
             raise TypeError(
@@ -176,8 +177,9 @@ class SteppedSchedule(Schedule):
     is linear, so that solvers need not stop at every step.
 
     Args:
-        scheduler: any but ReduceLROnPlateau.
-        optimizer: the optimizer whose learning rates it sets.
+        scheduler: any but ReduceLROnPlateau; or several in a list, which are stepped together.
+        optimizer: the optimizer whose learning rates it sets, or several in a list; the rates of
+            those without a scheduler stay as they are.
         dim: n.
 
     Raises:
@@ -195,28 +197,22 @@ class SteppedSchedule(Schedule):
     """
 
     def __init__(
-        self, scheduler: LRScheduler, optimizer: torch.optim.Optimizer | None, dim: int
-    ) -> None:
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise TypeError(
-                "expected a schedule of time, got ReduceLROnPlateau: its learning rates depend on "
-                "losses that have not happened yet; give a function t -> c_delta(t)"
-            )
-        if optimizer is None or getattr(scheduler, "optimizer", None) is not optimizer:
-            raise ValueError(
-                "expected the optimizer's own scheduler, got "
-                + ("step_size" if optimizer is None else "that of another optimizer")
-                + " with it: call dynamics(scheduler.optimizer, schedule=scheduler)"
-            )
-        if any(_checks.requires_grad(group["lr"]) for group in optimizer.param_groups):
+        self, scheduler: LRScheduler | Sequence[LRScheduler], optimizer: Optimizers | None,
+        dim: int,
+    ) -> None:  # fmt: skip
+        own = [] if optimizer is None else listed(optimizer)
+        schedulers = _checked(scheduler, own)
+        if any(_checks.requires_grad(group["lr"]) for group in groups_of(own or [None])):
             raise ValueError(
                 "expected learning rates without a gradient beside a scheduler, which steps them, "
                 "got a tensor that requires one: give a function t -> c_delta(t) of it"
             )
-        self.dim, self._name = dim, type(scheduler).__name__
-        self._scheduler, self._optimizer = _copied(scheduler, optimizer)
+        self.dim, self._name = dim, " and ".join(type(one).__name__ for one in schedulers)
+        copies = {id(one.optimizer): _copied(one, one.optimizer) for one in schedulers}
+        self._schedulers = [copied for copied, _ in copies.values()]
+        self._groups = groups_of([copies.get(id(one), (None, one))[1] for one in own])
         #: the group whose learning rates limit time adds up
-        self._number = clock(optimizer.param_groups)
+        self._number = clock(groups_of(own))
         self._momenta, self._ratios = self._momentum(), self._relative()
         self._rates: list[float] = []
         #: limit time after each step
@@ -287,12 +283,13 @@ class SteppedSchedule(Schedule):
             return False
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._scheduler.step()
+            for scheduler in self._schedulers:
+                scheduler.step()
         return self._take_up()
 
     def _take_up(self) -> bool:
         """The next step's rate, or why there is none."""
-        step, rate = len(self._rates), float(self._optimizer.param_groups[self._number]["lr"])
+        step, rate = len(self._rates), float(self._groups[self._number]["lr"])
         now = self._ends[-1] if step else 0.0
         if not 0 < rate < math.inf:
             self._refusal = (
@@ -318,12 +315,11 @@ class SteppedSchedule(Schedule):
         return not self._refusal
 
     def _momentum(self) -> list[float]:
-        return [float(group.get("momentum", 0.0)) for group in self._optimizer.param_groups]
+        return [float(group.get("momentum", 0.0)) for group in self._groups]
 
     def _relative(self) -> list[float]:
-        groups = self._optimizer.param_groups
-        reference = float(groups[self._number]["lr"]) or 1.0
-        return [float(group["lr"]) / reference for group in groups]
+        reference = float(self._groups[self._number]["lr"]) or 1.0
+        return [float(group["lr"]) / reference for group in self._groups]
 
 
 def _start(times: Tensor) -> None:
@@ -331,6 +327,36 @@ def _start(times: Tensor) -> None:
         raise ValueError(
             f"expected times >= 0 with a schedule, which starts at t = 0, got {float(times[0]):g}"
         )
+
+
+def _checked(given: object, optimizers: list[Any]) -> list[LRScheduler]:
+    """The schedulers, of these optimizers."""
+    schedulers: list[Any] = [*given] if isinstance(given, (list, tuple)) else [given]
+    if not schedulers:
+        raise ValueError("expected a scheduler or several, got an empty list")
+    for one in schedulers:
+        if not isinstance(one, LRScheduler):
+            raise TypeError(
+                "expected schedule as a function t -> c_delta(t), or torch LR schedulers, got "
+                f"{type(one).__name__} in a list"
+            )
+        if isinstance(one, ReduceLROnPlateau):
+            raise TypeError(
+                "expected a schedule of time, got ReduceLROnPlateau: its learning rates depend on "
+                "losses that have not happened yet; give a function t -> c_delta(t)"
+            )
+        if not any(getattr(one, "optimizer", None) is own for own in optimizers):
+            raise ValueError(
+                "expected the optimizer's own scheduler, got "
+                + ("that of another optimizer" if optimizers else "step_size")
+                + " with it: call dynamics(scheduler.optimizer, schedule=scheduler)"
+            )
+    if len({id(one.optimizer) for one in schedulers}) < len(schedulers):
+        raise ValueError(
+            "expected one scheduler for each optimizer, got two of one: join them in "
+            "torch.optim.lr_scheduler.ChainedScheduler"
+        )
+    return schedulers
 
 
 def _copied(

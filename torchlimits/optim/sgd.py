@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.optim.listed import groups_of, listed
 from torchlimits.optim.normalized_sgd import NormalizedSGD
 from torchlimits.optim.sign_sgd import SignSGD
 
@@ -89,7 +90,7 @@ class SGDSettings:
                     "GaussianMixture.dynamics and NetworkProblem.dynamics"
                 )
         return cls.of_group(
-            groups[0], dim, batch_size, normalized=isinstance(optimizer, NormalizedSGD)
+            groups[0], dim, batch_size, normalized=isinstance(listed(optimizer)[0], NormalizedSGD)
         )
 
     @classmethod
@@ -234,17 +235,25 @@ def parameter_groups(optimizer: object, *, sign: bool = False) -> list[dict[str,
     """The parameter groups of an SGD.
 
     Args:
-        optimizer: any.
+        optimizer: any, or several in a list.
         sign: whether `SignSGD` is one.
 
     Raises:
         TypeError: if it is another optimizer.
     """
-    if not isinstance(optimizer, torch.optim.SGD) or (isinstance(optimizer, SignSGD) and not sign):
+    for one in listed(optimizer):
+        if not isinstance(one, torch.optim.SGD) or (isinstance(one, SignSGD) and not sign):
+            raise TypeError(
+                "expected torch.optim.SGD (with any of its options and a schedule) or "
+                f"tl.NormalizedSGD, got {type(one).__name__}: its effective dynamics are not "
+                "known here (Adam, AdamW, RMSprop, Adagrad, Muon and tl.SignSGD are known for "
+                "NetworkProblem; recording works with any optimizer: tl.track)"
+            )
+    kinds = {type(one) for one in listed(optimizer)}
+    if len(kinds) > 1 and kinds & {SignSGD, NormalizedSGD}:
         raise TypeError(
-            "expected torch.optim.SGD (with any of its options and a schedule) or "
-            f"tl.NormalizedSGD, got {type(optimizer).__name__}: its effective dynamics are not "
-            "known here (Adam, AdamW, RMSprop, Adagrad and tl.SignSGD are known for "
-            "NetworkProblem; recording works with any optimizer: tl.track)"
+            "expected all parameters under torch.optim.SGD, or under one tl.SignSGD or "
+            f"tl.NormalizedSGD, got {' and '.join(sorted(kind.__name__ for kind in kinds))}: what "
+            "they do beside each other is not known here (recording works: tl.track)"
         )
-    return optimizer.param_groups
+    return groups_of(optimizer)

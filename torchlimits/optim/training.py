@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
+
+from torchlimits.optim.listed import Optimizers
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Training:
     """
 
     dim: int
-    optimizer: torch.optim.Optimizer | None = None
+    optimizer: Optimizers | None = None
     step_size: float | Tensor | None = None
     momentum: float | Tensor = 0.0
     batch_size: int = 1

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.reduced_chain import ReducedChain
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import ScheduleLike
 from torchlimits.statistics.summary import SummaryStatistics
 
@@ -106,7 +107,7 @@ class Problem(Trainable, Protocol):
         ...
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
@@ -114,15 +115,17 @@ class Problem(Trainable, Protocol):
         """The effective dynamics that go with an optimizer, or with c_delta = lr * n.
 
         Args:
-            optimizer: its options are read; limit time is the sum of its learning rates.
+            optimizer: its options are read; limit time is the sum of its learning rates. Several
+                that step once for every batch come in a list, in the order in which
+                `torchlimits.track` has them; limit time is that of the first.
             step_size: c_delta, instead of an optimizer; 0 is gradient flow, and the ridge is then
                 the problem's.
             momentum: with ``step_size``. Both may be tensors of shape () that require a gradient;
                 solutions then have one (`EffectiveDynamics.solve`).
             batch_size: the number of fresh samples averaged in one step.
             schedule: c_delta(t), a function of limit time that replaces c_delta, or the
-                optimizer's LR scheduler, stepped after every step; see
-                `torchlimits.optim.schedule`.
+                optimizer's LR scheduler, stepped after every step (a list of them for several
+                optimizers); see `torchlimits.optim.schedule`.
             dim: n, if it is not the problem's; 10^9 takes no more memory.
 
         Raises:
@@ -133,7 +136,7 @@ class Problem(Trainable, Protocol):
         ...
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> ReducedChain:  # fmt: skip

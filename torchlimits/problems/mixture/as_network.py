@@ -59,7 +59,8 @@ def _two_layers(width: int) -> nn.Module:
     """A `TwoLayerNetwork` of linear layers, with v = 1, made without random numbers."""
     first = nn.utils.skip_init(nn.Linear, 1, width, bias=False)
     second = nn.utils.skip_init(nn.Linear, width, 1, bias=False)
-    for layer in (first, second):
-        nn.init.ones_(layer.weight)
     parts = {"first": first, "relu": nn.ReLU(), "second": second, "logit": nn.Flatten(0)}
-    return nn.Sequential(OrderedDict(parts))
+    network = nn.Sequential(OrderedDict(parts))
+    for weight in network.parameters():
+        nn.init.ones_(weight)
+    return network

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.training import Training
@@ -83,7 +84,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     """
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, level: int = 0, model: nn.Module | None = None,
@@ -127,7 +128,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         return MixtureDynamics(field, limit, schedule=plan)
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> MixtureChain:  # fmt: skip

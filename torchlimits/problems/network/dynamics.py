@@ -66,7 +66,9 @@ class NetworkDynamics(EffectiveDynamics):
         dynamics = cls(field, limit, schedule=schedule)
         dynamics.statistics = statistics
         if isinstance(limit, AdaptiveLimit) and isinstance(dynamics.field, AdaptiveField):
-            dynamics.statistics = statistics | dynamics.field.moments.statistics(limit.places)
+            moments = dynamics.field.moments
+            if moments.names:
+                dynamics.statistics = statistics | moments.statistics(limit.places)
         return dynamics
 
     @property
@@ -120,7 +122,7 @@ class NetworkDynamics(EffectiveDynamics):
     def _law(self, u0: Tensor, instants: Tensor) -> Trajectory:
         if isinstance(self.limit, AdaptiveLimit):
             raise NotImplementedError(
-                f"expected band=True with {self.limit.kind}, got 'law': no chain of its steps is "
+                f"expected band=True with {self.limit.name}, got 'law': no chain of its steps is "
                 "known that is cheaper than they are; run the optimizer itself for their law"
             )
         return super()._law(u0, instants)

@@ -144,14 +144,14 @@ class NetworkField(FirstLayerField):
         along = along + torch.cat([x, torch.zeros_like(g)], dim=-1)
         return by_theta, g, along, rest[0].mT
 
-    def batches(self, u: Float[Tensor, " k"], batch_size: int) -> Batches:
+    def batches(self, u: Float[Tensor, " k"], batch_size: int, *, equal: bool = False) -> Batches:
         """Mean gradients of batches; see `GradientField.batches`.
 
-        A batch of one is every node. More are tuples of nodes of equal weights, put together by
-        random permutations that stay the same: weighted nodes would not do, as the average of a
-        function of a whole batch is not linear in each sample's law.
+        A batch of one is every node. More, and equal ones, are tuples of nodes of equal weights,
+        put together by random permutations that stay the same: weighted nodes would not do, as the
+        average of a function of a whole batch is not linear in each sample's law.
         """
-        if batch_size == 1:
+        if batch_size == 1 and not equal:
             weight, theta, g, along, rest = self.samples(u)
             return Batches(
                 weight, theta, g, g[:, :, None] * along[:, None, :], g[:, :, None] * g[:, None, :],

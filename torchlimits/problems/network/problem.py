@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.limit import OptimizerLimit
+from torchlimits.optim.listed import Optimizers, groups_of
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -165,7 +166,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return problem
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, nodes: int = 2**12, seed: int = 0, model: nn.Module | None = None,
@@ -200,7 +201,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         return NetworkDynamics.of(field, limit, plan, self.statistics)
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None, model: nn.Module | None = None,
     ) -> NetworkChain:  # fmt: skip
@@ -236,13 +237,12 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             return None
         return Layers(settings, {name: settings if name in trained else None for name in names})
 
-    def _held_by(self, optimizer: torch.optim.Optimizer) -> nn.Module | None:
+    def _held_by(self, optimizer: Optimizers) -> nn.Module | None:
         """The user's own module, if the optimizer holds parameters of it."""
         if self.module is None:
             return None
         own = {id(p) for p in self.module.parameters()}
-        groups = getattr(optimizer, "param_groups", [])
-        held = any(id(p) in own for group in groups for p in group["params"])
+        held = any(id(p) in own for group in groups_of(optimizer) for p in group["params"])
         if not held:
             return None
         head_checks.check_parts(self.module)  # it may be in another mode by now

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.problems.problem import Problem
@@ -186,7 +187,7 @@ class SpikedTensor(Problem):
         return self._data.loss(output, target)
 
     def dynamics(
-        self, optimizer: torch.optim.Optimizer | None = None, *,
+        self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
@@ -211,7 +212,7 @@ class SpikedTensor(Problem):
         )
 
     def reduced_chain(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> SpikedChain:  # fmt: skip
@@ -248,7 +249,7 @@ class SpikedTensor(Problem):
         return self.dynamics(step_size=step_size).diffusive(at)
 
     def equator(
-        self, optimizer: torch.optim.Optimizer | None = None, *, step_size: float | None = None,
+        self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, scaled_snr: float | None = None,
     ) -> EquatorDynamics:  # fmt: skip
         """The diffusive limit of (sqrt(n) m, r2) at the equator, where random starts are.
