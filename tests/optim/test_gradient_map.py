@@ -115,9 +115,6 @@ def test_what_is_refused():
     sign_of_one = tl.SignSGD(one.model().parameters(), lr=1 / 60)
     with pytest.raises(ValueError, match=r"coordinate 0 with leverage 0\.5"):
         one.dynamics(sign_of_one)
-    mixture = tl.GaussianMixture.xor(dim=60, width=4, snr=4.0)
-    with pytest.raises(ValueError, match="known for NetworkProblem and TeacherStudent"):
-        mixture.dynamics(tl.SignSGD(mixture.model().parameters(), lr=1 / 60))
     spiked = tl.SpikedTensor(dim=60, order=2, snr=2.0)
     with pytest.raises(TypeError, match=r"expected torch.optim.SGD .* got SignSGD"):
         spiked.dynamics(tl.SignSGD(spiked.model().parameters(), lr=1 / 60))

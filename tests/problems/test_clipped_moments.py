@@ -19,13 +19,14 @@ CASES = [
         binary, lambda m: Adam(m.parameters(), lr=0.5 / N), {"clip_norm": 4.0}, 6, id="norm"
     ),
     pytest.param(
-        binary, lambda m: Adam(m.parameters(), lr=0.5 / N), {"clip_value": 0.2}, 4, id="value",
-        marks=slow,
+        lambda N: binary(N, ridge=0.1),
+        lambda m: AdamW(m.parameters(), lr=0.5 / N, weight_decay=0.1), {"clip_value": 0.2}, 4,
+        id="value, adamw", marks=slow,
     ),
     pytest.param(
         lambda N: three_classes(N, ridge=0.1),
-        lambda m: AdamW(m.parameters(), lr=0.5 / N, weight_decay=0.1),
-        {"clip_norm": 1.0, "batch": 4}, 6, id="norm, classes, batches", marks=slow,
+        lambda m: Adam(m.parameters(), lr=0.5 / N, weight_decay=0.1),
+        {"clip_norm": 1.0, "batch": 4}, 6, id="norm, classes, batches, coupled decay", marks=slow,
     ),
     pytest.param(
         lambda N: binary(N, means=torch.eye(2, N).double(), ridge=0.1),

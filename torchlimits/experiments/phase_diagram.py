@@ -251,6 +251,7 @@ def _fixed_points(
             )
         return dynamics.fixed_points(starts, flow=_SETTLING if flow is None else flow)
     dynamics = problem.dynamics(step_size=step_size, level=level)
+    assert isinstance(dynamics, MixtureDynamics)  # of plain gradients
     starts = _spread(dynamics, representatives(problem, idle=idle))
     if count:
         generator = torch.Generator().manual_seed(seed)

@@ -30,7 +30,7 @@ from torchlimits.optim.training import Training
 
 def chosen_limit(
     training: Training, *, ridge: float | Tensor, parameters: Mapping[str, Shape],
-    dims: Iterable[int], directions: Float[Tensor, "d N"] | None = None,
+    dims: Iterable[int], directions: Float[Tensor, "d N"],
 ) -> SGDLimit | AdaptiveLimit:  # fmt: skip
     """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
 
@@ -40,8 +40,7 @@ def chosen_limit(
         training: the optimizer or the numbers, and what is done to gradients before the step.
         ridge: the problem's ridge.
         parameters, dims: as in `Layers.of`.
-        directions: orthonormal rows, which optimizers with second moments look at; None if these
-            are not known for the problem.
+        directions: the orthonormal e_j, which optimizers look at that treat coordinates one by one.
 
     Raises:
         ValueError: if not exactly one of optimizer and step_size is given, their values are out
@@ -49,24 +48,20 @@ def chosen_limit(
         TypeError: if the optimizer has no known limit.
 
     Example:
-        >>> shapes = {"parameters": {"weight": (2, None), "bias": (2,)}, "dims": {5}}
-        >>> chosen_limit(Training(dim=5, step_size=2.0, momentum=0.5), ridge=0.0, **shapes).speed
+        >>> network = {"parameters": {"weight": (2, None), "bias": (2,)}, "dims": {5}}
+        >>> network["directions"] = torch.eye(1, 5)
+        >>> chosen_limit(Training(dim=5, step_size=2.0, momentum=0.5), ridge=0.0, **network).speed
         2.0
     """
     optimizer, dim, batch_size = training.optimizer, training.dim, training.batch_size
     changed = _map(training, parameters, dims)
-    if changed is not None and directions is None:
-        raise ValueError(
-            f"expected plain gradients for this problem, got {changed.describe()}: their limit is "
-            "known for NetworkProblem and TeacherStudent (recording works: tl.track)"
-        )
     if optimizer is None or training.step_size is not None:
         settings = SGDSettings.chosen(
             optimizer, dim, ridge, training.step_size, training.momentum, batch_size
         )
         return _sgd(settings, None, changed, directions)
     shapes: dict[str, Any] = {"parameters": parameters, "dims": dims, "model": training.model}
-    if scales_gradients(optimizer) and directions is not None:
+    if scales_gradients(optimizer):
         own = OwnSettings.of(optimizer, dim, batch_size)
         return _adaptive(own, ridge, training.momentum, directions, shapes, changed)
     layers = Layers.of(optimizer, dim=dim, batch_size=batch_size, **shapes)
@@ -100,10 +95,10 @@ def _map(
 
 def _sgd(
     settings: SGDSettings, layers: Layers | None, changed: GradientMap | None,
-    directions: Float[Tensor, "d N"] | None,
+    directions: Float[Tensor, "d N"],
 ) -> SGDLimit:  # fmt: skip
     """The limit of SGD, with a map of gradients if there is one."""
-    if changed is None or directions is None:
+    if changed is None:
         return SGDLimit.of(settings, layers)
     elementwise = isinstance(changed, ElementwiseMap)
     axes = axes_in(directions)[1] if elementwise else directions[:, :0]

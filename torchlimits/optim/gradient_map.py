@@ -168,7 +168,10 @@ class ClipValue(ElementwiseMap):
 
     def pair(self, s: Float[Tensor, "T K"], rho: Float[Tensor, "T K K"]) -> Float[Tensor, "T K K"]:
         """The integral over Z_k > 0, in pieces between kinks; that over Z_l is closed."""
-        i, j = torch.triu_indices(s.shape[-1], s.shape[-1], device=s.device)
+        whole = torch.diag_embed(self._square(s))
+        i, j = torch.triu_indices(s.shape[-1], s.shape[-1], offset=1, device=s.device)
+        if not len(i):
+            return whole
         own, other, r = s[..., i, None], s[..., j, None], rho[..., i, j, None]
         # f(s_k Z_k) has a kink; so has the mean of f(s_l Z_l), a sharp one where |rho| is near 1
         kinks = torch.cat([self.value / own, self.value / (other * r.abs()).clamp_min(1e-30)], -1)
@@ -182,10 +185,15 @@ class ClipValue(ElementwiseMap):
             (other * r)[..., None] * x, (other * (1 - r**2).clamp_min(0).sqrt())[..., None]
         )
         found = 2 * (density * self.image(own[..., None] * x) * inner).sum((-2, -1))
-        whole = torch.zeros_like(rho)
         whole[..., i, j] = found
         whole[..., j, i] = found
         return whole
+
+    def _square(self, s: Tensor) -> Tensor:
+        """E f(s Z)^2 = s^2 (erf(x/2^(1/2)) - 2 x phi(x)) + V^2 erfc(x/2^(1/2)), x = V/s."""
+        x = self.value / s
+        outside, density = torch.erfc(x / sqrt(2)), torch.exp(-(x**2) / 2) / sqrt(2 * pi)
+        return s**2 * (1 - outside - 2 * x * density) + self.value**2 * outside
 
     def _clipped_normal(self, mean: Tensor, spread: Tensor) -> Tensor:
         """E clip(N(mean, spread^2))."""

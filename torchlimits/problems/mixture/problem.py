@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.listed import Optimizers
+from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
-from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
 from torchlimits.problems.mixture import quality, small_noise, success
+from torchlimits.problems.mixture.as_network import as_network
 from torchlimits.problems.mixture.chain import MixtureChain
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
 from torchlimits.problems.mixture.field import MixtureField
@@ -23,6 +25,7 @@ from torchlimits.problems.mixture.relu_field import ReluField
 from torchlimits.problems.mixture.small_noise import FixedPointComponent
 from torchlimits.problems.mixture.small_noise_field import SmallNoiseField
 from torchlimits.problems.mixture.trainable import TrainableMixture
+from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.problem import Problem
 
@@ -84,9 +87,10 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         self, optimizer: Optimizers | None = None, *,
         step_size: float | Tensor | None = None, momentum: float | Tensor = 0.0,
         batch_size: int = 1, schedule: ScheduleLike | None = None,
-        dim: int | None = None, level: int = 0,
-    ) -> MixtureDynamics:  # fmt: skip
-        """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * N.
+        dim: int | None = None, level: int = 0, model: nn.Module | None = None,
+        clip_norm: float | None = None, clip_value: float | None = None,
+    ) -> MixtureDynamics | NetworkDynamics:  # fmt: skip
+        """The effective dynamics that go with an optimizer, or with c_delta = lr * N.
 
         With an optimizer, each layer has the options of its parameter group; limit time is the sum
         of the first group's learning rates. The optimizer's weight decay is the ridge of the
@@ -95,15 +99,33 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
 
         Args:
             optimizer, step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
-            level: accuracy of the Gaussian expectations, see `ReluField`.
+            level: accuracy of the Gaussian expectations, see `ReluField`; where gradients of
+                samples are needed, there are 2^(12 + 2 level) nodes for each component.
+            model, clip_norm, clip_value: as in `NetworkProblem.dynamics`.
 
         Returns:
-            `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf.
+            `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf; for Adam,
+            AdamW, RMSprop, Adagrad, `SignSGD` and clipped gradients `NetworkDynamics` of the same
+            statistics.
+
+        Raises:
+            ValueError: with one of these at snr = inf, and as `Problem.dynamics`.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(Training(dim, optimizer, step_size, momentum, batch_size))
+        training = Training(
+            dim, optimizer, step_size, momentum, batch_size, model, clip_norm, clip_value
+        )
+        limit, plan = self._limit(training), Schedule.of(schedule, optimizer, dim)
         field = self._field(dim, level)
-        return MixtureDynamics(field, limit, schedule=Schedule.of(schedule, optimizer, dim))
+        if isinstance(limit, (AdaptiveLimit, MappedLimit)):
+            if self.snr == math.inf:
+                raise ValueError(
+                    f"expected a finite snr with {limit.describe()}, got inf: what these do to a "
+                    "gradient depends on its noise"
+                )
+            network = as_network(field, limit, nodes=2 ** (12 + 2 * level))
+            return NetworkDynamics.of(network, limit, plan, self.statistics)
+        return MixtureDynamics(field, limit, schedule=plan)
 
     def reduced_chain(
         self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
@@ -112,10 +134,9 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
     ) -> MixtureChain:  # fmt: skip
         """The exact law of SGD's statistics at dimension N; see `Problem.reduced_chain`."""
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        limit = self._limit(Training(dim, optimizer, step_size, momentum, batch_size))
-        assert isinstance(limit, SGDLimit)
-        plan = Schedule.of(schedule, optimizer, dim)
-        return MixtureChain(self._field(dim), limit.at_finite_n(), plan)
+        training = Training(dim, optimizer, step_size, momentum, batch_size)
+        limit, plan = self._limit_of_chain(training), Schedule.of(schedule, optimizer, dim)
+        return MixtureChain(self._field(dim), limit, plan)
 
     def _field(self, dim: int, level: int = 0) -> MixtureField:
         place: dict[str, Any] = {"width": self.width, "snr": self._snr, "dim": dim}

@@ -79,7 +79,7 @@ class NetworkDynamics(EffectiveDynamics):
         assert isinstance(field, NetworkField)
         return field
 
-    def own(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
+    def own(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
         """The network's own statistics, without the state of the optimizer.
 
         Args:

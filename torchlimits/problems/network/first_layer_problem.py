@@ -26,6 +26,8 @@ class FirstLayerProblem(Trainable):
     ridge: float
     #: the ridge with its graph, if it is a tensor that requires a gradient
     _ridge: float | Tensor
+    #: the orthonormal e_j
+    directions: Float[Tensor, "d N"]
 
     @property
     @abstractmethod
@@ -51,16 +53,30 @@ class FirstLayerProblem(Trainable):
                 found.append(self.statistics(dict(model.named_parameters())).double())
         return torch.cat(found)
 
-    def _limit(
-        self, training: Training, directions: Float[Tensor, "d N"] | None = None
-    ) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
         """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
 
         Args:
             training: how the network is trained.
-            directions: as in `chosen_limit`.
         """
         return chosen_limit(
             training, ridge=self._ridge, parameters=self.layout.shapes,
-            dims={self.dim, training.dim}, directions=directions,
+            dims={self.dim, training.dim}, directions=self.directions,
         )  # fmt: skip
+
+    def _limit_of_chain(self, training: Training) -> SGDLimit:
+        """The same for steps of an exact chain.
+
+        Args:
+            training: how the network is trained.
+
+        Raises:
+            NotImplementedError: if none is known for the optimizer.
+        """
+        limit = self._limit(training)
+        if isinstance(limit, AdaptiveLimit):
+            raise NotImplementedError(
+                f"no exact chain is known for {limit.name}, whose steps do not stay in the span of "
+                "weights and batch: take dynamics(optimizer), or run it itself"
+            )
+        return limit.at_finite_n()

@@ -13,7 +13,6 @@ from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.listed import Optimizers, groups_of
-from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.parameter_groups import Layers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -25,16 +24,10 @@ from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
 from torchlimits.problems.network.first_layer_problem import FirstLayerProblem
 from torchlimits.problems.network.kinks import Kinks
-from torchlimits.problems.network.nodes import Rule
+from torchlimits.problems.network.resolution import resolution
 from torchlimits.problems.network.sample_loss import Loss
-from torchlimits.problems.network.setting import Setting
 from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
-
-_NO_CHAIN = (
-    "no exact chain is known for {}, whose steps do not stay in the span of weights and batch: "
-    "take dynamics(optimizer), or run it itself"
-)
 
 
 class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
@@ -202,7 +195,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         training = Training(
             dim, optimizer, step_size, momentum, batch_size, model, clip_norm, clip_value
         )
-        limit = self._limit(training, self.directions)
+        limit = self._limit(training)
         field = self._field(dim, _checks.positive_int("nodes", nodes), seed, limit)
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkDynamics.of(field, limit, plan, self.statistics)
@@ -227,21 +220,16 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         training = Training(
             dim, optimizer, step_size, momentum, batch_size, model, clip_norm=clip_norm
         )
-        limit = self._limit(training, self.directions)
-        if isinstance(limit, AdaptiveLimit):
-            raise NotImplementedError(_NO_CHAIN.format(type(optimizer).__name__))
-        plan = Schedule.of(schedule, optimizer, dim)
-        return NetworkChain(self.setting, dim=dim, limit=limit.at_finite_n(), schedule=plan)
+        limit, plan = self._limit_of_chain(training), Schedule.of(schedule, optimizer, dim)
+        return NetworkChain(self.setting, dim=dim, limit=limit, schedule=plan)
 
-    def _limit(
-        self, training: Training, directions: Float[Tensor, "d N"] | None = None
-    ) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
         optimizer = training.optimizer
         if optimizer is None:
             training = replace(training, model=self.template)
         elif training.model is None:
             training = replace(training, model=self._held_by(optimizer))
-        limit = super()._limit(training, directions)
+        limit = super()._limit(training)
         if optimizer is not None or isinstance(limit, AdaptiveLimit):
             return limit
         return replace(limit, layers=self._unless_frozen(limit.settings))
@@ -268,29 +256,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     def _field(
         self, dim: int, nodes: int, seed: int, limit: OptimizerLimit | None = None
     ) -> NetworkField:
-        setting, rule = self._nodes_for(limit, nodes, seed)
+        setting, rule = resolution(self.setting, self.kinks, limit, nodes=nodes, seed=seed)
         return NetworkField(setting, dim=dim, rule=rule, kinks=self.kinks)
-
-    def _nodes_for(
-        self, limit: OptimizerLimit | None, nodes: int, seed: int
-    ) -> tuple[Setting, Rule]:
-        """What the nodes resolve, and their rule, for what an optimizer does to gradients."""
-        setting, smooth = self.setting, self.kinks.smooth
-        if isinstance(limit, (AdaptiveLimit, MappedLimit)):
-            setting = _resolving(setting, limit.axes)
-            smooth = smooth and limit.map is None
-        return setting, Rule(len(setting.reads) + self.width, nodes, seed, smooth=smooth)
 
     @cached_property
     def kinks(self) -> Kinks:
         """Where a sample's gradient jumps, found by following the gradient along random lines."""
         return kinks.found(self.setting)
-
-
-def _resolving(setting: Setting, axes: Float[Tensor, "d J"]) -> Setting:
-    """The setting, with coordinates of x that are axes among what the nodes resolve."""
-    if not axes.numel():
-        return setting
-    together = torch.cat([setting.reads.to(axes), axes.mT])
-    _, sizes, rows = torch.linalg.svd(together, full_matrices=False)
-    return replace(setting, reads=rows[sizes > 1e-9 * sizes[0]])

@@ -21,6 +21,7 @@ from torchlimits.problems.network.field import NetworkField
 from torchlimits.problems.network.geometry import check_gram
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.problem import NetworkProblem
+from torchlimits.problems.network.resolution import resolution
 from torchlimits.problems.network.second_layer import SecondLayer
 from torchlimits.problems.network.teacher import Teacher, layer
 
@@ -260,16 +261,14 @@ class TeacherStudent(NetworkProblem):
     ) -> NetworkField:
         if self._form is None:
             return super()._field(dim, nodes, seed, limit)
-        setting, rule = self._nodes_for(limit, nodes, seed)
+        setting, rule = resolution(self.setting, self.kinks, limit, nodes=nodes, seed=seed)
         teacher = ClosedTeacher(
             form=self._form, rows=self.teacher.rows, second=self.teacher.second,
             student=self._fixed, noise=self.noise,
         )  # fmt: skip
         return ClosedField(setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
 
-    def _limit(
-        self, training: Training, directions: Float[Tensor, "d N"] | None = None
-    ) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
         dim = training.dim
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(
@@ -277,7 +276,7 @@ class TeacherStudent(NetworkProblem):
                 f"have it in them, got {dim}: take convention='torch', which has the same limit, "
                 "or a TeacherStudent of that dim"
             )
-        limit = super()._limit(training, directions)
+        limit = super()._limit(training)
         if self._fixed is None and isinstance(limit, SGDLimit):
             self._check_speeds(limit, dim)
         return limit
