@@ -222,6 +222,14 @@ class VectorField(OwnNames, nn.Module, ABC):
         """
         return u
 
+    def settled(self, u: Any) -> Any:
+        """u with the state that an optimizer has after many steps at one place. Here u itself.
+
+        Args:
+            u: statistics, as they were given.
+        """
+        return u
+
     def check_start(self, u0: Float[Tensor, "*batch k"]) -> None:
         """Raise ValueError if no parameters have these statistics.
 

@@ -76,8 +76,8 @@ class NetworkDynamics(EffectiveDynamics):
         assert isinstance(field, NetworkField)
         return field
 
-    def own(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:
-        """The network's own statistics, without the state of the optimizer.
+    def own(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
+        """The network's own statistics, without the state of the optimizer, ``(..., n)``.
 
         Args:
             u: statistics, shape ``(..., k)``, with or without that state.
@@ -102,6 +102,16 @@ class NetworkDynamics(EffectiveDynamics):
             )
         limit = self.limit.at_finite_n()
         return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
+
+    def check_autonomous(self, what: str) -> None:
+        """Raise ValueError if there is a schedule, or steps become smaller for ever."""
+        super().check_autonomous(what)
+        if isinstance(self.limit, AdaptiveLimit) and self.limit.kind == "Adagrad":
+            raise ValueError(
+                f"expected second moments that settle for {what}, got Adagrad, whose sums of "
+                "squares grow for ever, so that parameters slow down and never rest: take Adam or "
+                "RMSprop, or follow it by solve(...)"
+            )
 
     def langevin(self) -> LangevinDynamics:
         """The same dynamics with their noise; see `EffectiveDynamics.langevin`.
