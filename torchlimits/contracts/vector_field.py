@@ -82,7 +82,7 @@ class VectorField(OwnNames, nn.Module, ABC):
         tensor([[[-1.]]])
         >>> field.for_band() is field.for_ascent() is field, field.check_start(u)
         (True, None)
-        >>> field.completed(u) is u, field.start_names, field.pace(u)
+        >>> field.completed(u) is field.settled(u) is u, field.start_names, field.pace(u)
         (True, ['r'], tensor(0.))
         >>> field.describe(), field.equation()
         ({}, 'du/dt = -f(u) + g(u)')

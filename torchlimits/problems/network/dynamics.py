@@ -104,12 +104,12 @@ class NetworkDynamics(EffectiveDynamics):
         return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
 
     def check_autonomous(self, what: str) -> None:
-        """Raise ValueError if there is a schedule, or steps become smaller for ever."""
+        """Raise ValueError if there is a schedule, or steps become smaller and smaller."""
         super().check_autonomous(what)
         if isinstance(self.limit, AdaptiveLimit) and self.limit.kind == "Adagrad":
             raise ValueError(
                 f"expected second moments that settle for {what}, got Adagrad, whose sums of "
-                "squares grow for ever, so that parameters slow down and never rest: take Adam or "
+                "squares grow without end, so that parameters slow down and never rest: take Adam or "
                 "RMSprop, or follow it by solve(...)"
             )
 
