@@ -109,8 +109,8 @@ class NetworkDynamics(EffectiveDynamics):
         if isinstance(self.limit, AdaptiveLimit) and self.limit.kind == "Adagrad":
             raise ValueError(
                 f"expected second moments that settle for {what}, got Adagrad, whose sums of "
-                "squares grow without end, so that parameters slow down and never rest: take Adam or "
-                "RMSprop, or follow it by solve(...)"
+                "squares grow without end, so that parameters slow down and never rest: take Adam "
+                "or RMSprop, or follow it by solve(...)"
             )
 
     def langevin(self) -> LangevinDynamics:
