@@ -82,7 +82,7 @@ class VectorField(OwnNames, nn.Module, ABC):
         tensor([[[-1.]]])
         >>> field.for_band() is field.for_ascent() is field, field.check_start(u)
         (True, None)
-        >>> field.completed(u) is u, field.start_names, field.pace(u)
+        >>> field.completed(u) is field.settled(u) is u, field.start_names, field.pace(u)
         (True, ['r'], tensor(0.))
         >>> field.describe(), field.equation()
         ({}, 'du/dt = -f(u) + g(u)')
@@ -219,6 +219,14 @@ class VectorField(OwnNames, nn.Module, ABC):
 
         Args:
             u: statistics of a start, as they were given.
+        """
+        return u
+
+    def settled(self, u: Any) -> Any:
+        """u with the state that an optimizer has after many steps at one place. Here u itself.
+
+        Args:
+            u: statistics, as they were given.
         """
         return u
 

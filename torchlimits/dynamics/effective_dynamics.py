@@ -119,6 +119,7 @@ class EffectiveDynamics(Flow):
 
         Args:
             starts: shape ``(S, k)``; by default ``count`` random ones of the problem's choosing.
+                An optimizer's second moments may be left out: those that settle there are taken.
             count, seed: of the random starts.
             flow: every start is tried as it is and after flowing for this long; 0 leaves the
                 second out, and by default the problem chooses the time.
@@ -133,7 +134,8 @@ class EffectiveDynamics(Flow):
             generator = torch.Generator().manual_seed(seed)
             starts = self.geometry.starts(self, count, generator)
         longest = self.field.settling_time if flow is None else flow
-        return fixed_points.find(self, starts, settling_time=longest)
+        whole = self.field.settled(starts) if isinstance(starts, Tensor) else starts
+        return fixed_points.find(self, whole, settling_time=longest)
 
     def diffusive(self, at: Float[Tensor, " k"]) -> LinearDiffusion:
         r"""The diffusive limit around a fixed point u*: :math:`\tilde u = \sqrt n (u - u^*)`.

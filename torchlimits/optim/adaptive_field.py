@@ -99,7 +99,9 @@ class AdaptiveField(VectorField):
         self.settling_time = base.settling_time
         *second, corrected = layout.sizes
         sizes = (len(base.names), sum(second), corrected)
-        self.geometry = AdaptiveGeometry(base.geometry, sizes, self.settled)
+        self.geometry = AdaptiveGeometry(
+            base.geometry, sizes, self.settled, self._option("eps", axes.double())
+        )
 
     # --- the state --------------------------------------------------------------------------------
 
@@ -128,13 +130,15 @@ class AdaptiveField(VectorField):
         fresh = torch.cat([initial, rest]).expand(*u.shape[:-1], -1)
         return torch.cat([u, fresh], dim=-1)
 
-    def settled(self, base: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch k"]:
+    def settled(self, u: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch k"]:
         """u with the second moments that an average has after many steps at one place.
 
         Args:
-            base: the statistics of the network.
+            u: the statistics of the network; with second moments it is returned as it is.
         """
-        u = self.completed(base)
+        base, u = u, self.completed(u)
+        if u is base:  # with second moments, or nothing that has some
+            return u
         v = self._at(u.double()).expected.to(u)
         corrected = torch.ones_like(u[..., : self.moments.sizes[-1]])
         return torch.cat([base, v, corrected], dim=-1)

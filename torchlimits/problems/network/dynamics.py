@@ -80,7 +80,7 @@ class NetworkDynamics(EffectiveDynamics):
         return field
 
     def own(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch n"]:
-        """The network's own statistics, without the state of the optimizer.
+        """The network's own statistics, without the state of the optimizer, ``(..., n)``.
 
         Args:
             u: statistics, shape ``(..., k)``, with or without that state.
@@ -107,12 +107,22 @@ class NetworkDynamics(EffectiveDynamics):
         return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
 
     def next_order(self) -> NextOrder:
-        """The same dynamics with what momentum adds at finite N, to first order in 1/N.
+        """The same dynamics with the buffer of momentum at finite N.
 
         Raises:
             TypeError, ValueError: as `NextOrder`, which says of what it is known.
         """
         return NextOrder(self)
+
+    def check_autonomous(self, what: str) -> None:
+        """Raise ValueError if there is a schedule, or steps become smaller and smaller."""
+        super().check_autonomous(what)
+        if isinstance(self.limit, AdaptiveLimit) and self.limit.kind == "Adagrad":
+            raise ValueError(
+                f"expected second moments that settle for {what}, got Adagrad, whose sums of "
+                "squares grow without end, so that parameters slow down and never rest: take Adam "
+                "or RMSprop, or follow it by solve(...)"
+            )
 
     def langevin(self) -> LangevinDynamics:
         """The same dynamics with their noise; see `EffectiveDynamics.langevin`.
