@@ -409,7 +409,9 @@ def test_momentum_is_plain_sgd_in_another_time():
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.LBFGS, torch.optim.RMSprop])
 def test_other_optimizers_are_told_what_works(kind):
-    for problem in (binary(), tl.SpikedTensor(10, 2, snr=1.0)):
+    # mixtures have gradients of single samples, which second moments need
+    mixtures = [binary()] if kind is torch.optim.LBFGS else []
+    for problem in (*mixtures, tl.SpikedTensor(10, 2, snr=1.0)):
         optimizer = kind(problem.model().parameters(), lr=0.1)
         with pytest.raises(TypeError, match=r"SGD.*NormalizedSGD.*recording works with any"):
             problem.dynamics(optimizer)
