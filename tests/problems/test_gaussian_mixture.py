@@ -164,8 +164,8 @@ def test_bad_calls():
         problem.dynamics()
     with pytest.raises(ValueError, match="step_size"):
         problem.dynamics(step_size=-1.0)
-    with pytest.raises(TypeError, match=r"expected torch.optim.SGD .*got Adam"):
-        problem.dynamics(torch.optim.Adam(problem.model().parameters()))
+    with pytest.raises(TypeError, match=r"expected torch.optim.SGD .*got NAdam"):
+        problem.dynamics(torch.optim.NAdam(problem.model().parameters()))
     sgd = torch.optim.SGD(problem.model().parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="weight_decay=0 is not the problem's ridge=0.1"):
         problem.dynamics(sgd)
