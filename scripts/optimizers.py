@@ -1,4 +1,4 @@
-"""One network, one start, eight optimizers: what they do, over what is predicted for each.
+"""One network, one start, nine optimizers: what they do, over what is predicted for each.
 
     python scripts/optimizers.py
     python scripts/optimizers.py --smoke
@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from training import Change, ClipNorm, Make, trained
+from training import Change, ClipNorm, Make, muon, trained
 
 import torchlimits as tl
 
@@ -63,6 +63,15 @@ class Entry:
     decay: float = 0.0
 
 
+def muon_and_adamw(model: nn.Module, dim: int) -> list[torch.optim.Optimizer]:
+    """Muon on the first layer, whose steps have the length c / sqrt(N), AdamW on the rest."""
+    rest = [p for name, p in model.named_parameters() if name != "first.weight"]
+    return [
+        muon(model.first.weight, lr=0.3 * dim**-0.5, weight_decay=0.0),  # type: ignore[arg-type]
+        torch.optim.AdamW(rest, lr=0.5 / dim, weight_decay=0.0),
+    ]
+
+
 OPTIMIZERS: dict[str, Entry] = {
     "SGD": Entry(lambda m, n: torch.optim.SGD(m.parameters(), lr=2 / n)),
     "SGD, momentum 0.9": Entry(
@@ -71,6 +80,7 @@ OPTIMIZERS: dict[str, Entry] = {
     "SGD, clip_grad_norm_": Entry(
         lambda m, n: torch.optim.SGD(m.parameters(), lr=4 / n), lambda n: ClipNorm(0.25 * n**0.5)
     ),
+    "Muon, AdamW on the head": Entry(muon_and_adamw),
     "SignSGD": Entry(lambda m, n: tl.SignSGD(m.parameters(), lr=0.5 / n)),
     "Adam": Entry(lambda m, n: torch.optim.Adam(m.parameters(), lr=0.5 / n)),
     "AdamW, decay 0.5": Entry(
@@ -119,7 +129,8 @@ def problem_of(dim: int, decay: float = 0.0) -> tl.NetworkProblem:
 def curves(options: Options, entry: Entry) -> Curves:
     """Train and predict."""
     problem = problem_of(options.dim, entry.decay)
-    rate = entry.make(problem.model(), options.dim).param_groups[0]["lr"]
+    first: Any = entry.make(problem.model(), options.dim)
+    rate = (first[0] if isinstance(first, list) else first).param_groups[0]["lr"]
     runs = trained(
         problem, entry.make, runs=options.runs, time=options.length * options.dim * rate,
         change=entry.change(options.dim), seed=options.seed,

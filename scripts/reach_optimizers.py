@@ -25,7 +25,7 @@ from typing import Any
 import reach
 import torch
 from torch import Tensor, nn
-from training import Change, ClipNorm, ClipValue, Make, Runs, means, trained
+from training import Change, ClipNorm, ClipValue, Make, Runs, means, muon, trained
 
 import torchlimits as tl
 
@@ -130,6 +130,15 @@ def clipped_norm(step_size: float) -> Part:
     )  # fmt: skip
 
 
+def muon_and_sgd(model: nn.Module, dim: int) -> list[torch.optim.Optimizer]:
+    """torch's defaults of Muon, but for the weight decay, on the first layer; SGD on the rest."""
+    rest = [p for name, p in model.named_parameters() if name != "first.weight"]
+    return [
+        muon(model.first.weight, lr=0.25 * dim**-0.5, weight_decay=0.0),  # type: ignore[arg-type]
+        torch.optim.SGD(rest, lr=1.0 / dim),
+    ]
+
+
 def sgd(model: nn.Module, dim: int) -> torch.optim.Optimizer:
     """Plain SGD with c = 1."""
     return torch.optim.SGD(model.parameters(), lr=1.0 / dim)
@@ -171,6 +180,10 @@ PARTS: dict[str, Part] = {
     "clip_grad_value_": Part(
         sgd, bound_z=1.5, time=4.0, band=True, change=lambda: ClipValue(0.15),
         controls={"without clipping": without_clipping},
+    ),
+    # 2 N steps
+    "muon": Part(
+        muon_and_sgd, 0.015, dim=4000, batch=4, runs=24, time=0.5 * 4000**0.5, band=True,
     ),
     "momentum, N = 250": momentum(250, slow=False),
     "momentum, slow variable, N = 250": momentum(250, slow=True),

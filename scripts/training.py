@@ -96,13 +96,49 @@ class ClipValue(Change):
         return {"clip_value": self.value, "share of entries that are clipped": share}
 
 
+class MuonOfRuns(torch.optim.Optimizer):
+    """`torch.optim.Muon` on each run's matrix of a stacked parameter by itself.
+
+    Args:
+        stacked: the matrices of all runs, ``(runs, K, N)``.
+        options: of `torch.optim.Muon`.
+    """
+
+    def __init__(self, stacked: nn.Parameter, **options: Any) -> None:
+        super().__init__([stacked], options)
+        self._stacked = stacked
+        # views: what Muon does to them, it does to the stack
+        self._each = [nn.Parameter(matrix) for matrix in stacked.data]
+        self._muon = torch.optim.Muon(self._each, **options)
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take the step of every run."""
+        assert closure is None
+        assert self._stacked.grad is not None
+        for matrix, gradient in zip(self._each, self._stacked.grad, strict=True):
+            matrix.grad = gradient
+        self._muon.step()
+
+
+def muon(weight: nn.Parameter, **options: Any) -> torch.optim.Optimizer:
+    """Muon of a matrix, or of one for each run.
+
+    Args:
+        weight: ``(K, N)`` or ``(runs, K, N)``.
+        options: of `torch.optim.Muon`.
+    """
+    return (torch.optim.Muon([weight], **options) if weight.ndim == 2
+            else MuonOfRuns(weight, **options))  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Runs:
     """Runs from one start.
 
     Args:
         measured: what was recorded, values ``(runs, T, k)``.
-        problem, model, optimizer: what was trained.
+        problem: what was trained.
+        model, optimizer: the replicas and what trained them, or one network if that takes one.
         batch: B.
         change: what the loop did to gradients.
     """
@@ -146,8 +182,11 @@ def trained(
             parameter.copy_(parameter[:1].expand_as(parameter))
     optimizer, change = make(model, problem.dim), change or Change()
     optimizers: list[Any] = optimizer if isinstance(optimizer, list) else [optimizer]
-    told: Any = optimizer
-    dynamics = problem.dynamics(told, batch_size=batch, model=model, **change.options)
+    told: tuple[nn.Module, Any] = (model, optimizer)
+    if any(isinstance(one, MuonOfRuns) for one in optimizers):
+        single = problem.model()
+        told = (single, make(single, problem.dim))
+    dynamics = problem.dynamics(told[1], batch_size=batch, model=told[0], **change.options)
     recorded = statistics(dynamics.statistics) if statistics else dynamics.statistics
     parameters = list(model.parameters())
     steps = round(time / optimizers[0].param_groups[0]["lr"])
@@ -159,7 +198,7 @@ def trained(
             change(parameters)
             for each in optimizers:
                 each.step()
-    return Runs(tracker.trajectory(), problem, model, optimizer, batch, change)
+    return Runs(tracker.trajectory(), problem, *told, batch, change)
 
 
 def means(runs: Runs, count: int) -> tuple[Tensor, Tensor]:

@@ -77,13 +77,14 @@ def _map(
     """What is done to a batch's gradient; None if nothing."""
     norm, value = training.clip_norm, training.clip_value
     maps: list[GradientMap] = [
-        *([Sign()] if isinstance(listed(training.optimizer)[0], SignSGD) else []),
         *([ClipNorm(norm, training.dim)] if norm is not None else []),
         *([ClipValue(value)] if value is not None else []),
     ]
+    if isinstance(listed(training.optimizer)[0], SignSGD):
+        return Sign()  # clipping before leaves signs as they are
     if len(maps) > 1:
         raise ValueError(
-            "expected one of clip_norm=, clip_value= and tl.SignSGD, got "
+            "expected one of clip_norm= and clip_value=, got "
             f"{' and '.join(str(one.describe()) for one in maps)}: one after the other is not "
             "known here"
         )

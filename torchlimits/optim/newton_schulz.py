@@ -32,7 +32,7 @@ class NewtonSchulz:
         >>> import torch
         >>> f = NewtonSchulz((3.4445, -4.7750, 2.0315), 5)
         >>> f(torch.tensor([[0.25]])) * 0.5  # p(1/2)
-        tensor([[0.7236]])
+        tensor([[0.7654]])
     """
 
     coefficients: tuple[float, float, float]

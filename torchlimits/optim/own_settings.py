@@ -24,8 +24,8 @@ def scales_gradients(optimizer: Optimizers | None) -> bool:
 
     Example:
         >>> import torch
-        >>> weight = torch.nn.Parameter(torch.zeros(2, 3))
-        >>> scales_gradients([torch.optim.SGD([weight]), torch.optim.Muon([weight])])
+        >>> weight, bias = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(2))
+        >>> scales_gradients([torch.optim.SGD([bias]), torch.optim.Muon([weight])])
         True
     """
     return any(second_moment_of(one) or _is_muon(one) for one in listed(optimizer))

@@ -58,7 +58,7 @@ class MixtureDynamics(EffectiveDynamics):
         return MixtureChain(self.field, self.limit.at_finite_n(), self.schedule)
 
     def next_order(self) -> NextOrder:
-        """The same dynamics with what momentum adds at finite N, to first order in 1/N.
+        """The same dynamics with the buffer of momentum at finite N.
 
         Raises:
             TypeError, ValueError: as `NextOrder`, which says of what it is known.

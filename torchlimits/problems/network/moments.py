@@ -155,7 +155,7 @@ class Integrals:
         with torch.enable_grad():
             names, offsets = (layers.names, layers.offsets(h)) if layers else ([], [])
             output, inputs = self.setting.head.traced(theta, h, names, offsets)
-            output = output.flatten(2)
+            output = output[..., None].flatten(2)  # samples may have a number each, (S, M)
         slopes, shares = self._slopes(theta, h, output)
         mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
         by_theta, *by_rows = torch.autograd.grad(
