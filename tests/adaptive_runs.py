@@ -119,13 +119,16 @@ def misses(measured, predicted, count):
     return float(z.square().mean().sqrt())
 
 
-def muon_runs(problem, make_others, *, steps, runs, batch=1, seed=1, rows=4, **options):
+def muon_runs(
+    problem, make_others, *, steps, runs, batch=1, seed=1, rows=4, nodes=2**12, **options
+):
     """Runs of torch.optim.Muon on the first layer from one start, and the dynamics with it.
 
     Muon takes matrices, so every run has a W of its own; all others are replicas.
 
     Args:
         problem, steps, runs, batch, seed, rows: as in `runs_of`.
+        nodes: of the dynamics.
         make_others: parameters -> the optimizer of all parameters but W.
         options: of Muon.
     """
@@ -151,7 +154,7 @@ def muon_runs(problem, make_others, *, steps, runs, batch=1, seed=1, rows=4, **o
         problem.loss(torch.func.functional_call(replicas, whole, (x,)), y).backward()
         for one in trained:
             one.step()
-    dynamics = problem.dynamics(described, batch_size=batch, model=model)
+    dynamics = problem.dynamics(described, batch_size=batch, model=model, nodes=nodes)
     times = torch.arange(len(values), dtype=torch.float64) * (steps // rows) * options["lr"]
     measured = tl.Trajectory(
         times, torch.arange(len(values)) * (steps // rows), torch.stack(values, 1),

@@ -122,7 +122,7 @@ class Hinge(Custom):
     ("kind", "options"),
     [
         (Custom, {}),
-        (Gelu, {}),
+        pytest.param(Gelu, {}, marks=pytest.mark.slow),
         pytest.param(Squared, {}, marks=pytest.mark.slow),
         pytest.param(Hinge, {}, marks=pytest.mark.slow),
         pytest.param(Hinge, {"momentum": 0.5, "batch_size": 3}, marks=pytest.mark.slow),

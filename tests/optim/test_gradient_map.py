@@ -90,7 +90,11 @@ def test_clipped_gradients_have_the_same_signs():
     sign = tl.SignSGD(problem.model().parameters(), lr=1 / 60)
     u = problem.starts(1, generator=torch.Generator().manual_seed(0))[0]
     plain = problem.dynamics(sign).drift(u)
-    for options in ({"clip_norm": 0.1}, {"clip_value": 0.01}, {"clip_norm": 2, "clip_value": 1}):
+    for options in (
+        {"clip_norm": 0.1},
+        {"clip_value": 0.01},
+        {"clip_norm": 2.0, "clip_value": 1.0},
+    ):
         assert torch.equal(problem.dynamics(sign, **options).drift(u), plain)
     with pytest.raises(ValueError, match="expected clip_value to be a finite number > 0, got 0"):
         problem.dynamics(sign, clip_value=0.0)

@@ -53,7 +53,12 @@ def steps_of(problem, model, settings, largest=None):
 
 @pytest.mark.parametrize(
     ("momentum", "nesterov", "batch", "largest"),
-    [(0.5, False, 1, None), (0.8, True, 1, None), (0.5, True, 1, None), (0.5, True, 1, 4.0)],
+    [
+        (0.5, True, 1, 4.0),
+        pytest.param(0.5, False, 1, None, marks=pytest.mark.slow),
+        pytest.param(0.8, True, 1, None, marks=pytest.mark.slow),
+        pytest.param(0.5, True, 1, None, marks=pytest.mark.slow),
+    ],
 )
 def test_mean_and_squares_are_those_of_steps(momentum, nesterov, batch, largest, monkeypatch):
     """Within the error bars over runs; with the mean of buffers for each, far outside."""

@@ -76,6 +76,7 @@ def test_solutions_return_at_the_slowest_rate():
     assert float(left[1] / left[0]) == pytest.approx(exp(-4 * rate), rel=0.02)
 
 
+@pytest.mark.slow
 def test_points_without_gradients_are_none_if_eps_is_small():
     """At 0 all gradients of W vanish, and so do their second moments; solutions leave at once."""
     near = torch.zeros(1, 6).double()
