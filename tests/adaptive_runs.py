@@ -120,7 +120,7 @@ def misses(measured, predicted, count):
 
 
 def muon_runs(
-    problem, make_others, *, steps, runs, batch=1, seed=1, rows=4, nodes=2**12, **options
+    problem, make_others, *, steps, runs, batch=1, seed=1, rows=4, nodes=2**10, **options
 ):
     """Runs of torch.optim.Muon on the first layer from one start, and the dynamics with it.
 

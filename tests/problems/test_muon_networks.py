@@ -82,7 +82,7 @@ def test_the_polar_factor_would_miss(monkeypatch):
 @pytest.mark.slow
 def test_the_band_is_that_of_runs():
     measured, dynamics = muon_runs(
-        binary(N), sgd, steps=256, runs=64, rows=2, nodes=2**10, lr=LR, weight_decay=0.0,
+        binary(N), sgd, steps=256, runs=64, rows=2, lr=LR, weight_decay=0.0,
         momentum=0.5, nesterov=False,
     )  # fmt: skip
     predicted = dynamics.solve(measured.values[0, 0], measured.times, band=True)
