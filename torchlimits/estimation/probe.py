@@ -42,7 +42,7 @@ class Probe(Watcher):
     is of relative order :math:`1 - \beta_2`, and 1/s in the first steps, in which D is random.
     Where a tensor's fresh gradients have more than ten times the second moment that steps divide
     by, as those of a feature that was dead, D is about to change by much: the tensor stands still
-    in the estimate, a warning and `Explanation.skipped` name it, and what it does is in the
+    in the estimate, a warning and ``skipped`` of `Explanation` name it, and what it does is in the
     residual.
 
     Args:
