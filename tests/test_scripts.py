@@ -252,12 +252,12 @@ def test_gradients_of_every_run_are_clipped_by_themselves(training):
 
 
 @pytest.mark.slow
-def test_eight_optimizers(tmp_path):
+def test_nine_optimizers(tmp_path):
     done = run("optimizers.py", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "│" in line][-8:]
+    lines = [line for line in done.stdout.splitlines() if "│" in line][-9:]
     assert [line.split("│")[1].split(",")[0].strip() for line in lines] == [
-        "SGD", "SGD", "SGD", "SignSGD", "Adam", "AdamW", "RMSprop", "Adagrad",
+        "SGD", "SGD", "SGD", "Muon", "SignSGD", "Adam", "AdamW", "RMSprop", "Adagrad",
     ]  # fmt: skip
     # risk and R[0,0], and what they would be without the corrector
     for line in lines:
