@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks, _linalg
+from torchlimits import _checks
 from torchlimits.contracts.gradient_field import Batches, GradientField
 from torchlimits.optim.gradient_map import BatchGradient, GradientMap, MappedGradient
+from torchlimits.optim.whitening import whitening
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +60,7 @@ class MappedBatches:
         d, K, N = len(self.axes), self.base.width, self.base.dim
         trace = S.diagonal(dim1=-2, dim2=-1).sum(-1)
         R = self.base.parts(u)[3]
-        whiten = torch.block_diag(
-            torch.eye(d, dtype=u.dtype, device=u.device),
-            _linalg.pinv(_linalg.psd_sqrt(R), rtol=1e-7, hermitian=True),
-        )
+        whiten = whitening(R, d)
         known = (batches.along @ whiten).square().sum((-2, -1))
         unknown = (batches.rest @ whiten).square().sum() * batches.gram.diagonal(
             dim1=-2, dim2=-1

@@ -9,17 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks, _linalg
+from torchlimits import _checks
 from torchlimits.contracts.gradient_field import GradientField
 from torchlimits.optim.batch_averages import BatchAverages, BatchMeans, BatchVariances, Draws
 from torchlimits.optim.muon_settings import MuonSettings
+from torchlimits.optim.whitening import whitening
 
 #: with fewer samples in the buffer, its covariance is that of these and not the mean
 LONG_WINDOW = 2000
 #: the error of averages over windows of batches
 _ERROR = 5e-4
-#: relative size of R's eigenvalues that count as 0
-_NO_ROOM = 1e-7
 #: the step of differences by the covariance of gradients, relative to it
 _STEP = 1e-4
 
@@ -120,16 +119,8 @@ class MuonAverages(BatchAverages):
         R: Float[Tensor, "*batch K K"],
     ) -> Float[Tensor, "*batch K K"]:  # fmt: skip
         """The covariance of the buffer's rows over coordinates, where it has many samples."""
-        seen = along @ self._whiten(R, along.shape[-1])
+        seen = along @ whitening(R, along.shape[-1] - self.base.width)
         return self.settings.energy * pair + seen @ seen.mT / self.base.dim
-
-    def _whiten(self, R: Float[Tensor, "*batch K K"], w: int) -> Float[Tensor, "*batch w w"]:
-        """The inverse root of the Gram matrix of the directions and W's rows."""
-        inverse = _linalg.pinv(_linalg.psd_sqrt(R), rtol=_NO_ROOM, hermitian=True)
-        K = self.base.width
-        whole = torch.eye(w, dtype=R.dtype, device=R.device).expand(*R.shape[:-2], w, w).clone()
-        whole[..., w - K :, w - K :] = inverse
-        return whole
 
     def _scale(self, buffer: Float[Tensor, "*batch K K"]) -> Float[Tensor, "*batch K K"]:
         """A."""
@@ -143,7 +134,7 @@ class MuonAverages(BatchAverages):
     def _of_windows(self, u: Float[Tensor, " k"]) -> _Moved:
         N, R = self.base.dim, self.base.parts(u)[3]
         draws, weights = self.gradients.sequence(u), self.settings.weights()
-        whiten = self._whiten(R, draws.along.shape[-1])
+        whiten = whitening(R, draws.along.shape[-1] - self.base.width)
         buffer = _averaged(draws.along, weights)
         seen = buffer @ whiten
         pair = _averaged(draws.pair, weights**2)
