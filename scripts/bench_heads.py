@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import benchmark
 import torch
-from benchmark import Row, interleaved, main, timed
+from benchmark import Row, alone, interleaved, main
 from torch import nn
 
 import torchlimits as tl
-from torchlimits._threads import threads
 from torchlimits.problems.network.dynamics import NetworkDynamics
 
 
@@ -44,17 +43,6 @@ def problem_of(components: int) -> tl.NetworkProblem:
         dim=1000, width=4, head=head, loss=nn.functional.cross_entropy,
         means=torch.eye(3, 1000)[:components], labels=torch.arange(components), snr=4.0,
     )  # fmt: skip
-
-
-def alone(work: Callable[[], object], repeats: int) -> float:
-    """Seconds per call, on one core."""
-
-    def run() -> None:
-        with threads(1):
-            for _ in range(repeats):
-                work()
-
-    return timed(run, repeats)
 
 
 def naive(dynamics: NetworkDynamics, u: torch.Tensor) -> Callable[[], object]:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import benchmark
 import torch
-from benchmark import Row, interleaved, main, timed
+from benchmark import Row, alone, interleaved, main
 from torch import nn
 
 import torchlimits as tl
-from torchlimits._threads import threads
 
 
 @dataclass
@@ -90,17 +89,6 @@ def measure(options: Options) -> list[Row]:
             note = "plain: single samples; floor: SGD"
             rows.append(Row(what, "right-hand side", **seconds, note=note))
     return rows
-
-
-def alone(work: Callable[[], object], repeats: int) -> float:
-    """Seconds per call, on one core."""
-
-    def run() -> None:
-        with threads(1):
-            for _ in range(repeats):
-                work()
-
-    return timed(run, repeats)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from rich.markdown import Markdown
 
 import torchlimits as tl
 from torchlimits import _checks
+from torchlimits._threads import threads
 from torchlimits.cli.timing import interleaved as interleaved
 from torchlimits.cli.timing import timed as timed
 
@@ -110,6 +111,17 @@ class Training:
     def timed(self, count: int) -> float:
         """Seconds per step and replica."""
         return timed(lambda: list(self.steps(count)), count * math.prod(self.replicas))
+
+
+def alone(work: Callable[[], object], repeats: int) -> float:
+    """Seconds per call, on one core."""
+
+    def run() -> None:
+        with threads(1):
+            for _ in range(repeats):
+                work()
+
+    return timed(run, repeats)
 
 
 def median(seconds: list[float] | None) -> str:

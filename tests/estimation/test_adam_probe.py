@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from convolution import explained
 from torch import nn
 from torch.func import functional_call, grad, hessian, vmap
 
@@ -211,35 +212,11 @@ def test_weights_of_estimates_add_up_to_those_of_steps():
 LONG = {"lr": 5e-4, "betas": (0.97, 0.999)}
 
 
-def convolution(seed):
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 8, 5), nn.Tanh(), nn.Flatten(), nn.Linear(128, 2))
-    with torch.no_grad():
-        model[0].weight.mul_(0.2)
-    return model
-
-
-def images(count, generator=None):
-    label = torch.randint(2, (count,), generator=generator)
-    means = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    return 0.3 * means[label] + torch.randn(count, 3, 8, 8, generator=generator), label
-
-
 def unexplained(runs=4):
     """Means over runs of the residual, its error, the change and the corrector."""
-    loss, found = nn.functional.cross_entropy, []
-    statistics = {"filters": lambda p: p["0.weight"].square().sum()}
+    found = []
     for run in range(runs):
-        model, data = convolution(run), generator(100 + run)
-        optimizer = torch.optim.Adam(model.parameters(), **LONG)
-        probe = tl.Probe(loss, images, every=10, samples=48, seed=1000 * run)
-        with tl.track(model, optimizer, statistics, probe=probe) as tracker:
-            for _ in range(120):
-                x, y = images(1, data)
-                optimizer.zero_grad()
-                loss(model(x), y).backward()
-                optimizer.step()
-        parts = tracker.explanation()
+        parts = explained(run, lambda p: torch.optim.Adam(p, **LONG), steps=120, every=10)
         values = (parts.residual, parts.change, parts.corrector)
         found.append([*(path.final[0] for path in values), parts.residual.std[-1, 0]])
     residual, change, corrector, std = map(torch.stack, zip(*found, strict=True))

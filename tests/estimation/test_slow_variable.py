@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 import torch
+from convolution import explained
 from torch import nn
 from torch.func import functional_call, grad, hessian
 
@@ -274,35 +275,11 @@ def of_autograd(model, optimizer, statistics, data):
     return drift, lr / 2 * bends
 
 
-def convolution(seed):
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Conv2d(3, 8, 5), nn.Tanh(), nn.Flatten(), nn.Linear(128, 2))
-    with torch.no_grad():
-        model[0].weight.mul_(0.2)
-    return model
-
-
-def images(count, generator=None):
-    label = torch.randint(2, (count,), generator=generator)
-    means = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
-    return 0.3 * means[label] + torch.randn(count, 3, 8, 8, generator=generator), label
-
-
 def unexplained(sgd_options, runs=4):
     """The residual's mean over runs, its error, and the change that is to be explained."""
-    loss, found = nn.functional.cross_entropy, []
-    statistics = {"filters": lambda p: p["0.weight"].square().sum()}
+    found = []
     for run in range(runs):
-        model, data = convolution(run), generator(100 + run)
-        optimizer = torch.optim.SGD(model.parameters(), **sgd_options)
-        probe = tl.Probe(loss, images, every=5, samples=48, seed=1000 * run)
-        with tl.track(model, optimizer, statistics, probe=probe) as tracker:
-            for _ in range(30):
-                x, y = images(1, data)
-                optimizer.zero_grad()
-                loss(model(x), y).backward()
-                optimizer.step()
-        parts = tracker.explanation()
+        parts = explained(run, lambda p: torch.optim.SGD(p, **sgd_options), steps=30, every=5)
         found.append((parts.residual.final[0], parts.residual.std[-1, 0], parts.change.final[0]))
     residual, std, change = map(torch.stack, zip(*found, strict=True))
     return float(residual.mean()), float(std.square().sum().sqrt() / runs), float(change.mean())
