@@ -190,6 +190,9 @@ def test_what_has_no_limit_is_refused():
         problem.dynamics(optimizers, model=model).reduced_chain()
     with pytest.warns(UserWarning, match="Muon's buffer has"):
         problem.dynamics(optimizers, model=model, batch_size=2)
+    _, slow_ones = joint(problem, momentum=0.98)
+    with pytest.warns(UserWarning, match=r"keeps W 49 steps behind at dim=256.*a part of 0.19 of"):
+        problem.dynamics(slow_ones)
 
 
 def test_several_sgds_are_groups_of_one():

@@ -121,6 +121,14 @@ class AdaptiveLimit(OptimizerLimit):
                 f"their number over N, {muon.window / dim:.2g} here, squared; they are good for "
                 f"B/kappa_w up to N/20 (batch_size={muon.batch_size}, momentum={muon.momentum:g})"
             )
+        lag = muon.momentum / (1 - muon.momentum)
+        if lag > dim / 20:
+            _checks.warn_user(
+                f"Muon's momentum={muon.momentum:g} keeps W {lag:.0f} steps behind at dim={dim}: "
+                "predictions neglect that, so that statistics are off by what they move in so many "
+                f"steps, a part of {lag / dim:.2g} of what they move in N; take less momentum, or a "
+                "larger dim"
+            )
 
     def rates(
         self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: float | Tensor
