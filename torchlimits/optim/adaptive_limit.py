@@ -126,8 +126,8 @@ class AdaptiveLimit(OptimizerLimit):
             _checks.warn_user(
                 f"Muon's momentum={muon.momentum:g} keeps W {lag:.0f} steps behind at dim={dim}: "
                 "predictions neglect that, so that statistics are off by what they move in so many "
-                f"steps, a part of {lag / dim:.2g} of what they move in N; take less momentum, or a "
-                "larger dim"
+                f"steps, a part of {lag / dim:.2g} of what they move in N; take less momentum, or "
+                "a larger dim"
             )
 
     def rates(
