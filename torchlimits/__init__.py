@@ -14,6 +14,7 @@ Predicting, for a problem:
     GaussianMixture, SpikedTensor    problem.model(), .sample(), .loss(), .dynamics(optimizer)
     NetworkProblem, LabelLaw         any head on a linear first layer, any loss and labels
     TeacherStudent                   a two-layer network that learns another, in closed form
+    Covariance                       of inputs with a spectrum, given or from data
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
     optimal_schedule                 the learning rates that make the most of so many steps
     VectorField, Geometry, Problem   what to write for a problem of your own
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.optim.sign_sgd import SignSGD
+    from torchlimits.problems.data.covariance import Covariance
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
     from torchlimits.problems.network.next_order import NextOrder
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
         "Basins",
         "Comparison",
         "ConditionReport",
+        "Covariance",
         "CriticalStepSize",
         "EffectiveDynamics",
         "EmpiricalDynamics",
@@ -164,6 +167,7 @@ _PUBLIC = {
     "problems.network.labels": "LabelLaw",
     "problems.network.next_order": "NextOrder",
     "problems.network.teacher_student": "TeacherStudent",
+    "problems.data.covariance": "Covariance",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",
     "contracts.geometry": "Geometry",

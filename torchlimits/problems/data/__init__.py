@@ -1,0 +1,1 @@
+"""The spectrum of inputs: covariances, their blocks, and what data say of them."""

@@ -1,0 +1,264 @@
+"""`Covariance`: the covariance of inputs, by its eigenvalues and eigenvectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from torchlimits import _checks
+
+#: fractions may sum to 1 up to this, as with float32 numbers
+_TOLERANCE = 1e-6
+#: a matrix is symmetric, and a basis orthonormal, up to this, relative to the largest entry
+_ROUNDING = 1e-6
+#: eigenvalues below this part of the largest are those of a singular matrix
+_SINGULAR = 1e-12
+#: eigenvalues that differ by less than this part belong to one level
+_SAME = 1e-9
+
+
+class Covariance:
+    r"""The covariance :math:`\Lambda = \sum_n \lambda_n u_n u_n^T` of inputs.
+
+    Data are :math:`x = c_a + snr^{-1/2} \Lambda^{1/2} z` with z ~ N(0, I_N). The components of a
+    mixture may have eigenvalues of their own, in one eigenbasis.
+
+    `of` makes one from any of the forms that problems take as ``covariance=``, and `of_data` from
+    data.
+
+    Args:
+        eigenvalues: the lambda_n > 0, shape ``(N,)``, or ``(A, N)``, one row for each component.
+        basis: the u_n as orthonormal rows, ``(N, N)``; None stands for the axes.
+
+    Raises:
+        ValueError: if eigenvalues are not positive and finite, or the basis is not orthonormal.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> power_law = tl.Covariance(1 / torch.arange(1, 101))
+        >>> power_law
+        Covariance(dim=100, 100 levels from 0.01 to 1, trace 5.19)
+        >>> power_law.spread(torch.ones(100))[:3]
+        tensor([1.0000, 0.7071, 0.5774])
+        >>> two = tl.Covariance.of([(4.0, 0.25), (1.0, 0.75)], dim=8)
+        >>> two.eigenvalues.tolist()
+        [[4.0, 4.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]
+        >>> values, place = two.levels
+        >>> values.tolist(), place.tolist()
+        ([[4.0], [1.0]], [0, 0, 1, 1, 1, 1, 1, 1])
+        >>> two.coordinates(torch.ones(8)).equal(two.vectors(torch.ones(8)))
+        True
+        >>> two.dim, two.components, two.trace, two.largest
+        (8, 1, 14.0, 4.0)
+    """
+
+    def __init__(
+        self, eigenvalues: Float[Tensor, " N"] | Float[Tensor, "A N"],
+        basis: Float[Tensor, "N N"] | None = None,
+    ) -> None:  # fmt: skip
+        values = _checks.float64("eigenvalues", eigenvalues)
+        values = values[None] if values.ndim == 1 else values
+        if values.ndim != 2 or not values.numel():
+            raise ValueError(
+                "expected eigenvalues of shape (N,), or (A, N) for A components, got "
+                f"{tuple(values.shape)}"
+            )
+        _check_definite(values)
+        self.eigenvalues = values
+        self.basis = None if basis is None else _checks.float64("basis", basis)
+        if self.basis is not None:
+            _check_basis(self.basis, values.shape[1])
+
+    @classmethod
+    def of(cls, given: object, dim: int) -> Covariance:
+        """The covariance that a problem's argument ``covariance=`` stands for.
+
+        Args:
+            given: a `Covariance`; a list of (eigenvalue, fraction of the N dimensions), along the
+                first axes first; a spectrum ``(N,)`` along the axes; a matrix ``(N, N)``; or, with
+                one for each component, spectra ``(A, N)`` or commuting matrices ``(A, N, N)``.
+            dim: N.
+
+        Raises:
+            ValueError: if shapes do not fit, a matrix is not symmetric positive definite, fractions
+                do not sum to 1, or matrices do not commute.
+            TypeError: if it is of another kind.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> tl.Covariance.of(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), dim=2)
+            Covariance(dim=2, 2 levels from 1 to 3, trace 4)
+        """
+        if isinstance(given, Covariance):
+            if given.dim != dim:
+                raise ValueError(f"expected a covariance of dim={dim}, got one of {given.dim}")
+            return given
+        if isinstance(given, (list, tuple)) and all(_is_pair(x) for x in given):
+            return cls(_by_fractions(given, dim))
+        array = _checks.float64("covariance", given)
+        if array.ndim == 0 or array.shape[-1] != dim or array.ndim > 3:
+            raise ValueError(
+                f"expected covariance as (eigenvalue, fraction) pairs, a spectrum ({dim},), a "
+                f"matrix ({dim}, {dim}), spectra (A, {dim}), matrices (A, {dim}, {dim}) or a "
+                f"tl.Covariance, got shape {tuple(array.shape)}"
+            )
+        if array.ndim == 1 or (array.ndim == 2 and len(array) != dim):
+            return cls(array)
+        return cls(*_diagonal(array if array.ndim == 3 else array[None]))
+
+    @property
+    def dim(self) -> int:
+        """N."""
+        return self.eigenvalues.shape[1]
+
+    @property
+    def components(self) -> int:
+        """A, the number of components with eigenvalues of their own; 1 if they share them."""
+        return len(self.eigenvalues)
+
+    @property
+    def trace(self) -> float:
+        """tr Lambda, the mean over the components."""
+        return float(self.eigenvalues.sum(-1).mean())
+
+    @property
+    def largest(self) -> float:
+        """The largest eigenvalue of any component."""
+        return float(self.eigenvalues.max())
+
+    @cached_property
+    def levels(self) -> tuple[Float[Tensor, "L A"], Int[Tensor, " N"]]:
+        """The distinct eigenvalues, in order of their first appearance, and that of each u_n."""
+        found: dict[tuple[float, ...], int] = {}
+        # the logarithm's grid joins what differs by rounding
+        keys = (self.eigenvalues.log() / _SAME).round().mT.tolist()
+        place = [found.setdefault(tuple(key), n) for n, key in enumerate(keys)]
+        first = torch.tensor([*found.values()], device="cpu")
+        return self.eigenvalues.mT[first], torch.searchsorted(first, torch.tensor(place))
+
+    def coordinates(self, vectors: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
+        """The coordinates <v, u_n> in the eigenbasis.
+
+        Args:
+            vectors: along the last dimension.
+        """
+        return vectors if self.basis is None else vectors @ self.basis.to(vectors).mT
+
+    def vectors(self, coordinates: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
+        """The inverse of `coordinates`.
+
+        Args:
+            coordinates: in the eigenbasis, along the last dimension.
+        """
+        return coordinates if self.basis is None else coordinates @ self.basis.to(coordinates)
+
+    def spread(
+        self, z: Float[Tensor, "*batch N"], component: Int[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*batch N"]:
+        """Lambda^(1/2) z, for z ~ N(0, I) inputs of this covariance.
+
+        Args:
+            z: vectors, along the last dimension.
+            component: the component of each, where they have eigenvalues of their own.
+        """
+        roots = self.eigenvalues.sqrt().to(z)
+        own = roots[0] if self.components == 1 or component is None else roots[component]
+        # z is isotropic, but linear maps should be the symmetric root
+        return self.vectors(own * self.coordinates(z))
+
+    def __repr__(self) -> str:
+        values, _ = self.levels
+        of = f", {self.components} components" if self.components > 1 else ""
+        return (
+            f"{type(self).__name__}(dim={self.dim}, {len(values)} levels from "
+            f"{float(values.min()):.3g} to {float(values.max()):.3g}, trace {self.trace:.3g}{of})"
+        )
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
+def _by_fractions(pairs: Sequence[Sequence[float]], dim: int) -> Float[Tensor, " N"]:
+    """The spectrum of blocks that hold fractions of the dimensions."""
+    if not pairs:
+        raise ValueError("expected (eigenvalue, fraction) pairs, got an empty list")
+    table = _checks.float64("covariance", pairs)
+    values, fractions = table.unbind(1)
+    total = float(fractions.sum())
+    if not (bool((fractions > 0).all()) and abs(total - 1) < _TOLERANCE):
+        raise ValueError(
+            "expected fractions of the dimensions > 0 with the sum 1 in covariance=[(eigenvalue, "
+            f"fraction), ...], got {fractions.tolist()} with the sum {total:g}"
+        )
+    ends = (fractions.cumsum(0) / total * dim).round().long()
+    sizes = ends.diff(prepend=ends.new_zeros(1))
+    if not bool((sizes > 0).all()):
+        raise ValueError(
+            f"expected blocks of at least one of the {dim} dimensions, got fractions "
+            f"{fractions.tolist()}: enlarge dim or leave out the smallest"
+        )
+    return values.repeat_interleave(sizes)
+
+
+def _diagonal(matrices: Float[Tensor, "A N N"]) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(A, N)``, falling in the mean, and the common eigenbasis as rows."""
+    size = float(matrices.abs().max())
+    if not bool(matrices.isfinite().all()):
+        raise ValueError("expected a finite covariance, got NaN or infinity in it")
+    skew = float((matrices - matrices.mT).abs().max())
+    if skew > _ROUNDING * size:
+        raise ValueError(
+            f"expected a symmetric covariance, got one that differs from its transpose by {skew:g}"
+        )
+    # a combination in which no two eigenvectors have the same eigenvalue by accident
+    shares = torch.rand(len(matrices), generator=torch.Generator().manual_seed(0)).double() + 0.5
+    _, columns = torch.linalg.eigh((shares[:, None, None] * matrices).mean(0))
+    turned = columns.mT @ matrices @ columns
+    values = turned.diagonal(dim1=-2, dim2=-1)
+    outside = float((turned - torch.diag_embed(values)).abs().max())
+    if outside > _ROUNDING * size:
+        raise ValueError(
+            "expected covariances of components with a common eigenbasis (matrices that commute), "
+            f"got some that are {outside:.2g} away from it: take their mean for all components, "
+            "which is what a prediction can be made of"
+        )
+    order = values.mean(0).argsort(descending=True)
+    return values[:, order], columns.mT[order].contiguous()
+
+
+def _check_definite(values: Float[Tensor, "A N"]) -> None:
+    """Raise ValueError unless all eigenvalues are positive and none is 0 beside others."""
+    if not bool(values.isfinite().all()):
+        raise ValueError("expected finite eigenvalues of the covariance, got NaN or infinity")
+    smallest, largest = float(values.min()), float(values.max())
+    if smallest < -_SINGULAR * abs(largest):
+        raise ValueError(
+            f"expected a positive definite covariance, got an eigenvalue {smallest:.3g}: no data "
+            "have it"
+        )
+    if smallest <= _SINGULAR * largest:
+        raise ValueError(
+            f"expected a positive definite covariance, got a singular one (eigenvalues from "
+            f"{smallest:.3g} to {largest:.3g}): leave out directions in which data do not vary, "
+            "constant features among them, by projecting inputs on the others"
+        )
+
+
+def _check_basis(basis: Tensor, dim: int) -> None:
+    if basis.shape != (dim, dim):
+        raise ValueError(
+            f"expected basis of shape ({dim}, {dim}), one row for each eigenvalue, got "
+            f"{tuple(basis.shape)}"
+        )
+    eye = torch.eye(dim, dtype=basis.dtype, device=basis.device)
+    defect = float((basis @ basis.mT - eye).abs().max())
+    if not defect < _ROUNDING:
+        raise ValueError(
+            f"expected orthonormal rows as basis, got a Gram matrix {defect:.2g} away from the "
+            "identity: take the rows of torch.linalg.eigh(matrix).eigenvectors.mT"
+        )
