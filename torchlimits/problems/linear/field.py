@@ -66,6 +66,7 @@ class LeastSquaresField(VectorField):
     rtol = 1e-8
     atol = 1e-10
     geometry = NonNegative()
+    settling_time = 0.0  # the start that `NonNegative` knows is the fixed point
     quadratic_in = WEIGHT
 
     def __init__(self, levels: Levels, gains: Gains, noise: float, dim: int) -> None:
