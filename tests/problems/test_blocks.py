@@ -327,16 +327,13 @@ def two_sample(first, second):
     ids=["thin", "components", "momentum"],
 )
 def test_the_exact_chain_is_sgd(covariance, momentum):
-    dim, steps, runs, c = 30, 30, 4000, 0.6
+    dim, steps, runs, c = 30, 20, 2000, 0.6
     problem = in_three_blocks(dim, covariance=covariance)
     model = problem.model(generator=generator(0))
     settings = {"step_size": c, "batch_size": 2, "momentum": momentum}
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=c / dim, momentum=momentum, weight_decay=problem.ridge
-    )
     measured = tl.train(
-        problem, optimizer=optimizer, batch_size=2, steps=steps, runs=runs, start=model, seed=1,
-        progress=False, every=steps,
+        problem, **settings, time=steps * c / dim, runs=runs, start=model, seed=1, progress=False,
+        every=steps,
     )  # fmt: skip
     chain = problem.reduced_chain(**settings)
     path = chain.run(measured.initial[0], steps, runs=runs, every=steps, generator=generator(3))
