@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.chosen_limit import NetworkLimit
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.listed import Optimizers, groups_of
 from torchlimits.optim.parameter_groups import Layers
@@ -223,14 +223,14 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         limit, plan = self._limit_of_chain(training), Schedule.of(schedule, optimizer, dim)
         return NetworkChain(self.setting, dim=dim, limit=limit, schedule=plan)
 
-    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> NetworkLimit:
         optimizer = training.optimizer
         if optimizer is None:
             training = replace(training, model=self.template)
         elif training.model is None:
             training = replace(training, model=self._held_by(optimizer))
         limit = super()._limit(training)
-        if optimizer is not None or isinstance(limit, AdaptiveLimit):
+        if optimizer is not None or not isinstance(limit, SGDLimit):
             return limit
         return replace(limit, layers=self._unless_frozen(limit.settings))
 
