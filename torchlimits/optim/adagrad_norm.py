@@ -179,7 +179,7 @@ class AdaGradNorm(torch.optim.Optimizer):
         square = self.state[p][KEY]
         lr = lr.to(square) if isinstance(lr, Tensor) else lr
         scale = (-lr / square.sqrt()).to(p.dtype)
-        return scale.reshape(*scale.shape, *[1] * (p.ndim - scale.ndim))
+        return scale.reshape((*scale.shape, *[1] * (p.ndim - scale.ndim)))
 
 
 def _check(options: dict[str, Any], common: dict[str, Any]) -> None:

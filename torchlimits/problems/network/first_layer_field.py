@@ -119,28 +119,36 @@ class FirstLayerField(GradientField):
     def _squares_at(
         self, u: Float[Tensor, " k"], trained: Collection[str] | None
     ) -> tuple[Tensor, Tensor]:
+        squares = self._squared_gradient(u, trained)
+        return squares.of_sample() / self.dim, squares.of_mean() / self.dim
+
+    def _squared_gradient(
+        self, u: Float[Tensor, " k"], trained: Collection[str] | None
+    ) -> SquaredGradient:
         head = u.new_tensor([counts(trained, name) for name in self.head])
         biased = self.bias is not None and counts(trained, self.bias)
-        squares = SquaredGradient(
+        return SquaredGradient(
             self.samples(u), self.resolved(u), counts(trained, self.weight), biased, head
         )
-        return squares.of_sample() / self.dim, squares.of_mean() / self.dim
 
     def square_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float,
         trained: Collection[str] | None = None,
     ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch"]]:  # fmt: skip
-        """How |g|^2 tr Cov x / N fluctuates; see `VectorField.square_covariance`."""
-        if not counts(trained, self.weight):
-            return torch.zeros_like(u), torch.zeros_like(u[..., 0])
+        """What pre-activations and labels make of it; see `VectorField.square_covariance`.
+
+        The rest of a squared length fluctuates by N^(-1/2) only.
+        """
         points = u.reshape(-1, u.shape[-1]).double()
-        pairs = [self._square_covariance(point, step_size) for point in points]
+        pairs = [self._square_covariance(point, step_size, trained) for point in points]
         cross, square = (torch.stack(parts) for parts in zip(*pairs, strict=True))
         return cross.reshape(u.shape).to(u), square.reshape(u.shape[:-1]).to(u)
 
-    def _square_covariance(self, u: Float[Tensor, " k"], step_size: float) -> tuple[Tensor, Tensor]:
-        samples = self.samples(u)
-        size = samples.gradient.square().sum(-1) * (_checks.plain(self.input_trace) / self.dim)
+    def _square_covariance(
+        self, u: Float[Tensor, " k"], step_size: float, trained: Collection[str] | None
+    ) -> tuple[Tensor, Tensor]:
+        squares = self._squared_gradient(u, trained)
+        samples, size = squares.samples, squares.of_each() / self.dim
         off = samples.weight * (size - samples.weight @ size)
         return off @ self.increments(samples, step_size), off @ size
 

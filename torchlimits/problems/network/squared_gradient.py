@@ -71,8 +71,8 @@ class SquaredGradient:
     bias: bool
     head: Float[Tensor, " P"]
 
-    def of_sample(self) -> Float[Tensor, ""]:
-        """E|grad L|^2 of one sample."""
+    def of_each(self) -> Float[Tensor, " M"]:
+        """The mean of |grad L|^2 given what stands for each sample."""
         s = self.samples
         size = s.gradient.square().sum(-1)
         each = s.theta.square() @ self.head
@@ -82,7 +82,11 @@ class SquaredGradient:
             form = self.input.form
             length = (s.along @ form * s.along).sum(-1) + (s.rest @ form * s.rest).sum()
             each = each + size * (self.input.whole + length - self.input.trace)
-        return s.weight @ each
+        return each
+
+    def of_sample(self) -> Float[Tensor, ""]:
+        """E|grad L|^2 of one sample."""
+        return self.samples.weight @ self.of_each()
 
     def of_mean(self) -> Float[Tensor, ""]:
         """|E grad L|^2."""
