@@ -372,6 +372,7 @@ class EffectiveDynamics(Flow):
             True
         """
         self.check_autonomous("Langevin dynamics")
+        self.limit.check_langevin()
         return LangevinDynamics(self)
 
     def started(self, u0: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:

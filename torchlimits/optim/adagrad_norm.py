@@ -185,7 +185,8 @@ class AdaGradNorm(torch.optim.Optimizer):
 def _check(options: dict[str, Any], common: dict[str, Any]) -> None:
     """Raise ValueError if an option is out of range, or one that all have in common differs."""
     for name in ("lr", "weight_decay"):
-        if not 0 <= float(options[name]) < float("inf"):
+        given = options[name]
+        if not 0 <= float(given.detach() if isinstance(given, Tensor) else given) < float("inf"):
             raise ValueError(f"expected a finite {name} >= 0, got {options[name]}")
     if not 0 < float(options["initial"]) < float("inf"):
         raise ValueError(

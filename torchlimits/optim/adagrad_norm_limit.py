@@ -161,6 +161,14 @@ class AdaGradNormLimit(OptimizerLimit):
             "follow it by solve(...)"
         )
 
+    def check_langevin(self) -> NoReturn:
+        """Raise NotImplementedError: the noise of one path after the other takes too long."""
+        raise NotImplementedError(
+            "expected torch.optim.SGD for Langevin dynamics and laws, got AdaGradNorm: every path "
+            "has a step size of its own, and noise that is computed for each by itself; take "
+            "solve(..., band=True), or run the optimizer itself"
+        )
+
     def at_finite_n(self) -> NoReturn:
         """Raise NotImplementedError: no chain is known that has b in it."""
         raise NotImplementedError(

@@ -26,6 +26,8 @@ class OptimizerLimit(ABC):
         (torch.Size([2, 2]), 2.0)
         >>> limit.describe()["momentum"], limit.check_at_rest("fixed points")
         (0.5, None)
+        >>> limit.check_langevin() is None
+        True
     """
 
     @property
@@ -82,6 +84,9 @@ class OptimizerLimit(ABC):
         Args:
             what: what needs a state that stays as it is, for the message.
         """
+
+    def check_langevin(self) -> None:  # noqa: B027, as above
+        """Raise NotImplementedError if Langevin paths are not known under this optimizer."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
