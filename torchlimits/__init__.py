@@ -19,7 +19,8 @@ Predicting, for a problem:
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
     optimal_schedule                 the learning rates that make the most of so many steps
     VectorField, Geometry, Problem   what to write for a problem of your own
-    NormalizedSGD, SignSGD           optimizers whose limits are known besides those of torch
+    AdaGradNorm, SignSGD             optimizers whose limits are known besides those of torch:
+                                     NormalizedSGD
     estimate, EmpiricalDynamics      the same from data, for any model: estimate, Lift ...
     closability, localizability      are the theorem's conditions met? SizedProblem, regime,
                                      critical_step_size
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from torchlimits.experiments import success
     from torchlimits.experiments.basins import Basins, basins
     from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
+    from torchlimits.optim.adagrad_norm import AdaGradNorm
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.optim.sign_sgd import SignSGD
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     # for type checkers, which read the names here
     __all__ = [
         "CSV",
+        "AdaGradNorm",
         "Basins",
         "Comparison",
         "ConditionReport",
@@ -175,6 +178,7 @@ _PUBLIC = {
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",
     "contracts.geometry": "Geometry",
+    "optim.adagrad_norm": "AdaGradNorm",
     "optim.limit": "OptimizerLimit",
     "optim.normalized_sgd": "NormalizedSGD",
     "optim.sign_sgd": "SignSGD",

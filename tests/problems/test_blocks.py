@@ -379,6 +379,31 @@ def test_least_squares_by_the_general_path_is_the_linear_model():
     )
 
 
+def test_the_squared_gradient_is_that_of_samples():
+    """AdaGrad-Norm's E|grad L|^2 / N against gradients in full space, at one point."""
+    dim = 300
+    problem = in_three_blocks(dim)
+    model = problem.model(generator=generator(5))
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+    u = problem.statistics(parameters)
+    field = problem.dynamics(step_size=1.0).field
+    one, common = field.mean_square_gradient(u)
+    x, y = problem.sample(20_000, generator=generator(6))
+    a = (x @ parameters["first.weight"].mT + parameters["first.bias"]).tanh()
+    v = parameters["head.1.weight"]
+    off = 2 * (a @ v.mT + parameters["head.1.bias"] - y)
+    g = off * v * (1 - a.square())
+    of_rows = g.square().sum(-1) * x.square().sum(-1)
+    squares = of_rows + g.square().sum(-1) + off[:, 0].square() * (1 + a.square().sum(-1))
+    mean, error = squares.mean() / dim, squares.std() / dim / len(x) ** 0.5
+    assert float((one - mean).abs() / error) < 4
+    assert float((field.leading_square(u) - of_rows.mean() / dim).abs() / error) < 20
+    whole = [g.mT @ x / len(x), g.mean(0), off.mT @ a / len(x), off.mean(0)]
+    square = sum(float(part.square().sum()) for part in whole)
+    square -= float(squares.mean()) / len(x)  # the noise of the means
+    assert float(common) * dim == pytest.approx(square, rel=0.1)
+
+
 # --- what is refused ------------------------------------------------------------------------------
 
 

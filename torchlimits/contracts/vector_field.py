@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -75,6 +75,10 @@ class VectorField(OwnNames, nn.Module, ABC):
         ((tensor([-1.]), tensor([1.])), tensor([[1.]]), tensor([1.]))
         >>> field.gradient_length(u), field.normalized_corrector(u)
         (tensor(2.), tensor([0.2500]))
+        >>> field.mean_square_gradient(u)  # known where the length is
+        (tensor(4.), tensor(0.))
+        >>> field.square_covariance(u, 0.5)
+        (tensor([0.]), tensor(0.))
 
     The rest has defaults:
 
@@ -167,6 +171,57 @@ class VectorField(OwnNames, nn.Module, ABC):
             u: statistics, shape ``(..., k)``.
         """
         return self.terms(u)[1] / self.gradient_length(u)[..., None] ** 2
+
+    def mean_square_gradient(
+        self, u: Float[Tensor, "*batch k"], trained: Collection[str] | None = None
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        r"""The mean square of a sample's gradient and the square of its mean, over n.
+
+        AdaGrad-Norm needs :math:`E\|\nabla L\|^2 / n` for one sample and
+        :math:`\|E \nabla L\|^2 / n`; a batch of B has 1/B of the first and 1 - 1/B of the second.
+        The first is of order 1; what is of order 1/n, in it and all of the second, may be left
+        out. By default the first is the square of `gradient_length`, the second 0.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+            trained: the names of the parameters whose gradients count; None stands for all.
+
+        Raises:
+            NotImplementedError: if it is not known.
+        """
+        self._know_squares("mean_square_gradient(u, trained)")
+        square = self.gradient_length(u) ** 2
+        return square, torch.zeros_like(square)
+
+    def square_covariance(
+        self, u: Float[Tensor, "*batch k"], step_size: float,
+        trained: Collection[str] | None = None,
+    ) -> tuple[Float[Tensor, "*batch k"], Float[Tensor, "*batch"]]:  # fmt: skip
+        r"""How :math:`q = \|\nabla L\|^2 / n` of a sample fluctuates, for bands with AdaGrad-Norm.
+
+        They are the limits of :math:`Cov(u(X_{l+1}) - u(X_l), q) / \delta` of one step of plain
+        SGD and of Var q; both are 0 where the gradient's length tends to a constant, as it does
+        where `gradient_length` is known.
+
+        Args:
+            u: statistics, shape ``(..., k)``, float64.
+            step_size: as in `increment_covariance`.
+            trained: as in `mean_square_gradient`.
+
+        Raises:
+            NotImplementedError: if they are not known.
+        """
+        self._know_squares("square_covariance(u, step_size, trained)")
+        return torch.zeros_like(u), torch.zeros_like(u[..., 0])
+
+    def _know_squares(self, wanted: str) -> None:
+        """Raise NotImplementedError unless the gradient has a length that does not fluctuate."""
+        if type(self).gradient_length is VectorField.gradient_length:
+            raise NotImplementedError(
+                f"the squared gradients of {type(self).__name__}, which AdaGrad-Norm adds up, are "
+                f"not known: define {wanted}, or gradient_length(u) where the length does not "
+                "fluctuate"
+            )
 
     def jacobian(
         self, velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]

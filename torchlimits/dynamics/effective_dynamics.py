@@ -21,6 +21,7 @@ from torchlimits.dynamics.langevin import LangevinDynamics
 from torchlimits.dynamics.reduced_chain import ReducedChain
 from torchlimits.dynamics.solver import METHODS, integrate
 from torchlimits.dynamics.start import begun
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit, is_adagrad_norm
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
@@ -45,8 +46,8 @@ class EffectiveDynamics(Flow):
 
     Args:
         field: a `VectorField`: drift and corrector for plain SGD.
-        optimizer: a `torch.optim.SGD` or a `NormalizedSGD`, whose options are read, or an
-            `OptimizerLimit`.
+        optimizer: a `torch.optim.SGD`, a `NormalizedSGD` or an `AdaGradNorm`, whose options are
+            read, or an `OptimizerLimit`.
         step_size: c_delta = lr * dim, instead of an optimizer; 0 is gradient flow.
         momentum: with ``step_size``.
         batch_size: the number of fresh samples averaged in one step.
@@ -99,8 +100,12 @@ class EffectiveDynamics(Flow):
                 f"expected field as a VectorField, got {type(field).__name__}: subclass "
                 "tl.VectorField and define terms(u)"
             )
+        limit: OptimizerLimit
         if isinstance(optimizer, OptimizerLimit):
             limit, optimizer = optimizer, None
+        elif step_size is None and is_adagrad_norm(optimizer):
+            limit = AdaGradNormLimit.of(optimizer, field.dim, batch_size)
+            limit.check_beside(ridge=weight_decay, momentum=momentum)
         else:
             settings = SGDSettings.chosen(
                 optimizer, field.dim, weight_decay, step_size, momentum, batch_size
@@ -129,6 +134,7 @@ class EffectiveDynamics(Flow):
             RuntimeError: if no start leads to a fixed point.
         """
         self.check_autonomous("fixed points")
+        self.limit.check_at_rest("fixed points")
         if starts is None:
             _checks.positive_int("count", count)
             generator = torch.Generator().manual_seed(seed)
@@ -152,6 +158,7 @@ class EffectiveDynamics(Flow):
             NotImplementedError: if the diffusion matrix is not known.
         """
         self.check_autonomous("diffusive limits around fixed points")
+        self.limit.check_at_rest("diffusive limits around fixed points")
         at = self.checked(at).detach().double()
         if at.ndim != 1 or not bool(at.isfinite().all()):
             raise ValueError(f"expected one finite point at, shape (k,), got {tuple(at.shape)}")
@@ -383,6 +390,7 @@ class EffectiveDynamics(Flow):
             True
         """
         self.check_autonomous("Langevin dynamics")
+        self.limit.check_langevin()
         return LangevinDynamics(self)
 
     def started(self, u0: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch k"]:

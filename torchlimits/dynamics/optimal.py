@@ -169,6 +169,7 @@ def optimal_schedule(
     if _checks.positive_int("knots", knots) < 2:
         raise ValueError(f"expected knots >= 2, the first and the last step, got {knots}")
     dynamics.check_autonomous("an optimal schedule")
+    dynamics.limit.check_at_rest("an optimal schedule")
     reference = float(_checks.plain(dynamics.limit.step_size))
     if reference == 0:
         raise ValueError(

@@ -48,7 +48,7 @@ def made(make: Any, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer
             f"expected optimizer(parameters) to make a torch optimizer, got "
             f"{type(optimizer).__name__}"
         )
-    alone = getattr(type(optimizer), "treats_replicas_alone", type(optimizer) in _ENTRY_BY_ENTRY)
+    alone = getattr(optimizer, "treats_replicas_alone", type(optimizer) in _ENTRY_BY_ENTRY)
     if not alone:
         raise ValueError(
             "expected an optimizer that treats every entry of a parameter by itself, as runs are "

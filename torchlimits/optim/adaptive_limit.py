@@ -146,6 +146,15 @@ class AdaptiveLimit(OptimizerLimit):
         c = _checks.plain(step_size)
         return c * field.increment_covariance(u, c)
 
+    def check_at_rest(self, what: str) -> None:
+        """Raise ValueError if steps become smaller and smaller; see `OptimizerLimit`."""
+        if self.kind == "Adagrad":
+            raise ValueError(
+                f"expected second moments that settle for {what}, got Adagrad, whose sums of "
+                "squares grow without end, so that parameters slow down and never rest: take Adam "
+                "or RMSprop, or follow it by solve(...)"
+            )
+
     def describe(self) -> dict[str, Any]:
         """The settings, those of parameters that differ, and the map."""
         facts = self.reference.describe()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit, is_adagrad_norm
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.adaptive_settings import AdaptiveSettings
 from torchlimits.optim.counted_gradients import counted_gradients
@@ -27,11 +28,14 @@ from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.sign_sgd import SignSGD
 from torchlimits.optim.training import Training
 
+#: what trains networks
+NetworkLimit = SGDLimit | AdaptiveLimit | AdaGradNormLimit
+
 
 def chosen_limit(
     training: Training, *, ridge: float | Tensor, parameters: Mapping[str, Shape],
     dims: Iterable[int], directions: Float[Tensor, "d N"],
-) -> SGDLimit | AdaptiveLimit:  # fmt: skip
+) -> NetworkLimit:  # fmt: skip
     """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
 
     An optimizer whose weight decay is not the problem's ridge draws a warning.
@@ -61,6 +65,8 @@ def chosen_limit(
         )
         return _sgd(settings, None, changed, directions)
     shapes: dict[str, Any] = {"parameters": parameters, "dims": dims, "model": training.model}
+    if is_adagrad_norm(optimizer):
+        return _adagrad_norm(training, ridge, shapes, changed)
     if scales_gradients(optimizer):
         own = OwnSettings.of(optimizer, dim, batch_size)
         return _adaptive(own, ridge, training.momentum, directions, shapes, changed)
@@ -69,6 +75,21 @@ def chosen_limit(
     if isinstance(layers, Layers):
         return _sgd(layers.reference, layers, changed, directions)
     return _sgd(layers, None, changed, directions)
+
+
+def _adagrad_norm(
+    training: Training, ridge: float | Tensor, shapes: Mapping[str, Any],
+    changed: GradientMap | None,
+) -> AdaGradNormLimit:  # fmt: skip
+    """The limit of AdaGrad-Norm, alone and on plain gradients."""
+    if changed is not None:
+        raise ValueError(
+            f"expected plain gradients with AdaGradNorm, got {changed.describe()}: how b grows by "
+            "clipped ones is not known here (recording works: tl.track)"
+        )
+    limit = AdaGradNormLimit.of(training.optimizer, training.dim, training.batch_size, shapes)
+    limit.check_beside(ridge=ridge, momentum=training.momentum)
+    return limit
 
 
 def _map(

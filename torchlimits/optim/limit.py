@@ -24,8 +24,10 @@ class OptimizerLimit(ABC):
         (tensor([  3., -20.]), tensor([ 0., 40.]))
         >>> limit.diffusion(field, u.double(), step_size=1.0).shape, limit.speed
         (torch.Size([2, 2]), 2.0)
-        >>> limit.describe()["momentum"]
-        0.5
+        >>> limit.describe()["momentum"], limit.check_at_rest("fixed points")
+        (0.5, None)
+        >>> limit.check_langevin() is None
+        True
     """
 
     @property
@@ -75,6 +77,16 @@ class OptimizerLimit(ABC):
         Raises:
             NotImplementedError: if the field does not know its increments' covariance.
         """
+
+    def check_at_rest(self, what: str) -> None:  # noqa: B027, most have nothing to refuse
+        """Raise ValueError if parameters never rest under this optimizer; here they may.
+
+        Args:
+            what: what needs a state that stays as it is, for the message.
+        """
+
+    def check_langevin(self) -> None:  # noqa: B027, as above
+        """Raise NotImplementedError if Langevin paths are not known under this optimizer."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

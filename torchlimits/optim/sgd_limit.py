@@ -145,11 +145,22 @@ class SGDLimit(OptimizerLimit):
         that is the covariance at -c_delta.
         """
         c = step_size / self.settings.batch_size
-        speed, sign, _ = self._factors(field, u)
-        signed = torch.as_tensor(speed * sign, dtype=u.dtype, device=u.device).expand(u.shape[-1])
-        second = _checks.plain(c * self._second_order_speed(field))
+        signed, second = self.signed_speed(field, u, step_size)
         covariance = self._covariance(field, u, second)
         return c * torch.outer(signed, signed) * covariance
+
+    def signed_speed(
+        self, field: VectorField, u: Float[Tensor, "*batch k"], step_size: Factor
+    ) -> tuple[Float[Tensor, " k"], float]:
+        """The factor of each statistic's increment, and the step size of the second order in it.
+
+        Args:
+            field, u, step_size: as in `diffusion`.
+        """
+        speed, sign, _ = self._factors(field, u)
+        signed = torch.as_tensor(speed * sign, dtype=u.dtype, device=u.device).expand(u.shape[-1])
+        c = step_size / self.settings.batch_size
+        return signed, _checks.plain(c * self._second_order_speed(field))
 
     def _terms(self, field: VectorField, u: Tensor) -> tuple[Tensor, Tensor]:
         return field.terms(u)

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from torchlimits import _checks, _linalg
 from torchlimits.dynamics.diffusive import LinearDiffusion
-from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule, ScheduleLike
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
 from torchlimits.problems.mixture import quality, small_noise, success
 from torchlimits.problems.mixture.as_network import as_network
@@ -105,8 +105,8 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
 
         Returns:
             `MixtureDynamics` of a `ReluField`, or of a `SmallNoiseField` at snr = inf; for Adam,
-            AdamW, RMSprop, Adagrad, `SignSGD` and clipped gradients `NetworkDynamics` of the same
-            statistics.
+            AdamW, RMSprop, Adagrad, `AdaGradNorm`, `SignSGD` and clipped gradients
+            `NetworkDynamics` of the same statistics.
 
         Raises:
             ValueError: with one of these at snr = inf, and as `Problem.dynamics`.
@@ -117,7 +117,7 @@ class GaussianMixture(TrainableMixture, FirstLayerProblem, Problem):
         )
         limit, plan = self._limit(training), Schedule.of(schedule, optimizer, dim)
         field = self._field(dim, level)
-        if isinstance(limit, (AdaptiveLimit, MappedLimit)):
+        if not isinstance(limit, SGDLimit) or isinstance(limit, MappedLimit):
             if self.snr == math.inf:
                 raise ValueError(
                     f"expected a finite snr with {limit.describe()}, got inf: what these do to a "

@@ -11,12 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks, _linalg
+from torchlimits.contracts.gradient_field import Samples
 from torchlimits.problems.network.block_layout import BlockLayout
 from torchlimits.problems.network.block_piece import BlockPiece
 from torchlimits.problems.network.field import NetworkField
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
+from torchlimits.problems.network.squared_gradient import Resolved, along_weights
 
 #: the number of statistics that tolerances are made for
 _USUAL = 20
@@ -108,10 +110,9 @@ class BlockField(NetworkField):
         theta, b, m, R = self.layout.split(u)
         K, mean, squares = self.layout.width, torch.zeros_like(u), u.new_zeros(len(u), len(u))
         for piece in self.pieces:
-            weight, by_theta, g, w, rest = piece.samples(theta, b, m, R)
-            pair = step_size / _checks.plain(self.snr) * g[:, :, None] * g[:, None, :]
-            kick = self._weights(piece, pair) * pair[:, None]
-            moves = self.moves(-by_theta, -g, w, kick)
+            samples = piece.samples(theta, b, m, R)
+            weight, g, rest = samples.weight, samples.gradient, samples.rest
+            moves = self._moved(piece, samples, step_size)
             mean = mean + weight @ moves
             squares = squares + moves.mT @ (weight[:, None] * moves)
             # what the rest of w adds is linear in g, and independent of all else
@@ -123,6 +124,60 @@ class BlockField(NetworkField):
             ).flatten(0, 1)
             squares = squares + linear.mT @ linear
         return squares - torch.outer(mean, mean)
+
+    # --- squares of gradients ---------------------------------------------------------------------
+
+    def samples(self, u: Float[Tensor, " k"]) -> Samples:
+        """Gradients at the nodes and w = (x_parallel, P_1 ... P_L); see `GradientField.samples`.
+
+        Raises:
+            NotImplementedError: if components have eigenvalues of their own.
+        """
+        if len(self.pieces) > 1:
+            raise NotImplementedError(
+                "expected one covariance for all components with tl.AdaGradNorm, got one for each: "
+                "the squares of gradients are not known for them; take torch.optim.SGD"
+            )
+        return self.pieces[0].samples(*self.layout.split(u))
+
+    @property
+    def input_trace(self) -> float | Tensor:
+        """The trace of an input's covariance, given its component."""
+        return self.dim * self._trace / self.snr
+
+    def leading_square(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
+        """E|dl/dW|^2 / N of a sample to order 1; see `FirstLayerField.leading_square`."""
+        kick = self.terms(u)[1]
+        return self.layout.split(kick)[3].diagonal(dim1=-2, dim2=-1).sum((-1, -2))
+
+    def resolved(self, u: Float[Tensor, " k"]) -> Resolved:
+        """The coordinates of inputs that `samples` resolve, in blocks that have room for W.
+
+        Args:
+            u: statistics, shape ``(k,)``.
+        """
+        blocks, K, R = self.blocks, self.layout.width, self.layout.split(u)[3]
+        total = float(blocks.along[0].sum())
+        forms = [torch.eye(self.layout.directions, dtype=u.dtype, device=u.device)]
+        own = blocks.block.bincount(minlength=len(blocks)).tolist()
+        for number, gram in enumerate(R):
+            form, rank = torch.zeros_like(gram), 0
+            if not blocks.grouped and blocks.sizes[number] >= own[number] + K:
+                form, rank = along_weights(gram)
+            forms.append(form)
+            total += rank * float(blocks.eigenvalues[0, number])
+        noise = 1 / _checks.plain(self.snr)
+        return Resolved(torch.block_diag(*forms), total * noise, _checks.plain(self.input_trace))
+
+    def increments(self, samples: Samples, step_size: float) -> Float[Tensor, "M k"]:
+        """The change of u by a step with each sample; see `FirstLayerField.increments`."""
+        return self._moved(self.pieces[0], samples, step_size)
+
+    def _moved(self, piece: BlockPiece, samples: Samples, step_size: float) -> Float[Tensor, "M k"]:
+        g = samples.gradient
+        pair = step_size / _checks.plain(self.snr) * g[:, :, None] * g[:, None, :]
+        kick = self._weights(piece, pair) * pair[:, None]
+        return self.moves(-samples.theta, -g, samples.along, kick)
 
     def moves(
         self, theta: Tensor, gradient: Tensor, w: Tensor, kick: Tensor | None, *, bias: bool = True

@@ -11,12 +11,14 @@ from torch import Tensor
 from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.langevin import LangevinDynamics
+from torchlimits.optim.adagrad_norm_field import AdaGradNormField
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit
 from torchlimits.optim.adaptive_field import AdaptiveField
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.chosen_limit import NetworkLimit
 from torchlimits.optim.mapped_field import MappedField
 from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule
-from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.network.block_chain import chain_of
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.field import NetworkField
@@ -30,7 +32,7 @@ class NetworkDynamics(EffectiveDynamics):
 
     Args:
         field: a `NetworkField`.
-        optimizer: an `SGDLimit` or an `AdaptiveLimit`; other arguments are as in
+        optimizer: an `SGDLimit`, `AdaptiveLimit` or `AdaGradNormLimit`; other arguments are as in
             `EffectiveDynamics`.
 
     Example:
@@ -51,14 +53,14 @@ class NetworkDynamics(EffectiveDynamics):
         (torch.Size([2]), [-1, -1])
     """
 
-    field: NetworkField | AdaptiveField | MappedField
-    limit: SGDLimit | AdaptiveLimit
-    #: the problem's statistics, with the optimizer's second moments where they count
+    field: NetworkField | AdaptiveField | MappedField | AdaGradNormField
+    limit: NetworkLimit
+    #: the problem's statistics, with the optimizer's state where it counts
     statistics: SummaryStatistics
 
     @classmethod
     def of(
-        cls, field: NetworkField, limit: SGDLimit | AdaptiveLimit, schedule: Schedule | None,
+        cls, field: NetworkField, limit: NetworkLimit, schedule: Schedule | None,
         statistics: SummaryStatistics,
     ) -> NetworkDynamics:  # fmt: skip
         """The dynamics with what `torchlimits.track` records for them.
@@ -73,6 +75,9 @@ class NetworkDynamics(EffectiveDynamics):
             moments = dynamics.field.moments
             if moments.names:
                 dynamics.statistics = statistics | moments.statistics(limit.places)
+        if isinstance(limit, AdaGradNormLimit) and isinstance(dynamics.field, AdaGradNormField):
+            trained = dynamics.field.trained or [field.weight]
+            dynamics.statistics = statistics | limit.statistics(trained[0], field.dim)
         return dynamics
 
     @property
@@ -116,16 +121,6 @@ class NetworkDynamics(EffectiveDynamics):
             TypeError, ValueError: as `NextOrder`, which says of what it is known.
         """
         return NextOrder(self)
-
-    def check_autonomous(self, what: str) -> None:
-        """Raise ValueError if there is a schedule, or steps become smaller and smaller."""
-        super().check_autonomous(what)
-        if isinstance(self.limit, AdaptiveLimit) and self.limit.kind == "Adagrad":
-            raise ValueError(
-                f"expected second moments that settle for {what}, got Adagrad, whose sums of "
-                "squares grow without end, so that parameters slow down and never rest: take Adam "
-                "or RMSprop, or follow it by solve(...)"
-            )
 
     def langevin(self) -> LangevinDynamics:
         """The same dynamics with their noise; see `EffectiveDynamics.langevin`.

@@ -114,10 +114,9 @@ class NetworkField(FirstLayerField):
         return matrices_of_each(u, lambda point: self._increments(point, step_size))
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
-        weight, by_theta, g, w, rest = self.samples(u)
-        K = self.layout.width
-        kick = step_size / self.setting.snr * g[:, :, None] * g[:, None, :]
-        moves = self.moves(-by_theta, -g, w, kick)
+        samples = self.samples(u)
+        weight, g, rest = samples.weight, samples.gradient, samples.rest
+        K, moves = self.layout.width, self.increments(samples, step_size)
         mean = weight @ moves
         squares = moves.mT @ (weight[:, None] * moves)
         # what the rest of w adds is linear in g, and independent of all else

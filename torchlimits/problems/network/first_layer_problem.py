@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.optim.adaptive_limit import AdaptiveLimit
-from torchlimits.optim.chosen_limit import chosen_limit
+from torchlimits.optim.chosen_limit import NetworkLimit, chosen_limit
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
 from torchlimits.problems.network.layout import Layout
@@ -53,7 +53,7 @@ class FirstLayerProblem(Trainable):
                 found.append(self.statistics(dict(model.named_parameters())).double())
         return torch.cat(found)
 
-    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> NetworkLimit:
         """The limit of an optimizer, parameter by parameter, or of SGD with the given numbers.
 
         Args:

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit
+from torchlimits.optim.chosen_limit import NetworkLimit
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.listed import Optimizers, groups_of
 from torchlimits.optim.parameter_groups import Layers
@@ -238,22 +239,24 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         limit, plan = self._limit_of_chain(training), Schedule.of(schedule, optimizer, dim)
         return chain_of(self.setting, dim=dim, limit=limit, schedule=plan)
 
-    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> NetworkLimit:
         optimizer = training.optimizer
         if optimizer is None:
             training = replace(training, model=self.template)
         elif training.model is None:
             training = replace(training, model=self._held_by(optimizer))
         limit = super()._limit(training)
-        if optimizer is not None or isinstance(limit, AdaptiveLimit):
+        if optimizer is not None or not isinstance(limit, SGDLimit):
             return limit
         return replace(limit, layers=self._unless_frozen(limit.settings))
 
     def _check_speed(self, limit: OptimizerLimit, dim: int) -> None:
         """Warn or refuse where one step is no small part of the time that weights take to move."""
         assert self.covariance is not None
-        c = _checks.plain(limit.step_size) * limit.speed
-        step = c / dim * self.covariance.largest / self.snr
+        lr = _checks.plain(limit.step_size) * limit.speed / dim
+        if isinstance(limit, AdaGradNormLimit):
+            lr /= limit.initial
+        step = lr * self.covariance.largest / self.snr
         if step > _REFUSED:
             raise ValueError(
                 f"expected lr lambda_max < {_REFUSED} for a limit, got {step:.3g} (the largest "

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks, _linalg
-from torchlimits.optim.adaptive_limit import AdaptiveLimit
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit
+from torchlimits.optim.chosen_limit import NetworkLimit
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
@@ -275,7 +276,7 @@ class TeacherStudent(NetworkProblem):
         )  # fmt: skip
         return ClosedField(setting, dim=dim, rule=rule, kinks=self.kinks, teacher=teacher)
 
-    def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
+    def _limit(self, training: Training) -> NetworkLimit:
         dim = training.dim
         if self.convention == "sqrt" and dim != self.dim:
             raise ValueError(
@@ -284,8 +285,9 @@ class TeacherStudent(NetworkProblem):
                 "or a TeacherStudent of that dim"
             )
         limit = super()._limit(training)
-        if self._fixed is None and isinstance(limit, SGDLimit):
-            self._check_speeds(limit, dim)
+        plain = limit.plain if isinstance(limit, AdaGradNormLimit) else limit
+        if self._fixed is None and isinstance(plain, SGDLimit):
+            self._check_speeds(plain, dim)
         return limit
 
     def _check_speeds(self, limit: SGDLimit, dim: int) -> None:

@@ -13,11 +13,13 @@ from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
 from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints, in_order
 from torchlimits.dynamics.stability import classify
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.spiked.chain import SpikedChain
 from torchlimits.problems.spiked.field import SpikedField, SpikedGeometry
+from torchlimits.statistics.summary import SummaryStatistics
 
 
 class SpikedDynamics(EffectiveDynamics):
@@ -37,13 +39,16 @@ class SpikedDynamics(EffectiveDynamics):
         dim: n.
         settings: what the optimizer does; its weight decay is alpha.
         schedule: c_delta(t).
+        limit: that of `torchlimits.AdaGradNorm`, whose gradients the settings are of; None for SGD.
     """
 
-    limit: SGDLimit
+    limit: SGDLimit | AdaGradNormLimit
+    #: the problem's statistics, with the optimizer's state where it counts
+    statistics: SummaryStatistics
 
     def __init__(
         self, *, order: int, snr: float | Tensor, dim: int, settings: SGDSettings,
-        schedule: Schedule | None = None,
+        schedule: Schedule | None = None, limit: AdaGradNormLimit | None = None,
     ) -> None:  # fmt: skip
         # fixed points have |m| <= lambda^(1/k) and r2 = 0 or c
         number, plain = _checks.plain(snr), settings.plain()
@@ -53,13 +58,18 @@ class SpikedDynamics(EffectiveDynamics):
             radius2 = 2 * (c / (4 * order) ** 0.5) ** (2 / (order + 1))
         geometry = SpikedGeometry(reach, radius2, origin=not settings.normalized)
         field = SpikedField(order=order, snr=snr, dim=dim, geometry=geometry)
-        super().__init__(field, SGDLimit.of(settings), schedule=schedule)
+        super().__init__(field, limit or SGDLimit.of(settings), schedule=schedule)
         self.order, self.snr = order, number
 
     @property
     def settings(self) -> SGDSettings:
         """What the optimizer does, in numbers."""
-        return self.limit.settings.plain()
+        return self._plain.settings.plain()
+
+    @property
+    def _plain(self) -> SGDLimit:
+        """SGD, whatever divides its steps."""
+        return self.limit.plain if isinstance(self.limit, AdaGradNormLimit) else self.limit
 
     def reduced_chain(self) -> SpikedChain:
         """The exact chain of the same problem and optimizer."""
@@ -161,6 +171,7 @@ class SpikedDynamics(EffectiveDynamics):
                 "use fixed_points(), which finds them numerically"
             )
         self.check_autonomous("fixed points")
+        self.limit.check_at_rest("fixed points")
         settings = self.settings
         if settings.maximize or (settings.normalized and self.order > 2):
             what = "maximize=True" if settings.maximize else f"order {self.order}, normalized"

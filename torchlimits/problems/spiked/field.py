@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -95,6 +96,21 @@ class SpikedField(VectorField):
         square = u[..., 0] ** 2 + u[..., 1]
         safe = square.clamp_min(torch.finfo(u.dtype).tiny ** (1 / k))
         return 2 * k**0.5 * safe ** ((k - 1) / 2)
+
+    def mean_square_gradient(
+        self, u: Float[Tensor, "*batch 2"], trained: Collection[str] | None = None
+    ) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+        r"""The trace of the noise's covariance and the squared mean, at n as it is, over n.
+
+        They are :math:`4 k R^{2k-2} (1 + (k-1)/n)`, to which the second adds, and
+        :math:`4 k^2 (R^{4k-2} - 2 \lambda m^k R^{2k-2} + \lambda^2 m^{2k-2}) / n`.
+        """
+        k, m, r2 = self.order, u[..., 0], u[..., 1]
+        square = m**2 + r2
+        power = square ** (k - 1)
+        signal = self.snr * m ** (k - 1)
+        mean = 4 * k**2 * (square * power**2 - 2 * signal * m * power + signal**2) / self.dim
+        return 4 * k * power * (1 + (k - 1) / self.dim) + mean, mean
 
     def normalized_corrector(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
         """0 and 1, at R = 0 too."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.diffusive import LinearDiffusion
+from torchlimits.optim.adagrad_norm_limit import AdaGradNormLimit, is_adagrad_norm
 from torchlimits.optim.listed import Optimizers
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
@@ -195,8 +196,8 @@ class SpikedTensor(Problem):
         """The effective dynamics that go with an SGD optimizer, or with c_delta = lr * n.
 
         Args:
-            optimizer: a `torch.optim.SGD` or `NormalizedSGD` with one parameter group, whose
-                options are read.
+            optimizer: a `torch.optim.SGD`, `NormalizedSGD` or `AdaGradNorm` with one parameter
+                group, whose options are read.
             step_size, momentum, batch_size, schedule, dim: as in `Problem.dynamics`.
         """
         dim = self.dim if dim is None else _checks.positive_int("dim", dim)
@@ -205,11 +206,20 @@ class SpikedTensor(Problem):
                 "expected one parameter group, got "
                 f"{len(optimizer.param_groups)}: a spiked tensor has one parameter, x"
             )
-        settings = SGDSettings.chosen(optimizer, dim, self._ridge, step_size, momentum, batch_size)
         plan = Schedule.of(schedule, optimizer, dim)
-        return SpikedDynamics(
-            order=self.order, snr=self._snr, dim=dim, settings=settings, schedule=plan
-        )
+        place: dict[str, Any] = {"order": self.order, "snr": self._snr, "dim": dim}
+        if step_size is None and is_adagrad_norm(optimizer):
+            limit = AdaGradNormLimit.of(optimizer, dim, batch_size)
+            limit.check_beside(ridge=self._ridge, momentum=momentum)
+            dynamics = SpikedDynamics(
+                **place, settings=limit.plain.settings, schedule=plan, limit=limit
+            )
+            dynamics.statistics = self.statistics | limit.statistics("x", dim)
+            return dynamics
+        settings = SGDSettings.chosen(optimizer, dim, self._ridge, step_size, momentum, batch_size)
+        dynamics = SpikedDynamics(**place, settings=settings, schedule=plan)
+        dynamics.statistics = self.statistics
+        return dynamics
 
     def reduced_chain(
         self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
@@ -270,6 +280,7 @@ class SpikedTensor(Problem):
         dynamics = self.dynamics(
             optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size
         )
+        dynamics.limit.check_at_rest("the diffusive limit at the equator")
         own = self.snr * float(self.dim) ** (-(self.order - 2) / 2)
         strength = own if scaled_snr is None else _checks.non_negative("scaled_snr", scaled_snr)
         return EquatorDynamics(
