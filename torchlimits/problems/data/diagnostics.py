@@ -66,7 +66,7 @@ class Training:
 
     @property
     def times(self) -> float:
-        """By how much learning rates exceed those with single samples and without momentum."""
+        """What stable learning rates are multiplied by, beside single samples without momentum."""
         return self.batch_size * (1 - self.momentum)
 
 
