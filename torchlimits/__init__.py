@@ -14,6 +14,7 @@ Predicting, for a problem:
     GaussianMixture, SpikedTensor    problem.model(), .sample(), .loss(), .dynamics(optimizer)
     NetworkProblem, LabelLaw         any head on a linear first layer, any loss and labels
     TeacherStudent                   a two-layer network that learns another, in closed form
+    LinearModel                      one-pass least squares with inputs of any covariance
     Covariance                       of inputs with a spectrum, given or from data
     EffectiveDynamics, FixedPoint    dynamics.solve(...), .fixed_points(), .diffusion(u) ...
     optimal_schedule                 the learning rates that make the most of so many steps
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.optim.sign_sgd import SignSGD
     from torchlimits.problems.data.covariance import Covariance
+    from torchlimits.problems.linear.problem import LinearModel
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
     from torchlimits.problems.network.next_order import NextOrder
@@ -104,6 +106,7 @@ if TYPE_CHECKING:
         "Geometry",
         "LabelLaw",
         "Lift",
+        "LinearModel",
         "NetworkProblem",
         "NextOrder",
         "NonFiniteStatistic",
@@ -167,6 +170,7 @@ _PUBLIC = {
     "problems.network.labels": "LabelLaw",
     "problems.network.next_order": "NextOrder",
     "problems.network.teacher_student": "TeacherStudent",
+    "problems.linear.problem": "LinearModel",
     "problems.data.covariance": "Covariance",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",

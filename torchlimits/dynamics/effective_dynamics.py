@@ -258,11 +258,13 @@ class EffectiveDynamics(Flow):
         beside: dict[str, Any] = {}
         facts = self._metadata(corrector)
         if band is True:
-            values, P = self._fluctuating(start, instants, rtol, atol, initial_covariance, method)
-            beside["std"] = P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+            values, beside["std"] = self._band(
+                start, instants, rtol, atol, initial_covariance, method
+            )
         else:
-            velocity = self if corrector else lambda t, u: self.drift(u, t)
-            values = integrate(velocity, start, instants, rtol, atol, method, graph=graph)
+            values = self._solution(
+                start, instants, rtol, atol, method, corrector=corrector, graph=graph
+            )
         if band == "law":
             law = self._law(start, instants)
             beside = {name: getattr(law, name) for name in ("std", "lower", "upper", "samples")}
@@ -338,6 +340,22 @@ class EffectiveDynamics(Flow):
         graph_asked_for(self, start, instants, band=True)
         return self._fluctuating(start, instants, self.rtol, self.atol, initial_covariance)[1]
 
+    def _solution(
+        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, method: str, *,
+        corrector: bool = True, graph: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """The solution at all instants, ``(..., T, k)``; linear dynamics know it exactly."""
+        velocity = self if corrector else lambda t, u: self.drift(u, t)
+        return integrate(velocity, u0, instants, rtol, atol, method, graph=graph)
+
+    def _band(
+        self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None,
+        method: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The solution and the standard deviations around it."""
+        values, P = self._fluctuating(u0, instants, rtol, atol, initial, method)
+        return values, P.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+
     def _fluctuating(
         self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None,
         method: str = "auto",
@@ -345,9 +363,9 @@ class EffectiveDynamics(Flow):
         """The solution and the covariances around it."""
 
         def solution(times: Tensor) -> Tensor:
-            return integrate(self, u0, times, rtol, atol, method)
+            return self._solution(u0, times, rtol, atol, method)
 
-        covariance = _covariance_at_start(initial, len(self.names))
+        covariance = covariance_at_start(initial, len(self.names))
         if not u0.numel():
             values = solution(instants)
             return values, values.new_zeros(*values.shape, values.shape[-1])
@@ -390,7 +408,20 @@ class EffectiveDynamics(Flow):
         }
 
 
-def _covariance_at_start(given: Tensor | None, k: int) -> Tensor:
+def covariance_at_start(given: Tensor | None, k: int) -> Float[Tensor, "*#batch k k"]:
+    """The covariance of a start as it was given, checked; without one it is 0.
+
+    Args:
+        given: shape ``(..., k, k)``, or None.
+        k: the number of statistics.
+
+    Raises:
+        ValueError: if it is not symmetric positive semidefinite and finite.
+
+    Example:
+        >>> covariance_at_start(None, 2).tolist()
+        [[0.0, 0.0], [0.0, 0.0]]
+    """
     if given is None:
         return torch.zeros(k, k, dtype=torch.float64, device="cpu")
     if not isinstance(given, Tensor) or given.shape[-2:] != (k, k):

@@ -1,0 +1,1 @@
+"""One-pass least squares with inputs of any covariance."""
