@@ -73,13 +73,14 @@ class Training:
 def diagnose(rows: Rows, moments: Moments, training: Training) -> DataReport:
     """Every finding about rows, with their moments."""
     count, dim = rows.deviations.shape
+    risk = [*_risk(rows, moments, training)]
     findings = [
-        *_risk(rows, moments, training),
-        _stability(moments, training),
+        *risk,
+        _stability(moments, training, bool(risk)),
         _sufficient(moments, training),
         *_stiffness(moments, training),
         _concentration(moments),
-        *_kappa(moments, training),
+        *_kappa(moments, training, bool(risk)),
         *_classes(rows, moments),
         *_mean(rows, moments),
         *_passes(count, training),
@@ -120,7 +121,8 @@ def _risk(rows: Rows, moments: Moments, training: Training) -> Iterator[Finding]
     yield Finding("risk / Gaussian risk", ratio, None, 1.0, level, sentence)
 
 
-def _stability(moments: Moments, training: Training) -> Finding:
+def _stability(moments: Moments, training: Training, decided: bool) -> Finding:
+    """The largest stable learning rate; below it the risk decides, where that is known."""
     limit = moments.mean_square * training.times
     gaussian = moments.gaussian_mean_square * training.times
     level: Level = "note"
@@ -143,12 +145,12 @@ def _stability(moments: Moments, training: Training) -> Finding:
         )
     else:
         nearer = training.lr / limit - training.lr / gaussian
-        level = "holds" if nearer <= _NEARER else "doubtful"
+        level = "note" if decided else "holds" if nearer <= _NEARER else "doubtful"
         sentence = (
             f"lr = {training.lr:.2g} is stable for least squares on these rows, at "
             f"{100 * training.lr / limit:.2g} % of the largest stable one; for Gaussian data it is "
             f"{100 * training.lr / gaussian:.2g} %"
-            + ("." if level == "holds" else ": near the limit, risks are larger than predicted.")
+            + ("." if nearer <= _NEARER else ": nearer to it, risks may be larger than predicted.")
         )
     return Finding("largest stable lr", limit, None, gaussian, level, sentence)
 
@@ -189,7 +191,7 @@ def _concentration(moments: Moments) -> Finding:
     return Finding("sd(|x|^2) / E|x|^2", value, error, gaussian, "note", sentence)
 
 
-def _kappa(moments: Moments, training: Training) -> Iterator[Finding]:
+def _kappa(moments: Moments, training: Training, decided: bool) -> Iterator[Finding]:
     """The noise at the optimum, over that of residuals independent of lengths."""
     if moments.residuals is None or float(moments.squared_residuals.mean()) == 0:
         return
@@ -205,7 +207,7 @@ def _kappa(moments: Moments, training: Training) -> Iterator[Finding]:
     if training.lr is not None:
         # the corrector's part of the risk at the end, times what it is wrong by
         change = size * min(1.0, training.rate * float(moments.eigenvalues.sum()) / 2)
-        level = _level(change, RISK)
+        level = "note" if decided else _level(change, RISK)
         sentence += f", which moves the risk at the end by about {100 * change:.2g} %"
     yield Finding("kappa", value, error, 1.0, level, sentence + ".")
 
