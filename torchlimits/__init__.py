@@ -22,7 +22,7 @@ Predicting, for a problem:
     NormalizedSGD, SignSGD           optimizers whose limits are known besides those of torch
     estimate, EmpiricalDynamics      the same from data, for any model: estimate, Lift ...
     closability, localizability      are the theorem's conditions met? SizedProblem, regime,
-                                     critical_step_size
+                                     critical_step_size, explain_rate
 
 Beside each other:
 
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
     from torchlimits.estimation.estimate import Estimate, estimate
+    from torchlimits.estimation.explain_rate import RateExplanation, explain_rate
     from torchlimits.estimation.lift import Lift
     from torchlimits.estimation.probe import Probe
     from torchlimits.experiments import success
@@ -117,6 +118,7 @@ if TYPE_CHECKING:
         "PhaseDiagram",
         "Probe",
         "Problem",
+        "RateExplanation",
         "Regime",
         "SignSGD",
         "Sink",
@@ -134,6 +136,7 @@ if TYPE_CHECKING:
         "compare",
         "critical_step_size",
         "estimate",
+        "explain_rate",
         "figures",
         "integrations",
         "localizability",
@@ -182,6 +185,7 @@ _PUBLIC = {
     "dynamics.fixed_points": "FixedPoint",
     "dynamics.optimal": "OptimalSchedule optimal_schedule",
     "estimation.estimate": "Estimate estimate",
+    "estimation.explain_rate": "RateExplanation explain_rate",
     "estimation.lift": "Lift",
     "estimation.empirical_dynamics": "EmpiricalDynamics",
     "estimation.conditions.sized_problem": "SizedProblem",
