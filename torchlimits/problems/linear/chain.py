@@ -30,7 +30,7 @@ class LeastSquaresChain(ReducedChain):
         schedule: c_delta(t).
 
     Raises:
-        ValueError: if the field has measured fourth moments.
+        NotImplementedError: if the field has measured fourth moments.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LeastSquaresChain(ReducedChain):
     ) -> None:
         gaussian = Gains.gaussian(field.levels, field.noise)
         if not torch.allclose(field.gains.matrix, gaussian.matrix, rtol=1e-9, atol=0.0):
-            raise ValueError(
+            raise NotImplementedError(
                 "expected Gaussian inputs for the reduced chain, got measured fourth moments, "
                 "which do not say what the law of one step is: train on the data themselves"
             )

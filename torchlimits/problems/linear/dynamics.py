@@ -65,7 +65,8 @@ class LeastSquaresDynamics(EffectiveDynamics):
         """The exact chain of the same problem and optimizer.
 
         Raises:
-            ValueError: if fourth moments were measured, or the steps are not those of plain SGD.
+            NotImplementedError: if fourth moments were measured.
+            ValueError: if the steps are not those of plain SGD.
         """
         return LeastSquaresChain(self.field, self.limit.at_finite_n(), self.schedule)
 
@@ -87,7 +88,7 @@ class LeastSquaresDynamics(EffectiveDynamics):
     ) -> Tensor:  # fmt: skip
         if self.schedule is not None:
             for t in instants.tolist():
-                check_steps(self.field, float(self.step_size_at(t)), self.settings)
+                check_steps(self.field, _checks.plain(self.step_size_at(t)), self.settings)
         if graph or self.schedule is not None or method != "auto":
             return super()._solution(
                 u0, instants, rtol, atol, method, corrector=corrector, graph=graph

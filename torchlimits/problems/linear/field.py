@@ -29,8 +29,9 @@ class NonNegative(Geometry):
     ) -> Float[Tensor, "S k"]:
         """The one fixed point, if there is one among non-negative errors."""
         zero = torch.zeros(1, len(velocity.names), dtype=torch.float64, device="cpu")
-        at = -torch.linalg.solve(velocity.jacobian(zero)[0], velocity(0.0, zero)[0])
-        return self.project(at)[None]
+        # at the stability limit there is none, and no inverse
+        at = torch.linalg.lstsq(velocity.jacobian(zero)[0], -velocity(0.0, zero)[0][:, None])
+        return self.project(at.solution.mT)
 
 
 class LeastSquaresField(VectorField):
@@ -66,6 +67,7 @@ class LeastSquaresField(VectorField):
     rtol = 1e-8
     atol = 1e-10
     geometry = NonNegative()
+    settling_time = 0.0  # the start that `NonNegative` knows is the fixed point
     quadratic_in = WEIGHT
 
     def __init__(self, levels: Levels, gains: Gains, noise: float, dim: int) -> None:

@@ -30,7 +30,7 @@ class Gains:
 
     @classmethod
     def gaussian(cls, levels: Levels, noise: float) -> Gains:
-        """Those of Gaussian inputs with independent noise of standard deviation s.
+        """The corrector of Gaussian inputs with independent noise of standard deviation s.
 
         Example:
             >>> import torch
@@ -43,7 +43,7 @@ class Gains:
 
     @classmethod
     def measured(cls, given: Any, levels: Levels) -> Gains:
-        r"""Those of measured fourth moments.
+        r"""The corrector that measured fourth moments give.
 
         With coordinates x_i in the eigenbasis one step multiplies the mean squared errors of their
         coefficients by :math:`1 - 2 \delta \Lambda + \delta^2 Q`, :math:`Q_{im} = E[x_i^2 x_m^2]`,

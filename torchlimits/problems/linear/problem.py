@@ -12,6 +12,7 @@ from torchlimits import _checks
 from torchlimits.optim.listed import Optimizers, groups_of
 from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
+from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.data.covariance import Covariance
 from torchlimits.problems.linear.chain import LeastSquaresChain
 from torchlimits.problems.linear.dynamics import LeastSquaresDynamics
@@ -219,23 +220,23 @@ class LinearModel(Problem):
                 what that makes of them), lr lambda_max is above 1/2, and as `Problem.dynamics`.
             TypeError: if the optimizer is not SGD.
         """
-        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
-        if isinstance(optimizer, (torch.optim.SGD, list, tuple)):
-            _check_no_decay(optimizer)
-        settings = SGDSettings.chosen(optimizer, dim, 0.0, step_size, momentum, batch_size)
-        plan = Schedule.of(schedule, optimizer, dim)
-        return LeastSquaresDynamics(self._field(dim), settings, plan)
+        return LeastSquaresDynamics(
+            *self._read(optimizer, step_size, momentum, batch_size, schedule, dim)
+        )
 
     def reduced_chain(
         self, optimizer: Optimizers | None = None, *, step_size: float | None = None,
         momentum: float = 0.0, batch_size: int = 1, schedule: ScheduleLike | None = None,
         dim: int | None = None,
     ) -> LeastSquaresChain:  # fmt: skip
-        """The exact law of SGD's statistics at dimension n; see `Problem.reduced_chain`."""
-        return self.dynamics(
-            optimizer, step_size=step_size, momentum=momentum, batch_size=batch_size,
-            schedule=schedule, dim=dim,
-        ).reduced_chain()  # fmt: skip
+        """The exact law of SGD's statistics at dimension n; see `Problem.reduced_chain`.
+
+        It holds for large learning rates too, of which `dynamics` warns.
+        """
+        field, settings, plan = self._read(
+            optimizer, step_size, momentum, batch_size, schedule, dim
+        )
+        return LeastSquaresChain(field, SGDLimit.of(settings).at_finite_n(), plan)
 
     def risk(self, u: Float[Tensor, "*batch L"]) -> Float[Tensor, "*batch"]:
         r"""Half the mean squared error on fresh data, :math:`(s^2 + \sum_l \lambda_l D_l)/2`.
@@ -299,6 +300,17 @@ class LinearModel(Problem):
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, which JSON can hold."""
         return {"dim": self.dim, **self._field(self.dim).describe()}
+
+    def _read(
+        self, optimizer: Optimizers | None, step_size: float | Tensor | None,
+        momentum: float | Tensor, batch_size: int, schedule: ScheduleLike | None, dim: int | None,
+    ) -> tuple[LeastSquaresField, SGDSettings, Schedule | None]:  # fmt: skip
+        """Field, settings and schedule that go with the arguments of `dynamics`."""
+        dim = self.dim if dim is None else _checks.positive_int("dim", dim)
+        if isinstance(optimizer, (torch.optim.SGD, list, tuple)):
+            _check_no_decay(optimizer)
+        settings = SGDSettings.chosen(optimizer, dim, 0.0, step_size, momentum, batch_size)
+        return self._field(dim), settings, Schedule.of(schedule, optimizer, dim)
 
     def _field(self, dim: int) -> LeastSquaresField:
         return LeastSquaresField(self.levels, self.gains, self.noise, dim)
