@@ -72,7 +72,8 @@ if TYPE_CHECKING:
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.optim.sign_sgd import SignSGD
-    from torchlimits.problems.data.covariance import Covariance
+    from torchlimits.problems.data.covariance import Covariance, DataCovariance
+    from torchlimits.problems.data.report import DataReport
     from torchlimits.problems.linear.problem import LinearModel
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
@@ -98,6 +99,8 @@ if TYPE_CHECKING:
         "ConditionReport",
         "Covariance",
         "CriticalStepSize",
+        "DataCovariance",
+        "DataReport",
         "EffectiveDynamics",
         "EmpiricalDynamics",
         "Estimate",
@@ -174,7 +177,8 @@ _PUBLIC = {
     "problems.network.next_order": "NextOrder",
     "problems.network.teacher_student": "TeacherStudent",
     "problems.linear.problem": "LinearModel",
-    "problems.data.covariance": "Covariance",
+    "problems.data.covariance": "Covariance DataCovariance",
+    "problems.data.report": "DataReport",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",
     "contracts.geometry": "Geometry",

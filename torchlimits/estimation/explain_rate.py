@@ -78,10 +78,11 @@ class RateExplanation(Tabular):
             )
         gain = ""
         if self.gain is not None:
-            gain = f", and the learning rate {100 * self.gain:.2g} % of the stability limit"
+            gain = f", and the learning rate is {100 * self.gain:.2g} % of the stability limit"
+        layer = f"'{self.layer}'" if self.layer else "the model"
         return (
-            f"{self.kind}: at the present weights of '{self.layer}' {corrector}{gain}. "
-            f"{MEANING[self.kind]}.".replace("'' ", "the model ")
+            f"{self.kind}: {MEANING[self.kind]}. At the present weights of {layer} "
+            f"{corrector}{gain}."
         )
 
     def text(self, width: int | None = None) -> str:
@@ -171,7 +172,7 @@ def explain_rate(
         >>> found.kind, round(found.gain, 1)
         ('critical', 0.2)
         >>> print(found)  # doctest: +ELLIPSIS
-        critical: at the present weights of the model the corrector is ...
+        critical: gradient flow plus the population corrector, ...
     """
     _checks.positive_int("samples", samples)
     x, y, batch_size = _drawn(loader, samples)

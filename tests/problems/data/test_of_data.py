@@ -1,5 +1,7 @@
 """Data become a covariance: what is computed, and what is refused."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,19 @@ def test_the_target_is_numpys_least_squares(centre):
     assert data.residual == pytest.approx((left[0] / 300) ** 0.5)
     assert data.moments.slopes is not None
     torch.testing.assert_close(data.vectors(data.moments.slopes)[0], data.target)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_linear_labels_are_the_prediction(centre):
+    x = inputs()
+    y = torch.stack([x[:, 0].sin(), x[:, 1] * x[:, 2]], 1)
+    data = tl.Covariance.of_data(x, y, centre=centre)
+    labels = pickle.loads(pickle.dumps(data.linear_labels))
+    directions = labels.directions
+    assert directions.shape == (3 if centre else 2, 4)
+    torch.testing.assert_close(directions @ directions.mT, torch.eye(len(directions)).double())
+    found = labels(x @ directions.mT, torch.zeros(300).long())
+    torch.testing.assert_close(y - found, data.moments.residuals)
 
 
 def test_r_squared_and_classes_with_a_bias():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.problems.data.diagnostics import Training, diagnose
+from torchlimits.problems.data.linear_labels import LinearLabels
 from torchlimits.problems.data.moments import Moments
 from torchlimits.problems.data.report import DataReport
 from torchlimits.problems.data.rows import Rows
@@ -276,6 +277,16 @@ class DataCovariance(Covariance):
         variance = float(numbers.var(0, correction=0).sum())
         left = float(self._known(self.moments.residuals).var(0, correction=0).sum())
         return 1 - left / variance if variance else 0.0
+
+    @property
+    def linear_labels(self) -> LinearLabels:
+        """The best linear prediction as ``labels=`` of a problem, with its directions.
+
+        Labels have the shape ``(n, q)``, and `residual` is the noise around them.
+        """
+        self._known(self.moments.slopes)
+        target = self.target
+        return LinearLabels.of(target if target.ndim == 2 else target[None], self.means[:1])
 
     def fourth_moments(self) -> tuple[Float[Tensor, "N N"], Float[Tensor, " N"] | None]:
         """E[<u_n, x>^2 <u_m, x>^2] and E[r^2 <u_n, x>^2] of the data, with r what w* leaves.
