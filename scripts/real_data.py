@@ -271,8 +271,10 @@ def draw(figures: dict[str, dict[str, Any]], path: Path) -> None:
                       label="fourth moments")  # fmt: skip
         axes.set_title(f"{name}: {found['verdict']}".replace(": (twin)", ""), fontsize=8)
         axes.tick_params(labelsize=6)
-        top = 3 * max(found["predicted"])
-        axes.set_ylim(0.9 * min(found["predicted"]), min(top, 1.2 * float(np.nanmax(risk))))
+        if risk.max() > 10 * max(found["predicted"]):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(0.9 * min(found["predicted"]), 1.2 * float(risk.max()))
     figure.axes[0].legend(fontsize=6)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("mean squared error on the rows", fontsize=8)
