@@ -49,6 +49,8 @@ class RateExplanation(Tabular):
         'critical'
         >>> print(found.text(width=60).splitlines()[-1])
         Inputs are independent.
+        >>> found.html().count("<tr>")
+        6
     """
 
     kind: Literal["subcritical", "critical", "supercritical"]
