@@ -273,7 +273,7 @@ def test_derivatives_of_random_labels_weigh_every_target():
     setting, rule = problem.setting, Rule(3, 64, seed=0, smooth=True)
     integrals = Integrals(setting, rule, SMOOTH)
     theta, b, m, R = setting.layout.split(points(problem, 1))
-    F = PreActivations(b, m, R, setting.coordinates, setting.basis, 0.25).loadings
+    F = PreActivations(b, m, R[:, None], setting.coordinates, setting.basis, 0.25).loadings
     found = integrals.derivatives(theta, F)
     step = 1e-5 * torch.randn(F.shape, generator=torch.Generator().manual_seed(0)).double()
     up, down = (integrals.values(theta, F + sign * step) for sign in (1, -1))

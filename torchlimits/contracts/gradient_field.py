@@ -101,6 +101,8 @@ class GradientField(VectorField):
         snr: lambda; x = c_a + lambda^(-1/2) z.
         smooth: whether terms are smooth in u; where they are not, differences must be larger.
         scale: what m and R are those of W / scale of.
+        isotropic: whether the noise of x is; if not, R has several blocks, and there are no
+            `averages`.
     """
 
     weight: str
@@ -111,6 +113,23 @@ class GradientField(VectorField):
     snr: float | Tensor
     smooth: bool = True
     scale: float = 1.0
+    isotropic: bool = True
+
+    def check_isotropic(self, what: str) -> None:
+        """Raise ValueError if the noise of x is not isotropic.
+
+        Args:
+            what: names what needs that.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if not self.isotropic:
+            raise ValueError(
+                f"expected inputs with isotropic noise for {what}, got a covariance in blocks, for "
+                "which the limits of torch.optim.SGD and tl.AdaGradNorm are known: take one of "
+                "them, or leave covariance= out (recording works for all: tl.track)"
+            )
 
     @abstractmethod
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:

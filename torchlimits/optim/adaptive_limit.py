@@ -83,6 +83,7 @@ class AdaptiveLimit(OptimizerLimit):
                 "its limit needs the averages of gradients, which networks have "
                 "(NetworkProblem, TeacherStudent)"
             )
+        field.check_isotropic(self.name)
         if field.scale != 1:
             raise ValueError(
                 f"expected convention='torch' with {self.name}, got weights that are scaled by "

@@ -52,6 +52,7 @@ class MappedLimit(SGDLimit):
                 "(NetworkProblem, TeacherStudent)"
             )
         base = field.base if isinstance(field, MappedField) else field
+        base.check_isotropic(str(self.map.describe()))
         self.check(base)
         self.check_scale(base.scale)
         if isinstance(field, MappedField):

@@ -159,6 +159,7 @@ def slow_variable(
     return SummaryStatistics(
         {name: _AtSlow(function) for name, function in given.functions.items()},
         symmetric=given.symmetric,
+        indices=given.indices,
         parameter_dims=dims,
     )
 

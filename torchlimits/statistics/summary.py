@@ -33,6 +33,8 @@ class SummaryStatistics:
         parameter_dims: ``{parameter name: number of dimensions}`` in one model. If given, the
             functions take parameters with any leading dimensions (many replicas, many snapshots)
             and keep these in their value; `__call__` then returns ``(..., k)``.
+        indices: for names whose value is one row of entries, ``(n,)``, what is to stand between
+            the brackets of each, ``{"R": ["0,0,0", "0,0,1", ...]}``.
 
     Raises:
         TypeError: if a function is not callable or does not return a real tensor.
@@ -88,6 +90,7 @@ class SummaryStatistics:
     def __init__(
         self, functions: Mapping[str, StatisticFunction], *, symmetric: Collection[str] = (),
         parameter_dims: Mapping[str, int] | None = None,
+        indices: Mapping[str, Sequence[str]] | None = None,
     ) -> None:  # fmt: skip
         if not functions:
             raise ValueError("expected at least one statistic, got an empty dict")
@@ -97,11 +100,13 @@ class SummaryStatistics:
                     "expected {name: function of the parameters}, "
                     f"got {name!r}: {type(function).__name__}"
                 )
-        unknown = set(symmetric) - set(functions)
-        if unknown:
-            raise ValueError(
-                f"expected symmetric names among {list(functions)}, got {sorted(unknown)}"
-            )
+        self.indices = dict(indices or {})
+        for what, named in (("symmetric", symmetric), ("indices of", self.indices)):
+            unknown = set(named) - set(functions)
+            if unknown:
+                raise ValueError(
+                    f"expected {what} names among {list(functions)}, got {sorted(unknown)}"
+                )
         self.functions = dict(functions)
         self.symmetric = frozenset(symmetric)
         self.parameter_dims = None if parameter_dims is None else dict(parameter_dims)
@@ -264,7 +269,11 @@ class SummaryStatistics:
         return [
             entry
             for name, shape in shapes.items()
-            for entry in entry_names(name, shape, name in self.symmetric)
+            for entry in (
+                [f"{name}[{index}]" for index in self.indices[name]]
+                if name in self.indices
+                else entry_names(name, shape, name in self.symmetric)
+            )
         ]
 
     def jacobian(self, parameters: Parameters) -> dict[str, Float[Tensor, "k *shape"]]:
@@ -289,6 +298,7 @@ class SummaryStatistics:
             {name: self.functions[name] for name in names},
             symmetric=self.symmetric & set(names),
             parameter_dims=self.parameter_dims,
+            indices={name: self.indices[name] for name in names if name in self.indices},
         )
 
     def near(self, parameters: Parameters) -> SummaryStatistics:
@@ -333,6 +343,7 @@ class SummaryStatistics:
             },
             symmetric=self.symmetric,
             parameter_dims=dims,
+            indices=self.indices,
         )
 
     def batch_dims(self, parameters: Parameters) -> int:
@@ -370,6 +381,12 @@ class SummaryStatistics:
                 + given(parameters)
             )
         dims = value.ndim - self.batch_dims(parameters)
+        entries = len(self.indices.get(name, ()))
+        if name in self.indices and value.shape[-1:] != (entries,):
+            raise ValueError(
+                f"expected the statistic {name!r} to be a row of {entries} entries, "
+                f"one for each of its indices, got shape {tuple(value.shape)}; {given(parameters)}"
+            )
         if name in self.symmetric and (dims != 2 or value.shape[-1] != value.shape[-2]):
             raise ValueError(
                 f"expected the symmetric statistic {name!r} to be a square matrix, "
@@ -395,8 +412,10 @@ def _joined(left: SummaryStatistics, right: SummaryStatistics) -> SummaryStatist
                 f"{right.parameter_dims}: these statistics belong to different networks"
             )
         left, right = left.of_copies(dims), right.of_copies(dims)
+    kept = {name: x for name, x in left.indices.items() if name not in right.functions}
     return SummaryStatistics(
         {**left.functions, **right.functions},
         symmetric=(left.symmetric - set(right.functions)) | right.symmetric,
         parameter_dims=dims,
+        indices={**kept, **right.indices},
     )

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.problems.data.covariance import Covariance
 from torchlimits.problems.network.directions import distinct_up_to_sign
 
 
@@ -110,6 +111,36 @@ def directions(value: object, means: Float[Tensor, "A N"]) -> Float[Tensor, "d N
     if value is not None:
         return _checks.float64("directions", value)
     return distinct_up_to_sign(means) if bool(means.any()) else means[:0]
+
+
+def covariance(
+    value: object, dim: int, components: int, blocks: int | str | None
+) -> Covariance | None:
+    """The covariance of the noise; None if it is the identity.
+
+    Args:
+        value: what was given.
+        dim: N.
+        components: A.
+        blocks: the number of blocks that were asked for.
+
+    Raises:
+        ValueError, TypeError: as `Covariance.of`; if there are spectra of another number of
+            components, or blocks without a covariance.
+    """
+    if blocks is not None and blocks != "all":
+        _checks.positive_int("blocks", blocks)  # type: ignore[arg-type]
+    if value is None:
+        if blocks is not None:
+            raise ValueError(f"expected blocks={blocks!r} together with covariance=, got it alone")
+        return None
+    found = Covariance.of(value, dim)
+    if found.components not in (1, components):
+        raise ValueError(
+            f"expected covariances of the {components} components, or one for all, got "
+            f"{found.components}"
+        )
+    return found
 
 
 def room(dim: int, width: int, count: int) -> None:

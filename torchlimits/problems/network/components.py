@@ -12,18 +12,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from torchlimits import _checks
+from torchlimits.problems.data.covariance import Covariance
 
 #: the sum of the probabilities may differ from 1 by this much, as with float32 numbers
 _TOLERANCE = 1e-6
 
 
 class GaussianComponents:
-    r"""The law of :math:`X = c_a + Z/\sqrt\lambda`, where a is drawn by its probability.
+    r"""The law of :math:`X = c_a + \Lambda^{1/2} Z/\sqrt\lambda`, a drawn by its probability.
 
     Args:
         means: the c_a as rows, shape ``(A, N)``.
         snr: lambda in (0, inf].
         weights: the probabilities of the components, ``(A,)``; None if all are the same.
+        covariance: Lambda; None stands for the identity.
 
     Raises:
         ValueError: if shapes do not fit, weights are not probabilities, or numbers are not finite.
@@ -36,7 +38,11 @@ class GaussianComponents:
         (torch.Size([3, 5]), tensor([1, 1, 1]))
     """
 
-    def __init__(self, means: object, snr: float, weights: object = None) -> None:
+    def __init__(
+        self, means: object, snr: float, weights: object = None,
+        covariance: Covariance | None = None,
+    ) -> None:  # fmt: skip
+        self.covariance = covariance
         self.means = means = _checks.float64("means", means)
         self.snr = math.inf if snr == math.inf else _checks.positive("snr", snr)
         if means.ndim != 2 or len(means) == 0 or not bool(means.isfinite().all()):
@@ -60,6 +66,8 @@ class GaussianComponents:
         means, shares = self._beside(torch.empty((), device=source["device"], dtype=dtype))
         component = drawn_components(count, shares, shape, **source)
         x = torch.randn(*shape, dim, dtype=dtype, **source)
+        if self.covariance is not None:
+            x = self.covariance.spread(x, component)
         # a product with indicators, in place: means[component] has as many numbers as the noise
         chosen = F.one_hot(component.flatten(), count).to(dtype)
         x.view(-1, dim).addmm_(chosen, means, beta=self.snr**-0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,6 +17,7 @@ from torchlimits.optim.mapped_field import MappedField
 from torchlimits.optim.mapped_limit import MappedLimit
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
+from torchlimits.problems.network.block_chain import chain_of
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.field import NetworkField
 from torchlimits.problems.network.next_order import NextOrder
@@ -104,7 +107,7 @@ class NetworkDynamics(EffectiveDynamics):
                 "batch: take solve(..., band=True), or run the optimizer itself"
             )
         limit = self.limit.at_finite_n()
-        return NetworkChain(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
+        return chain_of(self.network.setting, dim=self.dim, limit=limit, schedule=self.schedule)
 
     def next_order(self) -> NextOrder:
         """The same dynamics with the buffer of momentum at finite N.
@@ -175,6 +178,51 @@ class NetworkDynamics(EffectiveDynamics):
         with torch.no_grad():
             return self.network.accuracy(self.own(u))
 
+    def overall(
+        self, u0: Float[Tensor, "*batch k"] | Trajectory,
+        times: Float[Tensor, " T"] | Sequence[float] | None = None, *, band: bool = False,
+    ) -> Trajectory:  # fmt: skip
+        """Predict the statistics over all blocks of a covariance; without blocks, as `solve`.
+
+        They are those that the problem's ``overall`` records: the overlaps ``m[i,j]`` with the
+        directions, and ``R[i,j]``, the Gram matrix of the neurons orthogonal to all of them.
+
+        Args:
+            u0, times: as in `solve`; the start has the statistics of the blocks.
+            band: also predict the standard deviations.
+
+        Returns:
+            The predicted `Trajectory`, values ``(..., T, k)`` with the k names of ``overall``.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as `solve`.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> student = tl.TeacherStudent(
+            ...     dim=100, width=1, teacher_width=1, covariance=[(2.0, 0.2), (0.75, 0.8)]
+            ... )
+            >>> start = student.starts(1)[0]
+            >>> student.dynamics(step_size=0.1).overall(start, [0.0, 1.0]).names
+            ['head.weight[0]', 'm[0,0]', 'R[0,0]']
+        """
+        path = self.solve(u0, times)
+        layout = self.network.layout
+
+        def over_all(u: Tensor) -> Tensor:
+            return layout.whole.join(*layout.over_all(self.own(u)))
+
+        values, beside = over_all(path.values), {}
+        if band:
+            rows = path.values.reshape(-1, path.values.shape[-1])
+            each = torch.func.vmap(torch.func.jacrev(over_all))(rows)
+            by_u = each.reshape(*path.values.shape[:-1], *each.shape[1:])
+            covariance = self.covariance(u0, times)
+            spread = torch.einsum("...ij,...jl,...il->...i", by_u, covariance, by_u)
+            beside = {"std": spread.clamp_min(0).sqrt()}
+        names = layout.whole.names
+        return Trajectory(path.times, path.steps, values, names, **beside, metadata=path.metadata)
+
     @property
     def width(self) -> int:
         """K, the number of neurons of the first layer."""
@@ -189,7 +237,7 @@ class NetworkDynamics(EffectiveDynamics):
         Raises:
             ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
-        _, _, m, R = self.split(u)
+        _, _, m, R = self.network.layout.over_all(self.own(u))
         square = m.square().sum(-1) + R.diagonal(dim1=-2, dim2=-1)
         return square.clamp_min(0).sqrt()
 
@@ -215,7 +263,7 @@ class NetworkDynamics(EffectiveDynamics):
                 "expected means that neurons can turn to, got none that is not 0: see overlaps m "
                 "with the directions by split(u)"
             )
-        m = self.split(u)[2]
+        m = self.network.layout.over_all(self.own(u))[2]
         units = means.to(m) / means.to(m).norm(dim=-1, keepdim=True).clamp_min(1e-30)
         overlap, nearest = (m @ units.mT).max(-1)
         return torch.where(overlap > cosine * self.lengths(u), nearest, -1)
@@ -224,9 +272,12 @@ class NetworkDynamics(EffectiveDynamics):
         self, u: Float[Tensor, "*batch k"]
     ) -> tuple[
         Float[Tensor, "*batch P"], Float[Tensor, "*batch K"], Float[Tensor, "*batch K d"],
-        Float[Tensor, "*batch K K"],
+        Float[Tensor, "*batch K K"] | Float[Tensor, "*batch L K K"],
     ]:  # fmt: skip
         """u as the head's parameters theta, the biases b, the overlaps m and the full R.
+
+        With a covariance in blocks, m are the overlaps with the parts of directions in them, and
+        R is that of every block, ``(..., L, K, K)``.
 
         Args:
             u: statistics, shape ``(..., k)``.

@@ -88,11 +88,8 @@ class NetworkField(FirstLayerField):
         return self._averages_of(law, self.integrals(theta, law.loadings))
 
     def _averages_of(self, law: PreActivations, moments: Moments) -> Averages:
-        by_theta, along, gram = moments
-        A, r = len(law.means), law.B.shape[1]
-        total = along[..., :A]  # of every component
-        signal, across = law.along(along[..., A : A + r], along[..., A + r :])
-        return Averages(by_theta, total.sum(-1), signal + total @ law.means, across, gram)
+        bias, signal, across = law.averages(moments.gradient)
+        return Averages(moments.theta, bias, signal, across[:, 0], moments.gram)
 
     def law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
         """The law of the pre-activations at given statistics.
@@ -101,7 +98,7 @@ class NetworkField(FirstLayerField):
             b, m, R: those of S starts.
         """
         setting = self.setting
-        return PreActivations(b, m, R, setting.coordinates, setting.basis, 1 / setting.snr)
+        return PreActivations(b, m, R[:, None], setting.coordinates, setting.basis, 1 / setting.snr)
 
     @cached_property
     def integrals(self) -> Integrals:
@@ -134,7 +131,7 @@ class NetworkField(FirstLayerField):
 
     def samples(self, u: Float[Tensor, " k"]) -> Samples:
         """Gradients at the nodes; see `GradientField.samples`."""
-        psi, weight, targets = self._every_target(u)
+        psi, weight, targets = self.integrals.every_target(u)
         return Samples(weight, *self._gradients(u, psi, targets))
 
     def _gradients(
@@ -147,10 +144,8 @@ class NetworkField(FirstLayerField):
             theta[0], psi @ law.loadings[0].mT, targets, SAMPLES
         )
         follow, rest = law.response()
-        A, r = len(law.means), law.B.shape[1]
-        x = psi[:, :A] @ law.means + law.sigma * psi[:, A : A + r] @ law.B.mT
-        along = psi[:, A + r :] @ follow[0].mT  # (M, d + K)
-        along = along + torch.cat([x, torch.zeros_like(g)], dim=-1)
+        along = psi[:, -g.shape[1] :] @ follow[0].mT  # (M, d + K)
+        along = along + torch.cat([law.x_parallel(psi), torch.zeros_like(g)], dim=-1)
         return by_theta, g, along, rest[0].mT
 
     def batches(self, u: Float[Tensor, " k"], batch_size: int, *, equal: bool = False) -> Batches:
@@ -173,14 +168,6 @@ class NetworkField(FirstLayerField):
         weight = torch.full_like(g[:, 0], 1 / len(tuples))
         return Batches(weight, theta, g, moved, gram / batch_size, rest)
 
-    def _every_target(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """psi, weights and targets of all nodes, where every target counts as a sample."""
-        psi, weight = self.integrals.nodes(like)
-        targets, shares = self.integrals.targets(like)
-        M, q = shares.shape
-        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)
-        return psi, (weight[:, None] * shares).flatten(), targets.flatten(0, 1)
-
     def squares(self, u: Float[Tensor, "*batch k"], axes: Float[Tensor, "d J"]) -> Squares:
         """The averages of squared gradients; see `GradientField.squares`.
 
@@ -188,7 +175,7 @@ class NetworkField(FirstLayerField):
         """
         if self.integrals.layers.complete:
             return NetworkField.gradients(self, u, axes)[1]
-        psi, weight, targets = self._every_target(u.double())
+        psi, weight, targets = self.integrals.every_target(u.double())
         squared_x = self._on_axes(psi, axes).square()
 
         def values(some: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +290,13 @@ class NetworkField(FirstLayerField):
         fields = (self, self.with_rule(self.rule.other()))
         with torch.no_grad():
             ours, theirs = (torch.add(*field.terms(points)) for field in fields)
-        return max(1e-13, float((ours - theirs).abs().amax(-1).median()))
+        found = ((ours - theirs).abs() / self.rates.to(ours)).amax(-1).median()
+        return max(1e-13, float(found))
+
+    @property
+    def rates(self) -> Tensor:
+        """How fast statistics relax, where faster than others; errors of fast ones count less."""
+        return torch.ones(1)
 
     @property
     def rtol(self) -> float:  # type: ignore[override]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from math import prod
 from typing import Any
@@ -24,8 +24,10 @@ from torchlimits.problems.network.components import cumulative, drawn_components
 from torchlimits.problems.network.geometry import check_gram
 from torchlimits.problems.network.layout import Layout
 
-#: a batch: vectors (B or more, columns, S) in the coordinates of a frame, and the samples' labels
-Batch = tuple[Tensor, Tensor]
+#: a batch's vectors (B or more, columns, S) in the coordinates of each frame
+Vectors = Sequence[Tensor]
+#: a batch, and the samples' labels
+Batch = tuple[Vectors, Tensor]
 
 
 class FirstLayerChain(ReducedChain):
@@ -102,41 +104,41 @@ class FirstLayerChain(ReducedChain):
         theta, b = (x.mT.clone(memory_format=torch.contiguous_format) for x in (theta, b))
         K = self.layout.width
         of_head, of_bias, of_rows = self._steps()
-        signal, across = m.permute(1, 2, 0), _linalg.psd_sqrt(R).permute(1, 2, 0)
-        if of_rows is not None and of_rows.has_buffer:  # its rows are below those of W
-            signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
-        frame = Frame(self.dim, signal, across, samples=self.batch_size, moved=K)
-        blocks = ahead(self._samples(frame, generator), starts.device)
-        samples = (sample for block in blocks for sample in block)
+        buffer = of_rows is not None and of_rows.has_buffer
+        frames = self._frames(m, R, buffer=buffer)
+        stretches = ahead(self._samples(frames, generator), starts.device)
+        samples = (sample for stretch in stretches for sample in stretch)
         head_buffer, bias_buffer = torch.zeros_like(theta), torch.zeros_like(b)
         recorded = [starts]
         for number, factor in enumerate(self._factors(at[-1])):
-            x, target = next(samples)
-            rows = frame.take_up(x)
+            vectors, target = next(samples)
+            rows = [frame.take_up(x) for frame, x in zip(frames, vectors, strict=True)]
             now: dict[str, Any] = {"first": number == 0, "factor": factor}
-            W, velocity = rows[:K], rows[K:]
-            h = frame.products(W, x)  # (B, K, S)
+            h = frames[0].products(rows[0][:K], vectors[0])  # (B, K, S)
+            for frame, own, x in zip(frames[1:], rows[1:], vectors[1:], strict=True):
+                h += frame.products(own[:K], x)
             if self.layout.bias:
                 h += b
             by_theta, pull = self._gradients(theta, h, target)
-            along = frame.outside(pull)
+            along = frames[0].outside(pull)  # in all frames alike
             if self.clip is not None:
-                shorter = self._shorter(by_theta, pull, along, x)
+                shorter = self._shorter(by_theta, pull, along, vectors)
                 by_theta, pull, along = (shorter * part for part in (by_theta, pull, along))
             # rows first: the others overwrite their gradients, and one sample's is the batch's
             if of_rows is not None:
-                of_rows.update_rows(W, velocity, along, x, **now)
+                for own, x in zip(rows, vectors, strict=True):
+                    of_rows.update_rows(own[:K], own[K:], along, x, **now)
             if of_bias is not None:
                 of_bias.update(b, bias_buffer, over_batch(pull), **now)
             for part, step in of_head:
                 step.update(theta[part], head_buffer[part], by_theta[part], **now)
             if number + 1 == at[len(recorded)]:
-                recorded.append(self._statistics(theta, b, W))
+                recorded.append(self._statistics(theta, b, [own[:K] for own in rows]))
         return recorded
 
     def _shorter(
         self, by_theta: Float[Tensor, "P S"], pull: Float[Tensor, "B K S"],
-        along: Float[Tensor, "vectors K S"], x: Float[Tensor, "vectors columns S"],
+        along: Float[Tensor, "vectors K S"], vectors: Vectors,
     ) -> Float[Tensor, " S"]:  # fmt: skip
         """The factor of a batch's gradient, by the norm of all of it.
 
@@ -148,8 +150,9 @@ class FirstLayerChain(ReducedChain):
         counted = [clip.counts(name) for name in layout.parameter_names[: len(by_theta)]]
         square = by_theta[torch.tensor(counted, dtype=torch.bool)].square().sum(0)
         if clip.counts(layout.weight):
-            of_rows = torch.einsum("bks,bcs->kcs", along, x) / self.batch_size
-            square = square + of_rows.square().sum((0, 1))
+            for x in vectors:
+                of_rows = torch.einsum("bks,bcs->kcs", along, x) / self.batch_size
+                square = square + of_rows.square().sum((0, 1))
         if clip.counts(layout.bias or None):
             square = square + over_batch(pull).square().sum(0)
         return clip.factor(square.sqrt())
@@ -175,25 +178,64 @@ class FirstLayerChain(ReducedChain):
         bias = self.limit.step(self.dim, layout.bias) if layout.bias else None
         return parts, bias, self.limit.step(self.dim, layout.weight)
 
-    def _samples(self, frame: Frame, generator: torch.Generator | None) -> Iterator[list[Batch]]:
-        """Fresh batches (x, y), with x in the frame's coordinates, until the frame is full."""
-        c = self.coordinates.to(frame.rows)
+    def _frames(
+        self, m: Float[Tensor, "S K d"], R: Float[Tensor, "S *L K K"], *, buffer: bool
+    ) -> list[Frame]:
+        """Frames of the rows of W, and of a buffer below them: one for each block."""
+        return [self._frame(self.dim, m, _linalg.psd_sqrt(R), buffer=buffer)]
+
+    def _frame(
+        self, dim: int, m: Float[Tensor, "S K d"], root: Float[Tensor, "S K c"], *, buffer: bool
+    ) -> Frame:
+        signal, across = (x.permute(1, 2, 0) for x in (m, root))
+        if buffer:
+            signal, across = (torch.cat([x, torch.zeros_like(x)]) for x in (signal, across))
+        return Frame(dim, signal, across, samples=self.batch_size, moved=self.layout.width)
+
+    def _samples(
+        self, frames: Sequence[Frame], generator: torch.Generator | None
+    ) -> Iterator[list[Batch]]:
+        """Fresh batches (x, y), with x in the frames' coordinates, until frames are full."""
+        c = self.coordinates.to(frames[0].rows)
         shares = cumulative(self.weights, c.device)
-        shape = (self.batch_size, frame.rows.shape[2])
-        for vectors in frame.vectors(generator):
-            size = (len(vectors), *shape)
+        shape = (self.batch_size, frames[0].rows.shape[2])
+        sources = [frame.vectors(generator) for frame in frames]
+        left: list[list[Tensor]] = [[] for _ in frames]
+        while True:
+            # frames are full at different times
+            for source, waiting in zip(sources, left, strict=True):
+                if not waiting:
+                    waiting.extend(next(source))
+            steps = min(map(len, left))
+            size = (steps, *shape)
             component = drawn_components(len(c), shares, size, generator=generator, device=c.device)
             means = c[component].movedim(-1, 2)
-            for x, mean in zip(vectors, means, strict=True):
-                x.mul_(self.snr**-0.5)[: self.batch_size, : frame.d].add_(mean)
-            along = torch.stack([x[: self.batch_size, : frame.d] for x in vectors])
-            yield list(zip(vectors, self._labels(along, component, generator), strict=True))
+            drawn = [waiting[:steps] for waiting in left]
+            for waiting in left:
+                del waiting[:steps]
+            self._place(frames, drawn, means, component)
+            labels = self._labels(self._parallel(drawn), component, generator)
+            yield list(zip(zip(*drawn, strict=True), labels, strict=True))
+
+    def _place(
+        self, frames: Sequence[Frame], drawn: Sequence[list[Tensor]],
+        means: Float[Tensor, "steps B d S"], component: Int[Tensor, "steps B S"],
+    ) -> None:  # fmt: skip
+        """Give standard normal vectors the data's noise and means, in place."""
+        (frame,), (vectors,) = frames, drawn
+        for x, mean in zip(vectors, means, strict=True):
+            x.mul_(self.snr**-0.5)[: self.batch_size, : frame.d].add_(mean)
+
+    def _parallel(self, drawn: Sequence[list[Tensor]]) -> Float[Tensor, "steps B d S"]:
+        """x_parallel of all batches."""
+        d, (vectors,) = self.layout.directions, drawn
+        return torch.stack([x[: self.batch_size, :d] for x in vectors])
 
     def _statistics(
         self, theta: Float[Tensor, "P S"], b: Float[Tensor, "K S"],
-        W: Float[Tensor, "K columns S"],
+        rows: Sequence[Float[Tensor, "K columns S"]],
     ) -> Float[Tensor, "S k"]:  # fmt: skip
-        d = self.layout.directions
+        d, (W,) = self.layout.directions, rows
         across = W[:, d:].movedim(-1, 0)
         return self.layout.join(theta.mT, b.mT, W[:, :d].movedim(-1, 0), across @ across.mT)
 

@@ -57,9 +57,11 @@ class GramGeometry(Geometry):
         theta = self.theta.double().cpu()
         theta = theta + 0.5 * torch.randn(count, len(theta), **normal)
         b, m = 0.5 * torch.randn(count, K, **normal), torch.randn(count, K, d, **normal)
-        A = torch.randn(count, K, 2 * K, **normal) * (2 * K) ** -0.5
-        scale = self.layout.scale
-        return self.layout.join(theta, b, scale * m, scale**2 * A @ A.mT)
+        overlaps, shares = self.layout.typical
+        stack, scale = self.layout.stack, self.layout.scale
+        A = torch.randn(count, *stack, K, 2 * K, **normal) * (2 * K) ** -0.5
+        m, R = overlaps * m, shares * (A @ A.mT)
+        return self.layout.join(theta, b, scale * m, scale**2 * R)
 
 
 def check_gram(R: Float[Tensor, "*batch K K"]) -> None:

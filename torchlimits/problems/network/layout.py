@@ -60,25 +60,33 @@ class Layout:
 
     @property
     def _sizes(self) -> list[int]:
-        K = self.width
-        return [self.size, K if self.bias else 0, K * self.directions, K * (K + 1) // 2]
+        K, grams = self.width, prod(self.stack)
+        return [self.size, K if self.bias else 0, K * self.directions, grams * K * (K + 1) // 2]
 
     @property
     def names(self) -> list[str]:
         """The names of the statistics, in the order of u."""
         K, d = self.width, self.directions
-        shapes: list[tuple[str, tuple[int, ...], bool]] = [
-            *(
-                (self.called[name], shape[-1:], False)
-                if name in self.called
-                else (name, tuple(shape), False)
-                for name, shape in self.head.items()
-            ),
-            *([("b", (K,), False)] if self.bias else []),
-            *([("m", (K, d), False)] if d else []),
-            ("R", (K, K), True),
+        overlaps = entry_names("m", (K, d), False) if d else []
+        return [*self._own_names, *overlaps, *entry_names("R", (K, K), True)]
+
+    @property
+    def _own_names(self) -> list[str]:
+        """Names of the head's parameters and of the biases."""
+        shapes = [
+            *((self.called[n], s[-1:]) if n in self.called else (n, s) for n, s in self._head),
+            *([("b", (self.width,))] if self.bias else []),
         ]
-        return [entry for name, shape, half in shapes for entry in entry_names(name, shape, half)]
+        return [entry for name, shape in shapes for entry in entry_names(name, shape, False)]
+
+    @property
+    def _head(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [(name, tuple(shape)) for name, shape in self.head.items()]
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """How many Gram matrices there are; () stands for one, R ``(..., K, K)``."""
+        return ()
 
     @property
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -96,6 +104,11 @@ class Layout:
             *[self.weight] * (overlaps + grams),
         ]
 
+    @property
+    def typical(self) -> tuple[Tensor | float, Tensor | float]:
+        """Sizes of m and R beside 1, of random points of the space of statistics."""
+        return 1.0, 1.0
+
     def split(self, u: Float[Tensor, "*batch k"]) -> Parts:
         """The statistics as theta ``(..., P)``, b ``(..., K)``, m ``(..., K, d)`` and R.
 
@@ -111,6 +124,19 @@ class Layout:
         return (
             (theta, b, m, R) if self.scale == 1 else (theta, b, self.scale * m, self.scale**2 * R)
         )
+
+    @property
+    def whole(self) -> Layout:
+        """The layout of the statistics over all blocks; of one without blocks, itself."""
+        return self
+
+    def over_all(self, u: Float[Tensor, "*batch k"]) -> Parts:
+        """theta, b, m and R over all blocks, R the Gram matrix orthogonal to all directions.
+
+        Args:
+            u: statistics, shape ``(..., k)``.
+        """
+        return self.split(u)
 
     def join(self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor) -> Float[Tensor, "*batch k"]:
         """The inverse of `split`.
@@ -129,21 +155,26 @@ class Layout:
         Args:
             directions: the orthonormal rows e_j, shape ``(d, N)``.
         """
-        functions: dict[str, StatisticFunction] = {
-            self.called.get(name, name): second_layer(name)
-            if name in self.called and len(shape) == 2
-            else entries(name)
-            for name, shape in self.head.items()
-        }
-        dims = {name: len(shape) for name, shape in self.head.items()}
-        if self.bias:
-            functions["b"], dims[self.bias] = entries(self.bias), 1
+        functions, dims = self._own_statistics()
         if self.directions:
             functions["m"] = self._scaled(overlaps(self.weight, directions), 1)
         perpendicular = directions if self.directions else None
         functions["R"] = self._scaled(gram(self.weight, perpendicular_to=perpendicular), 2)
         dims[self.weight] = 2
         return SummaryStatistics(functions, symmetric=["R"], parameter_dims=dims)
+
+    def _own_statistics(self) -> tuple[dict[str, StatisticFunction], dict[str, int]]:
+        """The functions of the head's parameters and biases, and their dimensions."""
+        functions: dict[str, StatisticFunction] = {
+            self.called.get(name, name): second_layer(name)
+            if name in self.called and len(shape) == 2
+            else entries(name)
+            for name, shape in self._head
+        }
+        dims = {name: len(shape) for name, shape in self._head}
+        if self.bias:
+            functions["b"], dims[self.bias] = entries(self.bias), 1
+        return functions, dims
 
     def _scaled(self, statistic: Quadratic, degree: int) -> Quadratic:
         return statistic if self.scale == 1 else Scaled(statistic, self.scale**-degree)

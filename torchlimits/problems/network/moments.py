@@ -108,6 +108,20 @@ class Integrals:
             self._known[like.device] = targets.to(like.device), shares.to(x)
         return self._known[like.device]
 
+    def every_target(
+        self, like: Tensor
+    ) -> tuple[Float[Tensor, "M e"], Float[Tensor, " M"], Tensor]:
+        """psi, weights and targets of all nodes, where every target counts as a sample.
+
+        Args:
+            like: on the device.
+        """
+        psi, weight = self.nodes(like)
+        targets, shares = self.targets(like)
+        M, q = shares.shape
+        psi = psi[:, None].expand(M, q, -1).flatten(0, 1)
+        return psi, (weight[:, None] * shares).flatten(), targets.flatten(0, 1)
+
     # --- values -----------------------------------------------------------------------------------
 
     def __call__(self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]) -> Moments:

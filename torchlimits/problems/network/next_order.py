@@ -74,6 +74,7 @@ class NextOrder:
                 f"{type(dynamics).__name__}: the next order in 1/N is known for these; any "
                 "statistics can be recorded of the slow variable, tl.statistics.slow_variable"
             )
+        field.check_isotropic("the next order in 1/N")
         dynamics.check_autonomous("the next order in 1/N")
         limit.settings.check_plain("the next order in 1/N")
         if limit.layers is not None or field.layout.scale != 1:

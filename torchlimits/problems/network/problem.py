@@ -19,6 +19,8 @@ from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
 from torchlimits.problems.network import checks, head_checks, kinks, own_module
+from torchlimits.problems.network.block_chain import chain_of
+from torchlimits.problems.network.block_field import BlockField
 from torchlimits.problems.network.chain import NetworkChain
 from torchlimits.problems.network.dynamics import NetworkDynamics
 from torchlimits.problems.network.field import NetworkField
@@ -28,6 +30,9 @@ from torchlimits.problems.network.resolution import resolution
 from torchlimits.problems.network.sample_loss import Loss
 from torchlimits.problems.network.trainable import Labels, TrainableNetwork
 from torchlimits.problems.problem import Problem
+
+#: lr times the largest eigenvalue: above the first predictions are off, above the second wrong
+_WARNED, _REFUSED = 0.05, 0.5
 
 
 class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
@@ -68,6 +73,13 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             class, or a matrix ``(C, C)`` with one row of probabilities a class.
         bias: whether the first layer has biases b.
         ridge: alpha >= 0; or a tensor, as snr.
+        covariance: Lambda of the noise, :math:`x = c_a + \lambda^{-1/2} \Lambda^{1/2} z`: a list of
+            (eigenvalue, fraction of the dimensions), a spectrum ``(N,)``, a matrix ``(N, N)``, or a
+            `Covariance`; with one for each component, spectra ``(A, N)`` or commuting matrices
+            ``(A, N, N)``. Statistics are then ``m[l,i,j]`` and ``R[l,i,j]`` of the blocks l of
+            equal eigenvalues; `overall` are the sums over them.
+        blocks: their number. By default each of up to 16 eigenvalues has one, and more are grouped
+            into 16, whose error `Blocks` states; ``"all"`` gives each one its own.
         device, dtype: of data and models where none are asked for.
 
     Raises:
@@ -97,8 +109,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels, snr: float | Tensor,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
         weights: object = None, label_noise: float = 0.0, label_flips: object = None,
-        ridge: float | Tensor = 0.0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        ridge: float | Tensor = 0.0, covariance: object = None, blocks: int | str | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> NetworkProblem:  # fmt: skip
         """The problem of your own module, in which only the linear layer ``first`` sees x.
 
@@ -117,8 +129,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
                 before the layer, which is called once; the rest does not see x.
             first: the layer's name among ``model.named_modules()``; ``""`` if the module is an
                 `nn.Linear` itself.
-            loss, labels, snr, means, directions, weights, label_noise, label_flips, ridge: as in
-                the class.
+            loss, labels, snr, means, directions, weights, label_noise, label_flips, ridge,
+                covariance, blocks: as in the class.
             device, dtype: of data and models where none are asked for; by default the layer's.
 
         Raises:
@@ -161,7 +173,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         problem._begin(
             network, first, loss, labels, snr=snr, means=means, directions=directions,
             weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
-            device=device or layer.weight.device, dtype=dtype or layer.weight.dtype,
+            covariance=covariance, blocks=blocks, device=device or layer.weight.device,
+            dtype=dtype or layer.weight.dtype,
         )  # fmt: skip
         return problem
 
@@ -221,7 +234,7 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             dim, optimizer, step_size, momentum, batch_size, model, clip_norm=clip_norm
         )
         limit, plan = self._limit_of_chain(training), Schedule.of(schedule, optimizer, dim)
-        return NetworkChain(self.setting, dim=dim, limit=limit, schedule=plan)
+        return chain_of(self.setting, dim=dim, limit=limit, schedule=plan)
 
     def _limit(self, training: Training) -> SGDLimit | AdaptiveLimit:
         optimizer = training.optimizer
@@ -230,9 +243,28 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         elif training.model is None:
             training = replace(training, model=self._held_by(optimizer))
         limit = super()._limit(training)
+        if self.covariance is not None:
+            self._check_speed(limit, training.dim)
         if optimizer is not None or isinstance(limit, AdaptiveLimit):
             return limit
         return replace(limit, layers=self._unless_frozen(limit.settings))
+
+    def _check_speed(self, limit: OptimizerLimit, dim: int) -> None:
+        """Warn or refuse where one step is no small part of the time that weights take to move."""
+        assert self.covariance is not None
+        c = _checks.plain(limit.step_size) * limit.speed
+        step = c / dim * self.covariance.largest / self.snr
+        if step > _REFUSED:
+            raise ValueError(
+                f"expected lr lambda_max < {_REFUSED} for a limit, got {step:.3g} (the largest "
+                f"eigenvalue of the noise is {self.covariance.largest / self.snr:.3g}): along that "
+                "direction steps are not small; take a smaller learning rate"
+            )
+        if step > _WARNED:
+            _checks.warn_user(
+                f"lr lambda_max = {step:.2g}: predictions neglect it beside 1 along the directions "
+                "of the largest eigenvalues, which relax in about as many steps as its inverse"
+            )
 
     def _unless_frozen(self, settings: SGDSettings) -> Layers | None:
         """Settings for each parameter, if W or b is frozen."""
@@ -256,8 +288,15 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
     def _field(
         self, dim: int, nodes: int, seed: int, limit: OptimizerLimit | None = None
     ) -> NetworkField:
+        if self.covariance is not None:
+            return self._block_field(dim, nodes, seed)
         setting, rule = resolution(self.setting, self.kinks, limit, nodes=nodes, seed=seed)
         return NetworkField(setting, dim=dim, rule=rule, kinks=self.kinks)
+
+    def _block_field(self, dim: int, nodes: int, seed: int) -> BlockField:
+        # labels' own nodes are in the coordinates of each piece
+        _, rule = resolution(self.setting, self.kinks, None, nodes=nodes, seed=seed)
+        return BlockField(self.setting, dim=dim, rule=rule, kinks=self.kinks)
 
     @cached_property
     def kinks(self) -> Kinks:

@@ -15,6 +15,7 @@ from torchlimits.optim.adaptive_limit import AdaptiveLimit
 from torchlimits.optim.limit import OptimizerLimit
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
+from torchlimits.problems.network.block_layout import BlockLayout
 from torchlimits.problems.network.closed import CLOSED_FORMS
 from torchlimits.problems.network.closed_field import ClosedField, ClosedTeacher
 from torchlimits.problems.network.field import NetworkField
@@ -74,6 +75,8 @@ class TeacherStudent(NetworkProblem):
         second_layer: v at the start, ``(K,)``; by default ones where it stays, else N(0, I).
         convention: ``"torch"`` or ``"sqrt"``.
         ridge: alpha >= 0, the optimizer's weight decay.
+        covariance, blocks: that of the inputs, x ~ N(0, Lambda), as in `NetworkProblem`; averages
+            are then taken over nodes. The teacher's rows lie in the span of the first axes.
         device, dtype: of data and models where none are asked for.
 
     Raises:
@@ -99,8 +102,8 @@ class TeacherStudent(NetworkProblem):
         activation: str | Callable[[Tensor], Tensor] = "erf", noise: float = 0.0,
         overlaps: object = None, teacher_second_layer: object = None,
         train_second_layer: bool = True, second_layer: object = None, convention: str = "torch",
-        ridge: float | Tensor = 0.0, device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        ridge: float | Tensor = 0.0, covariance: object = None, blocks: int | str | None = None,
+        device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         dim, width = _checks.positive_int("dim", dim), _checks.positive_int("width", width)
         M = _checks.positive_int("teacher_width", teacher_width)
@@ -123,14 +126,15 @@ class TeacherStudent(NetworkProblem):
             "dim": dim, "width": width, "teacher_width": M, "activation": activation,
             "noise": noise, "overlaps": overlaps, "teacher_second_layer": teacher_second_layer,
             "train_second_layer": train_second_layer, "second_layer": second_layer,
-            "convention": convention, "ridge": _checks.plain(ridge), "device": device,
-            "dtype": dtype,
+            "convention": convention, "ridge": _checks.plain(ridge), "covariance": covariance,
+            "blocks": blocks, "device": device, "dtype": dtype,
         }  # fmt: skip
         self._form = CLOSED_FORMS.get(activation) if isinstance(activation, str) else None
         super().__init__(
             dim=dim, width=width, head=head, loss=half_mean_square, labels=self.teacher,
             snr=self._scale**2, directions=_axes(self.teacher.rows.shape[1], dim, width),
-            label_noise=self.noise, bias=False, ridge=ridge, device=device, dtype=dtype,
+            label_noise=self.noise, bias=False, ridge=ridge, covariance=covariance, blocks=blocks,
+            device=device, dtype=dtype,
         )  # fmt: skip
         self._arguments = arguments
 
@@ -188,7 +192,7 @@ class TeacherStudent(NetworkProblem):
         Raises:
             ValueError, TypeError: if u cannot be a tensor of the statistics.
         """
-        _, _, m, R = self.setting.layout.split(_checks.statistics(u, len(self.names)))
+        _, _, m, R = self.layout.over_all(_checks.statistics(u, len(self.names)))
         own = (R + m @ m.mT) / self._scale**2
         return own, m @ self.teacher.rows.to(m).mT / self._scale, self.teacher.overlaps.to(m)
 
@@ -229,7 +233,9 @@ class TeacherStudent(NetworkProblem):
         ones = torch.ones(K, dtype=torch.float64, device="cpu")
         v = ones if second_layer is None else layer("second_layer", second_layer, K)
         theta = v if self._fixed is None else v[:0]
-        return self.setting.layout.join(theta, ones, self._scale * m, self._scale**2 * R)
+        if isinstance(self.layout, BlockLayout):  # what is orthogonal to the teacher is isotropic
+            m, R = m @ self.layout.blocks.turn, self.layout.typical[1] * R
+        return self.layout.join(theta, ones, self._scale * m, self._scale**2 * R)
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, which JSON can hold."""
@@ -259,7 +265,7 @@ class TeacherStudent(NetworkProblem):
     def _field(
         self, dim: int, nodes: int, seed: int, limit: OptimizerLimit | None = None
     ) -> NetworkField:
-        if self._form is None:
+        if self._form is None or self.covariance is not None:
             return super()._field(dim, nodes, seed, limit)
         setting, rule = resolution(self.setting, self.kinks, limit, nodes=nodes, seed=seed)
         teacher = ClosedTeacher(

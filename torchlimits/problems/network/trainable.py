@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -13,12 +13,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.problems.data.blocks import FEW, Blocks
 from torchlimits.problems.network import (
     checks,
     head_checks,
     label_laws,
     law_checks,
 )
+from torchlimits.problems.network.block_layout import BlockLayout
 from torchlimits.problems.network.components import GaussianComponents
 from torchlimits.problems.network.directions import coordinates_of
 from torchlimits.problems.network.head import Head
@@ -29,6 +31,7 @@ from torchlimits.problems.network.sample_loss import Loss, SampleLoss
 from torchlimits.problems.network.setting import Setting
 from torchlimits.problems.network.starts import restarted
 from torchlimits.problems.problem import Trainable
+from torchlimits.statistics.summary import SummaryStatistics
 
 Labels = Tensor | LabelLaw | Callable[[Tensor, Tensor], Tensor]
 
@@ -38,7 +41,8 @@ class TrainableNetwork(Trainable):
 
     Args:
         dim, width, head, loss, labels, snr, means, directions, weights, label_noise, label_flips,
-            bias, ridge, device, dtype: as in `NetworkProblem`, which is what users make.
+            bias, ridge, covariance, blocks, device, dtype: as in `NetworkProblem`, which is what
+            users make.
 
     Raises:
         ValueError, TypeError: as `NetworkProblem`.
@@ -54,7 +58,8 @@ class TrainableNetwork(Trainable):
         snr: float | Tensor,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
         weights: object = None, label_noise: float = 0.0, label_flips: object = None,
-        bias: bool = True, ridge: float | Tensor = 0.0, device: torch.device | str | None = None,
+        bias: bool = True, ridge: float | Tensor = 0.0, covariance: object = None,
+        blocks: int | str | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
         checks.is_module("head", head)
@@ -68,7 +73,7 @@ class TrainableNetwork(Trainable):
         self._begin(
             network, "first", loss, labels, snr=snr, means=means, directions=directions,
             weights=weights, label_noise=label_noise, label_flips=label_flips, ridge=ridge,
-            device=device, dtype=dtype,
+            covariance=covariance, blocks=blocks, device=device, dtype=dtype,
         )  # fmt: skip
 
     def _begin(
@@ -90,17 +95,23 @@ class TrainableNetwork(Trainable):
         self.device = _checks.device(given["device"] or "cpu")
         self.dtype = checks.real_dtype(given["dtype"] or torch.get_default_dtype())
         means = checks.means(given["means"], N)
-        self.components = GaussianComponents(means, self.snr, given["weights"])
+        self.covariance = checks.covariance(given["covariance"], N, len(means), given["blocks"])
+        self.components = GaussianComponents(means, self.snr, given["weights"], self.covariance)
         self.means, self.weights = self.components.means, self.components.weights
         self.directions = checks.directions(given["directions"], self.means)
         self.coordinates = coordinates_of(self.means, self.directions)
         checks.room(N, self.width, len(self.directions))
         head = Head(network, first)
-        layout = Layout(
-            head.shapes, self.width, len(self.directions), weight=_named(first, "weight"),
-            bias=_named(first, "bias") if has_bias(layer) else None, scale=self._scale,
-        )  # fmt: skip
-        self.statistics = layout.statistics(self.directions)
+        names: dict[str, Any] = {
+            "weight": _named(first, "weight"), "scale": self._scale,
+            "bias": _named(first, "bias") if has_bias(layer) else None,
+        }  # fmt: skip
+        layout = Layout(head.shapes, self.width, len(self.directions), **names)
+        spanned = self.directions
+        if self.covariance is not None:
+            layout = self._block_layout(head.shapes, given["blocks"], names)
+            spanned = layout.blocks.directions
+        self.statistics = layout.statistics(spanned)
         output = head_checks.checked(head, network, self.width)
         losses = SampleLoss(loss)
         self.labels = self._label_law(losses, output)
@@ -116,6 +127,23 @@ class TrainableNetwork(Trainable):
             reads=reads, snr=self._snr,
         )  # fmt: skip
         self._outputs = output.ndim - 1
+
+    def _block_layout(
+        self, shapes: Mapping[str, tuple[int, ...]], most: int | str | None, names: dict[str, Any]
+    ) -> BlockLayout:
+        """The layout with the covariance's blocks; see `NetworkProblem`."""
+        assert self.covariance is not None
+        count = None if most == "all" else FEW if most is None else most
+        blocks = Blocks.of(self.covariance, self.directions, count)  # pyright: ignore
+        return BlockLayout(shapes, self.width, len(blocks.directions), blocks=blocks, **names)
+
+    @cached_property
+    def overall(self) -> SummaryStatistics:
+        """The statistics over all blocks: those that a problem without a covariance has.
+
+        `NetworkDynamics.overall` predicts them.
+        """
+        return self.layout.whole.statistics(self.directions)
 
     def _label_law(self, losses: SampleLoss, output: Tensor) -> LabelLaw:
         """The law of the labels, checked against the loss."""
@@ -242,6 +270,8 @@ class TrainableNetwork(Trainable):
             facts["label_noise"] = given["label_noise"]
         if given["label_flips"] is not None:
             facts["label_flips"] = torch.as_tensor(given["label_flips"]).tolist()
+        if self.covariance is not None:
+            facts["covariance"] = repr(self.covariance)
         return facts if self.weights is None else {**facts, "weights": self.weights.tolist()}
 
 
