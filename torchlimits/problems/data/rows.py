@@ -13,6 +13,8 @@ from torchlimits import _checks
 
 #: a column that varies by less than this part of its size is constant
 _CONSTANT = 1e-10
+#: a mean that is less than this part of the standard deviation is 0
+_CENTRED = 1e-6
 #: names of columns that a message lists
 _NAMED = 8
 
@@ -50,7 +52,7 @@ class Rows:
         inputs = _inputs(x)
         labels = None if y is None else _labels(y, len(inputs))
         if labels is None or labels.is_floating_point():
-            means = inputs.mean(0, keepdim=True) if centre else torch.zeros_like(inputs[:1])
+            means = _mean(inputs) if centre else torch.zeros_like(inputs[:1])
             component = torch.zeros(len(inputs), dtype=torch.int64)
             return cls(inputs - means, means, component, None, labels)
         classes, component, counts = labels.unique(return_inverse=True, return_counts=True)
@@ -63,6 +65,12 @@ class Rows:
     def shares(self) -> Float[Tensor, " A"]:
         """The fraction of the rows in each class."""
         return self.component.bincount(minlength=len(self.means)) / len(self.component)
+
+
+def _mean(inputs: Float[Tensor, "M N"]) -> Float[Tensor, "1 N"]:
+    """The mean, 0 where it is what rounding left of inputs less their mean."""
+    mean = inputs.mean(0, keepdim=True)
+    return mean.where(mean.abs() > _CENTRED * inputs.std(0, correction=0), 0.0)
 
 
 def _inputs(x: object) -> Float[Tensor, "M N"]:
