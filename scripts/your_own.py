@@ -180,7 +180,7 @@ def conclusions(report: tl.ConditionReport) -> list[str]:
 def main(options: Options, console: Console) -> None:
     """Train, predict, explain, judge."""
     if options.smoke:
-        options.dim, options.time, options.runs, options.samples = 60, 1.0, 2, 1024
+        options.dim, options.time, options.runs, options.samples = 60, 0.5, 2, 1024
     is_digits = options.example == "digits"
     problem = digits(options) if is_digits else gelu(options, options.dim)
     steps = round(options.time / problem.step_size)

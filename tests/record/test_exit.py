@@ -1,11 +1,12 @@
 """Programs and trackers that end without `close`: what was recorded is where it would have been."""
 
 import gc
-import os
+import json
 import subprocess
 import sys
 import textwrap
 import warnings
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,6 +27,25 @@ def train(steps):
         optimizer.step()
 """
 
+#: runs each program that it is given, with all imported once; a program ends as interpreters do
+FORKS = """
+import json, os, sys
+import torch, torch._dynamo, torchlimits
+
+for line in sys.stdin:
+    folder, program = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        for stream in (1, 2):
+            os.dup2(os.open(f"stream{stream}", os.O_WRONLY | os.O_CREAT), stream)
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+exec(program)
+"""
+
 FORKED = """
 import multiprocessing
 process = multiprocessing.get_context("fork").Process(target=train, args=(3,))
@@ -34,11 +54,30 @@ process.join()
 """
 
 
-def run(folder, program):
-    return subprocess.run(
-        [sys.executable, "-c", START + textwrap.dedent(program)],
-        cwd=folder, capture_output=True, text=True, env={**os.environ}, check=False,
-    )  # fmt: skip
+class Ended(NamedTuple):
+    """How a program ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Run a program in a folder, in a process of its own."""
+    forks = subprocess.Popen(
+        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+    def run_in(folder, program):
+        forks.stdin.write(json.dumps([str(folder), START + textwrap.dedent(program)]) + "\n")
+        forks.stdin.flush()
+        code = int(forks.stdout.readline())
+        return Ended(code, *((folder / f"stream{stream}").read_text() for stream in (1, 2)))
+
+    yield run_in
+    forks.stdin.close()
+    assert forks.wait() == 0
 
 
 @pytest.mark.parametrize(
@@ -53,7 +92,7 @@ def run(folder, program):
         (FORKED, 0),
     ],
 )  # fmt: skip
-def test_a_program_that_ends_without_close(tmp_path, end, code):
+def test_a_program_that_ends_without_close(run, tmp_path, end, code):
     result = run(tmp_path, f"train(40)\n{end}")
     # torch._dynamo imports tabulate at exit where that is installed, and running its code makes
     # Python forget that it was an interrupt
@@ -65,7 +104,7 @@ def test_a_program_that_ends_without_close(tmp_path, end, code):
     assert sorted(p.name for p in tmp_path.iterdir() if "unfinished" in p.name) == []
 
 
-def test_a_failure_at_the_end_is_told(tmp_path):
+def test_a_failure_at_the_end_is_told(run, tmp_path):
     result = run(
         tmp_path,
         """
@@ -109,7 +148,7 @@ def test_event_files_of_a_tracker_that_is_collected(tmp_path):
     assert [event.step for event in found.Scalars("w")] == list(range(41))
 
 
-def test_what_could_not_be_kept_at_the_end_is_told_once(tmp_path):
+def test_what_could_not_be_kept_at_the_end_is_told_once(run, tmp_path):
     """The folder is a file by then; no traceback comes after the program's own output."""
     result = run(
         tmp_path,

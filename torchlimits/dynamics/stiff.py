@@ -50,6 +50,10 @@ def solution(
     # imported here: scipy takes a second
     from scipy.integrate import solve_ivp
 
+    from torchlimits.dynamics import bdf
+
+    steppers: dict[str, Any] = {"BDF": bdf.BDF}
+
     begin, end = float(times[0]), float(times[-1])
     effort = Effort(begin, end, implicit=True)
 
@@ -62,8 +66,9 @@ def solution(
         return rates.double().cpu().numpy().T.reshape(y.shape)
 
     found: Any = solve_ivp(
-        velocity, (begin, end), u0.cpu().numpy(), method=method, t_eval=times.cpu().numpy(),
-        rtol=max(rtol / _FINER, 1e-13), atol=atol / _FINER, vectorized=True,
+        velocity, (begin, end), u0.cpu().numpy(), method=steppers[method],
+        t_eval=times.cpu().numpy(), rtol=max(rtol / _FINER, 1e-13), atol=atol / _FINER,
+        vectorized=True,
     )  # fmt: skip
     if not found.success:
         raise StepError(str(found.message))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -202,10 +203,18 @@ class Covariance:
             z: vectors, along the last dimension.
             component: the component of each, where they have eigenvalues of their own.
         """
-        roots = self.eigenvalues.sqrt().to(z)
+        roots, basis = self._beside(z)
         own = roots[0] if self.components == 1 or component is None else roots[component]
-        # z is isotropic, but linear maps should be the symmetric root
-        return self.vectors(own * self.coordinates(z))
+        return own * z if basis is None else (own * (z @ basis.mT)) @ basis
+
+    def _beside(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Roots of eigenvalues and the basis, copied to each device once."""
+        known: dict[Any, tuple[Tensor, Tensor | None]] = self.__dict__.setdefault("_moved", {})
+        key = (z.device, z.dtype)
+        if key not in known:
+            basis = None if self.basis is None else self.basis.to(z)
+            known[key] = self.eigenvalues.sqrt().to(z), basis
+        return known[key]
 
     def __repr__(self) -> str:
         values, _ = self.levels

@@ -224,6 +224,8 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             dim, optimizer, step_size, momentum, batch_size, model, clip_norm, clip_value
         )
         limit = self._limit(training)
+        if self.covariance is not None:
+            self._check_speed(limit, dim)
         field = self._field(dim, _checks.positive_int("nodes", nodes), seed, limit)
         plan = Schedule.of(schedule, optimizer, dim)
         return NetworkDynamics.of(field, limit, plan, self.statistics)
@@ -258,8 +260,6 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
         elif training.model is None:
             training = replace(training, model=self._held_by(optimizer))
         limit = super()._limit(training)
-        if self.covariance is not None:
-            self._check_speed(limit, training.dim)
         if optimizer is not None or isinstance(limit, AdaptiveLimit):
             return limit
         return replace(limit, layers=self._unless_frozen(limit.settings))

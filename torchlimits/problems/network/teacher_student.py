@@ -233,9 +233,10 @@ class TeacherStudent(NetworkProblem):
         ones = torch.ones(K, dtype=torch.float64, device="cpu")
         v = ones if second_layer is None else layer("second_layer", second_layer, K)
         theta = v if self._fixed is None else v[:0]
+        own, grams = m, R
         if isinstance(self.layout, BlockLayout):  # what is orthogonal to the teacher is isotropic
-            m, R = m @ self.layout.blocks.turn, self.layout.typical[1] * R
-        return self.layout.join(theta, ones, self._scale * m, self._scale**2 * R)
+            own, grams = m @ self.layout.blocks.turn, self.layout.typical[1] * R
+        return self.layout.join(theta, ones, self._scale * own, self._scale**2 * grams)
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, which JSON can hold."""
