@@ -87,8 +87,8 @@ class LeastSquaresDynamics(EffectiveDynamics):
         corrector: bool = True, graph: bool = False,
     ) -> Tensor:  # fmt: skip
         if self.schedule is not None:
-            for t in instants.tolist():
-                check_steps(self.field, _checks.plain(self.step_size_at(t)), self.settings)
+            rates = [float(_checks.plain(self.step_size_at(t))) for t in instants.tolist()]
+            check_steps(self.field, max(rates), self.settings)
         if graph or self.schedule is not None or method != "auto":
             return super()._solution(
                 u0, instants, rtol, atol, method, corrector=corrector, graph=graph
@@ -117,9 +117,9 @@ class LeastSquaresDynamics(EffectiveDynamics):
         self, u0: Tensor, instants: Tensor, rtol: float, atol: float, initial: Tensor | None,
         method: str,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        values = self._solution(u0, instants, rtol, atol, method)
         if self.schedule is not None or not u0.numel():
             return super()._band(u0, instants, rtol, atol, initial, method)
+        values = self._solution(u0, instants, rtol, atol, method)
         std = [
             torch.stack([P.std() for P in one]) for one in self._covariances(u0, instants, initial)
         ]

@@ -80,7 +80,7 @@ class LinearModel(Problem):
         >>> problem.stability_limit(batch_size=4, momentum=0.5)
         2.2857142857142856
         >>> round(problem.optimal_step_size(steps=2000), 3)
-        0.365
+        0.308
         >>> x, y = problem.sample(7)
         >>> problem.loss(problem.model()(x), y).shape, problem.dim, problem.describe()["noise"]
         (torch.Size([]), 400, 0.5)
