@@ -68,7 +68,7 @@ def moments_of(
     """
     if fourth_moments is not True:
         return fourth_moments
-    data = _labelled(covariance, "fourth_moments= as a pair")
+    data = _labelled(covariance, "fourth_moments as False or a pair")
     if not all(x is None for x in (noise, errors, target)):
         raise ValueError(
             "expected noise and target of the data with fourth_moments=True, whose moments are "
