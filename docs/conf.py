@@ -68,6 +68,7 @@ suppress_warnings = ["ref.python"]  # of a name that several classes have, the n
 WITHOUT_A_PAGE = [
     "AdaptiveLimit",
     "Entries",
+    "Finding",
     "Estimator",
     r"FirstLayer(?:Chain|Field)(?:\.averages)?",
     "Follower",
@@ -79,6 +80,7 @@ WITHOUT_A_PAGE = [
     "PARTS",
     "RESOLUTION",
     "Recording",
+    r"(?:\S+\.)?LinearLabels",
     "SGDLimit",
     "SecondLayer",
     r"Setting\.reads",

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -295,3 +296,18 @@ def test_bad_options_of_the_others(script, arguments, message, tmp_path):
     assert done.returncode != 0
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_real_data_of_a_file(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    real_data = importlib.import_module("real_data")
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(0)) + 3
+    np.savez(tmp_path / "data.npz", x=x, y=x[:, 0].sin())
+    picture = tmp_path / "picture.png"
+    given = ["--path", tmp_path / "data.npz", "--steps", 200, "--step-size", 0.05]
+    monkeypatch.setattr(sys, "argv", ["real_data.py", *map(str, given), "--picture", str(picture)])
+    real_data.main()
+    said = capsys.readouterr().out
+    assert "data.npz, c = 0.05" in said
+    assert "holds" in said
+    assert picture.read_bytes().startswith(b"\x89PNG")

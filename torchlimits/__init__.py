@@ -23,7 +23,7 @@ Predicting, for a problem:
                                      NormalizedSGD
     estimate, EmpiricalDynamics      the same from data, for any model: estimate, Lift ...
     closability, localizability      are the theorem's conditions met? SizedProblem, regime,
-                                     critical_step_size
+                                     critical_step_size, explain_rate
 
 Beside each other:
 
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     )
     from torchlimits.estimation.empirical_dynamics import EmpiricalDynamics
     from torchlimits.estimation.estimate import Estimate, estimate
+    from torchlimits.estimation.explain_rate import RateExplanation, explain_rate
     from torchlimits.estimation.lift import Lift
     from torchlimits.estimation.probe import Probe
     from torchlimits.experiments import success
@@ -73,7 +74,8 @@ if TYPE_CHECKING:
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
     from torchlimits.optim.sign_sgd import SignSGD
-    from torchlimits.problems.data.covariance import Covariance
+    from torchlimits.problems.data.covariance import Covariance, DataCovariance
+    from torchlimits.problems.data.report import DataReport
     from torchlimits.problems.linear.problem import LinearModel
     from torchlimits.problems.mixture.problem import GaussianMixture
     from torchlimits.problems.network.labels import LabelLaw
@@ -100,6 +102,8 @@ if TYPE_CHECKING:
         "ConditionReport",
         "Covariance",
         "CriticalStepSize",
+        "DataCovariance",
+        "DataReport",
         "EffectiveDynamics",
         "EmpiricalDynamics",
         "Estimate",
@@ -120,6 +124,7 @@ if TYPE_CHECKING:
         "PhaseDiagram",
         "Probe",
         "Problem",
+        "RateExplanation",
         "Regime",
         "SignSGD",
         "Sink",
@@ -137,6 +142,7 @@ if TYPE_CHECKING:
         "compare",
         "critical_step_size",
         "estimate",
+        "explain_rate",
         "figures",
         "integrations",
         "localizability",
@@ -174,7 +180,8 @@ _PUBLIC = {
     "problems.network.next_order": "NextOrder",
     "problems.network.teacher_student": "TeacherStudent",
     "problems.linear.problem": "LinearModel",
-    "problems.data.covariance": "Covariance",
+    "problems.data.covariance": "Covariance DataCovariance",
+    "problems.data.report": "DataReport",
     "problems.problem": "Problem",
     "contracts.vector_field": "VectorField",
     "contracts.geometry": "Geometry",
@@ -186,6 +193,7 @@ _PUBLIC = {
     "dynamics.fixed_points": "FixedPoint",
     "dynamics.optimal": "OptimalSchedule optimal_schedule",
     "estimation.estimate": "Estimate estimate",
+    "estimation.explain_rate": "RateExplanation explain_rate",
     "estimation.lift": "Lift",
     "estimation.empirical_dynamics": "EmpiricalDynamics",
     "estimation.conditions.sized_problem": "SizedProblem",

@@ -18,6 +18,15 @@ CRITICAL = (0.05, 20.0)
 #: an exponent this close to 1 counts as 1
 _EXPONENT = 0.05
 
+#: what each regime means for a training
+MEANING = {
+    "subcritical": "the statistics follow gradient flow: no corrector, no noise "
+    "(dynamics(step_size=0))",
+    "critical": "gradient flow plus the population corrector, proportional to c_delta",
+    "supercritical": "steps above critical, where there is no limit theorem: the noise of "
+    "the gradients outgrows the drift",
+}
+
 #: a value, its standard error, and the statistic that it belongs to
 _Term = tuple[float, float, str]
 
@@ -45,14 +54,7 @@ class Regime:
         found = f"c_delta = lr * dim = {self.step_size:.4g}"
         if self.exponent is not None:
             found += f", lr ~ dim^-{self.exponent:.3g}"
-        meaning = {
-            "subcritical": "the statistics follow gradient flow: no corrector, no noise "
-            "(dynamics(step_size=0))",
-            "critical": "gradient flow plus the population corrector, proportional to c_delta",
-            "supercritical": "steps above critical, where there is no limit theorem: the noise of "
-            "the gradients outgrows the drift",
-        }[self.kind]
-        return f"{self.kind}: {found}: {meaning}"
+        return f"{self.kind}: {found}: {MEANING[self.kind]}"
 
 
 def regime(dim: int | Sequence[int], lr: float | Sequence[float]) -> Regime:

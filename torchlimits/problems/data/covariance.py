@@ -11,6 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks
+from torchlimits.problems.data.diagnostics import Training, diagnose
+from torchlimits.problems.data.linear_labels import LinearLabels
+from torchlimits.problems.data.moments import Moments
+from torchlimits.problems.data.report import DataReport
+from torchlimits.problems.data.rows import Rows
 
 #: fractions may sum to 1 up to this, as with float32 numbers
 _TOLERANCE = 1e-6
@@ -111,6 +116,38 @@ class Covariance:
             return cls(array)
         return cls(*_diagonal(array if array.ndim == 3 else array[None]))
 
+    @staticmethod
+    def of_data(x: object, y: object = None, *, centre: bool = True) -> DataCovariance:
+        """The covariance of data, with what they say about predictions made of it.
+
+        Args:
+            x: the inputs, shape ``(M, N)``, numbers of any kind.
+            y: their labels: integers ``(M,)`` are classes, whose covariances about their own means
+                are pooled; floating-point numbers ``(M,)`` or ``(M, q)`` are numbers; or None.
+            centre: whether the covariance is about the mean of x. Without, it is the second
+                moments about 0, as a linear model without bias sees data that have a mean.
+
+        Raises:
+            ValueError: if there are not more rows than dimensions, features are constant or
+                collinear, values are not finite, labels are not as many as rows, or a class has a
+                single row; the message names columns, classes or numbers, and what to do.
+            TypeError: if x or y are not numbers.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> generator = torch.Generator().manual_seed(0)
+            >>> x = torch.randn(2000, 10, generator=generator)
+            >>> data = tl.Covariance.of_data(x, (x[:, 0] > 0).long())
+            >>> data
+            DataCovariance(2000 rows, dim=10, 10 levels from 0.363 to 1.12, trace 9.45)
+            >>> data.labels.tolist(), [round(share, 2) for share in data.shares.tolist()]
+            ([0, 1], [0.51, 0.49])
+            >>> data.diagnose(lr=0.01, steps=1000).verdict
+            'holds'
+        """
+        rows = Rows.of(x, y, centre=centre)
+        return DataCovariance(rows, Moments.of(rows))
+
     @property
     def dim(self) -> int:
         """N."""
@@ -186,6 +223,118 @@ class Covariance:
             f"{type(self).__name__}(dim={self.dim}, {len(values)} levels from "
             f"{float(values.min()):.3g} to {float(values.max()):.3g}, trace {self.trace:.3g}{of})"
         )
+
+
+class DataCovariance(Covariance):
+    r"""The covariance of data, which `Covariance.of_data` makes.
+
+    Printed, it is followed by its diagnostics.
+
+    Args:
+        rows: the data.
+        moments: their moments.
+
+    Attributes:
+        means: the means in the coordinates of x, ``(A, N)``: one row a class, or one.
+        shares: the fractions of the classes, ``(A,)``.
+        labels: the classes, ``(A,)``; None without classes.
+
+    Example:
+        >>> import torch, torchlimits as tl
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(1000, 4, generator=generator)
+        >>> noise = torch.randn(1000, generator=generator)
+        >>> data = tl.Covariance.of_data(x, 2 * x[:, 1] + noise)
+        >>> round(float(data.target[1]), 1), round(data.residual, 1)
+        (2.0, 1.0)
+        >>> round(data.label_share, 1)
+        0.8
+        >>> quartic, noise = data.fourth_moments()
+        >>> quartic.shape, noise.shape
+        (torch.Size([4, 4]), torch.Size([4]))
+        >>> print(data.diagnose(lr=1.0, steps=100).sentence)  # doctest: +ELLIPSIS
+        Gaussian theory calls lr = 1 unstable, too; for these data the expected risk of least ...
+    """
+
+    def __init__(self, rows: Rows, moments: Moments) -> None:
+        super().__init__(moments.eigenvalues, moments.basis)
+        self.rows, self.moments = rows, moments
+        self.means, self.shares, self.labels = rows.means, rows.shares, rows.classes
+
+    @property
+    def target(self) -> Float[Tensor, " N"] | Float[Tensor, "q N"]:
+        """w* of the best linear prediction <w*, x> of y, in the coordinates of x.
+
+        It is for x less its mean, unless centre=False was given, and for y as they are, without a
+        bias. Two classes are -1 and 1, and more are 0 and 1 in a row each; between classes a bias
+        is fitted, too.
+        """
+        slopes = self._known(self.moments.slopes)
+        found = self.vectors(slopes)
+        return found[0] if len(found) == 1 else found
+
+    @property
+    def residual(self) -> float:
+        """The root of the mean of |y - <w*, x>|^2, what the best linear prediction leaves."""
+        self._known(self.moments.residuals)
+        return float(self.moments.squared_residuals.mean()) ** 0.5
+
+    @property
+    def label_share(self) -> float:
+        """R^2, the part of the variance of y that the best linear prediction explains."""
+        numbers = self._known(self.rows.numbers)
+        variance = float(numbers.var(0, correction=0).sum())
+        left = float(self._known(self.moments.residuals).var(0, correction=0).sum())
+        return 1 - left / variance if variance else 0.0
+
+    @property
+    def linear_labels(self) -> LinearLabels:
+        """The best linear prediction as ``labels=`` of a problem, with its directions.
+
+        Labels have the shape ``(n, q)``, and `residual` is the noise around them.
+        """
+        self._known(self.moments.slopes)
+        target = self.target
+        return LinearLabels.of(target if target.ndim == 2 else target[None], self.means[:1])
+
+    def fourth_moments(self) -> tuple[Float[Tensor, "N N"], Float[Tensor, " N"] | None]:
+        """E[<u_n, x>^2 <u_m, x>^2] and E[r^2 <u_n, x>^2] of the data, with r what w* leaves.
+
+        A `torchlimits.LinearModel` takes them in place of those of Gaussian data,
+        lambda_n lambda_m (and 2 lambda_n^2 more for n = m, which it neglects) and E r^2 lambda_n.
+        The second is None without y.
+        """
+        return self.moments.fourth
+
+    def diagnose(
+        self, lr: float | None = None, steps: int | None = None, *, batch_size: int = 1,
+        momentum: float = 0.0,
+    ) -> DataReport:  # fmt: skip
+        """Whether the theory of Gaussian inputs holds for these data.
+
+        With `lr`, `steps` and numbers y it compares the expected risk of least squares on these
+        rows, in which no theory of Gaussian inputs is, with that theory.
+
+        Args:
+            lr, steps, batch_size, momentum: of the training by SGD, where they are known.
+
+        Raises:
+            ValueError: if one of them is out of its range.
+        """
+        return diagnose(self.rows, self.moments, Training(lr, steps, batch_size, momentum))
+
+    @staticmethod
+    def _known(value: Tensor | None) -> Tensor:
+        if value is None:
+            raise ValueError("expected labels, got data without: give y, of_data(x, y)")
+        return value
+
+    def __repr__(self) -> str:
+        rest = super().__repr__().partition("(")[2]
+        return f"{type(self).__name__}({len(self.rows.deviations)} rows, {rest}"
+
+    def __str__(self) -> str:
+        return f"{self!r}\n{self.diagnose()}"
 
 
 def _is_pair(value: object) -> bool:

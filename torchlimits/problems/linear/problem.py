@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from torchlimits.problems.linear.chain import LeastSquaresChain
 from torchlimits.problems.linear.dynamics import LeastSquaresDynamics
 from torchlimits.problems.linear.errors import errors as errors_of
 from torchlimits.problems.linear.field import LeastSquaresField
+from torchlimits.problems.linear.from_data import dim_of, moments_of, noise_of, target_from
 from torchlimits.problems.linear.gains import Gains
 from torchlimits.problems.linear.levels import Levels
 from torchlimits.problems.linear.module import LinearPredictor
@@ -45,13 +46,16 @@ class LinearModel(Problem):
     Source: homogenized SGD (Paquette, Paquette, Adlam and Pennington, arXiv 2205.07069).
 
     Args:
-        dim: N.
+        dim: N; None where the covariance is a `torchlimits.Covariance`, which has one.
         covariance: Lambda: a list of (eigenvalue, fraction), a spectrum ``(N,)``, a matrix
             ``(N, N)`` or a `torchlimits.Covariance`; None for the identity.
-        noise: s >= 0, the standard deviation of the labels' noise.
+        noise: s >= 0, the standard deviation of the labels' noise; None for what the best linear
+            prediction leaves, where the covariance is that of data with labels.
         errors: the D_l of w = 0, shape ``(L,)``; w* then has these squares in the levels.
-        target: w*, shape ``(N,)``. Without either, w* has length 1 and the squares f_l.
-        fourth_moments: False for the corrector of Gaussian inputs; or measured ones, a pair of
+        target: w*, shape ``(N,)``. Without either, it is the best linear
+            prediction of data with labels; elsewhere w* has length 1 and the squares f_l.
+        fourth_moments: False for the corrector of Gaussian inputs; True for moments measured on the
+            data of ``covariance=tl.Covariance.of_data(x, y)``; or measured ones, a pair of
             E[x_i^2 x_m^2], shape ``(N, N)``, and E[eps^2 x_i^2], shape ``(N,)``, with coordinates
             x_i in the eigenbasis and eps what w* leaves of y. They are for predictions beside
             measured data; `sample` stays Gaussian, as are the fluctuations of a band.
@@ -85,21 +89,26 @@ class LinearModel(Problem):
     """
 
     def __init__(
-        self, dim: int, *, covariance: object = None, noise: float,
+        self, dim: int | None = None, *, covariance: object = None, noise: float | None = None,
         errors: object = None, target: object = None,
-        fourth_moments: Literal[False] | tuple[Tensor, Tensor] = False,
+        fourth_moments: bool | tuple[Tensor, Tensor | None] = False,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> None:  # fmt: skip
-        dim = _checks.positive_int("dim", dim)
+        dim = _checks.positive_int("dim", dim_of(dim, covariance))
+        moments = moments_of(fourth_moments, covariance, noise, errors, target)
         spectrum = [(1.0, 1.0)] if covariance is None else covariance
         self.covariance = Covariance.of(spectrum, dim)
-        self.noise = _checks.non_negative("noise", noise, "it is a standard deviation")
+        self.noise = _checks.non_negative(
+            "noise", noise_of(noise, covariance), "it is a standard deviation"
+        )
         self.device = _checks.device(device or "cpu")
         self.dtype = dtype or torch.get_default_dtype()
         self.levels = Levels.of(self.covariance)
-        found = target_of(self.covariance, self.levels, errors, target)
+        found = target_of(
+            self.covariance, self.levels, errors, target_from(covariance, errors, target)
+        )
         self.target, self._squares = found
-        self.gains = _gains(fourth_moments, self.levels, self.noise)
+        self.gains = _gains(moments, self.levels, self.noise)
         self.statistics = errors_of(self.levels, self.target, self.covariance.basis)
         # roots of eigenvalues, eigenvectors and target wherever data are drawn
         self._kept: dict[Any, tuple[Tensor, Tensor | None, Tensor]] = {}
@@ -307,15 +316,8 @@ class LinearModel(Problem):
         return LeastSquaresField(self.levels, self.gains, self.noise, dim)
 
 
-def _gains(given: object, levels: Levels, noise: float) -> Gains:
-    if given is False:
-        return Gains.gaussian(levels, noise)
-    if given is True:
-        raise ValueError(
-            "expected fourth_moments as False or a pair of measured moments, got True: a "
-            "covariance does not hold any"
-        )
-    return Gains.measured(given, levels)
+def _gains(moments: object, levels: Levels, noise: float) -> Gains:
+    return Gains.gaussian(levels, noise) if moments is False else Gains.measured(moments, levels)
 
 
 def _check_no_decay(optimizer: Optimizers) -> None:

@@ -19,6 +19,8 @@ from torchlimits.optim.schedule import Schedule, ScheduleLike
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.optim.training import Training
+from torchlimits.problems.data.covariance import DataCovariance
+from torchlimits.problems.data.report import DataReport
 from torchlimits.problems.network import checks, head_checks, kinks, own_module
 from torchlimits.problems.network.block_chain import chain_of
 from torchlimits.problems.network.block_field import BlockField
@@ -79,6 +81,9 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             `Covariance`; with one for each component, spectra ``(A, N)`` or commuting matrices
             ``(A, N, N)``. Statistics are then ``m[l,i,j]`` and ``R[l,i,j]`` of the blocks l of
             equal eigenvalues; `overall` are the sums over them.
+            That of data, `Covariance.of_data`, gives what is None of labels, means, directions,
+            weights, snr (1) and label_noise: classes are components, and numbers have their best
+            linear prediction and its residual.
         blocks: their number. By default each of up to 16 eigenvalues has one, and more are grouped
             into 16, whose error `Blocks` states; ``"all"`` gives each one its own.
         device, dtype: of data and models where none are asked for.
@@ -107,9 +112,10 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
 
     @classmethod
     def of(
-        cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels, snr: float | Tensor,
+        cls, model: nn.Module, first: str = "0", *, loss: Loss, labels: Labels | None = None,
+        snr: float | Tensor | None = None,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
-        weights: object = None, label_noise: float = 0.0, label_flips: object = None,
+        weights: object = None, label_noise: float | None = None, label_flips: object = None,
         ridge: float | Tensor = 0.0, covariance: object = None, blocks: int | str | None = None,
         device: torch.device | str | None = None, dtype: torch.dtype | None = None,
     ) -> NetworkProblem:  # fmt: skip
@@ -178,6 +184,15 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
             dtype=dtype or layer.weight.dtype,
         )  # fmt: skip
         return problem
+
+    @property
+    def data_report(self) -> DataReport | None:
+        """Whether the theory holds for the data of the covariance; None without data.
+
+        ``problem.data_report`` is `DataCovariance.diagnose` without a learning rate.
+        """
+        data = self._given["covariance"]
+        return data.diagnose() if isinstance(data, DataCovariance) else None
 
     def dynamics(
         self, optimizer: Optimizers | None = None, *,

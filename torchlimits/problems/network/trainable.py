@@ -23,6 +23,7 @@ from torchlimits.problems.network import (
 from torchlimits.problems.network.block_layout import BlockLayout
 from torchlimits.problems.network.components import GaussianComponents
 from torchlimits.problems.network.directions import coordinates_of
+from torchlimits.problems.network.from_data import filled
 from torchlimits.problems.network.head import Head
 from torchlimits.problems.network.labels import LabelLaw
 from torchlimits.problems.network.layout import Layout
@@ -54,10 +55,10 @@ class TrainableNetwork(Trainable):
     _scale: float = 1.0
 
     def __init__(
-        self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels,
-        snr: float | Tensor,
+        self, *, dim: int, width: int, head: nn.Module, loss: Loss, labels: Labels | None = None,
+        snr: float | Tensor | None = None,
         means: Float[Tensor, "A N"] | None = None, directions: Float[Tensor, "d N"] | None = None,
-        weights: object = None, label_noise: float = 0.0, label_flips: object = None,
+        weights: object = None, label_noise: float | None = None, label_flips: object = None,
         bias: bool = True, ridge: float | Tensor = 0.0, covariance: object = None,
         blocks: int | str | None = None, device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -77,9 +78,10 @@ class TrainableNetwork(Trainable):
         )  # fmt: skip
 
     def _begin(
-        self, network: nn.Module, first: str, loss: Loss, labels: Labels, **given: Any
+        self, network: nn.Module, first: str, loss: Loss, labels: Labels | None, **given: Any
     ) -> None:
         """Set up everything for a module whose linear first layer has a name."""
+        labels, given = filled(labels, given)
         snr, ridge = given["snr"], given["ridge"]
         self._snr = _checks.graph_or_positive("snr", snr, "x = c_a + snr^(-1/2) z")
         self._ridge = _checks.graph_or_non_negative("ridge", ridge, "it is alpha, the weight decay")

@@ -1,0 +1,143 @@
+"""`FirstLayer`: the nn.Linear of a model that sees its inputs, and the gradients that reach it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+#: relative to the loss: how far the mean of two halves may be from the whole
+_ROUNDING = 1e-3
+#: steps of the power iteration for the largest curvature of each sample
+_ITERATIONS = 12
+
+
+@dataclass(frozen=True)
+class FirstLayer:
+    """The only layer of a model that sees its inputs, an nn.Linear.
+
+    Attributes:
+        name: of the layer in ``model.named_modules()``.
+        layer: the layer.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(6, 2), nn.Tanh(), nn.Linear(2, 1))
+        >>> FirstLayer.of(model, torch.randn(4, 2, 3)).name
+        '1'
+    """
+
+    name: str
+    layer: nn.Linear
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Tensor) -> FirstLayer:
+        """Run the model on a batch and see which layers get it.
+
+        Raises:
+            ValueError: if it is another kind of layer, or none, or several.
+        """
+        seen: dict[str, nn.Module] = {}
+        handles = []
+        for name, module in model.named_modules():
+            if next(module.children(), None) is None and [*module.parameters(recurse=False)]:
+                handles.append(module.register_forward_pre_hook(_noting(seen, name, inputs)))
+        try:
+            with torch.no_grad():
+                model(inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        told = ", ".join(f"{name or 'the model'} ({type(m).__name__})" for name, m in seen.items())
+        if len(seen) != 1:
+            raise ValueError(
+                "expected one nn.Linear that sees the inputs as the loader gives them, got "
+                f"{told or 'none'}: what comes before it must only reshape"
+            )
+        ((name, layer),) = seen.items()
+        if not isinstance(layer, nn.Linear):
+            raise ValueError(
+                f"expected an nn.Linear to see the inputs first, got {told}: the theory of linear "
+                "first layers does not apply; tl.Probe measures drift and corrector of any model"
+            )
+        return cls(name, layer)
+
+    def gradients(
+        self, model: nn.Module, loss: Callable[[Any, Any], Tensor], x: Tensor, y: Any
+    ) -> tuple[Float[Tensor, "n K"], Float[Tensor, " n"] | None]:
+        """Each sample's gradient in the layer's output, and its largest curvature there.
+
+        The second is the largest eigenvalue of the Hessian of the sample's loss, or its size where
+        that is negative and larger; None if the loss cannot be differentiated twice.
+
+        Raises:
+            ValueError: if the loss is not the mean over a batch.
+        """
+        _check_mean(model, loss, x, y)
+        held: list[Tensor] = []
+
+        def cut(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            del module, args
+            held.append(output.detach().requires_grad_())
+            return held[0]
+
+        handle = self.layer.register_forward_hook(cut)
+        try:
+            with torch.enable_grad():
+                total = loss(model(x), y) * len(x)
+        finally:
+            handle.remove()
+        (h,) = held
+        (g,) = torch.autograd.grad(total, h, create_graph=True)
+        return g.detach().double(), _curvature(g, h)
+
+
+def _noting(seen: dict[str, nn.Module], name: str, inputs: Tensor) -> Callable[..., None]:
+    flat = inputs.flatten(1)
+
+    def note(module: nn.Module, args: tuple[Any, ...]) -> None:
+        first = args[0] if args else None
+        if (
+            isinstance(first, Tensor)
+            and first.shape[:1] == flat.shape[:1]
+            and first.numel() == flat.numel()
+            and torch.equal(first.flatten(1), flat.to(first))
+        ):
+            seen[name] = module
+
+    return note
+
+
+def _check_mean(model: nn.Module, loss: Callable[[Any, Any], Tensor], x: Tensor, y: Any) -> None:
+    half = len(x) // 2
+    with torch.no_grad():
+        whole = float(loss(model(x), y))
+        parts = [float(loss(model(x[s]), y[s])) for s in (slice(half), slice(half, None))]
+    mean = (half * parts[0] + (len(x) - half) * parts[1]) / len(x)
+    if abs(mean - whole) > _ROUNDING * (abs(whole) + abs(parts[0]) + abs(parts[1])):
+        raise ValueError(
+            f"expected a loss that is the mean over the samples of a batch, got {whole:g} of a "
+            f"batch and {parts[0]:g}, {parts[1]:g} of its halves: reduce by the mean, and see that "
+            "no layer mixes the samples of a batch"
+        )
+
+
+def _curvature(g: Tensor, h: Tensor) -> Float[Tensor, " n"] | None:
+    """The curvature of largest size of each sample's loss, by power iteration on products."""
+    if not g.requires_grad:
+        return torch.zeros(len(h), dtype=torch.float64)
+    v = torch.randn(h.shape, generator=torch.Generator().manual_seed(0)).to(h)
+    value = torch.zeros(len(h)).to(h)
+    try:
+        for _ in range(_ITERATIONS):
+            v = v / v.norm(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+            (image,) = torch.autograd.grad(
+                g, h, v, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            value, v = (v * image).sum(1), image
+    except RuntimeError:
+        return None
+    return value.detach().double()
