@@ -66,6 +66,7 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 suppress_warnings = ["ref.python"]  # of a name that several classes have, the nearest is meant
 WITHOUT_A_PAGE = [
+    r"AdaGradNorm(?:Field|Limit)",
     "AdaptiveLimit",
     "Entries",
     "Finding",

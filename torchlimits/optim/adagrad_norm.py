@@ -29,7 +29,7 @@ class AdaGradNorm(torch.optim.Optimizer):
 
     The critical scaling is :math:`b_0 = N \sqrt{v_0}` with eta of order 1: then
     :math:`v = (b/N)^2` moves as statistics do, and ``problem.dynamics(optimizer)`` predicts it with
-    them, see `torchlimits.optim.adagrad_norm_field`.
+    them.
 
     b^2 is in ``optimizer.state`` of every parameter under ``"sum"``, in float64, so that statistics
     may read it as ``p["<name>.sum"]``.
@@ -44,7 +44,8 @@ class AdaGradNorm(torch.optim.Optimizer):
         weight_decay: alpha.
         maximize: ascend the loss.
         replica_dims: the number of leading dimensions, of every parameter, that count independent
-            copies of a model, each with a b of its own: 1 for models with replicas and `train`.
+            copies of a model, each with a b of its own: 1 for models with replicas and
+            `torchlimits.train`.
 
     Raises:
         ValueError: if a number is out of range, groups differ in ``initial`` or ``replica_dims``,
@@ -149,7 +150,7 @@ class AdaGradNorm(torch.optim.Optimizer):
         return loss
 
     def _squared_norm(self, gradients: list[Tensor]) -> Tensor:
-        """That of all gradients together, one for each copy, in float64."""
+        """The squared norm of all gradients together, one for each copy, in float64."""
         replicas = self.defaults["replica_dims"]
         if not replicas:
             # one kernel for all parameters of a device

@@ -183,7 +183,7 @@ class AdaGradNormField(VectorField):
         return self.base.jacobian(velocity, u)
 
     def pace(self, u: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
-        """That of the base."""
+        """The pace of the base."""
         return self.base.pace(self.split(u)[0])
 
     def for_band(self) -> AdaGradNormField:

@@ -154,7 +154,7 @@ class AdaGradNormLimit(OptimizerLimit):
         return c * field.increment_covariance(u, c)
 
     def check_at_rest(self, what: str) -> NoReturn:
-        """Raise ValueError: v grows for ever; see `OptimizerLimit`."""
+        """Raise ValueError: v grows forever; see `OptimizerLimit`."""
         raise ValueError(
             f"expected an optimizer whose state settles for {what}, got AdaGradNorm, whose b grows "
             "without end, so that parameters slow down and never rest: take torch.optim.SGD, or "
