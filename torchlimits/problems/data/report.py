@@ -50,7 +50,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class DataReport(Tabular):
-    """What `Covariance.of_data(...).diagnose` found: does the theory hold for these data?
+    """What `DataCovariance.diagnose` found: does the theory hold for these data?
 
     Printed, it is a table with one finding a row; in notebooks, too.
 

@@ -136,8 +136,9 @@ class NetworkProblem(TrainableNetwork, FirstLayerProblem, Problem):
                 before the layer, which is called once; the rest does not see x.
             first: the layer's name among ``model.named_modules()``; ``""`` if the module is an
                 `nn.Linear` itself.
-            loss, labels, snr, means, directions, weights, label_noise, label_flips, ridge,
-                covariance, blocks: as in the class.
+            loss, labels, snr, means, directions, weights, label_noise, label_flips, ridge: as in
+                the class.
+            covariance, blocks: as in the class.
             device, dtype: of data and models where none are asked for; by default the layer's.
 
         Raises:
