@@ -127,8 +127,52 @@ DRAWS = {
         ).direction
     ),
 }
+
+
+def in_blocks(blocks=None):
+    like = {"dtype": torch.float64, "device": "cpu"}
+    return tl.NetworkProblem(
+        dim=30, width=1, head=torch.nn.Tanh(), loss=torch.nn.functional.mse_loss, snr=2.0,
+        means=torch.eye(1, 30, **like), labels=torch.ones(1, **like), device="cpu", blocks=blocks,
+        covariance=torch.arange(1, 31, **like) / 30 if blocks else [(1.0, 0.5), (0.5, 0.5)],
+    )  # fmt: skip
+
+
+def blocks_solved(blocks=None):
+    problem = in_blocks(blocks)
+    u = problem.starts(1, generator=generator())[0]
+    return problem.dynamics(step_size=0.5).overall(u, [0.0, 0.2]).values
+
+
+def of_rows(classes):
+    like = {"dtype": torch.float64, "device": "cpu"}
+    x = torch.randn(60, 5, generator=generator(), **like)
+    y = (x[:, 0] > 0).long() if classes else x[:, 0] + x[:, 1].square()
+    data = tl.Covariance.of_data(x, y)
+    report = data.diagnose(lr=0.05, steps=100)
+    return torch.tensor([f.value for f in report.findings], **like)
+
+
+def least_squares():
+    problem = tl.LinearModel(dim=30, covariance=[(1.0, 0.5), (0.5, 0.5)], noise=0.5, device="cpu")
+    return problem.dynamics(step_size=0.5).solve(problem.initial, [0.0, 0.2], band=True).std
+
+
+def adagrad_norm():
+    optimizer = tl.AdaGradNorm(BINARY.model(device="cpu").parameters(), lr=0.5, initial=100.0)
+    return BINARY.dynamics(optimizer).solve(STARTS[0], [0.0, 5.0]).values
+
+
+IN_BLOCKS = in_blocks()
+DRAWS["chain, blocks"] = lambda: chained(IN_BLOCKS, IN_BLOCKS.starts(1, generator=generator())[0])
 #: what is computed from points without random numbers
 COMPUTED = {
+    "blocks": blocks_solved,
+    "blocks, grouped": lambda: blocks_solved(4),
+    "data": lambda: of_rows(classes=False),
+    "data, classes": lambda: of_rows(classes=True),
+    "least squares": least_squares,
+    "AdaGrad-Norm": adagrad_norm,
     "basins": lambda: tl.basins(DYNAMICS["binary"][0], STARTS, time=2.0).final,
     "stationary": lambda: (
         DYNAMICS["spiked"][0].diffusive(POINT.new_tensor([1.0, 1.0])).stationary_covariance()

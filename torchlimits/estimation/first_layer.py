@@ -128,9 +128,11 @@ def _check_mean(model: nn.Module, loss: Callable[[Any, Any], Tensor], x: Tensor,
 def _curvature(g: Tensor, h: Tensor) -> Float[Tensor, " n"] | None:
     """The curvature of largest size of each sample's loss, by power iteration on products."""
     if not g.requires_grad:
-        return torch.zeros(len(h), dtype=torch.float64)
-    v = torch.randn(h.shape, generator=torch.Generator().manual_seed(0)).to(h)
-    value = torch.zeros(len(h)).to(h)
+        return h.new_zeros(len(h), dtype=torch.float64)
+    v = torch.randn(
+        h.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    ).to(h)
+    value = h.new_zeros(len(h))
     try:
         for _ in range(_ITERATIONS):
             v = v / v.norm(dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)

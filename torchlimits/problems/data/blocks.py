@@ -98,12 +98,16 @@ class Blocks:
         if most is not None and _checks.positive_int("blocks", most) < 2:
             raise ValueError("expected blocks >= 2, or 'all' for one a level, got 1")
         grouped = most is not None and len(levels) > most
-        bins = _bins(levels, most // 2) if grouped and most else torch.arange(len(levels))
+        bins = (
+            _bins(levels, most // 2)
+            if grouped and most
+            else torch.arange(len(levels), device="cpu")
+        )
         coordinates = covariance.coordinates(directions.double())
         parts = list(_parts(covariance, coordinates, bins[level]))
-        first = torch.tensor([0, *(len(p.fractions) for p in parts[:-1])]).cumsum(0)
-        place = torch.zeros(covariance.dim, 2, dtype=torch.long)
-        share = torch.zeros(covariance.dim, 2, dtype=torch.float64)
+        first = torch.tensor([0, *(len(p.fractions) for p in parts[:-1])], device="cpu").cumsum(0)
+        place = torch.zeros(covariance.dim, 2, dtype=torch.long, device="cpu")
+        share = torch.zeros(covariance.dim, 2, dtype=torch.float64, device="cpu")
         for part, begin in zip(parts, first.tolist(), strict=True):
             count = len(part.fractions)
             place[part.members, 0], place[part.members, 1] = begin, begin + count - 1
@@ -116,7 +120,7 @@ class Blocks:
             covariance, eigenvalues, fractions,
             () if grouped else tuple(len(p.members) for p in parts),
             place, share, covariance.vectors(vectors), torch.cat([p.along for p in parts], 1),
-            first.repeat_interleave(torch.tensor(own)),
+            first.repeat_interleave(torch.tensor(own, device="cpu")),
             torch.cat([p.number for p in parts]), coordinates @ vectors.mT,
             _error(covariance, eigenvalues, fractions) if grouped else 0.0,
         )  # fmt: skip
@@ -181,7 +185,7 @@ def _parts(
         values = covariance.eigenvalues[:, members]
         mean = values.mean(0)
         nodes, weights = gauss_rule(mean)
-        share = torch.ones(len(mean), 1, dtype=torch.float64)
+        share = mean.new_ones(len(mean), 1)
         if len(nodes) == 2:
             upper = (mean - nodes[0]) / (nodes[1] - nodes[0])
             share = torch.stack([1 - upper, upper], 1)
@@ -209,12 +213,12 @@ def _vectors(
             kept.append(rest / rest.norm())
             number.append(j)
     if not kept:
-        return inside[:0], torch.zeros(0, dtype=torch.long)
+        return inside[:0], torch.zeros(0, dtype=torch.long, device="cpu")
     rows = torch.stack(kept)
     if not krylov:
-        return rows, torch.tensor(number)
+        return rows, torch.tensor(number, device="cpu")
     _, turn = torch.linalg.eigh((rows * mean) @ rows.mT)
-    return turn.mT @ rows, torch.arange(len(rows))
+    return turn.mT @ rows, torch.arange(len(rows), device="cpu")
 
 
 def _error(
@@ -222,7 +226,7 @@ def _error(
 ) -> float:
     """The largest difference of the response to a kick, relative to the response at once."""
     values, grouped = covariance.eigenvalues.mean(0), eigenvalues.mean(0)
-    times = torch.logspace(-2, 2, 60, dtype=torch.float64)[:, None] / values.mean()
+    times = torch.logspace(-2, 2, 60, dtype=torch.float64, device="cpu")[:, None] / values.mean()
 
     def response(rates: Tensor, shares: Tensor) -> Tensor:
         return (shares * rates * torch.exp(-2 * rates * times)).sum(-1)

@@ -176,7 +176,9 @@ class Covariance:
         keys = (self.eigenvalues.log() / _SAME).round().mT.tolist()
         place = [found.setdefault(tuple(key), n) for n, key in enumerate(keys)]
         first = torch.tensor([*found.values()], device="cpu")
-        return self.eigenvalues.mT[first], torch.searchsorted(first, torch.tensor(place))
+        return self.eigenvalues.mT[first], torch.searchsorted(
+            first, torch.tensor(place, device="cpu")
+        )
 
     def coordinates(self, vectors: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
         """The coordinates <v, u_n> in the eigenbasis.
@@ -374,7 +376,9 @@ def _diagonal(matrices: Float[Tensor, "A N N"]) -> tuple[Tensor, Tensor]:
             f"expected a symmetric covariance, got one that differs from its transpose by {skew:g}"
         )
     # a combination in which no two eigenvectors have the same eigenvalue by accident
-    shares = torch.rand(len(matrices), generator=torch.Generator().manual_seed(0)).double() + 0.5
+    shares = 0.5 + torch.rand(
+        len(matrices), generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu"
+    )
     _, columns = torch.linalg.eigh((shares[:, None, None] * matrices).mean(0))
     turned = columns.mT @ matrices @ columns
     values = turned.diagonal(dim1=-2, dim2=-1)

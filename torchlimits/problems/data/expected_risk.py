@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -55,7 +56,7 @@ def expected_risk(
     x, values = moments.coordinates.float(), moments.eigenvalues
     errors, floor = residuals.float(), float(residuals.square().sum(1).mean())
     d0 = (-slopes if start is None else start - slopes).double()
-    times = time * torch.linspace(0, 1, _TIMES + 1, dtype=torch.float64) ** 3
+    times = time * torch.linspace(0, 1, _TIMES + 1, dtype=torch.float64, device="cpu") ** 3
 
     def forcing(second: Tensor, t: float) -> Tensor:
         d = (d0 * (-values * t).exp()).float()
@@ -77,7 +78,8 @@ def expected_risk(
             found.append(floor + float(values @ second.diagonal()))
         else:
             found.append(float("inf"))
-    return times, torch.tensor(found).double(), torch.tensor(theory).double()
+    cpu: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
+    return times, torch.tensor(found, **cpu), torch.tensor(theory, **cpu)
 
 
 def _step(

@@ -167,7 +167,7 @@ class Moments:
         x = (self.coordinates / scale**0.5).float()
         values = (self.eigenvalues / scale).float()
         rates = values[:, None] + values
-        q = torch.full((len(x),), len(x) ** -0.5)
+        q = x.new_full((len(x),), len(x) ** -0.5)
         found = 0.0
         for _ in range(_ITERATIONS):
             change, found = found, 0.0

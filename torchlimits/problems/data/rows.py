@@ -53,11 +53,11 @@ class Rows:
         labels = None if y is None else _labels(y, len(inputs))
         if labels is None or labels.is_floating_point():
             means = _mean(inputs) if centre else torch.zeros_like(inputs[:1])
-            component = torch.zeros(len(inputs), dtype=torch.int64)
+            component = torch.zeros(len(inputs), dtype=torch.int64, device="cpu")
             return cls(inputs - means, means, component, None, labels)
         classes, component, counts = labels.unique(return_inverse=True, return_counts=True)
         _check_classes(classes, counts, centre)
-        sums = torch.zeros(len(classes), inputs.shape[1], dtype=inputs.dtype)
+        sums = inputs.new_zeros(len(classes), inputs.shape[1])
         means = sums.index_add_(0, component, inputs) / counts[:, None]
         return cls(inputs - means[component], means, component, classes, _coded(component))
 

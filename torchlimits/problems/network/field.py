@@ -295,7 +295,7 @@ class NetworkField(FirstLayerField):
     @property
     def rates(self) -> Tensor:
         """How fast statistics relax, where faster than others; errors of fast ones count less."""
-        return torch.ones(1)
+        return torch.ones(1, device="cpu")
 
     @property
     def rtol(self) -> float:  # type: ignore[override]
