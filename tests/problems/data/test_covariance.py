@@ -41,6 +41,28 @@ def test_levels_join_eigenvalues_that_differ_by_rounding():
     assert place.tolist() == [0, 1, 0]
 
 
+def test_levels_of_a_float32_matrix_are_those_of_the_float64_one():
+    basis, values = random_basis(60), torch.tensor([4.0] * 20 + [1.0] * 40).double()
+    matrix = basis.mT @ values.diag() @ basis
+    for given in (matrix, matrix.float()):
+        found = tl.Covariance.of(given, 60)
+        assert [len(x) for x in found.levels] == [2, 60]
+        torch.testing.assert_close(found.eigenvalues[0], values, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_singular_float32_matrix_is_called_singular(seed):
+    q = torch.randn(20, 19, generator=torch.Generator().manual_seed(seed))
+    with pytest.raises(ValueError, match="singular"):
+        tl.Covariance.of(q @ q.mT, 20)
+
+
+@pytest.mark.parametrize("make", [tl.Covariance, lambda s: tl.Covariance.of(s, 5)])
+def test_derivatives_by_a_covariance_are_refused(make):
+    with pytest.raises(NotImplementedError, match="detach"):
+        make(torch.ones(5, requires_grad=True))
+
+
 def test_fractions_of_any_size_fill_the_dimensions():
     found = tl.Covariance.of([(1.0, 1 / 3), (2.0, 1 / 3), (3.0, 1 / 3)], dim=100)
     assert [int((found.eigenvalues == v).sum()) for v in (1, 2, 3)] == [33, 34, 33]

@@ -96,3 +96,25 @@ def test_refused():
         )
     plain = tl.NetworkProblem.of(network(), "0", loss=loss, snr=1.0, labels=torch.ones(1))
     assert plain.data_report is None
+
+
+def test_labels_keep_their_mean_and_noise_is_what_is_left_about_it():
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(3000, N, generator=g).double()
+    y = x[:, :2].sum(1) / 2 + 3 + 0.3 * torch.randn(3000, generator=g).double()
+    problem = tl.NetworkProblem.of(
+        network(), "0", loss=nn.functional.mse_loss, covariance=tl.Covariance.of_data(x, y)
+    )
+    assert problem.describe()["label_noise"] == pytest.approx(0.3, rel=0.05)
+    _, drawn = problem.sample(20_000, generator=g, dtype=torch.float64)
+    assert float(drawn.mean()) == pytest.approx(float(y.mean()), abs=0.03)
+    assert float(drawn.var()) == pytest.approx(float(y.var()), rel=0.05)
+
+
+def test_numbers_with_noise_of_different_sizes_draw_a_warning():
+    g = torch.Generator().manual_seed(4)
+    x = torch.randn(3000, N, generator=g).double()
+    noise = torch.randn(3000, 2, generator=g).double() * torch.tensor([1.0, 0.01])
+    data = tl.Covariance.of_data(x, x[:, :2] + noise)
+    with pytest.warns(UserWarning, match=r"from 0\.01 to 1"):
+        tl.NetworkProblem.of(network(2), "0", loss=nn.functional.mse_loss, covariance=data)

@@ -23,6 +23,8 @@ _TOLERANCE = 1e-6
 _ROUNDING = 1e-6
 #: eigenvalues below this part of the largest are those of a singular matrix
 _SINGULAR = 1e-12
+#: eigenvalues of a matrix are wrong by up to this many units of its rounding, times sqrt(N)
+_EIGENVALUES = 4
 #: eigenvalues that differ by less than this part belong to one level
 _SAME = 1e-9
 
@@ -66,6 +68,7 @@ class Covariance:
         self, eigenvalues: Float[Tensor, " N"] | Float[Tensor, "A N"],
         basis: Float[Tensor, "N N"] | None = None,
     ) -> None:  # fmt: skip
+        _check_no_graph(eigenvalues)
         values = _checks.float64("eigenvalues", eigenvalues)
         values = values[None] if values.ndim == 1 else values
         if values.ndim != 2 or not values.numel():
@@ -105,6 +108,7 @@ class Covariance:
             return given
         if isinstance(given, (list, tuple)) and all(_is_pair(x) for x in given):
             return cls(_by_fractions(given, dim))
+        _check_no_graph(given)
         array = _checks.float64("covariance", given)
         if array.ndim == 0 or array.shape[-1] != dim or array.ndim > 3:
             raise ValueError(
@@ -113,8 +117,11 @@ class Covariance:
                 f"tl.Covariance, got shape {tuple(array.shape)}"
             )
         if array.ndim == 1 or (array.ndim == 2 and len(array) != dim):
-            return cls(array)
-        return cls(*_diagonal(array if array.ndim == 3 else array[None]))
+            return cls(given)  # type: ignore[arg-type]
+        single = isinstance(given, Tensor) and given.dtype.is_floating_point
+        eps = torch.finfo(given.dtype).eps if single else 2**-52  # type: ignore[union-attr]
+        matrices = array if array.ndim == 3 else array[None]
+        return cls(*_diagonal(matrices, _EIGENVALUES * eps * dim**0.5))
 
     @staticmethod
     def of_data(x: object, y: object = None, *, centre: bool = True) -> DataCovariance:
@@ -293,11 +300,16 @@ class DataCovariance(Covariance):
     def linear_labels(self) -> LinearLabels:
         """The best linear prediction as ``labels=`` of a problem, with its directions.
 
-        Labels have the shape ``(n, q)``, and `residual` is the noise around them.
+        Labels have the shape ``(n, q)`` and the mean of y; `label_noise` is the noise around them.
         """
-        self._known(self.moments.slopes)
+        offset = self._known(self.moments.residuals).mean(0)
         target = self.target
-        return LinearLabels.of(target if target.ndim == 2 else target[None], self.means[:1])
+        return LinearLabels.of(target if target.ndim == 2 else target[None], self.means[:1], offset)
+
+    @property
+    def label_noise(self) -> Float[Tensor, " q"]:
+        """Standard deviations of what `linear_labels` leave of each number of y, ``(q,)``."""
+        return self._known(self.moments.residuals).std(0, correction=0)
 
     def fourth_moments(self) -> tuple[Float[Tensor, "N N"], Float[Tensor, " N"] | None]:
         """E[<u_n, x>^2 <u_m, x>^2] and E[r^2 <u_n, x>^2] of the data, with r what w* leaves.
@@ -339,6 +351,15 @@ class DataCovariance(Covariance):
         return f"{self!r}\n{self.diagnose()}"
 
 
+def _check_no_graph(given: object) -> None:
+    """Raise NotImplementedError where derivatives by a covariance are asked for."""
+    if _checks.requires_grad(given):
+        raise NotImplementedError(
+            "expected a covariance without a gradient, got a tensor that requires one: derivatives "
+            "by it are not known; give covariance.detach()"
+        )
+
+
 def _is_pair(value: object) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 2
 
@@ -365,7 +386,23 @@ def _by_fractions(pairs: Sequence[Sequence[float]], dim: int) -> Float[Tensor, "
     return values.repeat_interleave(sizes)
 
 
-def _diagonal(matrices: Float[Tensor, "A N N"]) -> tuple[Tensor, Tensor]:
+def _joined(values: Float[Tensor, "A N"], apart: float) -> Float[Tensor, "A N"]:
+    """Eigenvalues in falling order, where those that are closer than rounding have their mean."""
+    starts = [0]
+    for n in range(1, values.shape[1]):
+        if float((values[:, n] - values[:, starts[-1]]).abs().max()) > apart:
+            starts.append(n)
+    ends = [*starts[1:], values.shape[1]]
+    means = [
+        values[:, i:j].mean(1, keepdim=True).expand(-1, j - i)
+        for i, j in zip(starts, ends, strict=True)
+    ]
+    return torch.cat(means, 1)
+
+
+def _diagonal(
+    matrices: Float[Tensor, "A N N"], rounding: float
+) -> tuple[Float[Tensor, "A N"], Float[Tensor, "N N"]]:
     """Eigenvalues ``(A, N)``, falling in the mean, and the common eigenbasis as rows."""
     size = float(matrices.abs().max())
     if not bool(matrices.isfinite().all()):
@@ -390,20 +427,22 @@ def _diagonal(matrices: Float[Tensor, "A N N"]) -> tuple[Tensor, Tensor]:
             "which is what a prediction can be made of"
         )
     order = values.mean(0).argsort(descending=True)
-    return values[:, order], columns.mT[order].contiguous()
+    _check_definite(values, max(rounding, _SINGULAR))
+    joined = _joined(values[:, order], rounding * float(values.max()))
+    return joined, columns.mT[order].contiguous()
 
 
-def _check_definite(values: Float[Tensor, "A N"]) -> None:
+def _check_definite(values: Float[Tensor, "A N"], rounding: float = _SINGULAR) -> None:
     """Raise ValueError unless all eigenvalues are positive and none is 0 beside others."""
     if not bool(values.isfinite().all()):
         raise ValueError("expected finite eigenvalues of the covariance, got NaN or infinity")
     smallest, largest = float(values.min()), float(values.max())
-    if smallest < -_SINGULAR * abs(largest):
+    if smallest < -rounding * abs(largest):
         raise ValueError(
             f"expected a positive definite covariance, got an eigenvalue {smallest:.3g}: no data "
             "have it"
         )
-    if smallest <= _SINGULAR * largest:
+    if smallest <= rounding * largest:
         raise ValueError(
             f"expected a positive definite covariance, got a singular one (eigenvalues from "
             f"{smallest:.3g} to {largest:.3g}): leave out directions in which data do not vary, "

@@ -9,8 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from torchlimits import _checks
 from torchlimits.problems.data.covariance import DataCovariance
 
+#: standard deviations of noise that differ by more than this factor draw a warning
+_UNEQUAL = 1.2
 #: singular values below this part of the largest are those of no further direction
 _SPANNED = 1e-10
 
@@ -67,8 +70,14 @@ def _from(data: DataCovariance, labels: Any, known: dict[str, Any]) -> Any:
     linear = data.linear_labels
     _put(known, data, linear.directions)
     if known["label_noise"] is None:
-        # the residual is that of all numbers of a label
-        known["label_noise"] = data.residual / len(linear.matrix) ** 0.5
+        each = data.label_noise
+        if float(each.max()) > _UNEQUAL * float(each.min()):
+            _checks.warn_user(
+                f"labels of {len(each)} numbers have noise of standard deviations from "
+                f"{float(each.min()):.3g} to {float(each.max()):.3g}: the prediction takes one for "
+                "all of them; scale each number by its own, or give label_noise="
+            )
+        known["label_noise"] = float(each.square().mean().sqrt())
     return linear
 
 

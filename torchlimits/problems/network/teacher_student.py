@@ -48,6 +48,10 @@ class TeacherStudent(NetworkProblem):
       1/N, the second's eta_v/N. With one learning rate for both the second layer is N times as
       fast as the first, for which there is no limit: that is refused.
 
+    Limit time is the sum of the learning rates of the first parameter group, as the recorder counts
+    it: with that of the first layer, steps times eta/N (``"torch"``) or steps times eta
+    (``"sqrt"``).
+
     Either way the statistics are those of J = W or J = W / sqrt(N): v as ``head.weight[i]`` (where
     it is trained), ``m[i,j]`` = <J_i, e_j> with an orthonormal basis e of the teacher's rows, and
     ``R[i,j]``, the Gram matrix of what is orthogonal to them. The order parameters of the
