@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torchlimits.cli.options import Options
+from torchlimits.cli.spectra import is_file, spectrum_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,12 +47,27 @@ class Network(Options):
     """The number K of neurons of the first layer."""
     ridge: float = 0.01
     """The ridge alpha, which is the weight decay of SGD."""
+    spectrum: str | None = None
+    """The eigenvalues of the inputs' covariance, all 1 by default: 0.5:0.4,1:0.4,4:0.2, which is
+    eigenvalue:fraction; power:1, where the i-th is i^(-1), scaled to mean 1; or a file .npy, .npz
+    or .pt with a spectrum (N,) or a matrix (N, N). The means of the classes are eigenvectors then,
+    evenly spaced from the first to the last."""
+    blocks: int | Literal["all"] | None = None
+    """The number of blocks of eigenvalues that have statistics of their own. By default each of up
+    to 16 eigenvalues has one, and more are grouped into 16; all gives one to each."""
 
     @property
     def title(self) -> str:
         """The title of pictures, with the head."""
         by = "" if self.trained_by == "sgd" else f", {self.trained_by}"
         return f"{self.name}, head {self.head}{by}"
+
+    def described(self) -> dict[str, Any]:
+        """Return the options; a file is found again from other folders."""
+        found = super().described()
+        if self.spectrum is not None and is_file(self.spectrum):
+            found["spectrum"] = str(Path(self.spectrum).absolute())
+        return found
 
     def check(self) -> None:
         """Raise ValueError for numbers that no training can have, before a folder is made."""
@@ -70,6 +87,30 @@ class Network(Options):
                 f"expected dim >= classes + width = {self.classes + self.width}, got {self.dim}: "
                 "give a larger --dim"
             )
+        self._check_spectrum()
+
+    def _check_spectrum(self) -> None:
+        """Raise ValueError for what is not known of inputs with a spectrum."""
+        if self.spectrum is None:
+            if self.blocks is not None:
+                raise ValueError("expected --blocks together with --spectrum, got it alone")
+            return
+        if self.trained_by != "sgd":
+            raise ValueError(
+                f"expected --trained-by sgd with --spectrum, got {self.trained_by}: its limit is "
+                "known for isotropic inputs alone"
+            )
+        from torchlimits.problems.network.block_layout import BlockLayout
+
+        # refuses a number of blocks and a learning rate that do not fit
+        problem = self.problem("cpu")
+        problem.dynamics(step_size=self.step_size)
+        layout = problem.layout
+        if self.band == "law" and isinstance(layout, BlockLayout) and layout.blocks.grouped:
+            raise ValueError(
+                "expected --band linear or none where eigenvalues are grouped into blocks, got "
+                "law: the chain of such steps is not known"
+            )
 
     def problem(self, device: str) -> NetworkProblem:
         """Make the problem.
@@ -84,10 +125,15 @@ class Network(Options):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             head = self._head()
+        means, covariance = torch.eye(self.classes, self.dim), None
+        if self.spectrum is not None:
+            covariance = spectrum_of(self.spectrum, self.dim)
+            middle = (2 * torch.arange(self.classes) + 1) * self.dim // (2 * self.classes)
+            means = covariance.vectors(torch.eye(self.dim, dtype=torch.float64)[middle])
         return NetworkProblem(
             dim=self.dim, width=self.width, head=head, loss=torch.nn.functional.cross_entropy,
-            means=torch.eye(self.classes, self.dim), labels=torch.arange(self.classes),
-            snr=self.snr, ridge=self.ridge, device=device,
+            means=means, labels=torch.arange(self.classes), snr=self.snr, ridge=self.ridge,
+            covariance=covariance, blocks=self.blocks, device=device,
         )  # fmt: skip
 
     def optimizer(self) -> Callable[[Any], Any] | None:

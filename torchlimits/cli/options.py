@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: options that change no number
 _NOT_TOLD = {"logdir", "open", "device", "shown", "band"}
+#: characters of a text in a folder's name, at most
+_LONG = 40
 
 
 @dataclass(kw_only=True)
@@ -124,4 +126,7 @@ def _part(name: str, value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as part of a folder's name."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return re.sub(r"[^\w.+]+", "_", Path(str(value)).name)[:_LONG]
