@@ -71,7 +71,9 @@ def test_linear_labels_are_the_prediction(centre):
     assert directions.shape == (3 if centre else 2, 4)
     torch.testing.assert_close(directions @ directions.mT, torch.eye(len(directions)).double())
     found = labels(x @ directions.mT, torch.zeros(300).long())
-    torch.testing.assert_close(y - found, data.moments.residuals)
+    left = data.moments.residuals - data.moments.residuals.mean(0)
+    torch.testing.assert_close(y - found, left)
+    torch.testing.assert_close(data.label_noise, left.square().mean(0).sqrt())
 
 
 def test_r_squared_and_classes_with_a_bias():

@@ -27,7 +27,7 @@ class LinearLabels:
         >>> labels = LinearLabels.of(slopes, torch.zeros(1, 3), offset)
         >>> x = torch.tensor([[1.0, 1.0, 5.0]])
         >>> labels(x @ labels.directions.mT, torch.tensor([0]))
-        tensor([[8.0000]])
+        tensor([[8.]])
     """
 
     directions: Float[Tensor, "d N"]
