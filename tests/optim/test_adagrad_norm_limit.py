@@ -105,7 +105,8 @@ def test_what_is_frozen_neither_moves_nor_counts(problem, model, start):
 # --- one step -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 3])
 def test_one_step_has_the_mean_and_the_covariance_of_the_limit(problem, batch):
     """Of the statistics and of v, which goes with them."""
     if batch > 1:  # with large v, as products of two samples' gradients are left out of batches'

@@ -29,7 +29,8 @@ class AdaGradNorm(torch.optim.Optimizer):
 
     The critical scaling is :math:`b_0 = N \sqrt{v_0}` with eta of order 1: then
     :math:`v = (b/N)^2` moves as statistics do, and ``problem.dynamics(optimizer)`` predicts it with
-    them.
+    them. The limit time of predictions is the sum of lr = eta over the steps,
+    :math:`t = \eta \cdot steps`, and not eta steps/N: N steps last until t = eta N.
 
     b^2 is in ``optimizer.state`` of every parameter under ``"sum"``, in float64, so that statistics
     may read it as ``p["<name>.sum"]``.

@@ -83,6 +83,7 @@ def test_the_chain_has_the_law_of_torch_sgd(batch, options):
     assert not alike(a, drawn.values[:, 1:].transpose(0, 1))
 
 
+@pytest.mark.slow
 def test_bands_and_means_are_those_of_the_chain():
     problem, c = make(1000), 0.8
     dynamics = problem.dynamics(step_size=c)
@@ -96,6 +97,7 @@ def test_bands_and_means_are_those_of_the_chain():
     assert float(ratio.max()) < 1.05
 
 
+@pytest.mark.slow
 def test_runs_diverge_above_the_limit_and_settle_at_the_plateau_below():
     problem = make(200)
     limit = problem.critical_step_size

@@ -102,6 +102,7 @@ class Covariance:
             >>> tl.Covariance.of(torch.tensor([[2.0, 1.0], [1.0, 2.0]]), dim=2)
             Covariance(dim=2, 2 levels from 1 to 3, trace 4)
         """
+        _checks.positive_int("dim", dim)
         if isinstance(given, Covariance):
             if given.dim != dim:
                 raise ValueError(f"expected a covariance of dim={dim}, got one of {given.dim}")
@@ -410,7 +411,9 @@ def _diagonal(
     skew = float((matrices - matrices.mT).abs().max())
     if skew > _ROUNDING * size:
         raise ValueError(
-            f"expected a symmetric covariance, got one that differs from its transpose by {skew:g}"
+            f"expected a symmetric covariance, got one that is {skew:g} off its transpose: "
+            "spectra of N components, shape (N, N), go into tl.Covariance(eigenvalues), or as "
+            "matrices (N, N, N)"
         )
     # a combination in which no two eigenvectors have the same eigenvalue by accident
     shares = 0.5 + torch.rand(

@@ -49,8 +49,9 @@ class LinearModel(Problem):
         dim: N; None where the covariance is a `torchlimits.Covariance`, which has one.
         covariance: Lambda: a list of (eigenvalue, fraction), a spectrum ``(N,)``, a matrix
             ``(N, N)`` or a `torchlimits.Covariance`; None for the identity.
-        noise: s >= 0, the standard deviation of the labels' noise; None for what the best linear
-            prediction leaves, where the covariance is that of data with labels.
+        noise: s >= 0, the standard deviation of the labels' noise. It is required, unless the
+            covariance is that of data with labels: then None is for what the best linear
+            prediction leaves.
         errors: the D_l of w = 0, shape ``(L,)``; w* then has these squares in the levels.
         target: w*, shape ``(N,)``. Without either, it is the best linear
             prediction of data with labels; elsewhere w* has length 1 and the squares f_l.
