@@ -173,3 +173,25 @@ def test_refused(change, kind, message):
     } | change
     with pytest.raises(kind, match=message):
         tl.explain_rate(**given)
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")  # torch says what it broadcasts
+def test_what_is_not_finite_or_does_not_fit_is_refused():
+    x = torch.randn(64, 5, generator=torch.Generator().manual_seed(0))
+    model = nn.Linear(5, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    mse = nn.functional.mse_loss
+    with pytest.raises(ValueError, match="labels"):
+        tl.explain_rate(model, mse, [(x, x[:, 0])], optimizer)
+    with pytest.raises(ValueError, match="takes the inputs"):
+        tl.explain_rate(model, mse, [(x[:, :3], x[:, :1])], optimizer)
+    assert (
+        "momentum"
+        not in str(tl.explain_rate(model, mse, [(x, x[:, :1])], optimizer)).split("(1 - momentum)")[
+            0
+        ]
+    )
+    with torch.no_grad():
+        model.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="finite"):
+        tl.explain_rate(model, mse, [(x, x[:, :1])], optimizer)

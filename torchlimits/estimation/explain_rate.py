@@ -119,8 +119,8 @@ class RateExplanation(Tabular):
              "noise feeds itself"],
         ]  # fmt: skip
         title = (
-            f"{self.sentence}\n(N = {self.dim}, lr = {self.lr:.3g} with momentum, batches of "
-            f"{self.batch_size}, {self.samples} samples)"
+            f"{self.sentence}\n(N = {self.dim}, lr (1 - dampening)/(1 - momentum) = "
+            f"{self.lr:.3g}, batches of {self.batch_size}, {self.samples} samples)"
         )
         return Table(rows, title=title, below=self.assumed, prose=True)
 
@@ -156,8 +156,9 @@ def explain_rate(
         samples: how many samples to look at.
 
     Raises:
-        ValueError: if the model's first layer is another, the loss is not a mean, the optimizer
-            does not hold the weight, or there are fewer than 20 samples.
+        ValueError: if the model's first layer is another, it cannot take the inputs, the loss is
+            not a mean or not finite, the optimizer does not hold the weight, or there are fewer
+            than 20 samples.
         TypeError: if the optimizer is not SGD, or batches are not pairs.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-#: relative to the loss: how far the mean of two halves may be from the whole
+#: relative to the loss: how far the mean of samples may be from that of their batch
 _ROUNDING = 1e-3
+#: samples whose losses are looked at one by one
+_FEW = 8
 #: steps of the power iteration for the largest curvature of each sample
 _ITERATIONS = 12
 
@@ -38,7 +41,8 @@ class FirstLayer:
         """Run the model on a batch and see which layers get it.
 
         Raises:
-            ValueError: if it is another kind of layer, or none, or several.
+            ValueError: if the model cannot take the batch, or it is another kind of layer, or
+                none, or several.
         """
         seen: dict[str, nn.Module] = {}
         handles = []
@@ -48,6 +52,11 @@ class FirstLayer:
         try:
             with torch.no_grad():
                 model(inputs)
+        except RuntimeError as error:
+            raise ValueError(
+                "expected a model that takes the inputs of the loader, got shape "
+                f"{tuple(inputs.shape)} and dtype {inputs.dtype} and the error: {error}"
+            ) from error
         finally:
             for handle in handles:
                 handle.remove()
@@ -112,16 +121,23 @@ def _noting(seen: dict[str, nn.Module], name: str, inputs: Tensor) -> Callable[.
 
 
 def _check_mean(model: nn.Module, loss: Callable[[Any, Any], Tensor], x: Tensor, y: Any) -> None:
-    half = len(x) // 2
+    """Raise ValueError unless the loss of a few samples is the mean of theirs, and finite."""
+    few = min(_FEW, len(x))
     with torch.no_grad():
-        whole = float(loss(model(x), y))
-        parts = [float(loss(model(x[s]), y[s])) for s in (slice(half), slice(half, None))]
-    mean = (half * parts[0] + (len(x) - half) * parts[1]) / len(x)
-    if abs(mean - whole) > _ROUNDING * (abs(whole) + abs(parts[0]) + abs(parts[1])):
+        total, whole = float(loss(model(x), y)), float(loss(model(x[:few]), y[:few]))
+        each = [float(loss(model(x[i : i + 1]), y[i : i + 1])) for i in range(few)]
+    if not all(map(math.isfinite, [total, *each])):
+        raise ValueError(
+            f"expected a finite loss, got {total:g} of {len(x)} samples: look for NaN or infinity "
+            "in inputs, labels and weights"
+        )
+    mean = sum(each) / few
+    if abs(mean - whole) > _ROUNDING * (abs(whole) + max(map(abs, each))):
         raise ValueError(
             f"expected a loss that is the mean over the samples of a batch, got {whole:g} of a "
-            f"batch and {parts[0]:g}, {parts[1]:g} of its halves: reduce by the mean, and see that "
-            "no layer mixes the samples of a batch"
+            f"batch of {few} and {mean:g} for the mean of its samples' losses: reduce by the mean, "
+            "and see that no layer mixes the samples of a batch, and that outputs and labels have "
+            f"one shape (labels {tuple(y.shape)})"
         )
 
 
