@@ -139,3 +139,8 @@ def test_it_prints_its_diagnostics():
     assert str(data).startswith("DataCovariance(300 rows, dim=4, ")
     assert "classes' covariances" in str(data)
     assert "\n" not in repr(data)
+
+
+def test_names_of_classes_are_refused_with_advice():
+    with pytest.raises(TypeError, match="np.unique"):
+        tl.Covariance.of_data(inputs(), ["a", "b"] * 150)

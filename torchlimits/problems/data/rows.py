@@ -108,6 +108,11 @@ def _inputs(x: object) -> Float[Tensor, "M N"]:
 def _labels(y: object, rows: int) -> Tensor:
     """Classes as int64 ``(M,)``, or numbers as float64 ``(M, q)``."""
     given = y if isinstance(y, Tensor) else np.asarray(y)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "OSU" and given.size:
+        raise TypeError(
+            f"expected y as integers (classes) or numbers, got {given.flat[0]!r} and others: "
+            "number the classes, np.unique(y, return_inverse=True)[1]"
+        )
     labels = _checks.float64("y", given)
     if labels.ndim not in (1, 2) or len(labels) != rows:
         raise ValueError(
