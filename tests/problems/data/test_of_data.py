@@ -142,5 +142,5 @@ def test_it_prints_its_diagnostics():
 
 
 def test_names_of_classes_are_refused_with_advice():
-    with pytest.raises(TypeError, match="np.unique"):
+    with pytest.raises(TypeError, match=r"np\.unique"):
         tl.Covariance.of_data(inputs(), ["a", "b"] * 150)
