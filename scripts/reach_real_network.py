@@ -67,6 +67,8 @@ def main() -> None:
     problem = tl.NetworkProblem.of(
         model, loss=nn.functional.cross_entropy, covariance=tl.Covariance.of_data(x, y)
     )
+    report = problem.data_report
+    assert report is not None
     runs = measured(model, x, y)
     u = problem.statistics({name: p.detach() for name, p in model.named_parameters()})
     dynamics = problem.dynamics(torch.optim.SGD(model.parameters(), lr=STEP_SIZE / WIDTH))
@@ -82,7 +84,7 @@ def main() -> None:
         "over the prediction": [round(v, 4) for v in ratios[0].mean(0)[1:].tolist()],
         "its standard error": [round(v, 4) for v in (ratios[0].std(0)[1:] / RUNS**0.5).tolist()],
         "over that without the corrector": [round(v, 4) for v in ratios[1].mean(0)[1:].tolist()],
-        "verdict": str(problem.data_report.verdict),
+        "verdict": str(report.verdict),
     }
     reach.keep(figures, options)
     if not float(means[0].max()) < WITHIN:
