@@ -84,7 +84,7 @@ def test_what_is_given_stays():
 def test_refused():
     x, y = classes()
     loss = nn.functional.mse_loss
-    with pytest.raises(ValueError, match="expected labels=, or covariance="):
+    with pytest.raises(TypeError, match="labels as a tensor.* or covariance="):
         tl.NetworkProblem.of(network(), "0", loss=loss, snr=1.0)
     with pytest.raises(ValueError, match="expected snr=, or covariance="):
         tl.NetworkProblem.of(network(), "0", loss=loss, labels=torch.ones(1))

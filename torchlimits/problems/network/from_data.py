@@ -25,7 +25,8 @@ def filled(labels: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     the noise of the labels.
 
     Raises:
-        ValueError: if labels or snr are None and there are no data that say them.
+        TypeError: if labels or snr are None and there are no data that say them.
+        ValueError: if data have no labels, or other settings do not go with theirs.
 
     Example:
         >>> labels, given = filled(torch.ones(1), {"snr": 2.0, "label_noise": None})
@@ -36,9 +37,10 @@ def filled(labels: Any, given: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     known = dict(given)
     if not isinstance(data, DataCovariance):
         if labels is None or given["snr"] is None:
-            what = "labels=" if labels is None else "snr="
-            raise ValueError(
-                f"expected {what}, or covariance=tl.Covariance.of_data(x, y), which says it"
+            what = "labels as a tensor, a function or a law" if labels is None else "a number snr="
+            raise TypeError(
+                f"expected {what}, or covariance=tl.Covariance.of_data(x, y), which says it, got "
+                "neither"
             )
     else:
         labels = _from(data, labels, known)
