@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits import _checks, _linalg
+from torchlimits import _checks
 from torchlimits.contracts.gradient_field import Samples
 from torchlimits.problems.network.block_layout import BlockLayout
 from torchlimits.problems.network.block_piece import BlockPiece
@@ -107,22 +107,12 @@ class BlockField(NetworkField):
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         self._check_count()
-        theta, b, m, R = self.layout.split(u)
-        K, mean, squares = self.layout.width, torch.zeros_like(u), u.new_zeros(len(u), len(u))
+        parts = self.layout.split(u)
+        mean, squares = torch.zeros_like(u), u.new_zeros(len(u), len(u))
         for piece in self.pieces:
-            samples = piece.samples(theta, b, m, R)
-            weight, g, rest = samples.weight, samples.gradient, samples.rest
-            moves = self._moved(piece, samples, step_size)
-            mean = mean + weight @ moves
-            squares = squares + moves.mT @ (weight[:, None] * moves)
-            # what the rest of w adds is linear in g, and independent of all else
-            root = _linalg.psd_sqrt(g.mT @ (weight[:, None] * g))
-            columns = rest[:, None, :].expand(-1, K, -1)  # (e, K, w)
-            still = u.new_zeros(len(columns), K, self.layout.size)
-            linear = self.moves(
-                still, root.expand(len(columns), K, K), columns, None, bias=False
-            ).flatten(0, 1)
-            squares = squares + linear.mT @ linear
+            samples = piece.samples(*parts)
+            first, second = self._step_moments(samples, self._moved(piece, samples, step_size))
+            mean, squares = mean + first, squares + second
         return squares - torch.outer(mean, mean)
 
     # --- squares of gradients ---------------------------------------------------------------------

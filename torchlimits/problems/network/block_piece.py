@@ -99,10 +99,7 @@ class BlockPiece:
         by_theta, g = self.setting.sample_gradients(
             theta, psi @ law.loadings[0].mT, targets, SAMPLES
         )
-        follow, rest = law.response()
-        along = psi[:, -g.shape[1] :] @ follow[0].mT
-        d, rest = len(self.root), rest[0].mT
-        root = self.root.to(m)
-        x = (along[:, :d] + law.x_parallel(psi)) * root
-        rest = torch.cat([rest[:, :d] * root, rest[:, d:]], dim=-1)
-        return Samples(weight, by_theta, g, torch.cat([x, along[:, d:]], dim=-1), rest)
+        along, rest = law.given_nodes(psi)
+        products = along.shape[1] - len(self.root)
+        scale = torch.cat([self.root, self.root.new_ones(products)]).to(m)
+        return Samples(weight, by_theta, g, along * scale, rest * scale)

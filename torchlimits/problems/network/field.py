@@ -115,18 +115,23 @@ class NetworkField(FirstLayerField):
 
     def _increments(self, u: Float[Tensor, " k"], step_size: float) -> Float[Tensor, "k k"]:
         samples = self.samples(u)
+        mean, squares = self._step_moments(samples, self.increments(samples, step_size))
+        return squares - torch.outer(mean, mean)
+
+    def _step_moments(
+        self, samples: Samples, moves: Float[Tensor, "M k"]
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
+        """First and second moments of one step, from its mean given what stands for a sample."""
         weight, g, rest = samples.weight, samples.gradient, samples.rest
-        K, moves = self.layout.width, self.increments(samples, step_size)
-        mean = weight @ moves
-        squares = moves.mT @ (weight[:, None] * moves)
+        K, squares = self.layout.width, moves.mT @ (weight[:, None] * moves)
         # what the rest of w adds is linear in g, and independent of all else
         GG = g.mT @ (weight[:, None] * g)
-        eye = torch.eye(K, dtype=u.dtype, device=u.device)
-        columns = rest[:, None, :].expand(-1, K, -1)  # (e, K, d + K)
-        still = u.new_zeros(len(columns), K, self.layout.size)
+        eye = torch.eye(K, dtype=g.dtype, device=g.device)
+        columns = rest[:, None, :].expand(-1, K, -1)  # (e, K, w)
+        still = g.new_zeros(len(columns), K, self.layout.size)
         linear = self.moves(still, eye.expand(len(columns), K, K), columns, None, bias=False)
         others = torch.einsum("eik,ij,ejl->kl", linear, GG, linear)
-        return squares + others - torch.outer(mean, mean)
+        return weight @ moves, squares + others
 
     def samples(self, u: Float[Tensor, " k"]) -> Samples:
         """Gradients at the nodes; see `GradientField.samples`."""
@@ -142,10 +147,7 @@ class NetworkField(FirstLayerField):
         by_theta, g = self.setting.sample_gradients(
             theta[0], psi @ law.loadings[0].mT, targets, SAMPLES
         )
-        follow, rest = law.response()
-        along = psi[:, -g.shape[1] :] @ follow[0].mT  # (M, d + K)
-        along = along + torch.cat([law.x_parallel(psi), torch.zeros_like(g)], dim=-1)
-        return by_theta, g, along, rest[0].mT
+        return by_theta, g, *law.given_nodes(psi)
 
     def batches(self, u: Float[Tensor, " k"], batch_size: int, *, equal: bool = False) -> Batches:
         """Mean gradients of batches; see `GradientField.batches`.

@@ -101,6 +101,23 @@ class PreActivations:
         A, r = len(self.means), self.B.shape[1]
         return psi[:, :A] @ self.means + self.sigma * psi[:, A : A + r] @ self.B.mT
 
+    def given_nodes(
+        self, psi: Float[Tensor, "M e"]
+    ) -> tuple[Float[Tensor, "M w"], Float[Tensor, "w w"]]:
+        """The mean of w = (x_parallel, P_1 ... P_L) at nodes, for one start, and the rest's root.
+
+        Args:
+            psi: the nodes.
+
+        Returns:
+            The means, and rows that are multiplied by independent normals each.
+        """
+        follow, rest = self.response()
+        along = psi[:, -self.root.shape[-1] :] @ follow[0].mT
+        x = self.x_parallel(psi)
+        beside = along.new_zeros(len(psi), along.shape[1] - x.shape[1])
+        return along + torch.cat([x, beside], dim=-1), rest[0].mT
+
     def response(self) -> tuple[Float[Tensor, "S w K"], Float[Tensor, "S w w"]]:
         """How w = (x_parallel, P_1 ... P_L) follows zeta_h, and a root of the rest's covariance.
 
