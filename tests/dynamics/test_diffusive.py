@@ -181,12 +181,12 @@ def test_the_equator_is_the_ballistic_equation_rescaled():
 
 @pytest.mark.slow
 def test_sgd_at_the_equator_has_the_stationary_variance():
-    """n = 600, k = 2, c_delta = 1, lambda = 0.5: Var(sqrt(n) m) = 1/(1 - lambda), 3 sigma."""
-    problem = tl.SpikedTensor(dim=600, order=2, snr=0.5)
+    """n = 300, k = 2, c_delta = 1, lambda = 0.5: Var(sqrt(n) m) = 1/(1 - lambda), 3 sigma."""
+    problem = tl.SpikedTensor(dim=300, order=2, snr=0.5)
     runs, limit = 600, problem.equator(step_size=1.0)
     start = problem.model(at=(0.0, 1.0))
     measured = tl.train(
-        problem, step_size=1.0, time=3.0, runs=runs, seed=2, every=1800, start=start, progress=False
+        problem, step_size=1.0, time=3.0, runs=runs, seed=2, every=900, start=start, progress=False
     )
     m = limit.rescale(measured)["m"][:, -1]
     variance, error = float(m.var()), float(m.var()) * (2 / runs) ** 0.5
@@ -324,6 +324,7 @@ def test_not_a_fixed_point():
         mixture.diffusive(ring)
 
 
+@pytest.mark.slow
 def test_at_a_fixed_point_of_finite_snr():
     """The band that the linear limit predicts is that of SGD around a stable classifier."""
     problem = tl.GaussianMixture.binary(dim=300, snr=10.0, ridge=0.1)

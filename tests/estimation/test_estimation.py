@@ -575,7 +575,7 @@ def second_order(problem, u):
     return torch.stack([torch.zeros(()).double(), drift[1] ** 2 / (4 * u[1])])
 
 
-@pytest.mark.parametrize("kind", ["binary", "xor"])
+@pytest.mark.parametrize("kind", ["binary", pytest.param("xor", marks=pytest.mark.slow)])
 def test_coverage_of_the_limit(kind):
     """Mixtures, N = 1000: corrections of order 1/N are far below the errors."""
     make = {"binary": tl.GaussianMixture.binary, "xor": tl.GaussianMixture.xor}[kind]

@@ -43,7 +43,9 @@ def whole(tmp_path_factory):
     return path, shown(folder / "log")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_a_killed_program_loses_at_most_one_flush_interval(whole, tmp_path, seed):
     path, events = whole
     moments = random.Random(seed)
