@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, bmm, ops
+from torch import Tensor
 
 from torchlimits.contracts.kernel import Gradients, NoKernelError
+from torchlimits.problems.network.first_layer_chain import over_batch
 from torchlimits.problems.two_layer import TwoLayerNetwork
 
 
@@ -25,7 +27,7 @@ def of_one_sample(
     active = h.relu()
     s = (second * active).sum(1).sigmoid_().sub_(target)[:, None]
     # what autograd takes for relu, in one pass: the slope at 0 is 0
-    return s * active, ops.aten.threshold_backward(s * second, h, 0)
+    return s * active, torch.ops.aten.threshold_backward(s * second, h, 0)
 
 
 def of_network(model: TwoLayerNetwork) -> Gradients:
@@ -54,15 +56,20 @@ def of_network(model: TwoLayerNetwork) -> Gradients:
             f"{tuple(first.shape)}, {tuple(second.shape)}"
         )
     W, v = first.detach(), second.detach()[:, 0].mT
+    # kept, as fresh memory would take longer than the numbers in it
+    of_first, of_second = torch.empty_like(W), torch.empty_like(second.detach())
 
     def set_all(x: Float[Tensor, "S B N"], y: Float[Tensor, "S B"]) -> None:
         # replicas last, as `of_one_sample` has them
-        h = bmm(W, x.mT).permute(2, 1, 0)
+        h = torch.bmm(W, x.mT).permute(2, 1, 0)
         by_second, pull = of_one_sample(v, h, y.mT)
-        second.grad = by_second.mean(0).mT[:, None].contiguous()
+        of_second[:, 0].mT.copy_(over_batch(by_second))
         pull = pull.permute(2, 1, 0)
-        # one sample: an outer product, which takes a third of a product of matrices
         batch = x.shape[1]
-        first.grad = pull * x if batch == 1 else bmm(pull.div_(batch), x)
+        if batch == 1:  # an outer product takes a third of a product of matrices
+            torch.mul(pull, x, out=of_first)
+        else:
+            torch.bmm(pull.div_(batch), x, out=of_first)
+        first.grad, second.grad = of_first, of_second
 
     return set_all
