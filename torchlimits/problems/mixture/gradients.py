@@ -58,12 +58,13 @@ def of_network(model: TwoLayerNetwork) -> Gradients:
     W, v = first.detach(), second.detach()[:, 0].mT
     # kept, as fresh memory would take longer than the numbers in it
     of_first, of_second = torch.empty_like(W), torch.empty_like(second.detach())
+    of_v = of_second[:, 0].mT
 
     def set_all(x: Float[Tensor, "S B N"], y: Float[Tensor, "S B"]) -> None:
         # replicas last, as `of_one_sample` has them
         h = torch.bmm(W, x.mT).permute(2, 1, 0)
         by_second, pull = of_one_sample(v, h, y.mT)
-        of_second[:, 0].mT.copy_(over_batch(by_second))
+        of_v.copy_(over_batch(by_second))
         pull = pull.permute(2, 1, 0)
         batch = x.shape[1]
         if batch == 1:  # an outer product takes a third of a product of matrices
