@@ -49,12 +49,12 @@ class Normals:
         return torch.from_numpy(self._fast.standard_normal(tuple(shape)))
 
     def lengths(
-        self, freedom: float | Float[Tensor, "*shape"], shape: Sequence[int]
+        self, freedom: float | Float[Tensor, "*given"], shape: Sequence[int]
     ) -> Float[Tensor, "*shape"]:
         """Lengths of vectors of so many standard normal variables, to full relative precision.
 
         Args:
-            freedom: the number of variables, above 0 and up to 10^15.
+            freedom: the number of variables, above 0 and up to 10^15, broadcast to the shape.
             shape: the shape of the result.
         """
         half = torch.as_tensor(freedom, dtype=torch.float64, device=self.device) / 2
