@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks, _threads
-from torchlimits._normals import normals
+from torchlimits._normals import Normals
 from torchlimits.dynamics.law import check_size, law_of
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.schedule import Schedule
@@ -271,20 +271,18 @@ class Frame:
         and random components along the earlier ones. Where samples are folded, they come first,
         with nothing along the new directions, and then the vectors outside, with nothing else.
         """
-        used = self.used
+        used, normals = self.used, Normals(generator, self.rows.device)
         while True:
-            yield self._until_full(used, generator)
+            yield self._until_full(used, normals)
             used = self.d + len(self.rows)  # after `_compress`
 
-    def _until_full(
-        self, used: int, generator: torch.Generator | None
-    ) -> list[Float[Tensor, "vectors columns S"]]:
+    def _until_full(self, used: int, normals: Normals) -> list[Float[Tensor, "vectors columns S"]]:
         S, new = self.rows.shape[2], self.new
         widths = range(used + new, self.rows.shape[1] + 1, new)
         sizes = [(self.samples, w - new, new, new) if self.folded else (new, w) for w in widths]
         counts = [sum(map(prod, zip(size[::2], size[1::2], strict=True))) for size in sizes]
         # all at once: many short draws take longer
-        flat = normals((sum(counts), S), generator=generator, device=self.rows.device)
+        flat = normals.draw((sum(counts), S))
         vectors = [
             self._vectors(piece, w) for piece, w in zip(flat.split(counts), widths, strict=True)
         ]
@@ -296,7 +294,7 @@ class Frame:
                     outside[b, last + 1 :] = 0
                 left = self.space - (last - self.d)
                 if left > 0:
-                    outside[b, last] = self._chi(left, S, generator)
+                    outside[b, last] = normals.lengths(float(left), (S,))
             if x.shape[1] > self.d + self.space:  # there are no more directions
                 x[:, self.d + self.space :] = 0
         return vectors
@@ -339,12 +337,6 @@ class Frame:
         _triangular(across)
         return torch.cat([pull, across[:, : self.new].transpose(0, 1)])
 
-    def _chi(self, freedom: int, count: int, generator: torch.Generator | None) -> Tensor:
-        half = self.rows.new_full((count,), freedom / 2)
-        # torch.distributions takes no generator
-        gamma = torch._standard_gamma(half, generator=generator)  # pyright: ignore
-        return (2 * gamma).sqrt()
-
     def _compress(self) -> None:
         """Turn the frame until each row has one column more than the one before."""
         across = self.rows[:, self.d :]
@@ -359,9 +351,10 @@ def _triangular(across: Float[Tensor, "rows columns S"]) -> None:
         # a tenth of the time of linalg.vector_norm
         length = mirror.square().sum(0).sqrt_().copysign_(mirror[0])
         mirror[0] += length
-        # half the mirror's square; for a row of zeros: 0 / 1e-300
-        half = (mirror[0] * length).clamp_min_(1e-300)
-        along = (others * mirror).sum(1).div_(half)
-        others.addcmul_(along[:, None], mirror, value=-1)
+        if len(others):
+            # half the mirror's square; for a row of zeros: 0 / 1e-300
+            half = (mirror[0] * length).clamp_min_(1e-300)
+            along = (others * mirror).sum(1).div_(half)
+            others.addcmul_(along[:, None], mirror, value=-1)
         torch.neg(length, out=mirror[0])
         mirror[1:] = 0

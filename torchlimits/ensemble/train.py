@@ -81,9 +81,10 @@ def train(
             `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
             autograd spends on its own account at every step, which is much for small networks.
             Trajectories are the same to rounding. Without a C++ compiler there is a warning, and no
-            difference. On CUDA, True asks for the problem's kernel and raises an error without
-            one, False asks for autograd and torch.optim, captured; they agree in law. By default
-            the kernel is taken where there is one.
+            difference. By default gradients are autograd's, or the problem's own closed form where
+            it has one, as `GaussianMixture` has. On CUDA, True asks for the problem's kernel and
+            raises an error without one, False asks for autograd and torch.optim, captured; they
+            agree in law. By default the kernel is taken where there is one.
         checkpoint: a file in which the training keeps what it needs to go on, written every ten
             seconds and at an interrupt, and removed at the end. If it is there already, the
             training goes on from it, and gives the same numbers as one that was never interrupted,
