@@ -114,7 +114,9 @@ def test_without_what_is_outside_the_frame_the_law_is_another(monkeypatch):
     problem, options, batch = CASES["xor"]
     start, options = start_of(problem), options_of(problem, options)
     measured = sgd(problem, start, options, batch)
-    monkeypatch.setattr(Frame, "_chi", lambda self, freedom, count, generator: 0.0)
+    monkeypatch.setattr(
+        Frame, "_chi", lambda self, freedom, count, generator: torch.zeros(len(freedom), count)
+    )
     assert not alike(measured, chain(problem, start, options, batch))
 
 

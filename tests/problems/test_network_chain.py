@@ -187,7 +187,9 @@ def test_the_comparison_notices_what_is_left_out(monkeypatch):
     assert not alike(real_layers, chain(layers, by_name(layers, wrong), batch))
     wrong = {**LAYERS, "first.weight": {**LAYERS["first.weight"], "dampening": 0.0}}
     assert not alike(real_layers, chain(layers, by_name(layers, wrong), batch))
-    monkeypatch.setattr(Frame, "_chi", lambda self, freedom, count, generator: 0.0)
+    monkeypatch.setattr(
+        Frame, "_chi", lambda self, freedom, count, generator: torch.zeros(len(freedom), count)
+    )
     assert not alike(real, chain(problem, make, 1))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torchlimits._checks import warn_user
 from torchlimits.dynamics.coefficients import Coefficients, Curve
-from torchlimits.dynamics.diffusive import van_loan
+from torchlimits.dynamics.diffusive import flow_and_noise
 from torchlimits.dynamics.flow import Flow
 
 #: steps of the covariance besides the times asked for
@@ -78,7 +78,7 @@ def carried(
         h: the lengths of the steps.
         initial: the covariance at the start.
     """
-    propagators, gained = van_loan(A, D, h.to(A)[:, None, None])
+    propagators, gained = flow_and_noise(A, D, h.to(A)[:, None, None])
     covariances = [initial.expand(*A.shape[:-3], *initial.shape[-2:])]
     for F, more in zip(propagators.unbind(-3), gained.unbind(-3), strict=True):
         P = F @ covariances[-1] @ F.mT + more

@@ -84,21 +84,24 @@ class NetworkField(FirstLayerField):
 
     def _averages(self, u: Float[Tensor, "S k"]) -> Averages:
         theta, b, m, R = self.layout.split(u)
-        law = self.law(b, m, R)
+        law = self.law(b, m, R, fixed=not u.requires_grad)  # by autograd, if at all
         return self._averages_of(law, self.integrals(theta, law.loadings))
 
     def _averages_of(self, law: PreActivations, moments: Moments) -> Averages:
         bias, signal, across = law.averages(moments.gradient)
         return Averages(moments.theta, bias, signal, across[:, 0], moments.gram)
 
-    def law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
+    def law(self, b: Tensor, m: Tensor, R: Tensor, *, fixed: bool = False) -> PreActivations:
         """The law of the pre-activations at given statistics.
 
         Args:
             b, m, R: those of S starts.
+            fixed: whether nothing is differentiated by them.
         """
         setting = self.setting
-        return PreActivations(b, m, R[:, None], setting.coordinates, setting.basis, 1 / setting.snr)
+        return PreActivations(
+            b, m, R[:, None], setting.coordinates, setting.basis, 1 / setting.snr, fixed=fixed
+        )
 
     @cached_property
     def integrals(self) -> Integrals:

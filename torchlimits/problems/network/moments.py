@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
+from torchlimits._threads import apart
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.linear_layers import LinearLayers
 from torchlimits.problems.network.nodes import Rule
@@ -69,7 +70,9 @@ class Integrals:
 
     def __init__(self, setting: Setting, rule: Rule, kinks: Kinks) -> None:
         self.setting, self.rule, self.kinks = setting, rule, kinks
-        self._known: dict[Any, tuple[Tensor, Tensor]] = {}
+        #: nodes and labels there, on each device
+        self._nodes: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._known: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def count(self) -> int:
@@ -82,9 +85,14 @@ class Integrals:
         Args:
             like: on the device.
         """
-        points, weights = self.rule.nodes.to(like)
+        if like.device not in self._nodes:
+            self._nodes[like.device] = apart(lambda: self._all_nodes(like.device))
+        return self._nodes[like.device]
+
+    def _all_nodes(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        points, weights = (x.to(device) for x in self.rule.nodes)
         A = len(self.setting.coordinates)
-        own = torch.eye(A, dtype=points.dtype, device=points.device)
+        own = torch.eye(A, dtype=points.dtype, device=device)
         psi = torch.cat([own.repeat_interleave(len(points), 0), points.repeat(A, 1)], dim=-1)
         return psi, (self.setting.shares.to(weights)[:, None] * weights).flatten()
 
@@ -171,14 +179,17 @@ class Integrals:
             output, inputs = self.setting.head.traced(theta, h, names, offsets)
             output = output[..., None].flatten(2)  # samples may have a number each, (S, M)
         slopes, shares = self._slopes(theta, h, output)
-        mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
+        single = slopes.shape[2] == 1
+        # over the law of the label, which may follow from the node
+        mean = slopes[:, :, 0] if single else (shares[..., None] * slopes).sum(2)
         by_theta, *by_rows = torch.autograd.grad(
-            output, (theta, h, *offsets), weight[:, None] * mean,
-            retain_graph=slopes.shape[2] > 1, materialize_grads=True,
+            output, (theta, h, *offsets), weight[:, None] * mean, retain_graph=not single,
+            materialize_grads=True,
         )  # fmt: skip
-        if slopes.shape[2] == 1:
-            once = [(weight, [_unweighted(x, weight) for x in by_rows])]
-            gram, seconds = _sums(once, squares=layers is not None)
+        if single:
+            each = [(x, _unweighted(x, weight)) for x in by_rows]
+            gram = each[0][0].mT @ each[0][1]
+            seconds = [x * g for x, g in each] if layers else []
         else:
             law = (slopes, shares, weight)
             gram, seconds = _over_labels(output, [h, *offsets], *law, squares=layers is not None)
