@@ -352,6 +352,13 @@ class Derivatives(NamedTuple):
     gram_theta: Tensor
     gram_F: Tensor
 
+    def matrix(self) -> Float[Tensor, "S moments parameters"]:
+        """All of them: rows for the entries of the moments, columns for those of theta and F."""
+        by_theta = (self.theta_theta, self.gradient_theta, self.gram_theta)
+        by_F = (x.flatten(-2) for x in (self.theta_F, self.gradient_F, self.gram_F))
+        sides = [torch.cat([x.flatten(1, -2) for x in side], dim=1) for side in (by_theta, by_F)]
+        return torch.cat(sides, dim=-1)
+
 
 class _Differentiable(torch.autograd.Function):
     """The moments with their derivatives, which are computed when they are first asked for."""
@@ -371,18 +378,13 @@ class _Differentiable(torch.autograd.Function):
             )
         ctx.integrals.kinks.check("derivatives of the dynamics (gradients, bands, fixed points)")
         if ctx.known is None:  # the same for every row of a Jacobian
-            ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors)
-        known, (theta, gradient, gram) = ctx.known, by
-        by_theta = (
-            torch.einsum("sip,si->sp", known.theta_theta, theta)
-            + torch.einsum("skep,ske->sp", known.gradient_theta, gradient)
-            + torch.einsum("sklp,skl->sp", known.gram_theta, gram)
-        )
-        by_F = (
-            torch.einsum("sijf,si->sjf", known.theta_F, theta)
-            + torch.einsum("skejf,ske->sjf", known.gradient_F, gradient)
-            + torch.einsum("skljf,skl->sjf", known.gram_F, gram)
-        )
+            ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors).matrix()
+        theta, F = ctx.saved_tensors
+        # operations that autograd can do for many rows at once
+        rows = torch.cat([x.reshape(len(x), x[0].numel()) for x in by], dim=-1)
+        both = (rows[:, None] @ ctx.known)[:, 0]
+        P = theta.shape[1]
+        by_theta, by_F = both[:, :P], both[:, P:].reshape(F.shape)
         return by_theta, by_F, None
 
 
