@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -60,7 +61,9 @@ def chi(
     """
     if float(freedom.min()) < _MANY:
         return (2 * _gamma((freedom / 2)[:, None].expand(-1, count), generator)).sqrt_()
-    source = {"generator": generator, "device": freedom.device, "dtype": torch.float32}
+    source: dict[str, Any] = {
+        "generator": generator, "device": freedom.device, "dtype": torch.float32,
+    }  # fmt: skip
     z, u = torch.randn(len(freedom), count, **source), torch.rand(len(freedom), count, **source)
     d = (freedom / 2 - 1 / 3)[:, None]
     root = (z * (9 * d).rsqrt()).add_(1)

@@ -361,19 +361,19 @@ def flow_and_noise(
         >>> gained  # 1 - exp(-2 h)
         tensor([[1.0000]])
     """
-    X, gained = torch.broadcast_tensors(A * h, D * h)
-    shape, k = X.shape, X.shape[-1]
-    X, gained = X.reshape(-1, k, k), gained.reshape(-1, k, k)
-    size = torch.maximum(X.abs().sum(-1), X.abs().sum(-2)).amax(-1).detach()
+    moved, gained = torch.broadcast_tensors(A * h, D * h)
+    shape, k = moved.shape, moved.shape[-1]
+    moved, gained = moved.reshape(-1, k, k), gained.reshape(-1, k, k)
+    size = torch.maximum(moved.abs().sum(-1), moved.abs().sum(-2)).amax(-1).detach()
     halvings = (size / _SHORT).log2().ceil().clamp_min(0).nan_to_num(0, 0, 0)
     short = (2.0**-halvings)[:, None, None]
-    X, gained = X * short, gained * short
+    moved, gained = moved * short, gained * short
     term = gained
     for j in range(2, _TERMS + 1):
-        half = X @ term
+        half = moved @ term
         term = (half + half.mT) / j
         gained = gained + term
-    flow = _short_exponential(X)
+    flow = _short_exponential(moved)
     for done in range(int(halvings.max()) if len(halvings) else 0):
         on = (halvings > done).nonzero(as_tuple=True)
         F, Q = flow[on], gained[on]
