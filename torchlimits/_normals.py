@@ -54,7 +54,7 @@ class Normals:
         """Lengths of vectors of so many standard normal variables, to full relative precision.
 
         Args:
-            freedom: the number of variables, above 0 and up to 10^15, broadcast to the shape.
+            freedom: the number of variables, above 0 and up to 10^15; it is broadcast to the shape.
             shape: the shape of the result.
         """
         half = torch.as_tensor(freedom, dtype=torch.float64, device=self.device) / 2

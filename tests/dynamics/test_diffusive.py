@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.dynamics.diffusive import DiffusiveDynamics, LinearDiffusion
+from torchlimits.dynamics.diffusive import DiffusiveDynamics, LinearDiffusion, flow_and_noise
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 
@@ -108,6 +108,25 @@ def test_covariance_against_quadrature_and_for_degenerate_matrices():
             torch.testing.assert_close(P, brute, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="no stationary law"):
         dynamics.stationary_covariance()
+
+
+@pytest.mark.parametrize("time", [1e-6, 0.1, 40.0])
+def test_flow_and_noise_against_the_exponential_of_twice_the_size(time):
+    """Of matrices whose times differ by 10^4, and by Lyapunov's equation where that overflows."""
+    generator = torch.Generator().manual_seed(0)
+    A, D = torch.randn(2, 6, 4, 4, generator=generator, dtype=torch.float64)
+    D, h = D @ D.mT, time * torch.logspace(-4, 0, 6, dtype=torch.float64)[:, None, None]
+    A = A - 2.5 * torch.eye(4)
+    flow, gained = flow_and_noise(A, D, h)
+    torch.testing.assert_close(flow, torch.linalg.matrix_exp(A * h), rtol=1e-10, atol=1e-13)
+    residual = A @ gained + gained @ A.mT + D - flow @ D @ flow.mT
+    assert float(residual.abs().max()) < 1e-11 * float(D.abs().max())
+    assert not float((residual + 1e-3 * D).abs().max()) < 1e-11 * float(D.abs().max())
+    if time < 1:
+        block = torch.cat([torch.cat([-A, D], -1), torch.cat([0 * A, A.mT], -1)], -2)
+        twice = torch.linalg.matrix_exp(block * h)
+        brute = twice[:, 4:, 4:].mT @ twice[:, :4, 4:]
+        torch.testing.assert_close(gained, brute, rtol=1e-10, atol=1e-18)
 
 
 def test_seeded_and_batched():

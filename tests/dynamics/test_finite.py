@@ -115,7 +115,7 @@ def test_without_what_is_outside_the_frame_the_law_is_another(monkeypatch):
     problem, options, batch = CASES["xor"]
     start, options = start_of(problem), options_of(problem, options)
     measured = sgd(problem, start, options, batch)
-    monkeypatch.setattr(Normals, "lengths", lambda self, freedom, shape: 0.0)
+    monkeypatch.setattr(Normals, "lengths", lambda self, freedom, shape: torch.zeros(shape))
     assert not alike(measured, chain(problem, start, options, batch))
 
 

@@ -187,7 +187,7 @@ def test_the_comparison_notices_what_is_left_out(monkeypatch):
     assert not alike(real_layers, chain(layers, by_name(layers, wrong), batch))
     wrong = {**LAYERS, "first.weight": {**LAYERS["first.weight"], "dampening": 0.0}}
     assert not alike(real_layers, chain(layers, by_name(layers, wrong), batch))
-    monkeypatch.setattr(Normals, "lengths", lambda self, freedom, shape: 0.0)
+    monkeypatch.setattr(Normals, "lengths", lambda self, freedom, shape: torch.zeros(shape))
     assert not alike(real, chain(problem, make, 1))
 
 
