@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import _checks
+from torchlimits.record.copies import copies_into
 from torchlimits.record.evaluation import Surroundings, exact
 from torchlimits.record.followed import Followed
 from torchlimits.record.model_state import ModelState
@@ -124,17 +125,19 @@ class Ring(ABC):
         Statistics of gradients that were not there are NaN.
         """
         values, error = self._taken(numbers)
-        for row, number in enumerate(numbers[: values.shape[-2]]):
-            if number in self._undefined:
-                values[..., row, self._undefined[number]] = torch.nan
+        for row, columns in self.undefined(numbers[: values.shape[-2]]).items():
+            values[..., row, columns] = torch.nan
         return values, error
 
     @abstractmethod
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]: ...
 
-    def undefined(self, number: int) -> list[int]:
-        """The columns that may be NaN at a record."""
-        return self._undefined.get(number, [])
+    def undefined(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """The columns that may be NaN, by the record's place in ``numbers``; for few or none."""
+        if not self._undefined:
+            return {}
+        known = self._undefined
+        return {row: known[number] for row, number in enumerate(numbers) if number in known}
 
     def forget(self, before: float = math.inf) -> None:
         """Forget what is known of records before a number, or of all."""
@@ -143,7 +146,7 @@ class Ring(ABC):
 
 
 class SnapshotRing(Ring):
-    """Copies of the tensors, made by one fused kernel at each step and evaluated all at once.
+    """Copies of the tensors, made at each step and evaluated all at once.
 
     Matrix products of a batch depend, in the last bits, on the batch's size and on the place in it.
     So every slot is evaluated in every `take`, old copies too, and a record has the slot that its
@@ -158,15 +161,12 @@ class SnapshotRing(Ring):
         # not inference tensors, whatever the mode: they are written into at every step
         with torch.inference_mode(False), torch.no_grad():
             self._buffers = [p.expand(capacity, *p.shape).clone() for p in present]
-            # the slots' views are made once: that costs more than the copy
-            self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
+        self._copies = copies_into(self._buffers)
         self._vectorised = not surroundings.draws
 
     def _put(self, number: int, values: list[Tensor]) -> None:
-        """Copy the tensors by one kernel, without autograd and without synchronisation."""
-        torch._foreach_copy_(  # type: ignore[reportPrivateImportUsage]
-            self._slots[number % self.capacity], values
-        )
+        """Copy the tensors, without autograd and without synchronisation."""
+        self._copies.write(number % self.capacity, values)
 
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
         """Evaluate the statistics for all snapshots at once."""
