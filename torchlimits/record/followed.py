@@ -75,8 +75,7 @@ class Followed(Mapping[str, Tensor]):
             KeyError: if an optimizer keeps no such state.
         """
         if self.sharded:
-            still = [one.whole() for one in self._still]
-            return self._with_moving(still) if self._moving else still
+            return self._with_moving([one.whole() for one in self._still])
         # at every step: any() of a generator takes twice as long
         for children, name, child in self._links:
             if children.get(name) is not child:
@@ -88,7 +87,7 @@ class Followed(Mapping[str, Tensor]):
             if kinds != self._kinds[: len(kinds)]:
                 return None
             self._alias()
-        return self._with_moving(self._aliases) if self._moving else self._aliases
+        return self._with_moving(self._aliases)
 
     def _in_place(self) -> bool:
         """Whether no parameter was moved, for instance by module.to(...) or ``.data``."""
@@ -99,6 +98,8 @@ class Followed(Mapping[str, Tensor]):
             return False
 
     def _with_moving(self, values: list[Tensor]) -> list[Tensor] | None:
+        if not self._moving:
+            return values
         moving = [one.whole() for one in self._moving]
         self.without = [
             one.name for one in self._moving if isinstance(one, Gradient) and one.now() is None

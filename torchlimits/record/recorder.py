@@ -90,8 +90,7 @@ class Recorder(Steps):
             # whatever gradient is there, no step has used it
             self._ring.mark(number, self._ring.followed.gradients)
         step, time = self._counted
-        pending = self._pending  # `_make_room` or `_move` may have emptied it
-        pending.append((number, step, time))
+        self._pending.append((number, step, time))
 
     def _make_room(self) -> None:
         """Evaluate what is in the ring, and hand the rows to the operating system."""

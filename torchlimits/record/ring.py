@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from torchlimits import _checks
-from torchlimits.record.copies import copies_into
 from torchlimits.record.evaluation import Surroundings, exact
 from torchlimits.record.followed import Followed
 from torchlimits.record.model_state import ModelState
@@ -133,10 +132,10 @@ class Ring(ABC):
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]: ...
 
     def undefined(self, numbers: Sequence[int]) -> dict[int, list[int]]:
-        """The columns that may be NaN, by the record's place in ``numbers``; for few or none."""
-        if not self._undefined:
-            return {}
+        """The columns that may be NaN at records, by their places among the ``numbers``."""
         known = self._undefined
+        if not known:
+            return {}
         return {row: known[number] for row, number in enumerate(numbers) if number in known}
 
     def forget(self, before: float = math.inf) -> None:
@@ -146,7 +145,7 @@ class Ring(ABC):
 
 
 class SnapshotRing(Ring):
-    """Copies of the tensors, made at each step and evaluated all at once.
+    """Copies of the tensors, made by one fused kernel at each step and evaluated all at once.
 
     Matrix products of a batch depend, in the last bits, on the batch's size and on the place in it.
     So every slot is evaluated in every `take`, old copies too, and a record has the slot that its
@@ -161,12 +160,16 @@ class SnapshotRing(Ring):
         # not inference tensors, whatever the mode: they are written into at every step
         with torch.inference_mode(False), torch.no_grad():
             self._buffers = [p.expand(capacity, *p.shape).clone() for p in present]
-        self._copies = copies_into(self._buffers)
+            # the slots' views are made once: that costs more than the copy
+            self._slots = list(zip(*(buffer.unbind() for buffer in self._buffers), strict=True))
         self._vectorised = not surroundings.draws
 
     def _put(self, number: int, values: list[Tensor]) -> None:
-        """Copy the tensors, without autograd and without synchronisation."""
-        self._copies.write(number % self.capacity, values)
+        """Copy the tensors by one kernel, without autograd and without synchronisation."""
+        # numpy would take two thirds of the time, but `share_memory_` frees the memory of its views
+        torch._foreach_copy_(  # type: ignore[reportPrivateImportUsage]
+            self._slots[number % self.capacity], values
+        )
 
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]:
         """Evaluate the statistics for all snapshots at once."""
