@@ -144,7 +144,9 @@ def ratio(above: list[float] | None, below: list[float] | None) -> str:
     if above is None or below is None:
         return ""
     low, middle, high = np.quantile(np.divide(above, below), [0.25, 0.5, 0.75])
-    digits = max(0, 2 - math.floor(math.log10(middle)))
+    # a difference of two times may come out as 0 or less, where rounds are short
+    size = math.log10(abs(middle)) if middle and math.isfinite(middle) else 0
+    digits = max(0, 2 - math.floor(size))
     if len(above) == 1:
         return f"{middle:,.{digits}f} (one round)"
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
