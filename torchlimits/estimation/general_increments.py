@@ -24,7 +24,7 @@ from torchlimits.statistics.summary import StatisticFunction
 #: samples on which outer products are compared with tensors
 _COMPARED = 2
 #: bytes of gradients in float64 along which functions are differentiated at once
-_PIECE_BYTES = 2**24
+_PIECE_BYTES = 2**23
 #: arrays of that size that are alive at once
 _COPIES = 4
 #: what has this many times the entries of a row and a column together may be written out
@@ -314,11 +314,11 @@ def _low_rank(base: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _is_small(gradient: Gradient) -> bool:
-    """Whether an outer product is no larger than what may be written out."""
+    """Whether an outer product is no larger than its factors."""
     if not isinstance(gradient, OuterGradient):
         return False
     K, N = gradient.left.shape[1], gradient.right.shape[1]
-    return K * N <= _SMALL * (K + N)
+    return K * N <= K + N
 
 
 def _numbers(gradient: Gradient, structured: bool) -> int:

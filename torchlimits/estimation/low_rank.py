@@ -106,6 +106,8 @@ class LowRank(Structured):
     base: Tensor
     left: Tensor
     right: Tensor
+    #: what this is the transpose of
+    source: LowRank | None
 
     @staticmethod
     def of(base: Tensor, left: Tensor, right: Tensor, small: int) -> Tensor:
@@ -120,7 +122,7 @@ class LowRank(Structured):
         if base.ndim == 0:
             return base + left @ right
         result = _wrapped(LowRank, base, small)
-        result.base, result.left, result.right = base, left, right
+        result.base, result.left, result.right, result.source = base, left, right, None
         return result
 
     @property
@@ -203,7 +205,12 @@ def _is_number(x: Any) -> bool:
 
 
 def _transpose(x: LowRank) -> Any:
-    return x if x.ndim == 1 else x.to_parts(x.base.mT, x.right.mT, x.left.mT)
+    if x.ndim == 1:
+        return x
+    result = x.to_parts(x.base.mT, x.right.mT, x.left.mT)
+    assert isinstance(result, LowRank)
+    result.source = x
+    return result
 
 
 def _matmul(a: Any, b: Any) -> Any:
@@ -223,10 +230,11 @@ def _matmul(a: Any, b: Any) -> Any:
 def _product(a: LowRank, b: LowRank) -> Any:
     """(A + L R)(B + l r) = AB + L (R B) + (A l + L (R l)) r."""
     left, right = (b.left, b.right) if b.ndim == 2 else (b.right.mT, b.left)
-    # the base on the right, where it is one matrix for all samples
-    moved = (left.mT @ a.base.mT).mT if left.ndim == 2 and a.ndim == 2 else a.base @ left
+    along = a.right @ b.base
+    # in a Gram matrix it is the same from both sides
+    moved = along.mT if b.source is a else a.base @ left
     left = torch.cat([a.left, moved + a.left @ (a.right @ left)], -1)
-    right = torch.cat([a.right @ b.base, right])
+    right = torch.cat([along, right])
     if a.ndim == 2 and b.ndim == 1:
         left, right = right, left.mT
     return LowRank.of(a.base @ b.base, left, right, max(a.small, b.small))
