@@ -341,7 +341,7 @@ class Estimator:
         return along, curved, whole, ridge, excess
 
     def _increments(self, step: Step) -> list[Increments]:
-        """By the functions' own derivatives where they have them, else by torch.func."""
+        """Return them by the functions' own derivatives if they have some, else by torch.func."""
         functions = self.statistics.functions
         own = {n: f for n, f in functions.items() if isinstance(f, Quadratic)}
         others = {n: f for n, f in functions.items() if n not in own}
