@@ -135,7 +135,7 @@ def _gradient_moments(
 ) -> Moments:
     """|grad Phi| and moments of |grad H|, over all trainable parameters."""
     names = [n for n, p in problem.model.named_parameters() if p.requires_grad]
-    gradients = PerSampleGradients(problem.model, problem.loss, names, structured=True)
+    gradients = PerSampleGradients(problem.model, problem.loss, names)
     counts = [min(_PIECE, samples - done) for done in range(0, samples, _PIECE)]
     # two halves: the product of their means contains no squared noise
     halves = [{n: torch.zeros_like(parameters[n]) for n in names} for _ in range(2)]
