@@ -106,7 +106,8 @@ class Checkpoint:
             signal.signal(number, before[number])
             self._signal = number
 
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (int(signal.SIGINT), int(signal.SIGTERM))
+        before = {number: signal.getsignal(number) for number in numbers}
         try:
             for number in before:
                 signal.signal(number, wait)
