@@ -13,7 +13,7 @@ from torchlimits.experiments.ranks import rank_and_size
 from torchlimits.files.lock import Taken
 
 #: seconds from one look at what other processes have done to the next
-_LOOK = 0.2
+_LOOK = 0.05
 
 
 class SharedPoints:
