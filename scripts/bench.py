@@ -20,6 +20,7 @@ import bench_heads
 import bench_optimizers
 import bench_reduced
 import bench_solver
+import bench_sweep
 import bench_tracking
 import bench_writing
 import benchmark
@@ -29,7 +30,7 @@ from rich.progress import track
 
 BENCHMARKS = (
     bench_tracking, bench_writing, bench_ensemble, bench_reduced, bench_estimate, bench_solver,
-    bench_heads, bench_optimizers,
+    bench_heads, bench_optimizers, bench_sweep,
 )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def test_all_benchmarks():
     assert done.returncode == 0, done.stderr
     machine, _, *table = done.stdout.splitlines()
     assert torch.__version__ in machine
-    names = ["track", "tensorboard.write", "train", "reduced_chain", "estimate", "solve", "basins"]
+    names = ["track", "tensorboard.write", "train", "reduced_chain", "estimate", "solve", "basins",
+             "sweep"]  # fmt: skip
     for name in names:
         assert any(f"{name}`, " in line for line in table), name
     assert {line.count("|") for line in table} == {8}
