@@ -42,11 +42,11 @@ class Options(benchmark.Options):
     starts: int = 2
     """starts that a point follows"""
     rounds: int = 2
-    context: Literal["spawn", "forkserver"] = "spawn"
+    context: Literal["spawn", "forkserver"] = "forkserver"
     """how processes begin: forkserver has the package loaded beforehand"""
 
 
-SMOKE = Options(points=4, rounds=1, context="forkserver")
+SMOKE = Options(points=4, rounds=1)
 
 
 def point(step_size: float, starts: int) -> float:

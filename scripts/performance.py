@@ -38,7 +38,7 @@ COMMANDS = {
     "scripts/bench_solver.py --starts 10000 --rounds 1": (CPU, "`dynamics.solve`, 10,000 starts"),
     "scripts/bench_heads.py": (CPU, "any head"),
     "scripts/bench_optimizers.py": (CPU, "optimizers with second moments"),
-    "scripts/bench_sweep.py --context forkserver": (CPU, "`tl.sweep`"),
+    "scripts/bench_sweep.py": (CPU, "`tl.sweep`"),
     f"{_CUDA} tracking": (CARD, "`tl.track` around three loops"),
     f"{_CUDA} ensemble": (CARD, "`tl.train`"),
     f"{_CUDA} theory": (CARD, "`reduced_chain`, `dynamics.solve`, `tl.basins`, `tl.estimate`"),
