@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 #: the slope may be larger than expected by this much
 ALLOWED = 0.1
@@ -278,4 +279,6 @@ def _panel(panel: Axes, ones: Sequence[dict[str, Any]], cost: str, unit: str) ->
         )
     panel.set_ylabel(unit, fontsize=8)
     panel.tick_params(labelsize=7)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_minor_formatter(NullFormatter())
     panel.grid(alpha=0.2)
