@@ -19,8 +19,9 @@ from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.trajectory import Trajectory
 
-#: new directions that the frame takes up before it is turned and cut
-_FRESH = 6
+#: new directions that the frame takes up before it is turned and cut: so many at least, and one for
+#: so many rows, as turning takes as long as a step of SGD for each row
+_FRESH, _ROWS_A_FRESH = 6, 2
 #: normal variables that are drawn together, as short draws take longer, in so many stretches
 _AT_ONCE, _MOST_AHEAD = 2**19, 8
 #: the number of samples in a step from which folding them pays, and that number for each row
@@ -256,7 +257,8 @@ class Frame:
         #: directions that a step adds
         self.new = moved if self.folded else samples
         room = 2 * self.new if self.folded else self.new
-        columns = self.d + len(signal) + max(_FRESH, room)
+        fresh = max(_FRESH, len(signal) // _ROWS_A_FRESH, room)
+        columns = self.d + len(signal) + fresh
         self.rows = signal.new_zeros(len(signal), columns, signal.shape[2])
         self.rows[:, : self.d] = signal
         self.rows[:, self.d : self.d + across.shape[1]] = across

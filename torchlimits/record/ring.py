@@ -45,7 +45,7 @@ class Ring(ABC):
         self.followed, self.surroundings, self.capacity = followed, surroundings, capacity
         self.statistics, self.shapes = trial.statistics, trial.shapes
         self.names = self.statistics.entry_names(self.shapes)
-        self._columns = _columns_of(trial, self.names)
+        self._columns = _columns_of(trial)
         # the numbers of records without some gradients, and the columns without a value there
         self._undefined: dict[int, list[int]] = {}
 
@@ -291,13 +291,14 @@ def _of_model(statistics: SummaryStatistics, model: nn.Module) -> SummaryStatist
     return own.statistics(statistics) if isinstance(own, Replicated) else statistics.bound(own)
 
 
-def _columns_of(trial: Trial, names: list[str]) -> dict[str, list[int]]:
+def _columns_of(trial: Trial) -> dict[str, list[int]]:
     """The columns of the statistics that read each tensor."""
     columns: dict[str, list[int]] = {name: [] for name in trial.names}
-    for statistic, read in trial.reads.items():
-        entries = set(trial.statistics.entry_names({statistic: trial.shapes[statistic]}))
-        for name in read:
-            columns[name] += [i for i, entry in enumerate(names) if entry in entries]
+    end = 0
+    for statistic, shape in trial.shapes.items():
+        begin, end = end, end + len(trial.statistics.entry_names({statistic: shape}))
+        for name in trial.reads[statistic]:
+            columns[name] += range(begin, end)
     return columns
 
 
