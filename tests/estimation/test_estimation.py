@@ -905,3 +905,50 @@ def test_replicas_are_refused():
             problem.model(replicas=(3,)), problem.loss, problem.sample, problem.statistics,
             step_size=0.1, samples=10,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["det", "slogdet", "solve"])
+def test_functions_whose_second_derivatives_torch_has_wrong_are_refused(kind, dtype):
+    """In forward over forward mode; no sample would say so."""
+    problem = tl.GaussianMixture.binary(dim=30, snr=2.0, ridge=0.1, dtype=dtype)
+    functions = {
+        "det": lambda p: torch.linalg.det(p["first.weight"] @ p["first.weight"].mT),
+        "slogdet": lambda p: torch.linalg.slogdet(p["first.weight"] @ p["first.weight"].mT)[1],
+        "solve": lambda p: torch.linalg.solve(
+            p["first.weight"] @ p["first.weight"].mT, p["second.weight"].mT
+        ).sum(),
+    }
+    with pytest.raises(tl.StatisticError, match=rf"{kind}.*forward over reverse.*cholesky"):
+        tl.estimate(
+            problem.model(), problem.loss, problem.sample, {kind: functions[kind]}, step_size=0.1,
+            samples=16,
+        )  # fmt: skip
+
+
+def test_a_log_determinant_by_cholesky_has_the_right_corrector():
+    """Beside the Hessian by reverse mode, twice."""
+    problem = tl.GaussianMixture.binary(dim=12, snr=2.0, dtype=torch.float64)
+    model = problem.model(generator=torch.Generator().manual_seed(1))
+    x, y = problem.sample(64, generator=torch.Generator().manual_seed(2))
+
+    def log_det(p):
+        gram = p["first.weight"] @ p["first.weight"].mT
+        return 2 * torch.linalg.cholesky(gram).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    found = tl.estimate(model, problem.loss, lambda count, generator=None: (x[:count], y[:count]),
+                        {"log det": log_det}, step_size=0.1, samples=64)  # fmt: skip
+    start = {n: p.detach() for n, p in model.named_parameters()}
+    hessian = torch.func.jacrev(torch.func.jacrev(log_det))(start)
+    H = hessian["first.weight"]["first.weight"].flatten(2).flatten(0, 1)
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(problem.loss(model(a[None]), b[None]), model.first.weight)[
+                0
+            ].flatten()
+            for a, b in zip(x, y, strict=True)
+        ]
+    )
+    V = gradients.mT.cov()
+    expected = 0.1 / 2 * (H * V).sum()
+    torch.testing.assert_close(found.corrector.value[0], expected)

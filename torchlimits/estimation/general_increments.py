@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import grad, jvp, vmap
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -121,6 +121,7 @@ class GeneralIncrements(Increments):
         few = {n: part(g, largest) for n, g in gradients.items()}
         tensors = {n: dense(g) for n, g in few.items()}
         expected = self._tried(names, tensors)
+        self._check_modes(names, {n: g[0] - self.step.centre[n] for n, g in tensors.items()})
         for name in names:
             reads = self._reads(name)
             if name in expected:
@@ -169,6 +170,61 @@ class GeneralIncrements(Increments):
             return found
 
         self._together(work, [name])
+
+    def _check_modes(self, names: list[str], direction: Values) -> None:
+        """Raise StatisticError where second derivatives of torch's two modes differ.
+
+        Forward over forward is wrong for some functions, `torch.linalg.det` and `solve` among them
+        (torch 2.13), and says nothing; forward over reverse is right.
+        """
+        try:
+            forward, reverse, precision = self._both_modes(names, direction)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception:
+            if len(names) > 1:  # else one mode is not there: whoever needs it says so
+                for name in names:
+                    self._check_modes([name], direction)
+            return
+        # NaN is told elsewhere
+        if not abs(forward - reverse) > len(names) * precision:
+            return
+        for name in names if len(names) > 1 else ():
+            self._check_modes([name], direction)
+        if len(names) == 1:
+            raise StatisticError(
+                f"expected statistic {names[0]!r} to be made of functions whose second derivatives "
+                f"torch has right, got {forward:g} in forward mode and {reverse:g} by forward over "
+                "reverse mode along the gradient of a sample, relative to its value: "
+                "torch.linalg.det, slogdet and solve are such functions; use cholesky or eigvalsh "
+                "in their place (of A A^T, say), or torchlimits.statistics that know their "
+                "derivatives"
+            )
+
+    def _both_modes(self, names: list[str], direction: Values) -> tuple[float, float, float]:
+        """The sum of D^2 u[h, h] in both modes, and how far they may be apart for each function.
+
+        Functions are weighted by 1, 2, ... for their entries, over the sizes of value and
+        derivatives. h has the length of the parameters, so that none hides behind another.
+        """
+        start = self.exact[names[0]]
+        if any(self.exact[name] is not start for name in names):
+            raise ValueError("expected functions of the same parameters")
+        moving = {n: start[n] for n in self.moving}
+        h = {n: direction.get(n, torch.zeros_like(x)).to(x) for n, x in moving.items()}
+        squares = (torch.stack([t.square().sum() for t in x.values()]).sum() for x in (moving, h))
+        factor = torch.div(*squares).sqrt()
+        h = {n: x * factor for n, x in h.items()}
+
+        def weighted(at: Values) -> Tensor:
+            values = (x.flatten() for x in self._values(names, at, start).values())
+            return torch.stack([x @ torch.arange(1, len(x) + 1).to(x) for x in values])
+
+        (value, first), (_, second) = jvp(lambda at: jvp(weighted, (at,), (h,)), (moving,), (h,))
+        scale = 1 / (value.abs() + first.abs() + second.abs()).clamp_min(1e-30)
+        turned = jvp(grad(lambda at: weighted(at) @ scale), (moving,), (h,))[1]
+        reverse = torch.stack([(turned[n] * x).sum() for n, x in h.items()]).sum()
+        return float(second @ scale), float(reverse), torch.finfo(value.dtype).eps ** 0.5
 
     # --- derivatives --------------------------------------------------------------------------
 
