@@ -1,7 +1,7 @@
 """Run every benchmark: one table of what each costs beside a plain way and a lower bound.
 
     python scripts/bench.py --markdown
-    python scripts/bench.py --keep  # and put the rows into the tables of README and docs
+    python scripts/bench.py --keep  # and put the rows into the table of docs
 
 Times are medians over interleaved rounds; ratios are taken within a round, and shown with their
 quartiles. On a machine that is otherwise busy, set OMP_NUM_THREADS=1: where threads have to

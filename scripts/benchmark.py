@@ -58,7 +58,7 @@ class Options:
     markdown: bool = False
     """print a table to paste"""
     keep: bool = False
-    """put the rows into performance.json, and so into the tables of README and docs"""
+    """put the rows into performance.json, and so into the table of docs"""
 
     def __post_init__(self) -> None:
         _checks.positive_int("rounds", self.rounds)

@@ -1,10 +1,10 @@
-"""The tables of costs in README and docs: each row says where, when and by what it was measured.
+"""The table of costs in docs/performance.md: each row says where, when and by what it was measured.
 
     python scripts/bench_tracking.py --keep          # measure, and put its rows for its older ones
-    python scripts/performance.py                    # write both tables from performance.json
+    python scripts/performance.py                    # write the table from performance.json
     python scripts/performance.py cuda/results.json  # the rows that bench_cuda.py found on a card
 
-`performance.json` holds the rows as the tables show them, with the processor or card, date, commit
+`performance.json` holds the rows as the table shows them, with the processor or card, date, commit
 and command of each. What `COMMANDS` names and nobody has measured is in the table as such.
 """
 
@@ -20,7 +20,7 @@ from typing import TypedDict
 
 import reach
 
-ROOT = Path(__file__).parent.parent
+PAGE = Path(__file__).parent.parent / "docs/performance.md"
 KEPT = Path(__file__).with_name("performance.json")
 
 CPU, CARD = "CPU", "card"
@@ -45,25 +45,11 @@ COMMANDS = {
     f"{_CUDA} memory": (CARD, "peak memory"),
 }
 
-#: the rows that README shows, by how they begin
-HEADLINES = (
-    "`tl.track`, N = 1000",
-    "`tl.train`, N = 1000, 200",
-    "`reduced_chain`, N = 1000",
-    "`tl.estimate`, N = 1000, 4096 samples",
-    "`tl.basins`",
-    "`tl.train`, kernel, N = 1000, R = 10000",
-)
-
 #: columns, and whether they hold numbers
 COLUMNS = {
     "what": "---", "ours": "---:", "plain": "---:", "floor": "---:", "plain / ours": "---:",
     "ours / floor": "---:", "plain and floor are": "---", "measured on": "---",
     "by, date, commit": "---",
-}  # fmt: skip
-SHORT = {
-    "what": "---", "takes": "---:", "times as fast as the plain way": "---:",
-    "times the floor": "---:", "measured on": "---", "by, date, commit": "---",
 }  # fmt: skip
 
 
@@ -92,7 +78,7 @@ def load() -> list[Kept]:
 def keep(
     by: str, rows: list[list[str]], where: str, date: str | None = None, commit: str | None = None
 ) -> None:
-    """Put the rows of a command in place of those it had on such a machine, and write the tables.
+    """Put the rows of a command in place of those it had on such a machine, and write the table.
 
     `where` begins with "CPU" or "card".
     """
@@ -140,19 +126,6 @@ def table(kept: list[Kept]) -> str:
     return "\n".join(lines)
 
 
-def headlines(kept: list[Kept]) -> str:
-    """A row for each of the headlines."""
-    lines = header(SHORT)
-    for begin in HEADLINES:
-        row = next((row for row in kept if row["cells"][0].startswith(begin)), None)
-        if row is None:
-            lines.append(f"| {begin} | never measured |  |  |  |  |")
-            continue
-        what, ours, _, _, faster, over, _ = row["cells"]
-        lines.append(f"| {what} | {ours} | {faster} | {over} | {source(row)} |")
-    return "\n".join(lines)
-
-
 def written(text: str, table: str) -> str:
     """The page with this table between its marks."""
     begin, end = "<!-- scripts/performance.py -->\n", "<!-- end -->"
@@ -162,16 +135,14 @@ def written(text: str, table: str) -> str:
     return f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
 
 
-def pages(kept: list[Kept]) -> dict[Path, str]:
-    """What README and the page on performance have to say."""
-    tables = {"README.md": headlines(kept), "docs/performance.md": table(kept)}
-    return {ROOT / name: written((ROOT / name).read_text(), tables[name]) for name in tables}
+def page(kept: list[Kept]) -> str:
+    """What the page on performance has to say."""
+    return written(PAGE.read_text(), table(kept))
 
 
 def write(kept: list[Kept]) -> None:
-    """Write the tables into README and docs."""
-    for page, text in pages(kept).items():
-        page.write_text(text)
+    """Write the table into the page."""
+    PAGE.write_text(page(kept))
 
 
 def from_card(results: Path) -> None:

@@ -232,8 +232,8 @@ def smoke(growth, monkeypatch, tmp_path):
 def test_one_piece_and_then_no_more(smoke, capsys):
     found = smoke("--only", "tl.compare over steps")
     assert list(found) == ["tl.compare over steps"]
-    assert found["tl.compare over steps"]["sizes"] == [1000, 3162]
-    assert "| tl.compare | steps | 10³ to 3,162 |" in capsys.readouterr().out
+    assert found["tl.compare over steps"]["sizes"] == [10_000, 31_623]
+    assert "| tl.compare | steps | 10⁴ to 31,623 |" in capsys.readouterr().out
     assert smoke("--only", "tl.compare over", "--missing", "--seconds", "-1") == found
 
 

@@ -291,14 +291,14 @@ class LinearDiffusion(DiffusiveDynamics):
     def covariance(self, times: Float[Tensor, " T"] | Sequence[float]) -> Float[Tensor, "T k k"]:
         r"""Cov of u~(t) from a fixed start at t = 0: :math:`\int_0^t e^{sA} D e^{sA^T} ds`, exact.
 
-        Times must be >= 0 and not fall. The integral is found by van Loan's block exponential.
+        Times must be >= 0 and not fall. The integral is found by `flow_and_noise`.
 
         Example:
             >>> import torch, torchlimits as tl
             >>> dynamics = tl.SpikedTensor(dim=100, order=2, snr=0.5).dynamics(step_size=1.0)
             >>> limit = dynamics.diffusive(at=torch.tensor([0.0, 1.0]))
             >>> limit.covariance([0.0, 20.0])[:, 0, 0]  # of sqrt(n) m: from 0 to 1/(1 - snr)
-            tensor([0.0000, 2.0000], dtype=torch.float64)
+            tensor([0., 2.], dtype=torch.float64)
         """
         instants = _checks.ordered_times(times).to(self.matrix.device)
         if float(instants[0]) < 0:
