@@ -182,7 +182,7 @@ def live(trajectory: tl.Trajectory) -> Work:
     return work
 
 
-def written(trajectory: tl.Trajectory, **options: object) -> Work:
+def written(trajectory: tl.Trajectory, **options: Any) -> Work:
     beside = predicted(trajectory)
     return lambda: tl.tensorboard.write(
         place("run"), measured=trajectory, predicted=beside, **options
@@ -248,7 +248,7 @@ def spectrum(dim: int, levels: int) -> Tensor:
     return (1 + torch.arange(levels, dtype=torch.float64) / levels).repeat(dim // levels)
 
 
-def right_hand_side(problem: tl.NetworkProblem | tl.GaussianMixture, **options: int) -> Work:
+def right_hand_side(problem: tl.NetworkProblem | tl.GaussianMixture, **options: Any) -> Work:
     dynamics = problem.dynamics(step_size=0.1, **options)
     u = problem.starts(1)[0]
     return lambda: dynamics.drift(u)

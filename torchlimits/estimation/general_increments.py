@@ -220,7 +220,8 @@ class GeneralIncrements(Increments):
             values = (x.flatten() for x in self._values(names, at, start).values())
             return torch.stack([x @ torch.arange(1, len(x) + 1).to(x) for x in values])
 
-        (value, first), (_, second) = jvp(lambda at: jvp(weighted, (at,), (h,)), (moving,), (h,))
+        found: Any = jvp(lambda at: jvp(weighted, (at,), (h,)), (moving,), (h,))
+        (value, first), (_, second) = found
         scale = 1 / (value.abs() + first.abs() + second.abs()).clamp_min(1e-30)
         turned = jvp(grad(lambda at: weighted(at) @ scale), (moving,), (h,))[1]
         reverse = torch.stack([(turned[n] * x).sum() for n, x in h.items()]).sum()
@@ -319,7 +320,8 @@ class GeneralIncrements(Increments):
 
         start = {n: self.moving[n] for n in base}
         zeros = {n: x.new_zeros(x.shape) for n, x in left.items()}
-        first, second = jvp(along, (start, zeros), (base, left))
+        found: Any = jvp(along, (start, zeros), (base, left))
+        first, second = found
         return first, second
 
     def _values(
