@@ -291,7 +291,7 @@ class LinearDiffusion(DiffusiveDynamics):
     def covariance(self, times: Float[Tensor, " T"] | Sequence[float]) -> Float[Tensor, "T k k"]:
         r"""Cov of u~(t) from a fixed start at t = 0: :math:`\int_0^t e^{sA} D e^{sA^T} ds`, exact.
 
-        Times must be >= 0 and not fall. The integral is found by `flow_and_noise`.
+        Times must be >= 0 and not fall.
 
         Example:
             >>> import torch, torchlimits as tl

@@ -187,8 +187,9 @@ def sweep(
     Raises:
         TypeError: if ``function`` does not take the parameters, or ``grid`` is not a dict.
         ValueError: if the grid or an axis is empty, values repeat or are NaN, or the folder is that
-            of another sweep, with another grid, seed or function; see
-            `torchlimits.experiments.identity.identity`.
+            of another sweep, with another grid, seed or function. A function is known by its code,
+            its defaults, what it encloses, and the arguments of a partial; global variables that it
+            reads are not looked at.
         OSError: if the folder cannot be written to.
         RuntimeError: if the function raised an error at some points, or returned what no file can
             hold, after all others have been computed; its ``sweep`` has those. Without a folder the
