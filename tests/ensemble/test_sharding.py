@@ -180,6 +180,7 @@ class DyingEarly(tl.GaussianMixture):
         return super().loss(output, target)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_noticed_long_before_rank_0_is_through(tmp_path, monkeypatch):
     monkeypatch.setenv("DYING_EARLY", str(tmp_path))
     xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)

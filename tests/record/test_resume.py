@@ -76,7 +76,7 @@ def test_a_killed_program_loses_at_most_one_flush_interval(whole, tmp_path, seed
             assert all(curve[step] == whole_curve[step] for step in both)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_equals_one_that_was_not(whole, tmp_path, seed):
     moments = random.Random(100 + seed)
     options = {"checkpoint_every": 40}
