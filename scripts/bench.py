@@ -60,7 +60,9 @@ def measure(options: Options) -> Iterator[Row]:
             own = replace(own, device=options.device)
         elif options.device != "cpu":
             continue
-        yield from (replace(row, by=f"scripts/{one.__name__}.py") for row in one.measure(own))
+        for row in one.measure(own):
+            row.by = f"scripts/{one.__name__}.py"
+            yield row
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,7 +76,7 @@ class Row:
     floor: list[float] | None = None
     note: str = ""
     """what plain and floor are, errors, sizes"""
-    by: str = ""
+    by: str = field(default="", init=False)
     """the command that measures this row by itself; by default the one that was given"""
 
     @property

@@ -371,7 +371,8 @@ def test_a_benchmark_keeps_its_rows_under_its_command(benchmark, performance, mo
     kept = []
     monkeypatch.setattr(performance, "keep", lambda *row: kept.append(row))
     monkeypatch.setattr(sys, "argv", ["scripts/bench_it.py", "--keep", "--rounds", "1"])
-    rows = [benchmark.Row("a", "step", [1.0]), benchmark.Row("b", "step", [1.0], by="scripts/b.py")]
+    rows = [benchmark.Row(what, "step", [1.0]) for what in "ab"]
+    rows[1].by = "scripts/b.py"
     benchmark.main(lambda options: rows, benchmark.Options, None)
     commands = [by for by, *_ in kept]
     assert commands == ["scripts/bench_it.py --rounds 1", "scripts/b.py"]
