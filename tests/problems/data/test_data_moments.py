@@ -6,7 +6,7 @@ import torch
 
 import torchlimits as tl
 from torchlimits.problems.data import expected_risk as risk_module
-from torchlimits.problems.data import moments as module
+from torchlimits.problems.data import rows as module
 from torchlimits.problems.data.expected_risk import expected_risk
 from torchlimits.problems.data.moments import Moments
 from torchlimits.problems.data.rows import Rows
@@ -39,7 +39,7 @@ def radius(x, lr):
 
 
 def test_fourth_moments_are_sums_over_rows(monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", 3 * 7)  # blocks of 7 rows
+    monkeypatch.setattr(module, "_BLOCK", 3 * 7)  # blocks of 7 rows
     found = moments_of()
     quartic, noise = found.fourth
     for n in range(3):
@@ -51,6 +51,24 @@ def test_fourth_moments_are_sums_over_rows(monkeypatch):
             for r, v in zip(found.residuals[:, 0], found.coordinates, strict=True)
         ]
         assert float(noise[n]) == pytest.approx(sum(products) / 60)
+
+
+@pytest.mark.parametrize("block", [60, 2**18])
+def test_residuals_of_classes_are_those_of_least_squares(block, monkeypatch):
+    """With means far apart and scales of three decades, over blocks of 32 rows or all at once."""
+    monkeypatch.setattr(module, "_BLOCK", block)
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(500, 6, generator=g).double() * torch.logspace(0, -3, 6)
+    y = torch.randint(0, 3, (500,), generator=g)
+    x = x + 100 * torch.randn(3, 6, generator=g).double()[y]
+    rows = Rows.of(x, y)
+    found = Moments.of(rows)
+    total = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+    best = torch.linalg.lstsq(total, rows.numbers).solution
+    torch.testing.assert_close(found.residuals, rows.numbers - total @ best, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.slopes @ found.basis, best[:-1].mT, rtol=1e-8, atol=1e-8)
+    within = torch.linalg.lstsq(rows.deviations, rows.numbers).solution  # a control
+    assert (found.residuals - rows.numbers + rows.deviations @ within).abs().max() > 0.1
 
 
 def test_gaussian_data_have_the_gaussian_numbers():

@@ -220,11 +220,12 @@ def _classes(rows: Rows, moments: Moments) -> Iterator[Finding]:
     size = float(pooled.square().sum())
     found = noise = 0.0
     for a, share in enumerate(rows.shares.tolist()):
-        own = moments.coordinates[rows.component == a]
+        which = rows.component == a
+        own = moments.coordinates[which]
         difference = own.mT @ own / len(own) - torch.diag(pooled)
         found += share * float(difference.square().sum()) / size
         # the variance of the entries of v v^T over the rows, of which the pooled one has its part
-        entries = float(own.square().sum(1).square().mean()) / size - 1
+        entries = float(moments.squares[which].square().mean()) / size - 1
         noise += share * (1 - share) * entries / (len(own) - 1)
     beyond = max(found - noise, 0.0) ** 0.5
     level: Level = "holds" if beyond <= _CLASSES else "doubtful"

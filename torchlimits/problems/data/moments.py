@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.problems.data.rows import Rows
+from torchlimits.problems.data.rows import Rows, blocks
 
 #: directions whose variance is below this part of the largest one do not vary
 _COLLINEAR = 1e-10
-#: numbers in a temporary array
-_CHUNK = 2**22
 #: the power iteration for the mean-square limit stops at this relative change, or after so many
 _CHANGE, _ITERATIONS = 5e-4, 40
 
@@ -72,17 +70,14 @@ class Moments:
             return cls(coordinates, values, basis, None, None)
         if rows.classes is not None:
             # between classes, too, a linear prediction uses the differences of the means
-            total = torch.cat([v + rows.means[rows.component], torch.ones_like(v[:, :1])], 1)
-            fitted = torch.linalg.lstsq(total, y).solution
-            return cls(coordinates, values, basis, fitted[:-1].mT @ columns, y - total @ fitted)
+            slopes, fitted = _line_through(rows, y)
+            return cls(coordinates, values, basis, slopes.mT @ columns, y - fitted)
         slopes = (coordinates.mT @ y / len(y) / values[:, None]).mT
         return cls(coordinates, values, basis, slopes, y - coordinates @ slopes.mT)
 
     def chunks(self) -> Iterator[tuple[Tensor, slice]]:
         """The coordinates of so many rows at a time as fit a temporary array, and which."""
-        size = max(1, _CHUNK // len(self.eigenvalues))
-        for first in range(0, len(self.coordinates), size):
-            which = slice(first, first + size)
+        for which in blocks(self.coordinates):
             yield self.coordinates[which], which
 
     @cached_property
@@ -164,7 +159,9 @@ class Moments:
         """
         scale = float(self.eigenvalues.mean())
         # sums of squares: single precision is enough, at half the time
-        x = (self.coordinates / scale**0.5).float()
+        x = self.coordinates.new_empty(self.coordinates.shape, dtype=torch.float32)
+        for part, which in self.chunks():
+            x[which] = part / scale**0.5
         values = (self.eigenvalues / scale).float()
         rates = values[:, None] + values
         q = x.new_full((len(x),), len(x) ** -0.5)
@@ -193,8 +190,8 @@ def weighted_square(x: Float[Tensor, "M N"], weights: Float[Tensor, " M"]) -> Fl
                 [2., 6.]])
     """
     total = x.new_zeros(x.shape[1], x.shape[1])
-    for part, w in zip(_split(x), _split_like(weights, x), strict=True):
-        total.addmm_((part * w[:, None]).mT, part)
+    for part in blocks(x):
+        total.addmm_((x[part] * weights[part, None]).mT, x[part])
     return total / len(x)
 
 
@@ -205,12 +202,22 @@ def quadratic_forms(x: Float[Tensor, "M N"], matrix: Float[Tensor, "N N"]) -> Fl
         >>> quadratic_forms(torch.tensor([[1.0, 2.0]]), torch.eye(2))
         tensor([5.])
     """
-    return torch.cat([((part @ matrix) * part).sum(1) for part in _split(x)])
+    return torch.cat([((x[part] @ matrix) * x[part]).sum(1) for part in blocks(x)])
 
 
-def _split(x: Tensor) -> tuple[Tensor, ...]:
-    return x.split(max(1, _CHUNK // x.shape[1]))
+def _line_through(
+    rows: Rows, y: Float[Tensor, "M q"]
+) -> tuple[Float[Tensor, "N q"], Float[Tensor, "M q"]]:
+    """Slopes of the best linear prediction of y from x, means and all, and what it predicts.
 
-
-def _split_like(weights: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    return weights.split(max(1, _CHUNK // x.shape[1]))
+    By a QR decomposition that takes up a block of rows at a time: as exact as that of all rows.
+    """
+    v, known = rows.deviations, rows.deviations.shape[1] + 1
+    r = v.new_zeros(0, known + y.shape[1])
+    for part in blocks(v, least=4 * r.shape[1]):
+        x = v[part] + rows.means[rows.component[part]]
+        block = torch.cat([x, torch.ones_like(x[:, :1]), y[part]], dim=1)
+        r = torch.linalg.qr(torch.cat([r, block]), mode="r").R
+    both = torch.linalg.solve_triangular(r[:known, :known], r[:known, known:], upper=True)
+    slopes, constant = both[:-1], both[-1]
+    return slopes, v @ slopes + (rows.means @ slopes + constant)[rows.component]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ _CONSTANT = 1e-10
 _CENTRED = 1e-6
 #: names of columns that a message lists
 _NAMED = 8
+#: numbers in a temporary array: it stays in the cache, and in memory that the allocator keeps
+_BLOCK = 2**18
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,25 @@ class Rows:
         _check_classes(classes, counts, centre)
         sums = inputs.new_zeros(len(classes), inputs.shape[1])
         means = sums.index_add_(0, component, inputs) / counts[:, None]
-        return cls(inputs - means[component], means, component, classes, _coded(component))
+        deviations = torch.empty_like(inputs)
+        for part in blocks(inputs):
+            torch.sub(inputs[part], means[component[part]], out=deviations[part])
+        return cls(deviations, means, component, classes, _coded(component))
 
     @property
     def shares(self) -> Float[Tensor, " A"]:
         """The fraction of the rows in each class."""
         return self.component.bincount(minlength=len(self.means)) / len(self.component)
+
+
+def blocks(rows: Float[Tensor, "M N"], least: int = 1) -> Iterator[slice]:
+    """So many rows at a time as fit a small temporary array, or more if fewer do not pay.
+
+    >>> [part.start for part in blocks(torch.zeros(5, 2**17))]
+    [0, 2, 4]
+    """
+    size = max(least, _BLOCK // rows.shape[1])
+    return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
 def _mean(inputs: Float[Tensor, "M N"]) -> Float[Tensor, "1 N"]:
@@ -80,7 +96,8 @@ def _inputs(x: object) -> Float[Tensor, "M N"]:
             "expected x of shape (M, N), one row for each sample, got "
             f"{tuple(inputs.shape)}: flatten images by x.reshape(len(x), -1)"
         )
-    if not bool(inputs.isfinite().all()):
+    # beside infinity or NaN, a sum is neither finite
+    if not bool(inputs.sum().isfinite()) and not bool(inputs.isfinite().all()):
         bad = inputs.isfinite().logical_not().any(0).nonzero().flatten()
         raise ValueError(
             f"expected finite data, got NaN or infinity in {_columns(bad)} of x: leave out those "
@@ -90,7 +107,8 @@ def _inputs(x: object) -> Float[Tensor, "M N"]:
     if rows < 2:
         raise ValueError("expected at least 2 rows of data, got 1: a single one has no covariance")
     spread = inputs.std(0, correction=0)
-    constant = (spread <= _CONSTANT * inputs.abs().amax(0)).nonzero().flatten()
+    low, high = inputs.aminmax(dim=0)
+    constant = (spread <= _CONSTANT * torch.maximum(-low, high)).nonzero().flatten()
     if len(constant):
         raise ValueError(
             f"expected features that vary, got constant ones, {_columns(constant)} of x: leave "
