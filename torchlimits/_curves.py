@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,19 +56,33 @@ def draw(axes: Axes, curves: Curves, x_label: str, style: dict[str, Any]) -> Non
     runs, alone = len(curves.values), len(curves.names) == 1
     colours, before = _colours(len(curves.names)), bool(axes.lines)
     told = set(axes.get_legend_handles_labels()[1])
-    for i, name in enumerate(curves.names):
-        for run in range(runs):
-            own: dict[str, Any] = {"label": _label(name, run, runs, alone), **style}
-            if not alone and not {"color", "c"} & set(style):
-                own["color"] = colours[i]
-            own["label"] = None if own["label"] in told else own["label"]
-            told.add(own["label"])
-            _line(axes, curves, run, i, own)
+    with _fitted_once(axes):
+        for i, name in enumerate(curves.names):
+            for run in range(runs):
+                own: dict[str, Any] = {"label": _label(name, run, runs, alone), **style}
+                if not alone and not {"color", "c"} & set(style):
+                    own["color"] = colours[i]
+                own["label"] = None if own["label"] in told else own["label"]
+                told.add(own["label"])
+                _line(axes, curves, run, i, own)
     axes.set_xlabel(x_label)
     # where different statistics are drawn over each other, only the legend tells their names
     same = not before or axes.get_ylabel() == curves.title
     axes.set_ylabel(curves.title if same else "")
     _legend(axes, runs if not alone else 1)
+
+
+@contextmanager
+def _fitted_once(axes: Axes) -> Generator[None]:
+    """Fit the view when all is drawn: with each band, matplotlib looks at all lines before it."""
+    fitted = axes.get_autoscalex_on(), axes.get_autoscaley_on()
+    axes.set_autoscale_on(False)
+    try:
+        yield
+    finally:
+        axes.set_autoscalex_on(fitted[0])
+        axes.set_autoscaley_on(fitted[1])
+        axes.autoscale_view(scalex=fitted[0], scaley=fitted[1])
 
 
 def _label(name: str, run: int, runs: int, alone: bool) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 #: at most so many names are listed one by one in a message, and more as families
 _LISTED = 8
@@ -45,8 +45,10 @@ def families(names: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def chosen(asked: object, names: Sequence[str]) -> list[str]:
+def chosen(asked: object, names: Collection[str]) -> list[str]:
     """The names that ``asked`` stands for: the same name, or else those of the family.
+
+    Of many names, some that are asked for one by one are found faster in a dict or set.
 
     Raises:
         ValueError: if there are none; the message says which names there are.
@@ -68,7 +70,7 @@ def chosen(asked: object, names: Sequence[str]) -> list[str]:
     )
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Collection[str]) -> str:
     """All names if they are few; otherwise the families, each with its first and last entry.
 
     Example:
@@ -88,7 +90,7 @@ def listed(names: Sequence[str]) -> str:
     return f"[{', '.join(parts)}]"
 
 
-def _nearest(asked: object, names: Sequence[str]) -> str:
+def _nearest(asked: object, names: Collection[str]) -> str:
     known = [*dict.fromkeys([*names, *families(names)])]
     near = difflib.get_close_matches(asked, known, n=1) if isinstance(asked, str) else []
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -131,8 +131,9 @@ class Values:
         Raises:
             ValueError: for an unknown name; the message lists the known ones.
         """
-        columns = [list(self.names).index(one) for one in _names.chosen(name, self.names)]
-        return self.values[..., columns[0] if name in self.names else columns]
+        place = {one: column for column, one in enumerate(self.names)}
+        columns = [place[one] for one in _names.chosen(name, place)]
+        return self.values[..., columns[0] if name in place else columns]
 
     def __contains__(self, name: object) -> bool:
         """Whether there is a statistic or a family of that name."""

@@ -111,7 +111,7 @@ class Trajectory(Values):
         if asked == list(self.names):
             return self
         columns = {name: column for column, name in enumerate(self.names)}
-        found = [one for name in asked for one in _names.chosen(name, self.names)]
+        found = [one for name in asked for one in _names.chosen(name, columns)]
         rows = [columns[name] for name in found]
         return replace(self, names=found, **self._of_all(lambda x: x[..., rows]))
 

@@ -71,6 +71,27 @@ def test_parameters_of_heads_have_a_panel_each_under_their_own_names():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("count", [49, 600])
+def test_a_panel_draws_a_part_of_a_large_family_and_says_so(count):
+    path = trajectory([f"m[{i}]" for i in range(count)], rows=5)
+    figure = figures.overlay(None, path)
+    assert titles(figure) == [f"$m_{{i}}$, 48 of {count}"]
+    assert len(figure.axes[0].lines) == 48
+    first, last = figure.axes[0].lines[0], figure.axes[0].lines[-1]
+    np.testing.assert_array_equal(first.get_ydata(), path["m[0]"])
+    np.testing.assert_array_equal(last.get_ydata(), path[f"m[{count - 1}]"])
+    all_drawn = figures.overlay(None, path.select([f"m[{i}]" for i in range(48)]))
+    assert titles(all_drawn) == ["$m_{i}$"]
+
+
+def test_a_figure_draws_some_of_many_families_and_says_so():
+    figure = figures.overlay(None, trajectory([f"f{i}" for i in range(30)], rows=5))
+    assert titles(figure) == [f"f{i}" for i in range(24)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()][-1] == "24 of 30 panels"
+    figure = figures.overlay(None, trajectory([f"f{i}" for i in range(24)], rows=5))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["predicted"]
+
+
 def test_runs_from_different_starts_are_never_averaged():
     measured = trajectory(["m[0,0]"], runs=6)
     figure = figures.overlay(measured, None, max_points=50)

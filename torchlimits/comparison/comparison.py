@@ -150,12 +150,13 @@ def compare(measured: Trajectory, predicted: Trajectory) -> Comparison:
             f"expected the same times, got {len(measured)} and {len(predicted)} of them: "
             "predict with dynamics.solve(measured.initial, measured.times)"
         )
+    both = set(match.names)
     return Comparison(
         names=match.names,
         runs=len(match.difference),
         unmatched=match.unmatched,
         worst_runs=worst_runs(match),
-        humps=[one for one in match.humps if one.name in match.names],
+        humps=[one for one in match.humps if one.name in both],
         momentum_lag=momentum_lag(match),
         level=float(predicted.metadata.get("law", {}).get("level", 0.95)),
         **vars(means(match)),

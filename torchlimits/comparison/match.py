@@ -95,13 +95,15 @@ def matched(measured: object, predicted: object) -> Match:
             f"expected a prediction for each run or one for all, got {theirs.runs} for "
             f"{ours.runs} measured runs"
         )
-    names = [name for name in ours.names if name in theirs.names]
+    known = set(theirs.names)
+    names = [name for name in ours.names if name in known]
     if not names:
         raise ValueError(
             f"expected statistics that are both measured and predicted, got {list(ours.names)} "
             f"measured and {list(theirs.names)} predicted: give them the same names"
         )
-    only = {side: [n for n in path.names if n not in names] for side, path in sides.items()}
+    both = set(names)
+    only = {side: [n for n in path.names if n not in both] for side, path in sides.items()}
     return Match(sides, names, only, several_humps(sides["predicted"]))
 
 

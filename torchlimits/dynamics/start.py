@@ -41,7 +41,8 @@ def begun(
         return u0, times
     if not len(u0):
         raise ValueError(f"expected a trajectory with rows, got {u0!r}: record a step first")
-    missing = [name for name in names if name not in u0.names]
+    given = set(u0.names)
+    missing = [name for name in names if name not in given]
     state = set(names) - set(names if needed is None else needed)
     if missing and state.issuperset(missing):
         if int(u0.steps.flatten()[0]) > 0:
@@ -56,7 +57,8 @@ def begun(
             f"expected a trajectory of the statistics {_names.listed(names)}, got one without "
             f"{_names.listed(missing)}: record problem.statistics, or give a start as a tensor"
         )
-    unknown = [name for name in u0.names if name not in names and name not in state]
+    known = {*names, *state}
+    unknown = [name for name in u0.names if name not in known]
     if unknown:
         _checks.warn(
             f"these dynamics do not know {_names.listed(unknown)} and leave "

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torchlimits.comparison.match import Match, matched
 from torchlimits.figures.axes import LEGEND_LINE, draw, dress, legend, legend_lines, share_y
 from torchlimits.figures.key import Key, key_of
-from torchlimits.figures.panels import panels_of
+from torchlimits.figures.panels import MOST_PANELS, Panel, panels_of
 from torchlimits.figures.rows import rows_of
 from torchlimits.files.folder import prepared
 from torchlimits.trajectory import Trajectory
@@ -33,7 +33,9 @@ def overlay(
 
     Each family of statistics has its panels: ``v[i]`` one, ``m[i,j]`` one for each j, a symmetric
     ``R[i,j]`` one for the diagonal and one for the rest, and the entries of a parameter under its
-    own name, ``head.1.weight[i,j]``, one. Each first index has the same colour everywhere. Runs
+    own name, ``head.1.weight[i,j]``, one. There are at most 24 panels, the first ones, as the key
+    says, and 48 statistics in each, evenly spread among its own, as its title says:
+    `Trajectory.select` shows others. Each first index has the same colour everywhere. Runs
     that share their start are averaged, with the standard error of the mean as error bars; runs
     with different starts, which may go to different fixed points, are drawn in rows of their own,
     the first four of them. Statistics match by name; those that only one side has are drawn without
@@ -62,12 +64,15 @@ def overlay(
     return overlay_of(matched(measured, predicted), max_points=max_points)
 
 
-def overlay_of(match: Match, *, max_points: int = 40) -> Figure:
+def overlay_of(
+    match: Match, *, max_points: int = 40, panels: Sequence[Panel] | None = None
+) -> Figure:
     """The `overlay` of trajectories that are matched.
 
     Args:
         match: of them.
         max_points: as in `overlay`.
+        panels: what is drawn; by default, all statistics.
 
     Example:
         >>> import torch
@@ -76,13 +81,15 @@ def overlay_of(match: Match, *, max_points: int = 40) -> Figure:
         1
     """
     given, rows = list(match.sides.values()), rows_of(match)
-    panels = panels_of(match.all_names)
+    known = panels_of(match.all_names) if panels is None else panels
+    panels = known[:MOST_PANELS]
+    left_out = f"{len(panels)} of {len(known):,} panels" if len(panels) < len(known) else ""
     # in a page or a browser, text is too small beside more than three panels
     lines = math.ceil(len(panels) / (3 if len(rows) == 1 else 5))
     across = math.ceil(len(panels) / lines)
     names = max(legend_lines(panel) for panel in panels)
     title, width = _title(given), _width(across)
-    key = key_of(given, rows, width)
+    key = key_of(given, rows, width, left_out)
     top = key.height + _LEGEND_TITLE + LEGEND_LINE * names + (0.25 if title else 0.0)
     figure, grid = _grid(len(rows), lines, across, names, top)
     for p, panel in enumerate(panels):

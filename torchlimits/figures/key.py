@@ -48,13 +48,16 @@ class Key:
         )  # fmt: skip
 
 
-def key_of(given: Sequence[Trajectory], rows: Sequence[Row], width: float) -> Key:
+def key_of(
+    given: Sequence[Trajectory], rows: Sequence[Row], width: float, left_out: str = ""
+) -> Key:
     """The key to what is drawn.
 
     Args:
         given: the trajectories.
         rows: what is drawn of them.
         width: of the figure, in inches.
+        left_out: what else is to be said.
 
     Example:
         >>> import torch
@@ -66,6 +69,7 @@ def key_of(given: Sequence[Trajectory], rows: Sequence[Row], width: float) -> Ke
         (2, 1)
     """
     entries = _entries(given, rows)
+    entries += [Line2D([], [], linestyle="none", label=left_out)] if left_out else []
     texts = [TextPath((0, 0), str(one.get_label()), size=_SIZE) for one in entries]
     widths = [_HANDLE * _SIZE + float(text.get_extents().width) for text in texts]
     columns = max(1, len(entries))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import matplotlib as mpl
 from matplotlib.colors import to_hex
 
 from torchlimits._names import families, parse
+from torchlimits.trajectory import spread_rows
 
-MOST_PANELS = 24
+#: more panels, or more curves in one, would be slow to draw and told apart by nobody
+MOST_PANELS, MOST_CURVES = 24, 48
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,35 @@ class Panel:
         """The colour of each label."""
         return dict(zip(self.labels, self.colours, strict=True))
 
+    def only(self, names: Collection[str]) -> Panel:
+        """The panel of those of its statistics that are among the names.
+
+        >>> Panel("m", ["m[0]", "m[1]"], ["0", "1"], ["red", "blue"]).only({"m[1]"}).colours
+        ['blue']
+        """
+        return self._rows([i for i, name in enumerate(self.names) if name in names])
+
+    def thinned(self, curves: int) -> Panel:
+        """The panel of at most so many statistics, evenly spread, which its title tells.
+
+        >>> Panel("m", ["m[0]", "m[1]", "m[2]"], ["0", "1", "2"], ["red"] * 3).thinned(2)
+        Panel(title='m, 2 of 3', names=['m[0]', 'm[2]'], labels=['0', '2'], colours=['red', 'red'])
+        """
+        if len(self.names) <= curves:
+            return self
+        thin = self._rows(spread_rows(len(self.names), curves).tolist())
+        return replace(thin, title=f"{self.title}, {curves} of {len(self.names):,}")
+
+    def _rows(self, rows: Sequence[int]) -> Panel:
+        parts = (self.names, self.labels, self.colours)
+        return Panel(self.title, *([part[i] for i in rows] for part in parts))
+
 
 def panels_of(names: Sequence[str]) -> list[Panel]:
-    """Families of statistics; m by its columns, R by diagonal and rest; `MOST_PANELS` at most."""
+    """Families of statistics; m by its columns, R by diagonal and rest."""
     panels = [panel for stem, own in families(names).items() for panel in _split(stem, own)]
     # a symmetric family may be given without its diagonal, or as the diagonal alone
-    return [panel for panel in panels if panel.names][:MOST_PANELS]
+    return [panel.thinned(MOST_CURVES) for panel in panels if panel.names]
 
 
 def _split(stem: str, names: list[str]) -> list[Panel]:
@@ -48,7 +73,7 @@ def _split(stem: str, names: list[str]) -> list[Panel]:
     of = dict(zip(names, indices, strict=True))
     if len(first) > 1 and all(i <= j for i, j in indices):
         diagonal = [name for name in names if of[name][0] == of[name][1]]
-        rest = [name for name in names if name not in diagonal]
+        rest = [name for name in names if of[name][0] != of[name][1]]
         others = _palette(len(rest), "Dark2")
         return [
             _panel(_symbol(stem, "ii"), diagonal, [colour[of[name][0]] for name in diagonal]),

@@ -41,7 +41,8 @@ class LoopValues:
             TypeError: if a value is not a real number.
             ValueError: if a name is a statistic's, or a tensor has more than one entry per run.
         """
-        new = [name for name in _checks.names(values) if name not in self.names]
+        known = set(self.names)
+        new = [name for name in _checks.names(values) if name not in known]
         kept = {name: self._value(name, value) for name, value in values.items()}
         clashes = sorted(self._taken & set(new))
         if clashes:

@@ -88,8 +88,8 @@ def tried(statistics: SummaryStatistics, state: ModelState, surroundings: Surrou
             f"{list(statistics.functions)} that changed {untouched.changed} of the model: "
             f"{_NOT_IN_PLACE}"
         )
-    names = [name for name in copies if name in copies.given]
-    names += [name for name in copies.given if name not in names]
+    # in the order of the parameters, and then what is none of them
+    names = [*dict.fromkeys([*(name for name in copies if name in copies.given), *copies.given])]
     if not names:
         raise ValueError(
             "expected statistics that are functions of the parameters they are given, got some "

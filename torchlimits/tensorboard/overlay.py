@@ -57,8 +57,9 @@ def write(
     `tag`): one chart for each statistic, two colours. Several runs (leading dimensions) go to
     ``<logdir>/measured/0``, ``.../1`` ... Statistics match by name; the text panel lists those that
     only one side has. Besides the curves there are a custom-scalars layout, hyperparameters, a text
-    panel, an image with all statistics and one of each panel; ``torchlimits/sup difference`` is
-    the largest difference of each run, if both sides have the same times.
+    panel, an image with all statistics and one of each panel (of at most as many as
+    `figures.overlay` draws, and 8); ``torchlimits/sup difference`` is the largest difference of
+    each run, if both sides have the same times.
 
     *Custom Scalars* has one chart for each statistic of each experiment, in categories that carry
     the last two levels of ``logdir``. A chart finds its runs by their tags, so these curves have

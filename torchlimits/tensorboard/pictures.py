@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torchlimits.comparison.match import Match
 from torchlimits.tensorboard import summaries
 from torchlimits.tensorboard.events import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from torchlimits.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from torchlimits.figures.panels import Panel
 
 #: more of them would be slow to draw and to look through
 _MOST = 8
@@ -30,11 +34,12 @@ def pictures(match: Match) -> list[Summary]:
     panels = panels_of(match.all_names)
     if len(panels) == 1 and all(path.runs == 1 for path in match.sides.values()):
         return found
+    both = set(match.names)
     for panel in panels[:_MOST]:
-        names = [name for name in panel.names if name in match.names] or panel.names
-        found.append(
-            summaries.image(f"torchlimits/overlay/{_title(names)}", _picture(match, names))
-        )
+        shown = panel.only(both)
+        shown = shown if shown.names else panel
+        tag = f"torchlimits/overlay/{_title(shown.names)}"
+        found.append(summaries.image(tag, _picture(match, shown)))
     return found
 
 
@@ -42,24 +47,26 @@ def _title(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
 
 
-def _picture(match: Match, names: Sequence[str]) -> bytes:
-    """The panel of some statistics: all of them of both sides, or all of one side."""
+def _picture(match: Match, panel: Panel) -> bytes:
+    """A panel of some statistics: all of them of both sides, or all of one side."""
     from torchlimits import figures
     from torchlimits.figures.draw import overlay_of
 
-    parts = {side: _part(path, names) for side, path in match.sides.items()}
-    if not set(names) <= {*match.names} and "measured" in parts and parts["measured"] is not None:
+    both = set(match.names)
+    parts = {side: _part(path, panel.names) for side, path in match.sides.items()}
+    if not both.issuperset(panel.names) and parts.get("measured") is not None:
         parts = {"measured": parts["measured"]}
     sides = {side: part for side, part in parts.items() if part is not None}
-    common = [name for name in names if name in match.names]
+    common = [name for name in panel.names if name in both]
     first = [one for one in match.humps if one.run == 0]
-    figure = overlay_of(Match(sides, common, {}, first))
+    figure = overlay_of(Match(sides, common, {}, first), panels=[panel])
     return figures.png(figure, dpi=110)
 
 
 def _part(path: Trajectory, names: Sequence[str]) -> Trajectory | None:
     """The statistics of a panel in the first run, without a title; None if it has none of them."""
-    own = [name for name in names if name in path.names]
+    known = set(path.names)
+    own = [name for name in names if name in known]
     if not own:
         return None
     return replace(path.select(own).run(0), metadata={**path.metadata, "title": ""})
