@@ -15,7 +15,7 @@ import multiprocessing
 import re
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,22 +214,40 @@ def told(one: dict[str, Any]) -> str:
     return f"{name}{'' if one['holds'] else '  FASTER'}\n    {costs}"
 
 
-def table(found: Sequence[dict[str, Any]]) -> str:
-    """A table in Markdown: one row for each piece of work."""
+def table(growths: Sequence[Growth], found: Mapping[str, dict[str, Any]]) -> str:
+    """A table in Markdown: a row for each piece of work, those that were not measured last.
+
+    Args:
+        growths: all of them.
+        found: what was measured, by name.
+    """
     lines = [
-        "| what | over | sizes | time | expected | memory | expected | because |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
+        "| what | over | sizes | time | expected | memory | expected | the largest takes | because "
+        "| measured |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- |",
     ]
-    for one in found:
+    for growth in (growth for growth in growths if growth.name in found):
+        one = found[growth.name]
         (low, high) = (_power(one["sizes"][i]) for i in (0, -1))
         cells = [one["operation"], one["axis"], f"{low} to {high}"]
-        for cost in ("time", "memory"):
+        for cost, expected in (("time", growth.time), ("memory", growth.memory)):
             slope = one[cost]
             told = f"{slope['slope']:.2f} ± {slope['error']:.2f}"
-            over = slope["slope"] > slope["expected"] + ALLOWED
-            cells += [f"**{told}**" if over else told, f"{slope['expected']:g}"]
-        cells.append(one["why"] + (f"; faster: {one['faster']}" if one.get("faster") else ""))
+            over = slope["slope"] > expected + ALLOWED
+            cells += [f"**{told}**" if over else told, f"{expected:g}"]
+        cells += [
+            f"{one['seconds'][-1]:.2g} s, {max(one['bytes'][-1], _LEAST_BYTES) / 2**20:.0f} MiB",
+            growth.why + (f"; faster: {growth.faster}" if growth.faster else ""),
+            f"{one['date']}, {one['commit']}",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
+    for growth in growths:
+        if growth.name not in found:
+            cells = [
+                growth.operation, growth.axis, "", "", f"{growth.time:g}", "",
+                f"{growth.memory:g}", "", growth.why, "never measured",
+            ]  # fmt: skip
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -242,24 +260,24 @@ def _power(size: int) -> str:
 
 
 def picture(found: Sequence[dict[str, Any]]) -> Figure:
-    """A panel for each axis and cost: what was measured, and dotted lines of expected slope."""
+    """Time, memory and names for each axis: what was measured, and dotted expected slopes."""
     axes = list(dict.fromkeys(one["axis"] for one in found))
-    columns = math.ceil(len(axes) / 2)
     figure, panels = plt.subplots(
-        4, columns, figsize=(3.6 * columns, 13), layout="constrained", squeeze=False
-    )
-    for panel in panels.flat:
-        panel.set_visible(False)
-    for place, axis in enumerate(axes):
-        row, column = divmod(place, columns)
+        len(axes), 3, figsize=(13, 3.4 * len(axes)), layout="constrained", squeeze=False,
+        width_ratios=[1, 1, 0.55],
+    )  # fmt: skip
+    for (time_panel, memory_panel, names), axis in zip(panels, axes, strict=True):
         ones = [one for one in found if one["axis"] == axis]
-        for half, (cost, unit) in enumerate((("time", "seconds"), ("memory", "bytes"))):
-            panel = panels[2 * row + half, column]
-            panel.set_visible(True)
+        for panel, cost, unit in (
+            (time_panel, "time", "seconds"), (memory_panel, "memory", "bytes"),
+        ):  # fmt: skip
             _panel(panel, ones, cost, unit)
             panel.set_title(f"{cost} over {axis}", fontsize=10)
-            if half == 0:
-                panel.legend(fontsize=5.5, loc="upper left", framealpha=0.6)
+        # beside the panels, where they cover no lines
+        names.set_axis_off()
+        names.legend(
+            *time_panel.get_legend_handles_labels(), loc="center left", fontsize=8, frameon=False
+        )
     return figure
 
 

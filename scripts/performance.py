@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
+import pages
 import reach
 
 PAGE = Path(__file__).parent.parent / "docs/performance.md"
@@ -126,18 +127,9 @@ def table(kept: list[Kept]) -> str:
     return "\n".join(lines)
 
 
-def written(text: str, table: str) -> str:
-    """The page with this table between its marks."""
-    begin, end = "<!-- scripts/performance.py -->\n", "<!-- end -->"
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"expected one table between {begin.strip()} and {end}")
-    before, _, rest = text.partition(begin)
-    return f"{before}{begin}{table}\n{end}{rest.partition(end)[2]}"
-
-
 def page(kept: list[Kept]) -> str:
     """What the page on performance has to say."""
-    return written(PAGE.read_text(), table(kept))
+    return pages.written(PAGE.read_text(), "performance.py", table(kept))
 
 
 def write(kept: list[Kept]) -> None:

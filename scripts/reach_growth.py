@@ -1,13 +1,14 @@
 """What everything costs as it grows: N, K, statistics, runs, steps, nodes, blocks, data.
 
-    python scripts/reach_growth.py --out scripts/reach_growth.json --pictures scripts
+    python scripts/reach_growth.py --out scripts/reach_growth.json --picture scripts/growth.png
 
 For each piece of work and axis: seconds (the least of some repeats, of one core) and peak memory
 (resident bytes beside those before the work, as Linux counts them, in a process of its own) at
 several sizes; the slope of the last four in logarithms, with its standard error; and the exponent
 that it has to have, with the reason. It ends with an error if one grows faster than expected + 0.1
 and nothing says why. `--smoke` takes the two smallest sizes of each, `--only` pieces by a part of
-their name or axis, `--table` prints what a JSON file holds.
+their name or axis, `--table` prints what the JSON file of `--out` holds. `--page` measures nothing
+and writes the table of `reach_growth.json`, with what nobody has measured, into docs/growth.md.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pages
 import reach
 import torch
 from growth import Growth, Work, measured, picture, table, told
@@ -37,6 +39,9 @@ from torchlimits.cli.show import Show
 for name in dir(tl):
     getattr(tl, name)
 FOLDER = tempfile.TemporaryDirectory()
+
+PAGE = Path(__file__).parent.parent / "docs/growth.md"
+KEPT = Path(__file__).with_suffix(".json")
 
 
 def place(name: str) -> Path:
@@ -108,12 +113,15 @@ def checkpointed(steps: int) -> Work:
 # --- trajectories ---------------------------------------------------------------------------------
 
 
-def path(steps: int, *, statistics: int = 2, runs: int | None = None) -> tl.Trajectory:
-    """A trajectory of noise."""
+def path(
+    steps: int, *, statistics: int = 2, runs: int | None = None, family: bool = True
+) -> tl.Trajectory:
+    """A trajectory of noise; its statistics are one family, or each of its own."""
     lead = () if runs is None else (runs,)
     values = torch.rand(*lead, steps, statistics, dtype=torch.float64)
     times = torch.linspace(0.0, 1.0, steps, dtype=torch.float64)
-    return tl.Trajectory(times, torch.arange(steps), values, [f"m[{i}]" for i in range(statistics)])
+    names = [f"m[{i}]" if family else f"m{i}" for i in range(statistics)]
+    return tl.Trajectory(times, torch.arange(steps), values, names)
 
 
 def predicted(like: tl.Trajectory) -> tl.Trajectory:
@@ -192,6 +200,11 @@ def written(trajectory: tl.Trajectory, **options: Any) -> Work:
 def compared(trajectory: tl.Trajectory) -> Work:
     beside = predicted(trajectory)
     return lambda: str(tl.compare(trajectory, beside))
+
+
+def plotted(trajectory: tl.Trajectory) -> Work:
+    beside = predicted(trajectory)
+    return lambda: beside.plot("m")
 
 
 def overlaid(trajectory: tl.Trajectory) -> Work:
@@ -349,9 +362,9 @@ GROWTHS = [
            1, 1, "copies of N"),
     Growth("tl.train", "N", [100, 1000, *decades(4, 6)], lambda n: trained(20, dim=n, runs=4), 1, 1,
            "data and weights of N"),
-    Growth("tl.estimate", "N", decades(2, 5, 1), lambda n: estimated(dim=n), 1, 1,
+    Growth("tl.estimate", "N", decades(2, 6, 1), lambda n: estimated(dim=n), 1, 1,
            "a gradient of N for each sample, in pieces"),
-    Growth("tl.estimate, plain functions", "N", decades(2, 5, 1),
+    Growth("tl.estimate, plain functions", "N", decades(2, 6, 1),
            lambda n: estimated(dim=n, plain=True), 1, 1, "the same"),
     Growth("dynamics.solve", "N", decades(2, 6, 1), solved, 0, 0, "N enters as a number"),
     Growth("dynamics.solve, band", "N", decades(2, 6, 1), lambda n: solved(n, band=True), 0, 0,
@@ -368,24 +381,27 @@ GROWTHS = [
     Growth("reduced_chain", "K", WIDTHS, lambda k: chain(50, width=k, runs=200), 2, 2,
            "K rows of K + 6 coordinates"),
     Growth("any head, right-hand side", "K", WIDTHS,
-           lambda k: right_hand_side(head(k), nodes=8192), 2, 2,
-           "K² products at each node"),
+           lambda k: right_hand_side(head(k), nodes=8192), 2, 1,
+           "K² products at each node, of which K numbers are held"),
     Growth("mixture, right-hand side", "K", [8, 16, 32, 64],
-           lambda k: right_hand_side(tl.GaussianMixture.binary(400, k, snr=2.0), level=-3), 2, 2,
-           "K² products at each node, as many nodes from K = 8 on"),
+           lambda k: right_hand_side(tl.GaussianMixture.binary(400, k, snr=2.0), level=-3), 2, 1,
+           "K² products at each node, of which K numbers are held; from K = 8 on, as many nodes"),
     Growth("erf, closed form", "K", WIDTHS, lambda k: closed(k, "erf"), 4, 4,
            "K⁴ four-point averages in the corrector"),
-    Growth("ReLU, closed form", "K", WIDTHS[:5], lambda k: closed(k, "relu"), 4, 4,
+    Growth("ReLU, closed form", "K", WIDTHS[:6], lambda k: closed(k, "relu"), 4, 4,
            "K⁴ four-point averages in the corrector"),
     # statistics
     Growth("tl.track, one function", "statistics", decades(1, 4),
            lambda s: tracked(100, entries=s), 1, 1, "8 bytes each"),
-    Growth("tl.track, functions", "statistics", decades(1, 3.5),
+    Growth("tl.track, functions", "statistics", decades(1, 4),
            lambda s: tracked(10, functions=s), 1, 1, "a call each"),
     Growth("tl.track, norms", "statistics", decades(0, 3),
            normed, 1, 1, "one of each parameter"),
-    Growth("tensorboard.write", "statistics", [1, 4, 8, 16, 32],
-           lambda s: written(path(20, statistics=s)), 1, 1, "events of S values, and a panel each"),
+    Growth("tensorboard.write", "statistics", decades(1, 4),
+           lambda s: written(path(20, statistics=s)), 1, 1, "events of S values"),
+    Growth("tensorboard.write, a family each", "statistics", decades(1, 4),
+           lambda s: written(path(20, statistics=s, family=False)), 1, 1,
+           "events of S values; at most 24 panels"),
     Growth("tensorboard.Writer", "statistics", decades(1, 4),
            lambda s: live(path(20, statistics=s)), 1, 1, "events of S values"),
     Growth("CSV", "statistics", decades(1, 4), lambda s: csv(path(20, statistics=s)), 1, 1,
@@ -396,14 +412,16 @@ GROWTHS = [
            lambda s: loaded(path(100, statistics=s)), 1, 1, "8 bytes each"),
     Growth("tl.compare", "statistics", decades(1, 4), lambda s: compared(path(20, statistics=s)),
            1, 1, "a row each"),
-    Growth("figures.overlay", "statistics", [1, 4, 8, 16, 32],
-           lambda s: overlaid(path(20, statistics=s)), 1, 1, "a line each"),
+    Growth("figures.overlay", "statistics", decades(1, 4),
+           lambda s: overlaid(path(20, statistics=s)), 1, 1, "a name each; at most 48 lines"),
+    Growth("Trajectory.plot", "statistics", decades(1, 3.5),
+           lambda s: plotted(path(20, statistics=s)), 1, 1, "a line each"),
     Growth("tl.estimate", "statistics", decades(0, 3), lambda s: estimated(statistics=s), 2, 2,
            "S x S diffusion matrix"),
     Growth("tl.estimate, plain functions", "statistics", decades(0, 2.5),
            lambda s: estimated(statistics=s, plain=True), 2, 2, "S x S diffusion matrix"),
     Growth("dynamics.solve", "statistics", decades(1, 4), without_band, 1, 1, "vectors of S"),
-    Growth("dynamics.solve, band", "statistics", [1, 3, 10, 20, 40, 80, 160], banded, 3, 2,
+    Growth("dynamics.solve, band", "statistics", [1, 3, 10, 20, 40, 80, 160, 320], banded, 3, 2,
            "products of S x S matrices"),
     # runs
     Growth("tl.train", "runs", decades(2, 5), lambda r: trained(20, dim=20, runs=r), 1, 1,
@@ -423,15 +441,15 @@ GROWTHS = [
     Growth("figures.overlay", "runs", decades(2, 5), lambda r: overlaid(path(20, runs=r)), 1, 1,
            "each number once"),
     # steps
-    Growth("tl.track", "steps", decades(3, 5), tracked, 1, 1, "8 (S + 3) bytes each"),
-    Growth("tl.track, path=", "steps", decades(3, 4.5), partial(tracked, rows=True), 1, 1,
+    Growth("tl.track", "steps", decades(3, 6), tracked, 1, 1, "8 (S + 3) bytes each"),
+    Growth("tl.track, path=", "steps", decades(3, 5.5), partial(tracked, rows=True), 1, 1,
            "to a file, which is mapped"),
-    Growth("tl.track, writer=", "steps", decades(3, 4.5),
+    Growth("tl.track, writer=", "steps", decades(3, 5.5),
            partial(tracked, writer=lambda: place("run")), 1, 1, "at most 1000 are shown"),
     Growth("Tracker.state_dict", "steps", decades(3, 6), checkpointed, 1, 1, "all rows, once"),
-    Growth("tl.train", "steps", decades(2, 3.5), lambda s: trained(s, dim=50), 1, 0,
+    Growth("tl.train", "steps", decades(3, 5), lambda s: trained(s, dim=50), 1, 0,
            "1000 records at most"),
-    Growth("reduced_chain", "steps", decades(2, 4), lambda s: chain(s, every=1), 1, 1,
+    Growth("reduced_chain", "steps", decades(3, 5), lambda s: chain(s, every=1), 1, 1,
            "each is recorded"),
     Growth("tensorboard.write", "steps", decades(4, 7), lambda s: written(path(s)), 1, 1,
            "each is read, 1000 are shown"),
@@ -456,7 +474,7 @@ GROWTHS = [
     Growth("dynamics.solve, band", "steps", decades(2, 5), lambda s: solved(times=s, band=True),
            1, 1, "a matrix each"),
     # nodes, blocks, levels, data
-    Growth("any head, right-hand side", "nodes", [2**i for i in range(8, 20, 2)],
+    Growth("any head, right-hand side", "nodes", [2**i for i in range(8, 22, 2)],
            lambda n: right_hand_side(head(4), nodes=n), 1, 1, "each by itself"),
     Growth("any head, right-hand side", "blocks", decades(0, 3),
            lambda n: right_hand_side(head(levels=n, dim=10 * n)), 1, 1, "K² products in each"),
@@ -469,17 +487,10 @@ GROWTHS = [
            "products of L x L matrices"),
     Growth("LinearModel, reduced_chain", "levels", decades(1, 4), least_squares_chain, 1, 1,
            "each once"),
-    Growth("Covariance.of_data", "rows of data", decades(3, 6), of_data, 1, 1, "each once",
-           "1.27 from 10⁵ to 10^5.5 rows and 1.00 from there on, as if data left the cache there; "
-           "that was not looked into"),
+    Growth("Covariance.of_data", "rows of data", decades(3, 6.5), of_data, 1, 1, "each once"),
     Growth("Covariance.of_data", "dimensions of data", [16, 32, 64, 128, 256, 512],
            lambda n: of_data(2048, n), 3, 2, "eigenvectors, N x N"),
 ]  # fmt: skip
-
-
-def chosen(only: str, known: dict[str, Any]) -> list[Growth]:
-    """The pieces of work that were asked for and are not known."""
-    return [one for one in GROWTHS if only in one.name and one.name not in known]
 
 
 def smallest(growth: Growth) -> Growth:
@@ -487,13 +498,21 @@ def smallest(growth: Growth) -> Growth:
     return replace(growth, sizes=growth.sizes[:2])
 
 
-def found_before(file: Path | None) -> dict[str, Any]:
-    """What the file has of those pieces of work that there still are."""
+def found_before(file: Path | None, growths: Sequence[Growth]) -> dict[str, Any]:
+    """What the file has of these pieces of work, at these sizes."""
     if file is None or not file.exists():
         return {}
-    names = {growth.name for growth in GROWTHS}
-    growths = json.loads(file.read_text())["growths"]
-    return {name: one for name, one in growths.items() if name in names}
+    kept = json.loads(file.read_text())["growths"]
+    return {
+        growth.name: kept[growth.name] for growth in growths
+        if growth.name in kept and kept[growth.name]["sizes"] == list(growth.sizes)
+    }  # fmt: skip
+
+
+def page() -> str:
+    """What the page on growth has to say."""
+    found = found_before(KEPT, GROWTHS)
+    return pages.written(PAGE.read_text(), "reach_growth.py", table(GROWTHS, found))
 
 
 def main() -> None:
@@ -504,24 +523,31 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="two sizes of each")
     parser.add_argument("--picture", type=Path, help="where to draw what --out has, as PNG")
     parser.add_argument("--table", action="store_true", help="print a table of what --out has")
+    parser.add_argument("--page", action="store_true", help="only write the table into its page")
     options = parser.parse_args()
-    found, begin = found_before(options.out), time.monotonic()
-    for growth in chosen(options.only, found if options.missing else {}):
+    if options.page:
+        PAGE.write_text(page())
+        return
+    growths = [smallest(growth) for growth in GROWTHS] if options.smoke else GROWTHS
+    found, begin = found_before(options.out, growths), time.monotonic()
+    for growth in growths:
+        if options.only not in growth.name or (options.missing and growth.name in found):
+            continue
         if time.monotonic() - begin > options.seconds:
             break
         origin = {"date": date.today().isoformat(), "commit": reach.commit()}
-        one = measured(smallest(growth), 0.0) if options.smoke else measured(growth)
+        one = measured(growth, 0.0) if options.smoke else measured(growth)
         print(told(one), file=sys.stderr, flush=True)
         found[growth.name] = {**origin, **one}
         # in order, and after each: it takes long
-        found = {other.name: found[other.name] for other in GROWTHS if other.name in found}
+        found = {other.name: found[other.name] for other in growths if other.name in found}
         with contextlib.redirect_stdout(None):
             reach.keep({"growths": found}, options)
     if options.table:
-        print(table([*found.values()]))
+        print(table(growths, found))
     if options.picture is not None:
         picture([*found.values()]).savefig(options.picture, dpi=100)
-    faster = [name for name, one in found.items() if not one["holds"]]
+    faster = [name for name, one in found.items() if not one["holds"] and not one.get("faster")]
     if faster and not options.smoke:
         sys.exit(f"these grow faster than expected: {', '.join(faster)}")
 

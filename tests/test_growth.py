@@ -5,8 +5,11 @@ import importlib
 import json
 import math
 import sys
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from torch import nn
@@ -14,14 +17,16 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torchlimits as tl
+from torchlimits import _curves
 from torchlimits.dynamics.reduced_chain import Frame
+from torchlimits.dynamics.start import begun
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 PACKAGE = str(Path(tl.__file__).parent)
 
 
-def instructions(work):
-    """How many instructions of Python the package executes."""
+def instructions(work, inside_of=PACKAGE):
+    """How many instructions of Python the package, or another one, executes."""
     count = 0
 
     def inside(frame, event, argument):
@@ -30,7 +35,7 @@ def instructions(work):
         return inside
 
     def called(frame, event, argument):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
+        if not frame.f_code.co_filename.startswith(inside_of):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         return inside
@@ -44,10 +49,10 @@ def instructions(work):
     return count
 
 
-def grows_linearly(work_of):
+def grows_linearly(work_of, inside_of=PACKAGE):
     """Whether twice as much more costs twice as much more."""
     work_of(2)()
-    few, some, many = (instructions(work_of(size)) for size in (10, 30, 70))
+    few, some, many = (instructions(work_of(size), inside_of) for size in (10, 30, 70))
     return (many - some) < 1.05 * 2 * (some - few)
 
 
@@ -107,6 +112,142 @@ def test_a_statistic_has_the_columns_of_its_entries():
         pass
     undefined = tracker.trajectory().values[0].isnan().tolist()
     assert undefined == [False] * 3 + [True] * 2 + [False] + [True] * 3
+
+
+class Name(str):
+    """A name that counts how often it is held against another."""
+
+    __slots__ = ()
+    held = 0
+
+    def __eq__(self, other):
+        Name.held += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def of_names(count):
+    """A trajectory and another one of the same statistics, with names of their own."""
+    values = torch.zeros(3, count)
+    times, steps = torch.arange(3.0), torch.arange(3)
+    return [
+        tl.Trajectory(times, steps, values, [Name(f"m[{i}]") for i in range(count)], std=values)
+        for _ in range(2)
+    ]
+
+
+def family(path, other):
+    return path["m"]
+
+
+def selected(path, other):
+    return path.select(list(other.names)[::-1])
+
+
+def compared(path, other):
+    return str(tl.compare(path, other))
+
+
+def drawn(path, other):
+    return tl.figures.overlay(path, other)
+
+
+def written(path, other):
+    with tempfile.TemporaryDirectory() as folder:
+        tl.tensorboard.write(folder, measured=path, predicted=other)
+
+
+def started(path, other):
+    return begun(path, None, list(other.names))
+
+
+def held(work, count):
+    """How often names are held against others."""
+    paths = of_names(count)
+    Name.held = 0
+    work(*paths)
+    return Name.held
+
+
+@pytest.mark.parametrize("work", [family, selected, compared, drawn, written, started])
+def test_each_name_is_looked_up_and_not_searched_for(work):
+    few, some, many = (held(work, count) for count in (100, 300, 700))
+    assert many - some <= 1.1 * 2 * (some - few)
+
+
+def test_a_search_for_each_name_is_seen():
+    """A control: what is asked for among a list."""
+
+    def slow(path, other):
+        return [name for name in path.names if name in list(other.names)]
+
+    few, some, many = (held(slow, count) for count in (100, 300, 700))
+    assert many - some > 4 * (some - few)
+
+
+def artists(count):
+    figure = tl.figures.overlay(*of_names(count))
+    return len(figure.findobj())
+
+
+def test_pictures_have_no_more_lines_for_more_statistics(monkeypatch):
+    assert artists(60) == artists(300)
+    monkeypatch.setattr("torchlimits.figures.panels.MOST_CURVES", 10**6)
+    assert artists(300) > 3 * artists(60)  # a control
+
+
+def plotting(count):
+    path, _ = of_names(count)
+    return lambda: path.plot("m")
+
+
+def test_plots_fit_their_view_once(monkeypatch):
+    """Matplotlib looks at all lines there are to fit it."""
+    inside = str(Path(matplotlib.__file__).parent)
+    assert grows_linearly(plotting, inside)
+    monkeypatch.setattr(_curves, "_fitted_once", contextlib.nullcontext)
+    assert not grows_linearly(plotting, inside)  # a control
+
+
+class Arrays(TorchDispatchMode):
+    """How many arrays of so many numbers are made while it is open."""
+
+    def __init__(self, numbers):
+        super().__init__()
+        self.numbers, self.made, self._known = numbers, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        before = {one.untyped_storage().data_ptr() for one in _tensors((args, kwargs))}
+        made = function(*args, **(kwargs or {}))
+        self.made += sum(
+            one.untyped_storage().data_ptr() not in before for one in _tensors(made)
+            if one.numel() >= self.numbers
+        )  # fmt: skip
+        return made
+
+
+def _tensors(tree):
+    return [one for one in pytree.tree_leaves(tree) if isinstance(one, torch.Tensor)]
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_covariances_of_data_make_few_arrays_of_the_size_of_the_data(classes, monkeypatch):
+    """Memory that is new to the process is what large ones take their time for."""
+    x = torch.randn(2000, 10, generator=torch.Generator().manual_seed(0))
+    y = x[:, 0].sign().long() if classes else x[:, 0]
+
+    def made():
+        with Arrays(3 * x.numel() // 4) as arrays:
+            str(tl.Covariance.of_data(x, y))
+        return arrays.made
+
+    rows = importlib.import_module("torchlimits.problems.data.rows")
+    monkeypatch.setattr(rows, "_BLOCK", 1000)
+    # in float64, without their means, in the eigenbasis, and that in float32
+    assert made() <= 4
+    monkeypatch.setattr(rows, "_BLOCK", 10**6)
+    assert made() > 10  # a control
 
 
 class Largest(TorchDispatchMode):
@@ -202,8 +343,12 @@ def test_memory_and_time_of_work(growth):
     assert [round(b / 2**26) for b in found["bytes"]] == [1, 2, 4]
     assert found["memory"]["slope"] == pytest.approx(1, abs=0.05)
     assert min(found["seconds"]) > 0
-    text = growth.table([found])
-    assert text.splitlines()[2].startswith("| bytes | size | 16,777,216 to 67,108,864 |")
+    found |= {"date": "2026-01-02", "commit": "abc"}
+    other = replace(work, operation="others")
+    first, second = growth.table([other, work], {"bytes over size": found}).splitlines()[2:]
+    assert first.startswith("| bytes | size | 16,777,216 to 67,108,864 |")
+    assert first.endswith(" s, 256 MiB | 4 bytes each | 2026-01-02, abc |")
+    assert second == "| others | size |  |  | 1 |  | 1 |  | 4 bytes each | never measured |"
 
 
 def test_work_that_fails_says_why(growth):
@@ -242,3 +387,30 @@ def test_all_pieces(smoke):
     assert {one["axis"] for one in smoke().values()} >= {
         "N", "K", "statistics", "runs", "steps", "nodes", "blocks",
     }  # fmt: skip
+
+
+def test_the_page_is_that_of_what_was_measured(growth):
+    script = importlib.import_module("reach_growth")
+    assert script.page() == script.PAGE.read_text(), "run scripts/reach_growth.py --page"
+    known = {growth.name: growth for growth in script.GROWTHS}
+    assert len(known) == len(script.GROWTHS)
+    for name, one in json.loads(script.KEPT.read_text())["growths"].items():
+        assert one["sizes"] == list(known[name].sizes), f"measure {name} again"
+        over = [one[cost]["slope"] - e for cost, e in _expected(known[name])]
+        assert max(over) <= growth.ALLOWED or known[name].faster
+
+
+def _expected(growth):
+    return ("time", growth.time), ("memory", growth.memory)
+
+
+def test_a_page_tells_what_was_never_measured(growth, monkeypatch, tmp_path):
+    """A control: a row that is not in the JSON, or of other sizes."""
+    script = importlib.import_module("reach_growth")
+    kept = json.loads(script.KEPT.read_text())
+    one = next(iter(kept["growths"].values()))
+    before = script.page().count("never measured")
+    one["sizes"] = one["sizes"][:-1]
+    monkeypatch.setattr(script, "KEPT", tmp_path / "kept.json")
+    script.KEPT.write_text(json.dumps(kept))
+    assert script.page().count("never measured") == before + 1

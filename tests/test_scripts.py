@@ -364,7 +364,7 @@ def test_rows_take_the_place_of_older_ones(performance, monkeypatch, tmp_path, k
 
 def test_a_page_without_the_marks_is_not_touched(performance):
     with pytest.raises(ValueError, match="between"):
-        performance.written("no table", "| a |")
+        performance.pages.written("no table", "performance.py", "| a |")
 
 
 def test_a_benchmark_keeps_its_rows_under_its_command(benchmark, performance, monkeypatch):
