@@ -13,6 +13,7 @@ import gc
 import math
 import multiprocessing
 import re
+import statistics
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +32,10 @@ from matplotlib.ticker import NullFormatter
 ALLOWED = 0.1
 #: the last sizes, which the slope is of
 _LAST = 4
-#: work is repeated so many times at most
-_REPEATS = 5
+#: work is repeated so many times at most, and sizes are gone through so many times
+_REPEATS, _ROUNDS = 5, 3
+#: no further round through the sizes begins after so many seconds
+_PATIENCE = 15.0
 #: less memory than this is not told from the allocator's own
 _LEAST_BYTES = 2**20
 
@@ -104,12 +107,17 @@ def fitted(sizes: Sequence[int], costs: Sequence[float], expected: float) -> Slo
 def measured(growth: Growth, seconds: float = 0.2) -> dict[str, Any]:
     """Seconds (the least of some repeats) and bytes at each size, their slopes, and what holds.
 
+    Rounds go through all sizes: a slow moment of the machine would be the slope of a single one.
+
     Args:
         growth: the work.
         seconds: no repeat begins after so many.
     """
-    found = [_apart(growth, size, seconds) for size in growth.sizes]
-    times, memory = ([one[i] for one in found] for i in range(2))
+    begin, rounds = time.monotonic(), list[list[tuple[float, int]]]()
+    while not rounds or (len(rounds) < _ROUNDS and time.monotonic() - begin < _PATIENCE):
+        rounds.append([_apart(growth, size, seconds) for size in growth.sizes])
+    times = [min(cost[0] for cost in same) for same in zip(*rounds, strict=True)]
+    memory = [statistics.median_low(cost[1] for cost in same) for same in zip(*rounds, strict=True)]
     pace = fitted(growth.sizes, times, growth.time)
     room = fitted(growth.sizes, [max(b, _LEAST_BYTES) for b in memory], growth.memory)
     return {

@@ -51,9 +51,9 @@ def generators(
 
 def stream(
     sample: Callable[..., tuple[Tensor, Tensor]], sources: Sequence[torch.Generator], *, lanes: int,
-    length: int, workers: int = 1,
+    length: int, workers: int = 1, steps: int | None = None,
 ) -> Generator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Yield data (x, y) of step after step for groups of replicas, drawn ahead, without end.
+    """Yield data (x, y) of step after step for groups of replicas, drawn ahead.
 
     A group's data depend on its generator only, for given lanes and length. The tensors of a step
     are overwritten when ``length`` further steps have been asked for.
@@ -64,6 +64,7 @@ def stream(
         lanes: the number of replicas in a group.
         length: the number of steps that are drawn at once.
         workers: the number of threads that share the groups; where they are late, the caller helps.
+        steps: how many steps there are, the same ones whatever their number; None: without end.
 
     Example:
         >>> def sample(replicas, generator):
@@ -79,12 +80,14 @@ def stream(
     def room() -> list[Tensor]:
         """Make tensors by steps, then by replicas: what one step reads lies together."""
         like = sample(replicas=(1, 1), generator=torch.Generator())
-        return [part.new_empty(length, lanes * len(sources), *part.shape[2:]) for part in like]
+        # the rest of a block is drawn, so that numbers do not depend on steps, and not kept
+        kept = length if steps is None else min(length, steps)
+        return [part.new_empty(kept, lanes * len(sources), *part.shape[2:]) for part in like]
 
     def draw(into: list[Tensor], source: torch.Generator, first: int) -> None:
         parts = sample(replicas=(length, lanes), generator=source)
         for whole, part in zip(into, parts, strict=True):
-            whole[:, first : first + lanes] = part
+            whole[:, first : first + lanes] = part[: len(whole)]
 
     rooms = itertools.cycle([room(), room()])
     with ThreadPoolExecutor(workers) as pool:
@@ -95,11 +98,13 @@ def stream(
 
         coming = next(rooms)
         draws = begun(coming)
-        while True:
+        for left in itertools.repeat(length + 1) if steps is None else range(steps, 0, -length):
             _finish(draws)
-            block, coming = coming, next(rooms)
-            draws = begun(coming)
-            yield from zip(*(part.unbind() for part in block), strict=True)
+            block = coming
+            if left > length:
+                coming = next(rooms)
+                draws = begun(coming)
+            yield from zip(*(part[:left].unbind() for part in block), strict=True)
 
 
 def _finish(begun: list[_Begun]) -> None:

@@ -1,4 +1,6 @@
 import itertools
+import math
+from contextlib import closing
 from functools import partial
 
 import pytest
@@ -78,6 +80,39 @@ def test_a_run_does_not_depend_on_how_many_there_are(dtype):
     assert torch.equal(one.values[0], some.values[0])
     assert torch.equal(some.values[:, : rows - 1], many.values[:37, : rows - 1])
     assert not torch.equal(many.values[0], many.values[32])  # the same lane of another group
+
+
+@pytest.mark.parametrize("steps", [1, 9, 10, 11, 20, 35])
+def test_data_are_the_same_however_many_steps_there_are(steps):
+    """Blocks of 10 steps: no more of them are drawn than there are steps, and none that is left."""
+    drawn = 0
+
+    def sample(replicas, generator):
+        nonlocal drawn
+        drawn += replicas[0] == 10
+        return torch.randn(*replicas, 3, generator=generator), torch.zeros(replicas)
+
+    def data(total):
+        sources = _random.generators(0, range(2), 1)
+        return _random.stream(sample, sources, lanes=4, length=10, steps=total)
+
+    some = [x.clone() for x, _ in data(steps)]
+    assert drawn == 2 * math.ceil(steps / 10)
+    assert len(some) == steps
+    with closing(data(None)) as endless:
+        expected = [x.clone() for x, _ in itertools.islice(endless, steps)]
+    assert torch.equal(torch.stack(some), torch.stack(expected))
+
+
+def test_room_is_taken_for_as_many_steps_as_there_are():
+    problem = tl.GaussianMixture.xor(dim=20, width=4, snr=4.0)
+    ensemble = Ensemble(problem, 1, 0, torch.device("cpu"), None)
+    rooms = []
+    for steps in (5, None):
+        with closing(ensemble.data(range(3), steps).stream()) as stream:
+            rooms.append(next(stream)[0].untyped_storage().nbytes())
+    assert rooms[0] == 5 * 3 * ensemble.lanes * 20 * 4
+    assert rooms[1] > 100 * rooms[0]  # a control
 
 
 def test_large_problems_are_computed_one_by_one():

@@ -24,6 +24,8 @@ class Data:
         sources: one generator for each group.
         lanes: the number of replicas in a group.
         length: the number of steps that are drawn at once.
+        total: how many steps there are, the first of which are the same whatever their number;
+            None stands for no end.
 
     Attributes:
         steps: the number of steps whose data have been taken.
@@ -43,8 +45,9 @@ class Data:
 
     def __init__(
         self, sample: Callable[..., tuple[Tensor, Tensor]], sources: Sequence[torch.Generator], *,
-        lanes: int, length: int,
+        lanes: int, length: int, total: int | None = None,
     ) -> None:  # fmt: skip
+        self._total = total
         self._sample, self._sources = sample, sources
         self._lanes, self._length = lanes, length
         self._number = {id(source): number for number, source in enumerate(sources)}
@@ -69,16 +72,18 @@ class Data:
         return self._sample(replicas=replicas, generator=generator)
 
     def stream(self, workers: int = 1) -> Generator[tuple[Tensor, Tensor]]:
-        """Yield the data of every step from the present one on, without end.
+        """Yield the data of every step from the present one on.
 
         Args:
             workers: the number of threads that draw.
         """
+        before = self._first * self._length
         drawn = _random.stream(
-            self._drawn, self._sources, lanes=self._lanes, length=self._length, workers=workers
-        )
+            self._drawn, self._sources, lanes=self._lanes, length=self._length, workers=workers,
+            steps=None if self._total is None else self._total - before,
+        )  # fmt: skip
         with closing(drawn):
-            known = self.steps - self._first * self._length
+            known = self.steps - before
             for x, y in itertools.islice(drawn, known, None):
                 self.steps += 1
                 yield x, y

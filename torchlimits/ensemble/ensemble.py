@@ -84,7 +84,7 @@ class Ensemble:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker, groups: range,
         compiled: bool | None, data: Data | None,
     ) -> Generator[None]:  # fmt: skip
-        """Step after step, without end; data that are drawn on the CPU come from ``data``."""
+        """Step after step; data that are drawn on the CPU come from ``data``."""
         if data is None:
             assert isinstance(optimizer, torch.optim.SGD)
             return self._accelerated(model, optimizer, tracker, groups, compiled)
@@ -93,11 +93,11 @@ class Ensemble:
             gradients = compiled_gradients(model, self.problem.loss, otherwise=gradients)
         return self._stepping(gradients, optimizer, data)
 
-    def data(self, groups: range) -> Data:
-        """The data of all steps of some groups, on the CPU."""
+    def data(self, groups: range, steps: int | None = None) -> Data:
+        """The data of so many steps of some groups, on the CPU; by default without end."""
         sample = partial(self.problem.sample, self.batch_size, **self.place)
         sources = _random.generators(self.seed, groups, purpose=1)
-        return Data(sample, sources, lanes=self.lanes, length=self.length)
+        return Data(sample, sources, lanes=self.lanes, length=self.length, total=steps)
 
     def _accelerated(
         self, model: nn.Module, optimizer: torch.optim.SGD, tracker: Tracker, groups: range,

@@ -195,7 +195,7 @@ class _Training:
         if self.start is not None:
             _copy_start(model, self.start)
         optimizer = self._optimizer(model)
-        data = ensemble.data(shard.groups) if ensemble.on_cpu else None
+        data = ensemble.data(shard.groups, self.steps) if ensemble.on_cpu else None
         logdir, own = self.logdir if shard.first else None, shard.own(self.kept)
         with (
             _live_writer(logdir, self.steps, self.max_runs) as writer,
