@@ -35,7 +35,7 @@ _LAST = 4
 #: work is repeated so many times at most, and sizes are gone through so many times
 _REPEATS, _ROUNDS = 5, 3
 #: no further round through the sizes begins after so many seconds
-_PATIENCE = 15.0
+_PATIENCE = 40.0
 #: less memory than this is not told from the allocator's own
 _LEAST_BYTES = 2**20
 

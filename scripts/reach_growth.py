@@ -179,12 +179,11 @@ def csv(trajectory: tl.Trajectory) -> Work:
 
 def live(trajectory: tl.Trajectory) -> Work:
     """The live writer, given a thousand rows at a time."""
-    pieces = max(1, len(trajectory) // 1000)
 
     def work() -> None:
         with tl.tensorboard.Writer(place("run")) as writer:
-            for piece in torch.arange(len(trajectory)).chunk(pieces):
-                writer.add(trajectory.slice(piece))
+            for first in range(0, len(trajectory), 1000):
+                writer.add(trajectory.slice(slice(first, first + 1000)))
                 writer.flush()
 
     return work
@@ -441,7 +440,7 @@ GROWTHS = [
     Growth("figures.overlay", "runs", decades(2, 5), lambda r: overlaid(path(20, runs=r)), 1, 1,
            "each number once"),
     # steps
-    Growth("tl.track", "steps", decades(3, 6), tracked, 1, 1, "8 (S + 3) bytes each"),
+    Growth("tl.track", "steps", decades(3, 5.5), tracked, 1, 1, "8 (S + 3) bytes each"),
     Growth("tl.track, path=", "steps", decades(3, 5.5), partial(tracked, rows=True), 1, 1,
            "to a file, which is mapped"),
     Growth("tl.track, writer=", "steps", decades(3, 5.5),
@@ -449,7 +448,7 @@ GROWTHS = [
     Growth("Tracker.state_dict", "steps", decades(3, 6), checkpointed, 1, 1, "all rows, once"),
     Growth("tl.train", "steps", decades(3, 5), lambda s: trained(s, dim=50), 1, 0,
            "1000 records at most"),
-    Growth("reduced_chain", "steps", decades(3, 5), lambda s: chain(s, every=1), 1, 1,
+    Growth("reduced_chain", "steps", decades(2.5, 4.5), lambda s: chain(s, every=1), 1, 1,
            "each is recorded"),
     Growth("tensorboard.write", "steps", decades(4, 7), lambda s: written(path(s)), 1, 1,
            "each is read, 1000 are shown"),
