@@ -250,6 +250,40 @@ def test_covariances_of_data_make_few_arrays_of_the_size_of_the_data(classes, mo
     assert made() > 10  # a control
 
 
+@pytest.mark.parametrize("predictions", [None, 400])
+def test_comparisons_of_runs_make_few_arrays_of_their_size(predictions, monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    values = torch.rand(400, 20, 2, generator=g, dtype=torch.float64)
+    values[7, 3:] = torch.nan
+    own = values[0] if predictions is None else values.roll(1, 0).nan_to_num(0.5)
+    times, steps, names = torch.arange(20.0), torch.arange(20), ["a", "b"]
+    measured = tl.Trajectory(times, steps, values, names)
+    predicted = tl.Trajectory(times, steps, own, names, std=0.2 * torch.ones_like(own))
+
+    def made():
+        with Arrays(3 * values.numel() // 4) as arrays:
+            found = tl.compare(measured, predicted)
+        return arrays.made, found
+
+    whole, expected = made()
+    largest = importlib.import_module("torchlimits.comparison.largest")
+    monkeypatch.setattr(largest, "_BLOCK", 1000)
+    few, found = made()
+    # the differences; where each run has a band, its ends and how they are made
+    assert few <= (1 if predictions is None else 14)
+    assert whole >= few + 5  # a control
+    for name in ("inside", "sup_in_std", "sup_difference"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=0, atol=0, equal_nan=True
+        )
+    assert expected.worst_runs is not None
+    for name in ("run", "measured", "predicted", "difference", "time"):
+        torch.testing.assert_close(
+            getattr(found.worst_runs, name), getattr(expected.worst_runs, name), rtol=0, atol=0,
+            equal_nan=True,
+        )  # fmt: skip
+
+
 class Largest(TorchDispatchMode):
     """The most bytes behind a tensor that is made while it is open."""
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits.comparison.largest import largest
+from torchlimits.comparison.largest import blocks, largest_of
 from torchlimits.comparison.match import Match
 from torchlimits.trajectory import Trajectory
 
@@ -45,20 +45,29 @@ def in_band(match: Match) -> InBand:
     certain = _certain(predicted)
     if predicted.std is not None:
         own = torch.zeros_like(predicted.std) if predicted.error is None else predicted.error
-        std = torch.hypot(predicted.std, own).reshape(shape)
-        scaled = (difference.abs() / std.clamp_min(1e-300)).flatten(0, 1)
-        in_std, _ = largest(scaled)
+        std = torch.hypot(predicted.std, own).reshape(shape).clamp_min(1e-300)
+        in_std, _ = largest_of(
+            (difference[part].abs() / _of(std, part)).flatten(0, 1) for part in blocks(difference)
+        )
         in_std[certain] = torch.nan
     # a measured start is on its prediction, and the band has no width before time passes
     if bounds is not None and bool(after.any()):
         values = predicted.values.reshape(shape)
-        low, high = (end.reshape(shape) - values for end in bounds)
-        within = ((difference >= low) & (difference <= high)).double()
-        # where one of them is NaN there is no band, or nothing measured
-        within[(difference + low + high).isnan()] = torch.nan
-        inside = within[:, after].nanmean((0, 1))
+        low, high = ((end.reshape(shape) - values)[:, after] for end in bounds)
+        within, known = values.new_zeros(shape[-1]), values.new_zeros(shape[-1])
+        for part in blocks(difference):
+            at, least, most = difference[part][:, after], _of(low, part), _of(high, part)
+            within += ((at >= least) & (at <= most)).sum((0, 1))
+            # where one of them is NaN there is no band, or nothing measured
+            known += (~(at + least + most).isnan()).sum((0, 1))
+        inside = within / known
         inside[certain] = torch.nan
     return InBand(in_std, inside)
+
+
+def _of(predicted: Float[Tensor, "_ T k"], part: slice) -> Float[Tensor, "_ T k"]:
+    """What is predicted for some runs, where each has a prediction of its own."""
+    return predicted[part] if len(predicted) > 1 else predicted
 
 
 def _certain(predicted: Trajectory) -> Bool[Tensor, " k"]:

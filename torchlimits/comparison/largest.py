@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+#: numbers in a temporary array: it stays in the cache, and in memory that the allocator keeps
+_BLOCK = 2**18
 
 
 def largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
@@ -19,3 +24,34 @@ def largest(sizes: Float[Tensor, "T k"]) -> tuple[Float[Tensor, " k"], Int[Tenso
     """
     rows = sizes.nan_to_num(nan=-1.0, posinf=torch.inf).argmax(dim=0)
     return sizes.gather(0, rows[None])[0], rows
+
+
+def largest_of(
+    parts: Iterable[Float[Tensor, "_ k"]],
+) -> tuple[Float[Tensor, " k"], Int[Tensor, " k"]]:
+    """`largest` of parts that lie below each other, which need not be there at once.
+
+    Args:
+        parts: at least one.
+
+    Example:
+        >>> largest_of([torch.tensor([[1.0], [torch.nan]]), torch.tensor([[3.0], [3.0]])])
+        (tensor([3.]), tensor([2]))
+    """
+    one, *others = ((*largest(part), len(part)) for part in parts)
+    found, rows, before = one
+    for value, row, length in others:
+        better = (value > found) | (found.isnan() & ~value.isnan())
+        found, rows = value.where(better, found), (row + before).where(better, rows)
+        before += length
+    return found, rows
+
+
+def blocks(runs: Float[Tensor, "runs T k"]) -> Iterator[slice]:
+    """So many runs at a time as fit a small temporary array.
+
+    >>> [part.start for part in blocks(torch.zeros(5, 2, 2**16))]
+    [0, 2, 4]
+    """
+    size = max(1, _BLOCK // max(1, runs[0].numel()))
+    return (slice(first, first + size) for first in range(0, len(runs), size))

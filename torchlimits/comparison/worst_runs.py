@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from torchlimits.comparison.largest import largest
+from torchlimits.comparison.largest import blocks, largest_of
 from torchlimits.comparison.match import Match, share_start
 
 
@@ -50,7 +50,8 @@ def worst_runs(match: Match) -> WorstRuns | None:
         return None
     k = len(match.names)
     ours, theirs = (path.final.reshape(-1, k) for path in (measured, predicted))
-    worst, place = largest(match.difference.abs().flatten(0, 1))
+    apart = match.difference
+    worst, place = largest_of(apart[part].abs().flatten(0, 1) for part in blocks(apart))
     times = measured.times
     run = place // len(times)
     return WorstRuns(
