@@ -300,12 +300,35 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def network(dim):
+def network(dim, **options):
     return tl.NetworkProblem(
         dim=dim, width=2, head=nn.Sequential(nn.Tanh(), nn.Linear(2, 1)),
         loss=nn.functional.mse_loss, means=torch.eye(2, dim), labels=torch.tensor([1.0, -1.0]),
-        snr=4.0,
+        snr=4.0, **options,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_right_hand_sides_make_no_array_of_all_nodes(noise, monkeypatch):
+    """Those that stay, nodes and targets, are there from the first on."""
+    problem = network(100, label_noise=noise)
+    u, moments = (
+        problem.starts(1)[0],
+        importlib.import_module("torchlimits.problems.network.moments"),
+    )
+    dynamics = problem.dynamics(step_size=0.1, nodes=1024)
+    whole, corrector = dynamics.drift(u), dynamics.corrector(u)
+
+    def made():
+        with Arrays(1024) as arrays:
+            found = dynamics.drift(u), dynamics.corrector(u)
+        return arrays.made, found
+
+    assert made()[0] > 10  # a control
+    monkeypatch.setattr(moments, "NODES", 100)  # not a part of 2,048
+    few, found = made()
+    assert few == 0
+    torch.testing.assert_close(found, (whole, corrector), rtol=1e-12, atol=1e-14)
 
 
 def test_theory_makes_no_vectors_of_n():

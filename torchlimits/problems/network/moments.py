@@ -21,6 +21,9 @@ from torchlimits.problems.network.setting import Setting
 CUT = 1e-7
 #: the number of pre-activations that are held at once
 PIECE = 2**21
+#: the number of nodes at which moments are computed together: arrays of more would be new memory
+#: each time, which takes longer than what is computed there
+NODES = 2**17
 #: the number of nodes of all starts whose derivatives are computed together
 TOGETHER = 2**14
 #: the number of single samples whose gradients are held at once
@@ -147,7 +150,9 @@ class Integrals:
         Args:
             theta, F: as in a call.
         """
-        return self._values(theta, F, None)[0]
+        parts = [slice(i, i + NODES) for i in range(0, self.count, NODES)]
+        pieces = [self._values(theta, F, None, part)[0] for part in parts]
+        return Moments(*(torch.stack(x).sum(0) for x in zip(*pieces, strict=True)))
 
     def with_squares(
         self, theta: Float[Tensor, "S P"], F: Float[Tensor, "S K e"]
@@ -169,16 +174,16 @@ class Integrals:
         return LinearLayers(self.setting.head)
 
     def _values(
-        self, theta: Tensor, F: Tensor, layers: LinearLayers | None
+        self, theta: Tensor, F: Tensor, layers: LinearLayers | None, part: slice = slice(None)
     ) -> tuple[Moments, Squared | None]:
-        psi, weight = self.nodes(F)
+        psi, weight = (x[part] for x in self.nodes(F))
         theta = theta.detach().requires_grad_()
         h = (psi @ F.detach().mT).requires_grad_()  # (S, M, K)
         with torch.enable_grad():
             names, offsets = (layers.names, layers.offsets(h)) if layers else ([], [])
             output, inputs = self.setting.head.traced(theta, h, names, offsets)
             output = output[..., None].flatten(2)  # samples may have a number each, (S, M)
-        slopes, shares = self._slopes(theta, h, output)
+        slopes, shares = self._slopes(h, output, part)
         single = slopes.shape[2] == 1
         # over the law of the label, which may follow from the node
         mean = slopes[:, :, 0] if single else (shares[..., None] * slopes).sum(2)
@@ -199,9 +204,9 @@ class Integrals:
         own = layers.squares(theta, [x.detach() for x in inputs], seconds[1:])
         return moments, Squared(own, seconds[0])
 
-    def _slopes(self, theta: Tensor, h: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        """dl/d(output) for every target of every sample, ``(S, M, q, O)``, and probabilities."""
-        targets, shares = self.targets(h)
+    def _slopes(self, h: Tensor, output: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """dl/d(output) for every target of some samples, ``(S, M, q, O)``, and probabilities."""
+        targets, shares = (x[part] for x in self.targets(h))
         S, (M, q) = len(output), shares.shape
         shape = self.setting.head.output_shape
         spread = output.detach()[:, :, None].expand(S, M, q, -1).reshape(S * M * q, *shape)
