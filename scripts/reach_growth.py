@@ -342,7 +342,7 @@ def estimated(
 
 def of_data(rows: int, dim: int = 20) -> Work:
     x = torch.randn(rows, dim)
-    y = x[:, 0].sign().long()
+    y = (x[:, 0] > 0).long()
     return lambda: str(tl.Covariance.of_data(x, y))
 
 

@@ -198,10 +198,16 @@ def generator(value: torch.Generator | None, device: torch.device) -> None:
         )
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether all numbers are finite, mostly without an array of their size."""
+    # beside infinity or NaN a sum is not finite; that of large numbers need not be
+    return bool(values.sum().isfinite()) or bool(values.isfinite().all())
+
+
 def ordered_times(times: object) -> Tensor:
     """Times as a float64 tensor (T,) that may repeat and do not fall, or ValueError."""
     result = float64("times", times)
-    if result.ndim != 1 or len(result) == 0 or not bool(result.isfinite().all()):
+    if result.ndim != 1 or len(result) == 0 or not all_finite(result):
         raise ValueError(
             f"expected times to be a non-empty list of finite numbers, shape (T,), got "
             f"{'non-finite values' if result.ndim == 1 and len(result) else tuple(result.shape)}"
@@ -212,9 +218,9 @@ def ordered_times(times: object) -> Tensor:
 
 def never_fall(name: str, values: Tensor) -> None:
     """Numbers (T,) none of which is less than the one before, or ValueError."""
-    falls = (values.diff() < 0).nonzero()
-    if len(falls):
-        i = int(falls[0]) + 1
+    falls = values[1:] < values[:-1]
+    if bool(falls.any()):
+        i = int(falls.nonzero()[0]) + 1
         raise ValueError(
             f"expected {name} that do not fall, got {name}[{i}] = {values[i].item()!r} after "
             f"{values[i - 1].item()!r}: sort the rows"

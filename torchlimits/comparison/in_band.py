@@ -44,30 +44,31 @@ def in_band(match: Match) -> InBand:
     # what has no noise at all, as the number of steps, has no band either: rounding would count
     certain = _certain(predicted)
     if predicted.std is not None:
-        own = torch.zeros_like(predicted.std) if predicted.error is None else predicted.error
-        std = torch.hypot(predicted.std, own).reshape(shape).clamp_min(1e-300)
+        std, own = predicted.std, predicted.error
+        std = (std if own is None else torch.hypot(std, own)).reshape(shape)
         in_std, _ = largest_of(
-            (difference[part].abs() / _of(std, part)).flatten(0, 1) for part in blocks(difference)
+            (difference[part].abs() / _of(std, part).clamp_min(1e-300)).flatten(0, 1)
+            for part in blocks(difference)
         )
         in_std[certain] = torch.nan
     # a measured start is on its prediction, and the band has no width before time passes
     if bounds is not None and bool(after.any()):
-        values = predicted.values.reshape(shape)
-        low, high = ((end.reshape(shape) - values)[:, after] for end in bounds)
+        values, low, high = (x.reshape(shape) for x in (predicted.values, *bounds))
         within, known = values.new_zeros(shape[-1]), values.new_zeros(shape[-1])
         for part in blocks(difference):
-            at, least, most = difference[part][:, after], _of(low, part), _of(high, part)
-            within += ((at >= least) & (at <= most)).sum((0, 1))
+            at, centre, counts = difference[part], _of(values, part), after[part[1]]
+            least, most = (_of(end, part) - centre for end in (low, high))
+            within += ((at >= least) & (at <= most))[:, counts].sum((0, 1))
             # where one of them is NaN there is no band, or nothing measured
-            known += (~(at + least + most).isnan()).sum((0, 1))
+            known += (~(at + least + most).isnan())[:, counts].sum((0, 1))
         inside = within / known
         inside[certain] = torch.nan
     return InBand(in_std, inside)
 
 
-def _of(predicted: Float[Tensor, "_ T k"], part: slice) -> Float[Tensor, "_ T k"]:
-    """What is predicted for some runs, where each has a prediction of its own."""
-    return predicted[part] if len(predicted) > 1 else predicted
+def _of(predicted: Float[Tensor, "_ T k"], part: tuple[slice, slice]) -> Float[Tensor, "_ _ k"]:
+    """What is predicted for some runs and times, or of the one prediction for all runs."""
+    return predicted[part] if len(predicted) > 1 else predicted[:, part[1]]
 
 
 def _certain(predicted: Trajectory) -> Bool[Tensor, " k"]:

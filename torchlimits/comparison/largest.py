@@ -47,11 +47,17 @@ def largest_of(
     return found, rows
 
 
-def blocks(runs: Float[Tensor, "runs T k"]) -> Iterator[slice]:
-    """So many runs at a time as fit a small temporary array.
+def blocks(runs: Float[Tensor, "runs T k"]) -> Iterator[tuple[slice, slice]]:
+    """So many runs at a time as fit a small temporary array, or so many times of a single one.
 
-    >>> [part.start for part in blocks(torch.zeros(5, 2, 2**16))]
+    >>> [some.start for some, _ in blocks(torch.zeros(5, 2, 2**16))]
     [0, 2, 4]
+    >>> [(some.start, times.start) for some, times in blocks(torch.zeros(2, 5, 2**16))]
+    [(0, 0), (0, 4), (1, 0), (1, 4)]
     """
-    size = max(1, _BLOCK // max(1, runs[0].numel()))
-    return (slice(first, first + size) for first in range(0, len(runs), size))
+    R, T, k = runs.shape
+    together = max(1, _BLOCK // (T * k))
+    rows = T if together > 1 or T * k <= _BLOCK else max(1, _BLOCK // k)
+    for run in range(0, R, together):
+        for row in range(0, T, rows):
+            yield slice(run, run + together), slice(row, row + rows)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits.comparison.largest import largest
+from torchlimits.comparison.largest import blocks, largest_of
 from torchlimits.comparison.match import Match
 
 
@@ -45,13 +45,14 @@ def means(match: Match) -> Means:
     difference = match.difference
     runs, k = len(difference), len(match.names)
     mean = difference.mean(dim=0)
-    error = difference.std(dim=0) / runs**0.5 if runs > 1 else torch.full_like(mean, torch.nan)
+    unknown = mean.new_tensor(torch.nan).expand_as(mean)
+    error = difference.std(dim=0) / runs**0.5 if runs > 1 else unknown
     # estimates from one set of samples err together
     own = None
     if predicted.error is not None:
         own = predicted.error.reshape(-1, *mean.shape).mean(dim=0)
     whole = error if own is None else torch.hypot(own, error.nan_to_num(0.0))
-    sup, at = largest(mean.abs())
+    sup, at = largest_of(mean[part].abs() for _, part in blocks(mean[None]))
     return Means(
         measured=measured.final.reshape(-1, k).mean(dim=0),
         predicted=predicted.final.reshape(-1, k).mean(dim=0),

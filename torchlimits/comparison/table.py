@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from torchlimits._text import Table
@@ -23,6 +23,7 @@ def table_of(found: Findings) -> Table:
         found: what `torchlimits.compare` found.
 
     Example:
+        >>> import torch
         >>> from torchlimits.comparison import compare
         >>> from torchlimits.trajectory import Trajectory
         >>> path = Trajectory(torch.zeros(1), torch.zeros(1), torch.ones(1, 1), ["m"])
@@ -78,22 +79,15 @@ def _of_means(found: Findings) -> tuple[list[list[str]], dict[str, str]]:
         + (error or estimated),
         "at t": "the limit time (sum of the learning rates) of that difference",
     }
-    rows = [
-        [
-            name,
-            _number(found.measured[i], found.standard_error[i]),
-            _predicted(found, i),
-            _number(found.sup_difference[i], found.sup_standard_error[i]),
-            f"{found.sup_time[i]:.3g}",
-        ]
-        for i, name in enumerate(found.names)
-    ]
+    columns = (
+        found.names,
+        _numbers(found.measured, found.standard_error),
+        _numbers(found.predicted, found.predicted_error),
+        _numbers(found.sup_difference, found.sup_standard_error),
+        [f"{time:.3g}" for time in found.sup_time.tolist()],
+    )
+    rows = [[*row] for row in zip(*columns, strict=True)]
     return [["statistic", *notes], *rows], notes
-
-
-def _predicted(found: Findings, i: int) -> str:
-    error = found.predicted_error
-    return f"{found.predicted[i]:.4f}" if error is None else _number(found.predicted[i], error[i])
 
 
 def _of_worst_runs(found: Findings, worst: WorstRuns) -> tuple[list[list[str]], dict[str, str]]:
@@ -107,18 +101,14 @@ def _of_worst_runs(found: Findings, worst: WorstRuns) -> tuple[list[list[str]], 
         "mean difference": "largest |mean over the runs of (measured - predicted)| at any time "
         "± standard error",
     }
-    rows = [
-        [
-            name,
-            str(int(worst.run[i])),
-            f"{worst.measured[i]:.4f}",
-            f"{worst.predicted[i]:.4f}",
-            f"{worst.difference[i]:.4f}",
-            f"{worst.time[i]:.3g}",
-            _number(found.sup_difference[i], found.sup_standard_error[i]),
-        ]
-        for i, name in enumerate(found.names)
-    ]
+    columns = (
+        found.names,
+        map(str, worst.run.tolist()),
+        *(_numbers(x) for x in (worst.measured, worst.predicted, worst.difference)),
+        [f"{time:.3g}" for time in worst.time.tolist()],
+        _numbers(found.sup_difference, found.sup_standard_error),
+    )
+    rows = [[*row] for row in zip(*columns, strict=True)]
     return [["statistic", *notes], *rows], notes
 
 
@@ -137,5 +127,9 @@ def _hump_lines(found: Findings) -> list[str]:
     return [*lines, f"  and {more} more statistics"] if more else lines
 
 
-def _number(value: Tensor, error: Tensor) -> str:
-    return f"{value:.4f}" + ("" if torch.isnan(error) else f" ± {error:.4f}")
+def _numbers(values: Tensor, errors: Tensor | None = None) -> list[str]:
+    """Values with their errors, where there are some."""
+    if errors is None:
+        return [f"{value:.4f}" for value in values.tolist()]
+    pairs = zip(values.tolist(), errors.tolist(), strict=True)
+    return [f"{x:.4f}" + ("" if math.isnan(e) else f" ± {e:.4f}") for x, e in pairs]

@@ -96,8 +96,7 @@ def _inputs(x: object) -> Float[Tensor, "M N"]:
             "expected x of shape (M, N), one row for each sample, got "
             f"{tuple(inputs.shape)}: flatten images by x.reshape(len(x), -1)"
         )
-    # beside infinity or NaN, a sum is neither finite
-    if not bool(inputs.sum().isfinite()) and not bool(inputs.isfinite().all()):
+    if not _checks.all_finite(inputs):
         bad = inputs.isfinite().logical_not().any(0).nonzero().flatten()
         raise ValueError(
             f"expected finite data, got NaN or infinity in {_columns(bad)} of x: leave out those "
