@@ -34,8 +34,8 @@ ALLOWED = 0.1
 _LAST = 4
 #: work is repeated so many times at most, and sizes are gone through so many times
 _REPEATS, _ROUNDS = 5, 3
-#: no further round through the sizes begins after so many seconds
-_PATIENCE = 40.0
+#: no further round through the sizes begins after so many seconds, and no second repeat
+_PATIENCE, _LONG = 40.0, 10.0
 #: less memory than this is not told from the allocator's own
 _LEAST_BYTES = 2**20
 
@@ -111,7 +111,7 @@ def measured(growth: Growth, seconds: float = 0.2) -> dict[str, Any]:
 
     Args:
         growth: the work.
-        seconds: no repeat begins after so many.
+        seconds: no third repeat begins after so many.
     """
     begin, rounds = time.monotonic(), list[list[tuple[float, int]]]()
     while not rounds or (len(rounds) < _ROUNDS and time.monotonic() - begin < _PATIENCE):
@@ -175,7 +175,8 @@ def _costs(growth: Growth, size: int, seconds: float) -> tuple[float, int]:
     gc.freeze()  # what was imported is not looked at again
     growth.prepare(growth.sizes[0])()  # libraries and caches are there
     work, times, memory = growth.prepare(size), list[float](), 0
-    while not times or (len(times) < _REPEATS and sum(times) < seconds):
+    # twice at least: memory that the machine has not had for long is slower the first time
+    while len(times) < _REPEATS and sum(times) <= (seconds if len(times) > 1 else _LONG):
         gc.collect()
         _give_back()
         before = _reset_peak()

@@ -41,7 +41,10 @@ class Match:
         if len(self.sides) < 2:
             return False
         ours, theirs = (path.times for path in self.sides.values())
-        return len(ours) == len(theirs) and torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        if len(ours) != len(theirs):
+            return False
+        # mostly the same ones, which is seen without arrays of their size
+        return torch.equal(ours, theirs) or torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
     @cached_property
     def both(self) -> tuple[Trajectory, Trajectory]:

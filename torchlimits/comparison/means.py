@@ -44,7 +44,7 @@ def means(match: Match) -> Means:
     measured, predicted = match.both
     difference = match.difference
     runs, k = len(difference), len(match.names)
-    mean = difference.mean(dim=0)
+    mean = difference.mean(dim=0) if runs > 1 else difference[0]
     unknown = mean.new_tensor(torch.nan).expand_as(mean)
     error = difference.std(dim=0) / runs**0.5 if runs > 1 else unknown
     # estimates from one set of samples err together
