@@ -104,20 +104,21 @@ def fitted(sizes: Sequence[int], costs: Sequence[float], expected: float) -> Slo
     return Slope(slope, error, expected)
 
 
-def measured(growth: Growth, seconds: float = 0.2) -> dict[str, Any]:
+def measured(growth: Growth, seconds: float = 0.2, rounds: int = _ROUNDS) -> dict[str, Any]:
     """Seconds (the least of some repeats) and bytes at each size, their slopes, and what holds.
 
     Rounds go through all sizes: a slow moment of the machine would be the slope of a single one.
 
     Args:
         growth: the work.
-        seconds: no third repeat begins after so many.
+        seconds: no third repeat begins after so many; 0 stands for a single one.
+        rounds: how many at most.
     """
-    begin, rounds = time.monotonic(), list[list[tuple[float, int]]]()
-    while not rounds or (len(rounds) < _ROUNDS and time.monotonic() - begin < _PATIENCE):
-        rounds.append([_apart(growth, size, seconds) for size in growth.sizes])
-    times = [min(cost[0] for cost in same) for same in zip(*rounds, strict=True)]
-    memory = [statistics.median_low(cost[1] for cost in same) for same in zip(*rounds, strict=True)]
+    begin, found = time.monotonic(), list[list[tuple[float, int]]]()
+    while not found or (len(found) < rounds and time.monotonic() - begin < _PATIENCE):
+        found.append([_apart(growth, size, seconds) for size in growth.sizes])
+    times = [min(cost[0] for cost in same) for same in zip(*found, strict=True)]
+    memory = [statistics.median_low(cost[1] for cost in same) for same in zip(*found, strict=True)]
     pace = fitted(growth.sizes, times, growth.time)
     room = fitted(growth.sizes, [max(b, _LEAST_BYTES) for b in memory], growth.memory)
     return {
@@ -176,7 +177,8 @@ def _costs(growth: Growth, size: int, seconds: float) -> tuple[float, int]:
     growth.prepare(growth.sizes[0])()  # libraries and caches are there
     work, times, memory = growth.prepare(size), list[float](), 0
     # twice at least: memory that the machine has not had for long is slower the first time
-    while len(times) < _REPEATS and sum(times) <= (seconds if len(times) > 1 else _LONG):
+    patience = _LONG if seconds else 0.0
+    while len(times) < _REPEATS and sum(times) <= (seconds if len(times) > 1 else patience):
         gc.collect()
         _give_back()
         before = _reset_peak()

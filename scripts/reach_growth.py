@@ -535,7 +535,7 @@ def main() -> None:
         if time.monotonic() - begin > options.seconds:
             break
         origin = {"date": date.today().isoformat(), "commit": reach.commit()}
-        one = measured(growth, 0.0) if options.smoke else measured(growth)
+        one = measured(growth, 0.0, rounds=1) if options.smoke else measured(growth)
         print(told(one), file=sys.stderr, flush=True)
         found[growth.name] = {**origin, **one}
         # in order, and after each: it takes long

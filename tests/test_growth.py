@@ -396,7 +396,7 @@ def test_memory_and_time_of_work(growth):
         "bytes", "size", [2**24, 2**25, 2**26], lambda size: lambda: torch.ones(size).sum(),
         1, 1, "4 bytes each",
     )  # fmt: skip
-    found = growth.measured(work, 0.0)
+    found = growth.measured(work, 0.0, rounds=1)
     assert [round(b / 2**26) for b in found["bytes"]] == [1, 2, 4]
     assert found["memory"]["slope"] == pytest.approx(1, abs=0.05)
     assert min(found["seconds"]) > 0
@@ -411,7 +411,7 @@ def test_memory_and_time_of_work(growth):
 def test_work_that_fails_says_why(growth):
     work = growth.Growth("none", "size", [1, 2], lambda size: lambda: 1 / (size - 2), 1, 1, "")
     with pytest.raises(RuntimeError, match=r"none over size at 2: .*[\s\S]*ZeroDivisionError"):
-        growth.measured(work, 0.0)
+        growth.measured(work, 0.0, rounds=1)
     with pytest.raises(ValueError, match="increasing sizes"):
         growth.Growth("none", "size", [2, 1], lambda size: lambda: None, 1, 1, "")
 
