@@ -84,7 +84,7 @@ class Ensemble:
 
     def training(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker, groups: range,
-        compiled: bool | None, data: Data | None, *, by_hand: bool,
+        compiled: bool | None, data: Data | None, *, by_hand: bool = False,
     ) -> Generator[None]:  # fmt: skip
         """Step after step, without end.
 

@@ -22,6 +22,7 @@ from torchlimits.ensemble.progress import Progressing, counted
 from torchlimits.ensemble.shard import Shard
 from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
