@@ -52,7 +52,6 @@ def test_a_compiled_run_does_not_depend_on_how_many_there_are():
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.slow
 def test_many_problems_are_compiled():
     """More than torch.compile makes of one function."""
     # not by monkeypatch: undoing, it would delete the setting for the tests that follow
@@ -68,8 +67,10 @@ def test_without_a_compiler_there_is_a_warning():
         torch._inductor.config.patch(settings),
         pytest.warns(RuntimeWarning, match=r"torch.compile failed, training goes on without"),
     ):
-        fast = trained(mixture(), True, runs=3)
-    assert torch.equal(fast.values, trained(mixture(), False, runs=3).values)
+        fast = trained(mixture(), True, runs=3, dtype=torch.float64)
+    # which takes its gradients by themselves, and not within a step
+    plain = trained(mixture(), False, runs=3, dtype=torch.float64)
+    torch.testing.assert_close(fast.values, plain.values, rtol=1e-10, atol=1e-12)
 
 
 def test_a_loss_that_cannot_be_traced():

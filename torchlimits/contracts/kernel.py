@@ -1,4 +1,4 @@
-"""`Kernel`: several training steps of all runs as one launch on the device; and `Gradients`."""
+"""`Kernel`: several training steps of all runs as one launch; `Gradients`, `Step`: of one step."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 #: sets ``.grad`` of every parameter of a model, from x and y
 Gradients = Callable[[Tensor, Tensor], None]
+#: moves every parameter of a model by one step of its optimizer, from x and y
+Step = Callable[[Tensor, Tensor], None]
 
 
 class NoKernelError(ValueError):
@@ -46,4 +48,13 @@ class KnowsGradients(Protocol):
 
     def gradients(self, model: Any) -> Gradients:
         """Return a function (x, y) that does what autograd would, or raise a `NoKernelError`."""
+        ...
+
+
+@runtime_checkable
+class KnowsSteps(Protocol):
+    """A problem that can take a step of SGD in closed form."""
+
+    def sgd_step(self, model: Any, optimizer: torch.optim.SGD) -> Step:
+        """Return a function (x, y) that does what both would, or raise a `NoKernelError`."""
         ...

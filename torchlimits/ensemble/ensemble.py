@@ -17,7 +17,9 @@ from torchlimits.contracts.kernel import (
     BrokenKernelError,
     Gradients,
     KnowsGradients,
+    KnowsSteps,
     NoKernelError,
+    Step,
 )
 from torchlimits.ensemble.compiled import compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
@@ -82,16 +84,34 @@ class Ensemble:
 
     def training(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker, groups: range,
-        compiled: bool | None, data: Data | None,
+        compiled: bool | None, data: Data | None, *, by_hand: bool = False,
     ) -> Generator[None]:  # fmt: skip
-        """Step after step; data that are drawn on the CPU come from ``data``."""
+        """Step after step.
+
+        Args:
+            model, optimizer, tracker: of these groups of replicas.
+            groups: their numbers.
+            compiled: as in `train`.
+            data: those that are drawn on the CPU.
+            by_hand: whether nobody needs gradients, or the optimizer's own ``step``.
+        """
         if data is None:
             assert isinstance(optimizer, torch.optim.SGD)
             return self._accelerated(model, optimizer, tracker, groups, compiled)
+        if by_hand and not compiled:
+            try:
+                return self._stepping(self._step_by_hand(model, optimizer, tracker), data)
+            except NoKernelError:
+                pass
         gradients = self._closed_form(model) or self._gradients(model)
         if compiled:
             gradients = compiled_gradients(model, self.problem.loss, otherwise=gradients)
-        return self._stepping(gradients, optimizer, data)
+
+        def step(x: Tensor, y: Tensor) -> None:
+            gradients(x, y)
+            optimizer.step()
+
+        return self._stepping(step, data)
 
     def data(self, groups: range, steps: int | None = None) -> Data:
         """The data of so many steps of some groups, on the CPU; by default without end."""
@@ -132,16 +152,28 @@ class Ensemble:
 
         return replayed(step, self._generator, tracker)
 
-    def _stepping(
-        self, gradients: Gradients, optimizer: torch.optim.Optimizer, data: Data
-    ) -> Generator[None]:
+    def _stepping(self, step: Step, data: Data) -> Generator[None]:
         workers = max(1, torch.get_num_threads() // 2)
         own = max(1, torch.get_num_threads() - workers)
         with closing(data.stream(workers)) as drawn, threads(own):
             for x, y in drawn:
-                gradients(x, y)
-                optimizer.step()
+                step(x, y)
                 yield
+
+    def _step_by_hand(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, tracker: Tracker
+    ) -> Step:
+        """The problem's own step of SGD, which the tracker is told of, or a `NoKernelError`."""
+        if not (isinstance(self.problem, KnowsSteps) and isinstance(optimizer, torch.optim.SGD)):
+            raise NoKernelError("expected a problem that knows steps of SGD")
+        move = self.problem.sgd_step(model, optimizer)
+        tracker.remove()
+
+        def step(x: Tensor, y: Tensor) -> None:
+            move(x, y)
+            tracker.stepped()
+
+        return step
 
     def _closed_form(self, model: nn.Module) -> Gradients | None:
         """The problem's own gradients, where it has some for this model."""

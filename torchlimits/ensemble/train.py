@@ -22,6 +22,7 @@ from torchlimits.ensemble.progress import Progressing, counted
 from torchlimits.ensemble.shard import Shard
 from torchlimits.problems.problem import Trainable
 from torchlimits.record.track import track
+from torchlimits.record.tracker import Tracker
 from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 from torchlimits.trajectory import Trajectory
 
@@ -82,8 +83,9 @@ def train(
             `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
             autograd spends on its own account at every step, which is much for small networks.
             Trajectories are the same to rounding. Without a C++ compiler there is a warning, and no
-            difference. By default gradients are autograd's, or the problem's own closed form where
-            it has one, as `GaussianMixture` has. On CUDA, True asks for the problem's kernel and
+            difference. By default gradients are autograd's and steps those of torch.optim, or the
+            problem's own closed forms where it has some, as `GaussianMixture` has, which take less
+            than compiled ones. On CUDA, True asks for the problem's kernel and
             raises an error without one, False asks for autograd and torch.optim, captured; they
             agree in law. By default the kernel is taken where there is one.
         checkpoint: a file in which the training keeps what it needs to go on, written every ten
@@ -103,7 +105,7 @@ def train(
     Raises:
         ValueError: if an argument is out of range, there is no kernel for ``compiled=True``, or
             ``checkpoint`` is damaged, belongs to another training, or is asked for on a device
-            other than the CPU.
+            other than the CPU, as gradients are that ``statistics`` read.
         NonFiniteStatistic: if SGD diverges; its ``trajectory`` holds everything up to there.
         TypeError: if ``problem`` is not a problem, ``start`` not a module, ``statistics`` neither a
             `SummaryStatistics` nor a dict, or ``dtype`` not a type of real numbers.
@@ -204,6 +206,7 @@ class _Training:
                 writer=writer, path=own.path, parameters=self._facts(),
             ) as tracker,
         ):  # fmt: skip
+            _check_gradients(tracker, ensemble.device)
             kept = None
             if own.checkpoint is not None and data is not None:
                 kept = Checkpoint(
@@ -215,7 +218,15 @@ class _Training:
                 counted(self.steps, shard.first and self.progress, tracker.step) as ticks,
                 nullcontext() if kept is None else kept.waits_for_steps(),
                 closing(
-                    ensemble.training(model, optimizer, tracker, shard.groups, self.compiled, data)
+                    ensemble.training(
+                        model,
+                        optimizer,
+                        tracker,
+                        shard.groups,
+                        self.compiled,
+                        data,
+                        by_hand=self.optimizer is None and not tracker.reads_gradients,
+                    )
                 ) as training,
             ):
                 for _ in zip(ticks, training, strict=False):
@@ -285,6 +296,14 @@ def _check_start(start: object) -> None:
         raise TypeError(
             f"expected start as a module, got {type(start).__name__}: make it by problem.model(), "
             "and set its parameters, from which all runs start"
+        )
+
+
+def _check_gradients(tracker: Tracker, device: torch.device) -> None:
+    if device.type != "cpu" and tracker.reads_gradients:
+        raise ValueError(
+            f"expected statistics of parameters on {device}, got {tracker.reads_gradients}: "
+            "gradients are not kept there; train on the CPU, or in a loop of your own by tl.track"
         )
 
 

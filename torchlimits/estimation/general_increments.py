@@ -16,13 +16,20 @@ from torch.utils import _pytree as pytree
 from torchlimits import _checks
 from torchlimits.estimation.increments import Increments, Rows, Step
 from torchlimits.estimation.low_rank import LowRank, few_entries
-from torchlimits.statistics.quadratic import Gradient, OuterGradient, dense, largest_entries, part
+from torchlimits.statistics.quadratic import (
+    Gradient,
+    OuterGradient,
+    dense,
+    largest_entries,
+    part,
+    samples_of,
+)
 from torchlimits.statistics.reads import ReadRecorder
 from torchlimits.statistics.statistic_error import StatisticError
 from torchlimits.statistics.summary import StatisticFunction
 
-#: samples on which outer products are compared with tensors
-_COMPARED = 2
+#: samples on which outer products are compared with tensors, and among how many they are chosen
+_COMPARED, _SEARCHED = 2, 128
 #: bytes of gradients in float64 along which functions are differentiated at once
 _PIECE_BYTES = 2**23
 #: arrays of that size that are alive at once
@@ -101,26 +108,25 @@ class GeneralIncrements(Increments):
     def rows(self, gradients: Mapping[str, Gradient]) -> dict[str, Rows]:
         """Return the increments along each gradient of a batch."""
         new = [name for name in self.functions if name not in self.ways]
-        if new:
-            self._find_ways(new, gradients)
+        known = self._find_ways(new, gradients) if new else {}
         groups: dict[tuple[bool, bool], list[str]] = {}
         for name in self.functions:
-            groups.setdefault(self.ways[name][1:], []).append(name)
-        return {
-            name: rows
-            for (structured, vectorised), names in groups.items()
-            for name, rows in self._in_pieces(names, gradients, structured, vectorised).items()
-        }
+            if name not in known:
+                groups.setdefault(self.ways[name][1:], []).append(name)
+        for (structured, vectorised), names in groups.items():
+            known |= self._in_pieces(names, gradients, structured, vectorised)
+        return known
 
     # --- the ways -----------------------------------------------------------------------------
 
-    def _find_ways(self, names: list[str], gradients: Mapping[str, Gradient]) -> None:
+    def _find_ways(self, names: list[str], gradients: Mapping[str, Gradient]) -> dict[str, Rows]:
+        """Find how functions are differentiated; return the rows that were computed for it."""
         # samples with the largest gradients, as a gradient of 0 says nothing
-        sizes = torch.stack([largest_entries(g) for g in gradients.values()]).amax(0)
+        first = {n: part(g, slice(_SEARCHED)) for n, g in gradients.items()}
+        sizes = torch.stack([largest_entries(g) for g in first.values()]).amax(0)
         largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
-        few = {n: part(g, largest) for n, g in gradients.items()}
-        tensors = {n: dense(g) for n, g in few.items()}
-        expected = self._tried(names, tensors)
+        tensors = {n: dense(part(g, largest)) for n, g in gradients.items()}
+        expected = _tried(names, lambda some: self._rows(some, tensors))
         self._check_modes(names, {n: g[0] - self.step.centre[n] for n, g in tensors.items()})
         for name in names:
             reads = self._reads(name)
@@ -134,27 +140,25 @@ class GeneralIncrements(Increments):
                 "sample by sample, which is slow",
                 stacklevel=2,
             )
-        if expected and any(isinstance(g, OuterGradient) for g in few.values()):
-            for name, found in self._tried(list(expected), few).items():
-                if _agree(found, expected[name]):
-                    self.ways[name] = self.ways[name]._replace(structured=True)
+        if not any(isinstance(g, OuterGradient) for g in gradients.values()):
+            return {}
+        found = _tried(
+            list(expected), lambda some: self._in_pieces(some, gradients, True, vectorised=True)
+        )
+        agreeing = {
+            name: rows
+            for name, rows in found.items()
+            if _agree(Rows(*(x[largest] for x in rows)), expected[name])
+        }
+        for name in agreeing:
+            self.ways[name] = self.ways[name]._replace(structured=True)
+        return agreeing
 
     def _reads(self, name: str) -> list[str]:
         recorder = ReadRecorder(self.step.parameters, self.step.parameters)
         with torch.no_grad():
             self.functions[name](recorder)
         return [n for n in self.moving if n in recorder.read]
-
-    def _tried(self, names: list[str], gradients: Mapping[str, Gradient]) -> dict[str, Rows]:
-        """The increments of those functions that can do it."""
-        try:
-            return self._rows(names, gradients)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception:
-            if len(names) == 1:
-                return {}
-            return {n: rows for name in names for n, rows in self._tried([name], gradients).items()}
 
     def _check_loop(self, name: str, gradients: Mapping[str, Gradient]) -> None:
         """Raise StatisticError unless samples can be taken one by one."""
@@ -238,7 +242,7 @@ class GeneralIncrements(Increments):
     ) -> dict[str, Rows]:
         reads = {n for name in names for n in self.ways[name].reads} or set(self.moving)
         own = {n: gradients[n] for n in self.moving if n in reads}
-        samples = len(largest_entries(next(iter(own.values()))))
+        samples = samples_of(next(iter(own.values())))
         size = sum(_numbers(g, structured) for g in own.values()) * torch.float64.itemsize
         piece = max(1, self.piece_bytes // size)
         parts = []
@@ -365,6 +369,20 @@ class _NoBranches(TorchFunctionMode):
 
 def _is_differentiated(x: Any) -> bool:
     return torch._C._functorch.is_gradtrackingtensor(x)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+
+def _tried(names: list[str], work: Callable[[list[str]], dict[str, Rows]]) -> dict[str, Rows]:
+    """What a function makes of all names, or of those alone that it can do."""
+    if not names:
+        return {}
+    try:
+        return work(names)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:
+        if len(names) == 1:
+            return {}
+        return {n: rows for name in names for n, rows in _tried([name], work).items()}
 
 
 def _low_rank(base: Tensor, left: Tensor, right: Tensor) -> Tensor:

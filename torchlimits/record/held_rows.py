@@ -11,6 +11,9 @@ import numpy as np
 from torchlimits.files.row_file import RowFile
 from torchlimits.files.rows import Header, later, widened
 
+#: room in memory is made for so many times the rows there are
+_ROOM = 4
+
 
 @dataclass(frozen=True)
 class HeldRows:
@@ -114,7 +117,8 @@ class HeldRows:
         """Append rows to those in memory, for which more room is made rarely."""
         memory, count = self.memory, self.count + len(rows)
         if count > len(memory):
-            memory = np.empty(max(count, 2 * self.count), self.header.row)
+            # what is not written to yet takes no memory
+            memory = np.empty(max(count, _ROOM * self.count), self.header.row)
             _bytes_of(memory[: self.count])[:] = _bytes_of(self.memory[: self.count])
         _bytes_of(memory[self.count : count])[:] = _bytes_of(rows)
         return dataclasses.replace(self, memory=memory, count=count)

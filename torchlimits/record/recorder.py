@@ -68,6 +68,11 @@ class Recorder(Steps):
         return [*self._ring.names, *self._loop.names]
 
     @property
+    def reads_gradients(self) -> list[str]:
+        """The names of the gradients that statistics read."""
+        return self._ring.followed.gradients
+
+    @property
     def _next(self) -> int:
         """The number of the next record."""
         return self._pending[-1][0] + 1 if self._pending else self._records

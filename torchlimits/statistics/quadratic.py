@@ -68,6 +68,11 @@ def total_square(gradient: Gradient) -> Tensor:
     return gradient.square().sum(0)
 
 
+def samples_of(gradient: Gradient) -> int:
+    """The number of samples."""
+    return len(gradient.left if isinstance(gradient, OuterGradient) else gradient)
+
+
 def largest_entries(gradient: Gradient) -> Float[Tensor, " B"]:
     """The size of the largest entry of each sample's gradient."""
     if isinstance(gradient, OuterGradient):

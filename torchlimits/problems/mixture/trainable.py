@@ -12,9 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.contracts.kernel import Gradients, Kernel, NoKernelError
+from torchlimits.contracts.kernel import Gradients, Kernel, NoKernelError, Step
 from torchlimits.problems.mixture.components import Components
-from torchlimits.problems.mixture.gradients import of_network
+from torchlimits.problems.mixture.gradients import of_network, sgd_step
 from torchlimits.problems.mixture.layout import mixture_layout
 from torchlimits.problems.network import directions as axes
 from torchlimits.problems.network.layout import Layout
@@ -230,6 +230,33 @@ class TrainableMixture(Trainable):
         """
         self._check_own(model, "model", "loss")
         return of_network(model)
+
+    def sgd_step(self, model: TwoLayerNetwork, optimizer: torch.optim.SGD) -> Step:
+        """A step of SGD on `loss` in closed form, which `train` takes on the CPU.
+
+        Args:
+            model: made by `model`, with one leading dimension.
+            optimizer: torch.optim.SGD over the model, without momentum.
+
+        Returns:
+            A function of x and y, made by `sample`, that moves both layers as the gradients of
+            ``loss(model(x), y)`` and ``optimizer.step()`` do, to rounding. It sets no ``.grad``.
+
+        Raises:
+            NoKernelError: if model or loss are not a mixture's own, or the optimizer has momentum.
+
+        Example:
+            >>> import torch, torchlimits as tl
+            >>> problem = tl.GaussianMixture.binary(dim=50, snr=2.0)
+            >>> model = problem.model(replicas=(10,))
+            >>> before = model.first.weight.clone()
+            >>> step = problem.sgd_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+            >>> step(*problem.sample(1, replicas=(10,)))
+            >>> torch.equal(model.first.weight, before)
+            False
+        """
+        self._check_own(model, "model", "loss")
+        return sgd_step(model, optimizer)
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, which JSON can hold; the weights only if they differ."""

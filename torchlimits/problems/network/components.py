@@ -68,10 +68,8 @@ class GaussianComponents:
         x = torch.randn(*shape, dim, dtype=dtype, **source)
         if self.covariance is not None:
             x = self.covariance.spread(x, component)
-        # a product with indicators, in place: means[component] has as many numbers as the noise
-        chosen = F.one_hot(component.flatten(), count).to(dtype)
-        x.view(-1, dim).addmm_(chosen, means, beta=self.snr**-0.5)
-        return x, component
+        # rows by their number: a product of indicators and means takes three times as long
+        return F.embedding(component, means).add_(x, alpha=self.snr**-0.5), component
 
     def _beside(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Means and cumulative probabilities, copied to each device once."""
