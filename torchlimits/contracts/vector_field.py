@@ -257,6 +257,10 @@ class VectorField(OwnNames, nn.Module, ABC):
         """The same field, as fast as possible for derivatives that are right to 1e-3."""
         return self
 
+    def for_classes(self) -> VectorField:
+        """The same field, as fast as possible for the question where solutions go."""
+        return self
+
     def for_ascent(self) -> VectorField:
         """The field whose terms, with the sign turned, are those of ascending the loss.
 

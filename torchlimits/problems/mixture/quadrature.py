@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +40,9 @@ class Resolution:
         stretch: spread of the lattice of lines, in standard deviations of the Gaussian.
         directions: how many directions are tried for the lines (2 < K <= 8).
         steep: whether nodes are denser where sigmoid(psi) is steep.
+        dtype: of the nodes and what is computed at them.
+        thin: whether K >= 3 neurons have half as many lines where K - 2 kinks or fewer are near: f
+            changes in one direction more than there are kinks, and is smooth in the others.
     """
 
     order: int
@@ -49,6 +52,12 @@ class Resolution:
     stretch: float = 1.0
     directions: int = 63
     steep: bool = True
+    dtype: torch.dtype = torch.float64
+    thin: bool = False
+
+    def fast(self) -> Resolution:
+        """A coarse rule that takes less time for errors of 1e-4, where it has some of 1e-2."""
+        return replace(self, dtype=torch.float32, thin=True)
 
 
 def resolution(width: int, level: int = 0) -> Resolution:
@@ -88,17 +97,48 @@ class Panels:
         frame: orthogonal matrices, columns (direction of the lines, the rest), (P, K, K).
         offsets: where the lines cross the plane orthogonal to them, (P, M, K-1).
         t: position along the line, (P, S, n, M).
-        weight: of each node, (P, S, n, M); sums to 1 over all nodes of a point.
-        psi: the logit sum_i v_i relu(h_i), (P, S, n, M).
+        density: the part of the weight that changes along a panel, (P, S, n, M).
+        size: the part of the weight that does not, (P, S, M).
+        level, slope: the logit sum_i v_i relu(h_i) is level + slope t on a panel, (P, S, M).
+        h: the pre-activations in the middle of a panel, (P, K, S, M), without gradient.
         active: 1{h_i >= 0}, constant on a panel, (P, K, S, M).
+        linear: level and slope of sum_i v_i h_i on a line, (P, M) and (P,).
     """
 
     frame: Tensor
     offsets: Tensor
     t: Tensor
-    weight: Tensor
-    psi: Tensor
+    density: Tensor
+    size: Tensor
+    level: Tensor
+    slope: Tensor
+    h: Tensor
     active: Tensor
+    linear: tuple[Tensor, Tensor]
+
+    @property
+    def weight(self) -> Float[Tensor, "P S n M"]:
+        """The weight of each node; their sum is 1 for each point."""
+        return self.size[:, :, None] * self.density
+
+    @property
+    def psi(self) -> Float[Tensor, "P S n M"]:
+        """The logit at each node."""
+        return torch.addcmul(self.level[:, :, None], self.slope[:, :, None], self.t)
+
+    def opposite(self) -> Panels:
+        """The nodes -xi of the mean -mean, where all pre-activations are -h_i.
+
+        They have the same weights, and the logit sum_i v_i relu(-h_i) is the one here less
+        sum_i v_i h_i. By an even rule they are the nodes that -mean has itself; a steep one is
+        dense where the logit here is steep.
+        """
+        level, slope = self.linear
+        return replace(
+            self, frame=-self.frame, h=-self.h, active=(self.h <= 0).to(self.t.dtype),
+            level=self.level - level[:, None], slope=self.slope - slope[:, None, None],
+            linear=(-level, -slope),
+        )  # fmt: skip
 
     def xi(self) -> Float[Tensor, "P nodes K"]:
         """The nodes as points of R^K, in the order of ``weight.flatten(1)``."""
@@ -144,10 +184,15 @@ def _pieces(
     """The pieces of points with the same number of kinks."""
     frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
-    offsets, weights = _lines(mean, rotated, kinks, rule)
+    lines_and_weights = _lines(mean, rotated, kinks, rule)
+    mean, rotated, v, frames, offsets, weights = (
+        x.to(rule.dtype) for x in (mean, rotated, v, frames, *lines_and_weights)
+    )
     on_line = (kinks + len(rule.splits) + 1) * rule.order
     lines = weights.shape[-1]
-    step, stride = max(1, PIECE // (lines * on_line)), max(1, PIECE // on_line)
+    # as many bytes, whatever the precision
+    most = 8 * PIECE // rule.dtype.itemsize
+    step, stride = max(1, most // (lines * on_line)), max(1, most // on_line)
     for p in range(0, len(points), step):
         here = slice(p, p + step)
         some = points[here]
@@ -233,7 +278,8 @@ def _lines(
     """Offsets and weights of the lines: for K = 2 in panels split where the two kinks cross."""
     points, width = mean.shape
     if width != 2:
-        offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
+        lines = rule.lines // 2 if rule.thin and kinks <= width - 2 else rule.lines
+        offsets, weights = _lattice(width - 1, lines, rule.stretch, mean.device)
         return offsets.expand(points, -1, -1), weights.expand(points, -1)
     along, across = rotated[..., 0], rotated[..., 1]
     constant = mean[:, 0] * along[:, 1] - mean[:, 1] * along[:, 0]
@@ -261,21 +307,24 @@ def _split(
     edges = _with_splits(roots, rule)[:, : kinks + len(rule.splits) + 2]
     low, high = edges[:, :-1], edges[:, 1:]
     middle = ((low + high) / 2).detach()
-    h_middle = h0.detach()[:, :, None] + along.detach()[..., None, None] * middle[:, None]
-    active = (h_middle >= 0).to(mean.dtype)
-    level = (active * (v[..., None] * h0)[:, :, None]).sum(1)
-    slope = (active * (v * along)[..., None, None]).sum(1)
+    h = torch.addcmul(h0.detach()[:, :, None], along.detach()[..., None, None], middle[:, None])
+    active = (h >= 0).to(mean.dtype)
+    parts, steepness = v[..., None] * h0, v * along
+    level = (active * parts[:, :, None]).sum(1)
+    slope = (steepness[:, None] @ active.flatten(2)).reshape(level.shape)
     if rule.steep:
-        t, weight = _sinh_nodes(low, high, level.detach(), slope.detach(), rule, line_weight)
+        t, density, size = _sinh_nodes(low, high, level.detach(), slope.detach(), rule)
     else:
-        t, weight = _even_nodes(low, high, rule, line_weight)
-    psi = torch.addcmul(level[:, :, None], slope[:, :, None], t)
-    return Panels(frame, offsets, t, weight, psi, active)
+        t, density, size = _even_nodes(low, high, rule)
+    linear = parts.sum(1), steepness.sum(1)
+    return Panels(
+        frame, offsets, t, density, size * line_weight[:, None], level, slope, h, active, linear
+    )
 
 
 def _sinh_nodes(
-    low: Tensor, high: Tensor, level: Tensor, slope: Tensor, rule: Resolution, line_weight: Tensor
-) -> tuple[Tensor, Tensor]:
+    low: Tensor, high: Tensor, level: Tensor, slope: Tensor, rule: Resolution
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss-Legendre in z on t = zero + scale sinh(z), dense where sigmoid(psi) is steep.
 
     sigmoid has its poles at psi = +-i pi, that is at zero +- i pi/slope. Zeros in the tail of the
@@ -286,26 +335,28 @@ def _sinh_nodes(
     zero = (-level * slope / steep).clamp(-20, 20)
     scale = torch.sqrt(math.pi**2 / steep + (0.05 * zero.square()).square())
     start, stop = torch.asinh((low - zero) / scale), torch.asinh((high - zero) / scale)
-    x, w = _gauss_legendre(rule.order, low.device)
+    x, _ = _gauss_legendre(rule.order, low.device)
     half = (stop - start) / 2
     z = torch.addcmul(((start + stop) / 2)[:, :, None], half[:, :, None], x[:, None])
     up = torch.exp(z)
     down = up.reciprocal()
     t = torch.addcmul(zero[:, :, None], (scale / 2)[:, :, None], up - down)
-    panel_weight = half * scale * line_weight[:, None] * (0.5 * (2 * math.pi) ** -0.5)
-    weight = (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
-    return t, weight * (up + down)
+    return t, _gaussian(t, rule) * (up + down), half * scale / 2
 
 
-def _even_nodes(
-    low: Tensor, high: Tensor, rule: Resolution, line_weight: Tensor
-) -> tuple[Tensor, Tensor]:
+def _even_nodes(low: Tensor, high: Tensor, rule: Resolution) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss-Legendre in t."""
-    x, w = _gauss_legendre(rule.order, low.device)
+    x = _gauss_legendre(rule.order, low.device)[0].to(low)
     half = (high - low) / 2
     t = torch.addcmul(((low + high) / 2)[:, :, None], half[:, :, None], x[:, None])
-    panel_weight = half * line_weight[:, None] * (2 * math.pi) ** -0.5
-    return t, (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
+    return t, _gaussian(t, rule), half
+
+
+def _gaussian(t: Tensor, rule: Resolution) -> Tensor:
+    """The weights of Gauss-Legendre times the density of N(0, 1)."""
+    _, w = _gauss_legendre(rule.order, t.device)
+    constant = (w * (2 * math.pi) ** -0.5).log().to(t)[:, None]
+    return torch.exp(torch.addcmul(constant, t, t, value=-0.5))
 
 
 def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:
