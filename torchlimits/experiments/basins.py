@@ -59,13 +59,13 @@ def basins(
 
     For thousands of starts take dynamics of a coarse level (``problem.dynamics(level=-3)`` for
     K > 2); levels -2 and -3 are taken in single precision and with fewer lines where few neurons
-    switch (`ReluField.for_classes`). A start goes one way or another by instabilities, which grow
+    switch (``ReluField.for_classes``). A start goes one way or another by instabilities, which grow
     from differences that symmetric quadrature keeps; only starts on an edge go elsewhere than with
     a fine level and a smaller tolerance, see the figures in ``docs/performance.md``.
 
-    Each start has steps of its own (`own_steps.follow`), and is looked at ten times, every tenth of
-    the time. Starts that have arrived are no longer followed: a neuron that has died out by then
-    may grow back later where a mean is left that no other neuron has turned to.
+    Each start has steps of its own (``dynamics.own_steps.follow``), and is looked at ten times,
+    every tenth of the time. Starts that have arrived are no longer followed: a neuron that has died
+    out by then may grow back later where a mean is left that no other neuron has turned to.
 
     Args:
         dynamics: the effective dynamics of a `GaussianMixture`, or of a `NetworkProblem` with
