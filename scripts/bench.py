@@ -1,6 +1,7 @@
 """Run every benchmark: one table of what each costs beside a plain way and a lower bound.
 
     python scripts/bench.py --markdown
+    python scripts/bench.py --keep  # and put the rows into the table of docs
 
 Times are medians over interleaved rounds; ratios are taken within a round, and shown with their
 quartiles. On a machine that is otherwise busy, set OMP_NUM_THREADS=1: where threads have to
@@ -19,6 +20,7 @@ import bench_heads
 import bench_optimizers
 import bench_reduced
 import bench_solver
+import bench_sweep
 import bench_tracking
 import bench_writing
 import benchmark
@@ -28,7 +30,7 @@ from rich.progress import track
 
 BENCHMARKS = (
     bench_tracking, bench_writing, bench_ensemble, bench_reduced, bench_estimate, bench_solver,
-    bench_heads, bench_optimizers,
+    bench_heads, bench_optimizers, bench_sweep,
 )  # fmt: skip
 
 
@@ -43,6 +45,11 @@ class Options(benchmark.Options):
     smoke: bool = False
     """tiny sizes, to see that everything runs"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep and (self.smoke or self.rounds != Options.rounds or self.device != "cpu"):
+            raise ValueError("--keep keeps what each script measures by itself: expected no others")
+
 
 def measure(options: Options) -> Iterator[Row]:
     """The rows of all benchmarks, as they come."""
@@ -53,7 +60,9 @@ def measure(options: Options) -> Iterator[Row]:
             own = replace(own, device=options.device)
         elif options.device != "cpu":
             continue
-        yield from one.measure(own)
+        for row in one.measure(own):
+            row.by = f"scripts/{one.__name__}.py"
+            yield row
 
 
 if __name__ == "__main__":

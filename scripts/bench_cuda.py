@@ -109,7 +109,11 @@ class Report:
 
     def write(self) -> None:
         """results.json and table.md."""
-        rows = [{"part": part, **dataclasses.asdict(one)} for part, one in self.findings]
+        rows = [
+            {"part": part, **dataclasses.asdict(one)}
+            | ({"cells": one.cells} if isinstance(one, Row) else {})
+            for part, one in self.findings
+        ]
         found = {**self.header, "findings": rows, "failures": self.failures}
         (self.options.out / "results.json").write_text(json.dumps(found, indent=1))
         lines = [", ".join(f"{k}: {v}" for k, v in self.header.items()), "", HEADER]
@@ -433,7 +437,7 @@ def ensemble(options: Options, report: Report) -> Iterator[Finding]:
                 f"plain: eager loop over replicas; floors: normals {normals * 1e6:.2f} us, traffic "
                 f"{traffic * 1e6:.2f} us; {rate:.3g} replica-steps/s"
             )
-            yield Row(f"{way}, N = {dim}, R = {runs}", "step", own, plain, floor, note)
+            yield Row(f"`tl.train`, {way}, N = {dim}, R = {runs}", "step", own, plain, floor, note)
     yield from whole_training(options)
     if options.device != "cpu":
         yield from tuned(options, report)

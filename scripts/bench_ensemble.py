@@ -83,7 +83,7 @@ def compare(dim: int, options: Options) -> list[Row]:
     return [
         Row(f"`tl.train`{how}, N = {dim}, {options.runs} runs", "replica-step",
             seconds[how], seconds[plain], seconds["floor"],
-            f"plain: {plain}, nothing recorded; floor: its normals, one core")
+            f"plain: {plain}, nothing recorded; floor: its normals by torch's normal_, one core")
         for how, plain in (
             ("", "run by run"), ("", "replicas in one loop"), (", compiled", "run by run")
         )

@@ -6,6 +6,9 @@ XOR mixture, batch 1, all statistics at every step; and a convolutional network 
 parameters, batch 8, the norms of all of them (`tl.statistics.norms`) at every step. The tracker's
 last flush is included. Plain is the usual way, .item() and add_scalar of every statistic; the floor
 is the bare step.
+
+What recording adds to a step has a row of its own, where the floor is what a bare copy hook adds: a
+hook after each step that copies the parameters into preallocated room, and does nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import benchmark
+import numpy as np
 import torch
 from benchmark import Row, Training, interleaved, main, timed
 from torch import nn
@@ -84,6 +88,19 @@ def tracked(training: Training | Images, statistics: tl.SummaryStatistics, count
     return timed(work, count)
 
 
+def copied(training: Training | Images, count: int, slots: int = 256) -> float:
+    """A hook that copies the parameters into a ring, by one kernel, and does nothing else."""
+    parameters = [p.detach() for p in training.model.parameters()]
+    ring = [[torch.zeros_like(p) for p in parameters] for _ in range(slots)]
+    place = itertools.cycle(ring)
+
+    def copy(*_: object) -> None:
+        torch._foreach_copy_(next(place), parameters)  # type: ignore[reportPrivateImportUsage]
+
+    training.optimizer.register_step_post_hook(copy)
+    return training.timed(count)
+
+
 def add_scalar(training: Training | Images, statistics: tl.SummaryStatistics, count: int) -> float:
     """.item() and add_scalar of every statistic at every step."""
     parameters = dict(training.model.named_parameters())
@@ -116,6 +133,21 @@ def row(
     return Row(what, "step", **seconds, note="plain: .item() + add_scalar; floor: bare step")
 
 
+def added(
+    what: str, fresh: Callable[[], Training], statistics: tl.SummaryStatistics, options: Options
+) -> Row:
+    """What the tracker adds to a step, beside what a bare copy hook adds."""
+    contenders = {
+        "tracked": lambda: tracked(fresh(), statistics, options.steps),
+        "copied": lambda: copied(fresh(), options.steps),
+        "bare": lambda: fresh().timed(options.steps),
+    }
+    with threads(options.threads):
+        found = interleaved(contenders, options.rounds)
+    ours, floor = (list(np.subtract(found[one], found["bare"])) for one in ("tracked", "copied"))
+    return Row(what, "step", ours, floor=floor, note="over the bare step; floor: a bare copy hook")
+
+
 def measure(options: Options) -> list[Row]:
     """A row for each kind of network."""
     problem = tl.GaussianMixture.xor(options.dim, options.width, snr=100.0, ridge=0.1)
@@ -126,6 +158,10 @@ def measure(options: Options) -> list[Row]:
             f"`tl.track`, N = {options.dim}, {len(problem.names)} statistics every step",
             lambda: Training(problem, device=options.device), problem.statistics, options,
             options.steps,
+        ),
+        added(
+            f"`tl.track` less the bare step, N = {options.dim}, {len(problem.names)} statistics",
+            lambda: Training(problem, device=options.device), problem.statistics, options,
         ),
         row(
             f"`tl.track`, CNN with {count:,} parameters, all norms every step",

@@ -8,9 +8,9 @@ A benchmark is a module `scripts/bench_NAME.py` with
 * `measure(options) -> list[Row]`: contenders are timed by `interleaved`, and rows made of them;
 * as the last line, under `if __name__ == "__main__"`, `main(measure, Options, __doc__)`.
 
-List it in `bench.py`, which runs them all. A contender is a function without arguments that does
-its work once and returns the seconds that it took per unit (a step, a file ...), without what has
-to be made beforehand:
+List it in `bench.py`, which runs them all, and in `performance.py`, whose tables have its rows.
+A contender is a function without arguments that does its work once and returns the seconds that it
+took per unit (a step, a file ...), without what has to be made beforehand:
 
     def measure(options: Options) -> list[Row]:
         x = torch.randn(options.size, options.size)
@@ -25,16 +25,17 @@ to be made beforehand:
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import performance
 import torch
 import tyro
 from matplotlib.ticker import EngFormatter
@@ -56,6 +57,8 @@ class Options:
     """interleaved rounds; one more warms up"""
     markdown: bool = False
     """print a table to paste"""
+    keep: bool = False
+    """put the rows into performance.json, and so into the table of docs"""
 
     def __post_init__(self) -> None:
         _checks.positive_int("rounds", self.rounds)
@@ -73,12 +76,19 @@ class Row:
     floor: list[float] | None = None
     note: str = ""
     """what plain and floor are, errors, sizes"""
+    by: str = field(default="", init=False)
+    """the command that measures this row by itself; by default the one that was given"""
+
+    @property
+    def cells(self) -> list[str]:
+        """Medians, and medians and quartiles of the ratios in each round, as the table has them."""
+        ours, plain, floor = map(median, (self.ours, self.plain, self.floor))
+        ratios = ratio(self.plain, self.ours), ratio(self.ours, self.floor)
+        return [self.what, f"{ours}/{self.unit}", plain, floor, *ratios, self.note]
 
     def __str__(self) -> str:
-        """A line of the table: medians, and medians and quartiles of the ratios in each round."""
-        ours, plain, floor = map(median, (self.ours, self.plain, self.floor))
-        ratios = f"{ratio(self.plain, self.ours)} | {ratio(self.ours, self.floor)}"
-        return f"| {self.what} | {ours}/{self.unit} | {plain} | {floor} | {ratios} | {self.note} |"
+        """A line of the table."""
+        return f"| {' | '.join(self.cells)} |"
 
 
 HEADER = """|  | ours | plain | floor | plain / ours | ours / floor |  |
@@ -134,19 +144,50 @@ def ratio(above: list[float] | None, below: list[float] | None) -> str:
     if above is None or below is None:
         return ""
     low, middle, high = np.quantile(np.divide(above, below), [0.25, 0.5, 0.75])
-    digits = max(0, 2 - math.floor(math.log10(middle)))
+    # a difference of two times may come out as 0 or less, where rounds are short
+    size = math.log10(abs(middle)) if middle and math.isfinite(middle) else 0
+    digits = max(0, 2 - math.floor(size))
+    if len(above) == 1:
+        return f"{middle:,.{digits}f} (one round)"
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def cpu() -> str:
+    """The processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def where(device: str) -> str:
+    """What the tables say of the machine: processor and threads, or card."""
+    if device == "cpu":
+        return f"{performance.CPU}: {cpu()}, {torch.get_num_threads()} threads"
+    return f"{performance.CARD}: {torch.cuda.get_device_name(device)}"
 
 
 def machine(device: str) -> str:
     """What the figures hold for: CPU, cores, threads, torch, device."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor()
     where = device if device == "cpu" else torch.cuda.get_device_name(device)
     threads = f"{os.cpu_count()} cores, OMP threads: {torch.get_num_threads()}"
-    return f"{cpu}, {threads}, torch {torch.__version__}, device: {where}"
+    return f"{cpu()}, {threads}, torch {torch.__version__}, device: {where}"
+
+
+def show(lines: Iterable[str], markdown: bool) -> None:
+    """Print the lines of a table as they come, or the table when all are there."""
+    if markdown:
+        for line in lines:
+            print(line, flush=True)
+    else:
+        Console().print(Markdown("\n".join(lines)))
+
+
+def keep(rows: list[Row], where: str) -> None:
+    """Put the rows into the tables, each under the command that measures it."""
+    given = performance.command(sys.argv)
+    for by in dict.fromkeys(row.by or given for row in rows):
+        performance.keep(by, [row.cells for row in rows if (row.by or given) == by], where)
 
 
 def main(
@@ -156,11 +197,16 @@ def main(
     try:
         chosen = tyro.cli(options, description=description)
         device = str(_checks.device(getattr(chosen, "device", "cpu")))
-        lines = itertools.chain([machine(device), "", HEADER], map(str, measure(chosen)))
-        if chosen.markdown:
-            for line in lines:
-                print(line, flush=True)
-        else:
-            Console().print(Markdown("\n".join(lines)))
+        rows: list[Row] = []
+
+        def lines() -> Iterator[str]:
+            yield from (machine(device), "", HEADER)
+            for row in measure(chosen):
+                rows.append(row)
+                yield str(row)
+
+        show(lines(), chosen.markdown)
+        if chosen.keep:
+            keep(rows, where(device))
     except (ValueError, OSError, RuntimeError) as error:
         raise SystemExit(f"error: {error}") from None

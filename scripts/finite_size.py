@@ -118,8 +118,8 @@ def escape(options: Options, dim: int, *, exact: bool) -> Escape:
     m = torch.randn(options.escapes, generator=generator, dtype=torch.float64) / dim**0.5
     starts = torch.stack([m, torch.ones_like(m)], dim=-1)
     level = math.sqrt((_SNR["matrix"] - 1) / 2)
-    # the overlap grows like e^(4 (snr - 1) t) from n^(-1/2)
-    time = 1.5 + 0.5 * math.log(dim)
+    # the overlap grows like e^(4 (snr - 1) t) from n^(-1/2), and from less now and then
+    time = 2.5 + 0.5 * math.log(dim)
     if exact:
         steps = round(time * dim)
         path = chain.run(starts, steps, every=max(1, dim // 50), generator=generator)

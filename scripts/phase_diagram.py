@@ -6,7 +6,10 @@
 Top: the best accuracy that an attracting fixed point has; below: the numbers of stable and of all
 fixed points (mixtures: up to symmetry; a table has all kinds). Left: SGD; right: gradient flow, the
 same without the corrector. What differs is the corrector's doing.
-Writes <logdir>/<problem>-<plane>.png.
+Writes <logdir>/<problem>-<plane>.png. With --folder, each cell is kept in a file there: what was
+stopped goes on, and several processes share the work, on any number of machines that see it,
+
+    torchrun --nproc-per-node=2 scripts/phase_diagram.py xor --folder runs/xor-cells
 
 matrix, tensor: |m|/|x| over snr and c_delta. binary, xor: probability of the right label, over snr
 and c_delta (--plane step) or over alpha and snr (--plane ridge).
@@ -29,6 +32,7 @@ from rich.table import Table
 
 import torchlimits as tl
 from torchlimits.experiments.phase_diagram import What
+from torchlimits.experiments.ranks import rank_and_size
 
 
 @dataclass
@@ -49,6 +53,8 @@ class Options:
     ridge: float = 0.05
     """alpha in the plane of snr and c_delta, for the mixtures"""
     logdir: Path = Path("runs/phase_diagram")
+    folder: Path | None = None
+    """where to keep the cells, for all processes that are started alike"""
 
 
 Axis = tuple[str, list[float]]
@@ -100,12 +106,15 @@ def diagrams(options: Options) -> tuple[tl.PhaseDiagram, tl.PhaseDiagram]:
     # and points with some neurons at 0, which do not attract, are left out
     wide = hidden_units(options) > 2
     common = {"level": -1 if wide else 0, "idle": not wide, "progress": True}
+    sgd_cells, flow_cells = (
+        None if options.folder is None else options.folder / name for name in ("sgd", "flow")
+    )
     if y[0] != "step_size":
-        sgd = tl.phase_diagram(make, x, y, step_size=options.step_size, **common)
-        return sgd, tl.phase_diagram(make, x, y, step_size=0.0, **common)
-    sgd = tl.phase_diagram(make, x, y, **common)
+        sgd = tl.phase_diagram(make, x, y, step_size=options.step_size, folder=sgd_cells, **common)
+        return sgd, tl.phase_diagram(make, x, y, step_size=0.0, folder=flow_cells, **common)
+    sgd = tl.phase_diagram(make, x, y, folder=sgd_cells, **common)
     # gradient flow knows no c_delta: one row, repeated
-    flow = tl.phase_diagram(make, x, ("step_size", [0.0]), **common)
+    flow = tl.phase_diagram(make, x, ("step_size", [0.0]), folder=flow_cells, **common)
     rows = len(y[1])
     repeated = tl.PhaseDiagram(x, y, flow.points * rows, flow.accuracy.expand(rows, -1))
     return sgd, repeated
@@ -177,6 +186,8 @@ def tally(diagram: tl.PhaseDiagram) -> dict[tuple[int, ...], int]:
 def main(options: Options, console: Console) -> None:
     """Compute, print, draw."""
     sgd, flow = diagrams(options)
+    if rank_and_size()[0] > 0:
+        return  # the first process shows what all have found
     report(sgd, flow, console)
     picture = options.logdir / f"{options.problem}-{options.plane}.png"
     tl.figures.save(draw(options, sgd, flow), picture, dpi=110)

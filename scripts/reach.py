@@ -39,12 +39,17 @@ def keep(figures: Mapping[str, Any], options: argparse.Namespace) -> None:
 
 
 def commit() -> str:
-    """The commit that the figures are of, with "-dirty" where files differ from it."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stdout.strip()
+    """The commit that the figures are of, with "-dirty" where the program differs from it."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    # figures kept by the script before do not make a difference
+    differs = git("diff", "--quiet", "HEAD", "--", "../torchlimits", "*.py").returncode
+    return git("rev-parse", "--short", "HEAD").stdout.strip() + ("-dirty" if differs else "")

@@ -3,14 +3,16 @@
     python scripts/success.py xor
     python scripts/success.py binary --widths 2 3 4 6
 
-Prints a table and writes <logdir>/<mixture>.png. Intervals are binomial (Wilson, 95 %).
+Prints a table and writes <logdir>/<mixture>.png. Intervals are binomial (Wilson, 95 %). With
+--folder, each width is kept in a file there: what was stopped goes on, and several processes
+(torchrun, any number of machines that see the folder) share the widths.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import torchlimits as tl
+from torchlimits.experiments.ranks import rank_and_size
 
 
 @dataclass
@@ -43,6 +46,8 @@ class Options:
     smoke: bool = False
     """small sizes, done in seconds"""
     logdir: Path = Path("runs/success")
+    folder: Path | None = None
+    """where to keep the widths, for all processes that are started alike"""
 
 
 @dataclass(frozen=True)
@@ -55,26 +60,48 @@ class Row:
     dynamics: tl.success.Proportion | None
 
 
-def measure(options: Options, console: Console) -> list[Row]:
-    """All widths."""
-    xor = options.mixture == "xor"
-    make = tl.GaussianMixture.xor if xor else tl.GaussianMixture.binary
-    rows = []
-    for width in options.widths or ((4, 6, 8, 12, 16) if xor else (1, 2, 3, 4, 6, 8)):
-        snr = options.snr or (1000.0 if xor else 100.0)
-        problem = make(options.dim, width, snr=snr, ridge=options.ridge)
-        with console.status(f"K = {width}: {options.runs} runs of SGD"):
-            sgd = tl.success.by_sgd(
-                problem, step_size=1.0, time=options.time, runs=options.runs, seed=options.seed
-            )
+@dataclass(frozen=True)
+class AtWidth:
+    """What is measured at a width; nothing else of the options matters there."""
+
+    mixture: str
+    dim: int
+    snr: float | None
+    ridge: float
+    runs: int
+    time: float
+    starts: int
+    seed: int
+
+    def __call__(self, width: int) -> dict[str, Any]:
+        """Theory, and what SGD and the dynamics do."""
+        xor = self.mixture == "xor"
+        make = tl.GaussianMixture.xor if xor else tl.GaussianMixture.binary
+        snr = self.snr or (1000.0 if xor else 100.0)
+        problem = make(self.dim, width, snr=snr, ridge=self.ridge)
+        sgd = tl.success.by_sgd(
+            problem, step_size=1.0, time=self.time, runs=self.runs, seed=self.seed
+        )
         dynamics = None
-        if options.starts:
-            with console.status(f"K = {width}: {options.starts} starts of the dynamics"):
-                dynamics = tl.success.by_dynamics(
-                    problem, step_size=1.0, starts=options.starts, seed=options.seed + 1
-                )
-        rows.append(Row(width, problem.success_probability(), sgd, dynamics))
-    return rows
+        if self.starts:
+            dynamics = tl.success.by_dynamics(
+                problem, step_size=1.0, starts=self.starts, seed=self.seed + 1
+            )
+        return {"theory": problem.success_probability(), "sgd": sgd, "dynamics": dynamics}
+
+
+def measure(options: Options) -> list[Row]:
+    """All widths."""
+    at = AtWidth(**{field.name: getattr(options, field.name) for field in fields(AtWidth)})
+    widths = options.widths or ((4, 6, 8, 12, 16) if at.mixture == "xor" else (1, 2, 3, 4, 6, 8))
+    found = tl.sweep(at, {"width": widths}, folder=options.folder, progress=True)
+    return [row(width, **result) for width, result in zip(widths, found.results, strict=True)]
+
+
+def row(width: int, theory: float, sgd: dict[str, int], dynamics: dict[str, int] | None) -> Row:
+    """A width's, from what its file holds."""
+    make = tl.success.Proportion
+    return Row(width, theory, make(**sgd), None if dynamics is None else make(**dynamics))
 
 
 def report(options: Options, rows: list[Row], console: Console) -> None:
@@ -116,7 +143,9 @@ def main(options: Options, console: Console) -> None:
     if options.smoke:
         options.widths = options.widths or ((4, 8) if options.mixture == "xor" else (2, 3))
         options.dim, options.runs, options.time, options.starts = 40, 20, 5.0, 4
-    rows = measure(options, console)
+    rows = measure(options)
+    if rank_and_size()[0] > 0:
+        return  # the first process shows what all have found
     report(options, rows, console)
     picture = options.logdir / f"{options.mixture}.png"
     tl.figures.save(draw(options, rows), picture, dpi=110)

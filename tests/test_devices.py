@@ -235,7 +235,8 @@ def test_no_tensor_is_made_on_the_default_device(name):
     with torch.device("meta"):
         found = CALLS[name]()
     assert found.device.type == "cpu"
-    assert torch.equal(found, expected)
+    # the last bit of a sum depends on where in memory its numbers begin
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)

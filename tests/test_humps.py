@@ -106,6 +106,7 @@ def test_constant_and_short_samples_have_no_shape():
     assert not _humps.several(np.repeat([0.0, 1.0], 20))
 
 
+@pytest.mark.slow
 def test_a_saddle_of_xor_has_two_and_an_ornstein_uhlenbeck_process_one():
     problem = tl.GaussianMixture.xor(250, 4, snr=8.0, ridge=0.05)
     u0 = problem.starts(1, generator=torch.Generator().manual_seed(3))[0]

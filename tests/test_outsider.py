@@ -113,6 +113,7 @@ def test_a_fixed_point_is_where_runs_stay():
     assert float((measured.final.var(0) / variance).max()) < 1.6
 
 
+@pytest.mark.slow
 def test_a_phase_diagram():
     make = partial(Committee, dim=100, width=1)
     diagram = tl.phase_diagram(make, ("noise", [0.1, 0.3]), ("step_size", [0.2, 0.5]), count=4)

@@ -28,6 +28,7 @@ PRINTED = {
     "howto/transformers.md": "2 statistics, 21 times",
     "howto/parallel.md": "5 statistics, 21 times",
     "howto/replicas.md": "runs=5",
+    "howto/machines.md": "Sweep(snr x step_size: 2 x 3 points)",
     "howto/own_network.md": "4.weight[0,3]",
     "howto/own_problem.md": "0.08333",
 }

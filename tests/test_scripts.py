@@ -47,7 +47,8 @@ def test_all_benchmarks():
     assert done.returncode == 0, done.stderr
     machine, _, *table = done.stdout.splitlines()
     assert torch.__version__ in machine
-    names = ["track", "tensorboard.write", "train", "reduced_chain", "estimate", "solve", "basins"]
+    names = ["track", "tensorboard.write", "train", "reduced_chain", "estimate", "solve", "basins",
+             "sweep"]  # fmt: skip
     for name in names:
         assert any(f"{name}`, " in line for line in table), name
     assert {line.count("|") for line in table} == {8}
@@ -311,3 +312,68 @@ def test_real_data_of_a_file(monkeypatch, tmp_path, capsys):
     assert "data.npz, c = 0.05" in said
     assert "holds" in said
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def performance(monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    return importlib.import_module("performance")
+
+
+def test_the_table_of_costs_is_that_of_the_rows_kept(performance):
+    text = performance.page(performance.load())
+    assert performance.PAGE.read_text() == text, "run scripts/performance.py"
+
+
+def test_each_row_says_where_when_and_by_which_command(performance):
+    for row in performance.load():
+        assert performance.kind(row) in {performance.CPU, performance.CARD}
+        assert time.strptime(row["date"], "%Y-%m-%d")
+        assert row["commit"]
+        assert len(row["cells"]) == 7
+        assert row["command"] in performance.COMMANDS, "commands that are no longer there"
+
+
+def test_every_benchmark_has_rows_or_is_said_never_to_have_been_measured(performance):
+    named = " ".join(performance.COMMANDS)
+    for script in SCRIPTS.glob("bench_*.py"):
+        assert f"scripts/{script.name}" in named
+    empty = performance.table([])
+    assert empty.count("never measured") == len(performance.COMMANDS)
+
+
+@pytest.mark.parametrize("kept_before", [0, 2])
+def test_rows_take_the_place_of_older_ones(performance, monkeypatch, tmp_path, kept_before):
+    monkeypatch.setattr(performance, "KEPT", tmp_path / "kept.json")
+    monkeypatch.setattr(performance, "write", lambda kept: None)
+    cells = [["a", "1 s", "", "", "", "", ""], ["b", "2 s", "", "", "", "", ""]]
+    performance.keep("scripts/x.py", cells[:kept_before] or cells[:1], "CPU: old")
+    performance.keep("scripts/y.py", cells[:1], "CPU: old")
+    performance.keep("scripts/x.py", cells[:1], "card: new")
+    performance.keep("scripts/x.py", cells, "CPU: new", "2026-01-02", "abc")
+    found = [(row["command"], row["where"], row["cells"][0]) for row in performance.load()]
+    assert found == [
+        ("scripts/x.py", "CPU: new", "a"), ("scripts/x.py", "CPU: new", "b"),
+        ("scripts/y.py", "CPU: old", "a"), ("scripts/x.py", "card: new", "a"),
+    ]  # fmt: skip
+    assert performance.load()[0]["date"] == "2026-01-02"
+    assert "| CPU: new | `scripts/x.py`, 2026-01-02, abc |" in performance.table(performance.load())
+    with pytest.raises(ValueError, match="got none"):
+        performance.keep("scripts/x.py", [], "CPU: new")
+
+
+def test_a_page_without_the_marks_is_not_touched(performance):
+    with pytest.raises(ValueError, match="between"):
+        performance.written("no table", "| a |")
+
+
+def test_a_benchmark_keeps_its_rows_under_its_command(benchmark, performance, monkeypatch):
+    kept = []
+    monkeypatch.setattr(performance, "keep", lambda *row: kept.append(row))
+    monkeypatch.setattr(sys, "argv", ["scripts/bench_it.py", "--keep", "--rounds", "1"])
+    rows = [benchmark.Row(what, "step", [1.0]) for what in "ab"]
+    rows[1].by = "scripts/b.py"
+    benchmark.main(lambda options: rows, benchmark.Options, None)
+    commands = [by for by, *_ in kept]
+    assert commands == ["scripts/bench_it.py --rounds 1", "scripts/b.py"]
+    assert all(where.startswith("CPU: ") for _, _, where in kept)

@@ -30,6 +30,7 @@ Beside each other:
     compare, figures, tensorboard    tables, figures.overlay, tensorboard.write
     train                            many runs of online SGD on a problem
     basins, success, phase_diagram   where starts go, how often they succeed, over two parameters
+    sweep                            any function over a grid, by many processes and machines
     integrations                     callbacks for Lightning and transformers
 
 Each of these names has a page of its own, with an example that runs: help(torchlimits.track),
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from torchlimits.experiments import success
     from torchlimits.experiments.basins import Basins, basins
     from torchlimits.experiments.phase_diagram import PhaseDiagram, phase_diagram
+    from torchlimits.experiments.sweep import Sweep, sweep
     from torchlimits.optim.adagrad_norm import AdaGradNorm
     from torchlimits.optim.limit import OptimizerLimit
     from torchlimits.optim.normalized_sgd import NormalizedSGD
@@ -132,6 +134,7 @@ if TYPE_CHECKING:
         "SpikedTensor",
         "StatisticError",
         "SummaryStatistics",
+        "Sweep",
         "TeacherStudent",
         "Tracker",
         "Trajectory",
@@ -152,6 +155,7 @@ if TYPE_CHECKING:
         "replicate",
         "statistics",
         "success",
+        "sweep",
         "tensorboard",
         "track",
         "train",
@@ -206,6 +210,7 @@ _PUBLIC = {
     "ensemble.train": "train",
     "experiments.basins": "Basins basins",
     "experiments.phase_diagram": "PhaseDiagram phase_diagram",
+    "experiments.sweep": "Sweep sweep",
 }
 _HOMES = {name: home for home, names in _PUBLIC.items() for name in names.split()}
 #: the public names that are modules

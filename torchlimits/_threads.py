@@ -56,11 +56,29 @@ def side_by_side(
         return list(pool.map(work, items))
 
 
-def constant(function: Callable[Given, Block]) -> Callable[Given, Block]:
-    """Keep what a function returns, made by a thread of its own.
+def apart(function: Callable[[], Block]) -> Block:
+    """What a function returns in a thread of its own.
 
     What torch.func makes inside a transformation belongs to it and cannot be used afterwards, nor
     can a graph that was being recorded; neither reaches another thread.
+
+    Args:
+        function: makes tensors.
+
+    Example:
+        >>> def twice(x):
+        ...     kept.append(apart(lambda: torch.ones(2)))
+        ...     return x * kept[0].sum()
+        >>> kept = []
+        >>> torch.func.grad(twice)(torch.tensor(1.0)), kept[0].sum()
+        (tensor(2.), tensor(2.))
+    """
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        return pool.submit(function).result()
+
+
+def constant(function: Callable[Given, Block]) -> Callable[Given, Block]:
+    """Keep what a function returns, made `apart`.
 
     Args:
         function: makes tensors from hashable arguments.
@@ -73,8 +91,7 @@ def constant(function: Callable[Given, Block]) -> Callable[Given, Block]:
 
     @lru_cache(maxsize=64)
     def made(*given: Given.args, **named: Given.kwargs) -> Block:
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            return pool.submit(function, *given, **named).result()
+        return apart(lambda: function(*given, **named))
 
     @wraps(function)
     def kept(*given: Given.args, **named: Given.kwargs) -> Block:

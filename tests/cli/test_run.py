@@ -88,7 +88,7 @@ def test_informed_starts_are_where_the_band_holds(name):
     assert float(far) > 3 * float(near)
 
 
-@pytest.mark.parametrize("head", ["mlp", "relu"])
+@pytest.mark.parametrize("head", [pytest.param("mlp", marks=pytest.mark.slow), "relu"])
 def test_a_head_of_ones_choice_is_drawn_beside_its_theory(head, capsys):
     arguments = ["--head", head, "--width", "2", "--classes", "2", "--dim", "60", "--time", "4"]
     assert main(["run", "network", *arguments, "--band", "none"]) == 0
@@ -232,6 +232,7 @@ def test_open_starts_tensorboard_and_ends_it_with_an_interrupt(monkeypatch, caps
     assert "all is saved in runs/matrix/0001" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_without_the_corrector_theory_is_gradient_flow(capsys):
     paths = {}
     for flag in ("--corrector", "--no-corrector"):

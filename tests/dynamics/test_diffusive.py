@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import torchlimits as tl
-from torchlimits.dynamics.diffusive import DiffusiveDynamics, LinearDiffusion
+from torchlimits.dynamics.diffusive import DiffusiveDynamics, LinearDiffusion, flow_and_noise
 from torchlimits.optim.sgd import SGDSettings
 from torchlimits.optim.sgd_limit import SGDLimit
 
@@ -110,6 +110,25 @@ def test_covariance_against_quadrature_and_for_degenerate_matrices():
         dynamics.stationary_covariance()
 
 
+@pytest.mark.parametrize("time", [1e-6, 0.1, 40.0])
+def test_flow_and_noise_against_the_exponential_of_twice_the_size(time):
+    """Of matrices whose times differ by 10^4, and by Lyapunov's equation where that overflows."""
+    generator = torch.Generator().manual_seed(0)
+    A, D = torch.randn(2, 6, 4, 4, generator=generator, dtype=torch.float64)
+    D, h = D @ D.mT, time * torch.logspace(-4, 0, 6, dtype=torch.float64)[:, None, None]
+    A = A - 2.5 * torch.eye(4)
+    flow, gained = flow_and_noise(A, D, h)
+    torch.testing.assert_close(flow, torch.linalg.matrix_exp(A * h), rtol=1e-10, atol=1e-13)
+    residual = A @ gained + gained @ A.mT + D - flow @ D @ flow.mT
+    assert float(residual.abs().max()) < 1e-11 * float(D.abs().max())
+    assert not float((residual + 1e-3 * D).abs().max()) < 1e-11 * float(D.abs().max())
+    if time < 1:
+        block = torch.cat([torch.cat([-A, D], -1), torch.cat([0 * A, A.mT], -1)], -2)
+        twice = torch.linalg.matrix_exp(block * h)
+        brute = twice[:, 4:, 4:].mT @ twice[:, :4, 4:]
+        torch.testing.assert_close(gained, brute, rtol=1e-10, atol=1e-18)
+
+
 def test_seeded_and_batched():
     u0 = torch.randn(3, 2)
 
@@ -181,12 +200,12 @@ def test_the_equator_is_the_ballistic_equation_rescaled():
 
 @pytest.mark.slow
 def test_sgd_at_the_equator_has_the_stationary_variance():
-    """n = 600, k = 2, c_delta = 1, lambda = 0.5: Var(sqrt(n) m) = 1/(1 - lambda), 3 sigma."""
-    problem = tl.SpikedTensor(dim=600, order=2, snr=0.5)
+    """n = 300, k = 2, c_delta = 1, lambda = 0.5: Var(sqrt(n) m) = 1/(1 - lambda), 3 sigma."""
+    problem = tl.SpikedTensor(dim=300, order=2, snr=0.5)
     runs, limit = 600, problem.equator(step_size=1.0)
     start = problem.model(at=(0.0, 1.0))
     measured = tl.train(
-        problem, step_size=1.0, time=3.0, runs=runs, seed=2, every=1800, start=start, progress=False
+        problem, step_size=1.0, time=3.0, runs=runs, seed=2, every=900, start=start, progress=False
     )
     m = limit.rescale(measured)["m"][:, -1]
     variance, error = float(m.var()), float(m.var()) * (2 / runs) ** 0.5
@@ -324,6 +343,7 @@ def test_not_a_fixed_point():
         mixture.diffusive(ring)
 
 
+@pytest.mark.slow
 def test_at_a_fixed_point_of_finite_snr():
     """The band that the linear limit predicts is that of SGD around a stable classifier."""
     problem = tl.GaussianMixture.binary(dim=300, snr=10.0, ridge=0.1)

@@ -69,6 +69,7 @@ def test_stability_of_the_closed_forms():
     assert (critical.kind, critical.bifurcation) == ("stable", "pitchfork")
 
 
+@pytest.mark.slow
 def test_warm_and_cold_starts_part_at_m_dagger():
     """Just above and below on r2 = c the ODE goes to m_star and to 0; gradient flow always up."""
     dynamics = spiked(3, 6.0, 1.0)

@@ -52,6 +52,7 @@ def test_a_compiled_run_does_not_depend_on_how_many_there_are():
 
 @needs_compiler
 @pytest.mark.slow
+@pytest.mark.slow
 def test_many_problems_are_compiled():
     """More than torch.compile makes of one function."""
     # not by monkeypatch: undoing, it would delete the setting for the tests that follow

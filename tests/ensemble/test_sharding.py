@@ -132,6 +132,7 @@ def test_spawned_processes_give_what_one_gives(tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_spawned_process_whose_runs_diverge_tells():
     # of 64 runs those of both processes
     with pytest.raises(tl.NonFiniteStatistic) as caught:
@@ -179,6 +180,7 @@ class DyingEarly(tl.GaussianMixture):
         return super().loss(output, target)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_noticed_long_before_rank_0_is_through(tmp_path, monkeypatch):
     monkeypatch.setenv("DYING_EARLY", str(tmp_path))
     xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
@@ -204,6 +206,7 @@ class Failing(tl.GaussianMixture):
         return super().loss(output, target)
 
 
+@pytest.mark.slow
 def test_an_error_of_a_spawned_process_is_raised():
     xor = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0)
     with pytest.raises(OSError, match="no space left"):
@@ -253,6 +256,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_spawned_process_ends_with_the_one_that_started_it(tmp_path):
     script, notes = tmp_path / "training.py", tmp_path / "notes"
     script.write_text(ORPHANED)
@@ -279,6 +283,7 @@ def test_spawned_processes_need_runs_and_no_group():
         small(runs=64, processes=0)
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -1,5 +1,6 @@
 """`estimate` against a naive reference, closed forms and its own error bars."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import torchlimits as tl
+from torchlimits.estimation import general_increments, low_rank
 from torchlimits.estimation.estimate import Estimator
 from torchlimits.estimation.estimated import Estimated
 from torchlimits.estimation.per_sample_gradients import takes_model
@@ -171,7 +173,7 @@ def xor():
 
 def functions():
     case = mixture()
-    return case._replace(statistics=as_functions(case.statistics), structured=False)
+    return case._replace(statistics=as_functions(case.statistics))
 
 
 def frozen_layer():
@@ -187,7 +189,37 @@ def not_polynomial():
         "path": lambda p: torch.tanh(p["2.weight"] @ p["0.weight"]).sum(0),
         "constant": lambda p: p["2.bias"].detach().sign(),
     }
-    return Case(tanh_network(), F.cross_entropy, classes(), statistics, False, 0.3)
+    return Case(tanh_network(), F.cross_entropy, classes(), statistics, True, 0.3)
+
+
+def wide_network():
+    """So wide that the entries of its first weight are many beside those of its factors."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(14, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def nonlinear():
+    """Angles, logarithms of norms, products of parameters; the last ones need all entries."""
+    t = normal(14, seed=5)
+    e = torch.linalg.qr(normal(14, 2, seed=6)).Q.mT
+
+    def perpendicular(p):
+        w = p["0.weight"]
+        return w - (w @ e.mT) @ e
+
+    statistics = {
+        "angle": lambda p: F.cosine_similarity(p["0.weight"][0], p["0.weight"][1], dim=0).arccos(),
+        "angles": lambda p: ((p["0.weight"] @ t) / (p["0.weight"].norm(dim=-1) * t.norm()))[:2],
+        "log": lambda p: p["0.weight"].norm().log() + p["2.weight"].square().sum().log(),
+        "path": lambda p: (p["2.weight"] @ p["0.weight"] @ t / 5).exp().sum() * p["0.bias"].norm(),
+        "far": lambda p: torch.linalg.vector_norm(perpendicular(p), dim=-1)[:2],
+        "gram": lambda p: (perpendicular(p) @ perpendicular(p).mT).square().sum().log(),
+        "flat": lambda p: F.normalize(p["0.weight"], dim=-1).sum(0)[:2],
+        "every": lambda p: p["0.weight"].tanh().sum(),
+        "joined": lambda p: torch.cat([x.flatten() for x in p.values()]).norm(),
+    }
+    data = normal(150, 14), torch.randint(3, (150,), generator=generator(1))
+    return Case(wide_network(), F.cross_entropy, data, statistics, True, 0.3)
 
 
 def linear_layers_with_biases():
@@ -258,12 +290,78 @@ def spiked():
 @pytest.mark.parametrize(
     "make",
     [
-        binary, xor, functions, frozen_layer, not_polynomial, linear_layers_with_biases,
+        binary, xor, functions, frozen_layer, not_polynomial, nonlinear,
+        linear_layers_with_biases,
         not_linear_layers, not_linear_layers_ready_made, loss_of_model_and_batch, spiked,
     ],
 )  # fmt: skip
 def test_against_the_naive_reference(make, samples):
     check(make(), samples)
+
+
+# --- functions without derivatives of their own ---------------------------------------------------
+
+
+def ways_of(case, **options):
+    estimator = Estimator(case.model, case.loss, Served(case.data), case.statistics, **options)
+    estimator(dict(case.model.named_parameters()), step_size=DELTA, samples=40)
+    return estimator._ways
+
+
+def test_functions_compute_with_outer_products_where_they_can():
+    ways = ways_of(nonlinear())
+    assert [name for name, way in ways.items() if not way.structured] == ["every", "joined"]
+    assert all(way.vectorised for way in ways.values())
+    assert ways["angle"].reads == ["0.weight"]
+
+
+@pytest.fixture
+def wrong_lengths(monkeypatch):
+    """Inner products of rows that forget what two outer products have in common."""
+    dots = low_rank._dots
+    monkeypatch.setattr(
+        low_rank,
+        "_dots",
+        lambda a, b: dots(a, low_rank._lifted(b.base, a)) if a is b else dots(a, b),
+    )
+
+
+def test_outer_products_are_not_trusted_blindly(wrong_lengths):
+    ways = ways_of(nonlinear())
+    assert not ways["angles"].structured
+    assert ways["flat"].structured is ways["far"].structured is False
+    check(nonlinear(), 40)
+
+
+def test_the_naive_reference_would_notice(wrong_lengths, monkeypatch):
+    monkeypatch.setattr(general_increments, "_agree", lambda found, expected: True)
+    with pytest.raises(AssertionError):
+        check(nonlinear(), 40)
+
+
+@pytest.mark.filterwarnings("default:torch.func.vmap cannot take:UserWarning")
+def test_functions_that_vmap_cannot_take():
+    """How many entries are chosen depends on the sample."""
+    case = nonlinear()
+    statistics = {
+        "chosen": lambda p: p["0.weight"][p["0.weight"] > 0].square().sum(),
+        "log": case.statistics["log"],
+    }
+    with pytest.warns(UserWarning, match="'chosen'.*sample by sample"):
+        check(case._replace(statistics=statistics), 40)
+
+
+def test_functions_change_what_is_their_own():
+    """In place, but a copy."""
+    case = nonlinear()
+    statistics = {"double": lambda p: p["0.weight"].clone().mul_(2).square().sum()}
+    check(case._replace(statistics=statistics), 40)
+
+
+def test_functions_take_tensors_in_small_pieces(monkeypatch):
+    """The same to the last digits, however many samples go at once."""
+    monkeypatch.setattr(general_increments, "_PIECE_BYTES", 14 * 6 * 8 * 7)
+    check(nonlinear(), 150)
 
 
 # --- models whose gradients are no outer products -------------------------------------------------
@@ -432,7 +530,7 @@ def test_no_room_is_no_property_of_the_model(ready_made):
         estimator(parameters, step_size=DELTA, samples=40)
     estimator.sampler = Served(case.data)
     estimator(parameters, step_size=DELTA, samples=40)
-    assert estimator.gradients.structured is ready_made
+    assert estimator.gradients.structured
     assert estimator.gradients._vectorised
 
 
@@ -575,7 +673,7 @@ def second_order(problem, u):
     return torch.stack([torch.zeros(()).double(), drift[1] ** 2 / (4 * u[1])])
 
 
-@pytest.mark.parametrize("kind", ["binary", "xor"])
+@pytest.mark.parametrize("kind", ["binary", pytest.param("xor", marks=pytest.mark.slow)])
 def test_coverage_of_the_limit(kind):
     """Mixtures, N = 1000: corrections of order 1/N are far below the errors."""
     make = {"binary": tl.GaussianMixture.binary, "xor": tl.GaussianMixture.xor}[kind]
@@ -751,6 +849,23 @@ def test_bad_input(statistics, change, error, message):
         tl.estimate(**options)
 
 
+class NoForwardMode(torch.autograd.Function):
+    """A square that knows its backward alone."""
+
+    @staticmethod
+    def forward(x):
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        (x,) = ctx.saved_tensors
+        return 2 * x * grads[0]
+
+
 @pytest.mark.parametrize(
     ("statistics", "error", "message"),
     [
@@ -762,13 +877,25 @@ def test_bad_input(statistics, change, error, message):
         ({"w": lambda p: p["0.weight"].sum() * (p["0.weight"].sum().item() > 0)}, ValueError,
          "torch.func can differentiate"),
         ({"w": lambda p: (p["0.weight"] * 0).sqrt().sum()}, ValueError, "no derivative here"),
+        ({"w": lambda p: p["0.weight"].norm() if p["0.weight"].sum() > 9 else p["0.weight"].sum()},
+         ValueError, "'w'.*branches on values"),
+        ({"w": lambda p: p["0.weight"].sum() * (p["0.weight"] > 0).numpy().sum()}, ValueError,
+         "'w'.*torch.func can differentiate"),
+        ({"w": lambda p: NoForwardMode.apply(p["0.weight"]).sum(), "v": lambda p: p["0.bias"]},
+         ValueError, "'w'.*torch.func can differentiate"),
+        ({"w": lambda p: (p["0.weight"] * torch.randn(4))[p["0.weight"] > 0].sum()}, ValueError,
+         "'w'.*draw"),
+        ({"w": lambda p: p["0.weight"].mul_(2).sum()}, ValueError, "in place.*clone"),
+        ({"w": lambda p: [p["0.weight"]]}, TypeError, "'w' to return a tensor, got list"),
     ],
 )  # fmt: skip
 def test_bad_statistics(statistics, error, message):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3).requires_grad_(False))
+    before = copy.deepcopy(model.state_dict())
     with pytest.raises(error, match=message):
         tl.estimate(model, F.cross_entropy, sampler_4, statistics, step_size=0.1, samples=50)
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
 
 
 def test_replicas_are_refused():
@@ -778,3 +905,50 @@ def test_replicas_are_refused():
             problem.model(replicas=(3,)), problem.loss, problem.sample, problem.statistics,
             step_size=0.1, samples=10,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["det", "slogdet", "solve"])
+def test_functions_whose_second_derivatives_torch_has_wrong_are_refused(kind, dtype):
+    """In forward over forward mode; no sample would say so."""
+    problem = tl.GaussianMixture.binary(dim=30, snr=2.0, ridge=0.1, dtype=dtype)
+    functions = {
+        "det": lambda p: torch.linalg.det(p["first.weight"] @ p["first.weight"].mT),
+        "slogdet": lambda p: torch.linalg.slogdet(p["first.weight"] @ p["first.weight"].mT)[1],
+        "solve": lambda p: torch.linalg.solve(
+            p["first.weight"] @ p["first.weight"].mT, p["second.weight"].mT
+        ).sum(),
+    }
+    with pytest.raises(tl.StatisticError, match=rf"{kind}.*forward over reverse.*cholesky"):
+        tl.estimate(
+            problem.model(), problem.loss, problem.sample, {kind: functions[kind]}, step_size=0.1,
+            samples=16,
+        )  # fmt: skip
+
+
+def test_a_log_determinant_by_cholesky_has_the_right_corrector():
+    """Beside the Hessian by reverse mode, twice."""
+    problem = tl.GaussianMixture.binary(dim=12, snr=2.0, dtype=torch.float64)
+    model = problem.model(generator=torch.Generator().manual_seed(1))
+    x, y = problem.sample(64, generator=torch.Generator().manual_seed(2))
+
+    def log_det(p):
+        gram = p["first.weight"] @ p["first.weight"].mT
+        return 2 * torch.linalg.cholesky(gram).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    found = tl.estimate(model, problem.loss, lambda count, generator=None: (x[:count], y[:count]),
+                        {"log det": log_det}, step_size=0.1, samples=64)  # fmt: skip
+    start = {n: p.detach() for n, p in model.named_parameters()}
+    hessian = torch.func.jacrev(torch.func.jacrev(log_det))(start)
+    H = hessian["first.weight"]["first.weight"].flatten(2).flatten(0, 1)
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(problem.loss(model(a[None]), b[None]), model.first.weight)[
+                0
+            ].flatten()
+            for a, b in zip(x, y, strict=True)
+        ]
+    )
+    V = gradients.mT.cov()
+    expected = 0.1 / 2 * (H * V).sum()
+    torch.testing.assert_close(found.corrector.value[0], expected)

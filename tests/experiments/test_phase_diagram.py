@@ -36,6 +36,7 @@ def test_closed_forms_and_numbers_draw_the_same_diagram():
     assert exact.count("stable").tolist() == [[1, 2, 2], [1, 2, 2]]
 
 
+@pytest.mark.slow
 def test_the_corrector_costs_accuracy_in_the_binary_mixture():
     sgd = tl.phase_diagram(
         partial(BINARY, ridge=0.05), ("snr", [0.5, 50.0]), ("step_size", [0.0, 6.0])
@@ -46,6 +47,7 @@ def test_the_corrector_costs_accuracy_in_the_binary_mixture():
     assert bool((sgd.count("stable") >= 1).all())
 
 
+@pytest.mark.slow
 def test_alpha_and_snr():
     """Above alpha = 1/4 only 0 is left, a guess; the axes may have either order."""
     x, y = ("ridge", [0.1, 0.3]), ("snr", [20.0, 200.0])
@@ -77,13 +79,13 @@ def test_zero_is_a_saddle_for_small_ridges_and_attracts_for_large_ones():
 @pytest.mark.slow
 def test_neighbouring_cells_have_the_same_points():
     """Binary, K = 2: 0, one neuron idle, both on one mean, one on each, for any c and snr."""
-    axes = ("snr", [0.25, 0.6, 2.0, 5.0, 15.0]), ("step_size", [0.0, 0.5, 3.0, 8.0])
+    axes = ("snr", [0.6, 2.0, 15.0]), ("step_size", [0.0, 0.5, 8.0])
     diagram = tl.phase_diagram(partial(BINARY, ridge=0.05), *axes)
-    assert torch.equal(diagram.count(), torch.full((4, 5), 4))
-    assert torch.equal(diagram.count("unstable"), torch.full((4, 5), 2))
+    assert torch.equal(diagram.count(), torch.full((3, 3), 4))
+    assert torch.equal(diagram.count("unstable"), torch.full((3, 3), 2))
     # without the corrector both on one mean is a whole arc; with it one point, where it shows
-    assert diagram.count("marginal")[0].tolist() == [1, 1, 1, 1, 1]
-    assert diagram.count("marginal")[1:, :3].sum() == 0
+    assert diagram.count("marginal")[0].tolist() == [1, 1, 1]
+    assert diagram.count("marginal")[1:, :2].sum() == 0
 
 
 @pytest.mark.slow
@@ -167,11 +169,11 @@ class Own:
 @pytest.mark.slow
 def test_a_problem_of_ones_own():
     """Its attractors are those of the closed forms."""
-    values, steps = [0.4, 1.6, 2.4], ("step_size", [0.5, 2.0])
+    values, steps = [0.4, 1.6], ("step_size", [0.5, 2.0])
     diagram = tl.phase_diagram(Own, ("strength", values), steps)
     known = tl.phase_diagram(MATRIX, ("snr", values), steps)
     assert torch.equal(diagram.count("stable"), known.count("stable"))
-    assert diagram.count("stable").tolist() == [[1, 2, 2], [1, 1, 2]]
+    assert diagram.count("stable").tolist() == [[1, 2], [1, 1]]
     assert bool(diagram.accuracy.isnan().all())
     assert "accuracy" not in repr(diagram)
 

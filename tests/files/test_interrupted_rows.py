@@ -168,10 +168,11 @@ def test_an_exception_at_every_line(kind, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_an_exception_at_every_event(kind, error, tmp_path):
-    number, wrong = check_all(kind, error, tmp_path, list)
-    assert number > 250
+@pytest.mark.parametrize(("error", "half"), [(KeyboardInterrupt, 0), (OSError, 1)])
+def test_an_exception_at_every_event(kind, error, half, tmp_path):
+    """Each event has one of the two."""
+    number, wrong = check_all(kind, error, tmp_path, lambda found: found[half::2])
+    assert number > 125
     assert not wrong
 
 

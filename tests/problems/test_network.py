@@ -503,7 +503,10 @@ def rms(z):
     return float(z.square().mean().sqrt())
 
 
-@pytest.mark.parametrize(("name", "c"), [("classes, flips", 4.0), ("regression, noise", 2.0)])
+@pytest.mark.parametrize(
+    ("name", "c"),
+    [pytest.param("classes, flips", 4.0, marks=pytest.mark.slow), ("regression, noise", 2.0)],
+)
 def test_sgd_follows_the_prediction(name, c):
     problem = {"classes, flips": classes, "regression, noise": regression}[name](
         N=100, snr=1.0, ridge=0.05,

@@ -216,6 +216,7 @@ def test_subcritical_steps_follow_gradient_flow():
         assert float(tl.compare(measured, corrected).sup_difference.max()) < 0.06
 
 
+@pytest.mark.slow
 def test_momentum_and_batches_in_the_radius():
     """At m = 0 the radius settles at c_delta/(B (1 - beta)), which the closed form knows."""
     problem = tl.SpikedTensor(1000, 2, snr=0.01)

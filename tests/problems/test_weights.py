@@ -300,6 +300,7 @@ def test_sliding_with_repeated_components():
     assert float(free.diffusion(u)[:, at, at].min()) > 1e-3
 
 
+@pytest.mark.slow
 def test_the_way_to_where_a_neuron_slides():
     """From m . e_2 = 0.3 to 0 and along it: as at snr 1e5, and not with equal weights."""
     start = torch.tensor([1.0, 1.0, 0.3, 0.0], dtype=torch.float64)
@@ -409,6 +410,7 @@ def at(problem, u):
     return model
 
 
+@pytest.mark.slow
 def test_sgd_and_the_ode_rest_at_a_fixed_point_found():
     """Noise, a corrector and weights: 60 runs of 400 steps from the best stable point."""
     c, problem = 1.0, make("binary", snr=4.0, ridge=0.05)

@@ -43,7 +43,9 @@ def whole(tmp_path_factory):
     return path, shown(folder / "log")
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_a_killed_program_loses_at_most_one_flush_interval(whole, tmp_path, seed):
     path, events = whole
     moments = random.Random(seed)
@@ -74,7 +76,7 @@ def test_a_killed_program_loses_at_most_one_flush_interval(whole, tmp_path, seed
             assert all(curve[step] == whole_curve[step] for step in both)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_again_and_again_equals_one_that_was_not(whole, tmp_path, seed):
     moments = random.Random(100 + seed)
     options = {"checkpoint_every": 40}

@@ -96,6 +96,25 @@ def test_only_what_the_statistics_read_is_copied(problem):
     assert list(tracker._ring.followed) == ["first.weight", "second.weight"]
 
 
+def test_memory_that_moves_under_a_parameter_is_followed():
+    # share_memory_ puts other memory into the same storage and frees what was there
+    model = torch.nn.Linear(50, 40, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    tracker = tl.track(model, optimizer, {"w": lambda p: p["weight"].sum()})
+    naive = [model.weight.sum().item()]
+    for step in range(6):
+        if step == 3:
+            before = model.weight.data_ptr()
+            model.share_memory()
+            assert model.weight.data_ptr() != before
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        naive.append(model.weight.sum().item())
+    torch.testing.assert_close(
+        tracker.trajectory()["w"], torch.tensor(naive).double(), rtol=1e-5, atol=1e-3
+    )
+
+
 def test_functions_that_vmap_cannot_take(problem):
     def signed(parameters):
         v = parameters["second.weight"]

@@ -66,6 +66,7 @@ def execute(options: Options, folder_of: Callable[[], Folder], stage: Stage) -> 
     import torch
 
     from torchlimits.cli.story import Story
+    from torchlimits.ensemble.kept import ProcessGone
     from torchlimits.ensemble.processes import process_group, rank_in
 
     if options.open:
@@ -81,6 +82,10 @@ def execute(options: Options, folder_of: Callable[[], Folder], stage: Stage) -> 
             story.tell(folder, stage)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(str(stop) or saved(folder)) from None
+        except (ProcessGone, SystemExit) as stop:
+            # of a process that torchrun has started, or told to end
+            again = f"here that is {_resume(folder)}, started by torchrun as before"
+            raise type(stop)(f"{stop}; {again}") from stop.__cause__
         if options.open and rank_in(group) == 0:
             from torchlimits.cli.browser import show_in_browser
 
@@ -105,6 +110,11 @@ def _agreed(folder_of: Callable[[], Folder], group: Any) -> Folder:
     return found[0]
 
 
+def _resume(folder: Folder) -> str:
+    """The command that goes on with a run."""
+    return f"`{program('torchlimits')} run --resume {os.path.relpath(folder.path)}`"
+
+
 def saved(folder: Folder) -> str:
     """Say what an interrupted run has saved, and how to go on.
 
@@ -117,8 +127,7 @@ def saved(folder: Folder) -> str:
     """
     from torchlimits.trajectory import Trajectory
 
-    command = f"`{program('torchlimits')} run --resume {os.path.relpath(folder.path)}`"
-    file = folder.recorded()
+    command, file = _resume(folder), folder.recorded()
     if file is None:
         return f"nothing had been recorded yet; {command} begins again"
     path = Trajectory.load(file)

@@ -1,10 +1,15 @@
-"""`Kernel`: several training steps of all runs as one launch on the device."""
+"""`Kernel`: several training steps of all runs as one launch on the device; and `Gradients`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
+
+#: sets ``.grad`` of every parameter of a model, from x and y
+Gradients = Callable[[Tensor, Tensor], None]
 
 
 class NoKernelError(ValueError):
@@ -32,4 +37,13 @@ class KnowsKernel(Protocol):
         self, model: Any, optimizer: torch.optim.SGD, *, batch_size: int, seed: int
     ) -> Kernel:
         """Return the kernel that trains this model, or raise a `NoKernelError`."""
+        ...
+
+
+@runtime_checkable
+class KnowsGradients(Protocol):
+    """A problem that has the gradients of its model's loss in closed form."""
+
+    def gradients(self, model: Any) -> Gradients:
+        """Return a function (x, y) that does what autograd would, or raise a `NoKernelError`."""
         ...

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from torchlimits._checks import warn_user
 from torchlimits.dynamics.coefficients import Coefficients, Curve
-from torchlimits.dynamics.diffusive import van_loan
+from torchlimits.dynamics.diffusive import flow_and_noise
 from torchlimits.dynamics.flow import Flow
 
-#: steps of the covariance besides the times asked for
-_STEPS = 256
+#: times at which the solution is known besides those asked for, and steps of the covariance
+_FINE, _STEPS = 256, 80
 #: a statistic that is said to fluctuate by this many times its own size does not
 _BEYOND = 10.0
 #: change of a standard deviation, relative, at which derivatives are known at enough times
@@ -59,7 +59,10 @@ def fluctuations(
     u = solve(grid)
     curve = Curve(flow, grid, u)
     coefficients = _known_well_enough(curve, initial.to(u))
-    A, D = coefficients.between(torch.arange(len(grid), device=grid.device))
+    # short steps where u moves, and no others but to the times asked for
+    rows = torch.cat([curve.rows(_STEPS), torch.searchsorted(grid, times)]).unique()
+    A, D = coefficients.between(rows)
+    grid, u = grid[rows], u[..., rows, :]
     P = carried(A, D / flow.dim, grid.diff(), initial.to(u))
     asked = torch.searchsorted(grid, asked_for)
     return u[..., asked, :], _meaningful(P, u, grid)[..., asked, :, :]
@@ -78,7 +81,7 @@ def carried(
         h: the lengths of the steps.
         initial: the covariance at the start.
     """
-    propagators, gained = van_loan(A, D, h.to(A)[:, None, None])
+    propagators, gained = flow_and_noise(A, D, h.to(A)[:, None, None])
     covariances = [initial.expand(*A.shape[:-3], *initial.shape[-2:])]
     for F, more in zip(propagators.unbind(-3), gained.unbind(-3), strict=True):
         P = F @ covariances[-1] @ F.mT + more
@@ -139,7 +142,7 @@ def _meaningful(
 def _grid(times: Float[Tensor, " T"]) -> Float[Tensor, " G"]:
     """The times, and others in between so that no step is long."""
     like: dict[str, Any] = {"dtype": times.dtype, "device": times.device}
-    fine = torch.linspace(float(times[0]), float(times[-1]), _STEPS + 1, **like)
+    fine = torch.linspace(float(times[0]), float(times[-1]), _FINE + 1, **like)
     # not beside a time: solvers underflow in steps of rounding's size
     right = times[torch.searchsorted(times, fine).clamp_max(len(times) - 1)]
     left = times[(torch.searchsorted(times, fine) - 1).clamp_min(0)]

@@ -45,11 +45,15 @@ class Curve:
         far = (travelled, paced)
         return elapsed + sum(way / way[-1].clamp_min(1e-300) for way in far)
 
-    def rows(self) -> Int[Tensor, " M"]:
-        """41 rows of the grid, evenly spread; there can be the same one twice."""
+    def rows(self, intervals: int = FINEST) -> Int[Tensor, " M"]:
+        """41 rows of the grid, evenly spread; there can be the same one twice.
+
+        Args:
+            intervals: one less than the number of rows.
+        """
         progress = self.progress()
         marks = torch.linspace(
-            0, float(progress[-1]), self.FINEST + 1, dtype=progress.dtype, device="cpu"
+            0, float(progress[-1]), intervals + 1, dtype=progress.dtype, device="cpu"
         )
         rows = torch.searchsorted(progress, marks).clamp_max(len(progress) - 1)
         rows[0], rows[-1] = 0, len(progress) - 1

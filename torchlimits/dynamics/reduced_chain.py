@@ -12,15 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from torchlimits import _checks, _threads
-from torchlimits._normals import normals
+from torchlimits._normals import Normals
 from torchlimits.dynamics.law import check_size, law_of
 from torchlimits.dynamics.start import begun
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.trajectory import Trajectory
 
-#: new directions that the frame takes up before it is turned and cut
-_FRESH = 6
+#: new directions that the frame takes up before it is turned and cut: so many at least, and one for
+#: so many rows, as turning takes as long as a step of SGD for each row
+_FRESH, _ROWS_A_FRESH = 6, 2
+#: normal variables that are drawn together, as short draws take longer, in so many stretches
+_AT_ONCE, _MOST_AHEAD = 2**19, 8
 #: the number of samples in a step from which folding them pays, and that number for each row
 _MANY, _MANY_A_ROW = 12, 4
 #: the number of chains up to which one thread is faster than several
@@ -254,7 +257,8 @@ class Frame:
         #: directions that a step adds
         self.new = moved if self.folded else samples
         room = 2 * self.new if self.folded else self.new
-        columns = self.d + len(signal) + max(_FRESH, room)
+        fresh = max(_FRESH, len(signal) // _ROWS_A_FRESH, room)
+        columns = self.d + len(signal) + fresh
         self.rows = signal.new_zeros(len(signal), columns, signal.shape[2])
         self.rows[:, : self.d] = signal
         self.rows[:, self.d : self.d + across.shape[1]] = across
@@ -266,37 +270,43 @@ class Frame:
     ) -> Iterator[list[Float[Tensor, "vectors columns S"]]]:
         """Isotropic standard normal vectors of n dimensions, for the steps until the frame is full.
 
-        They are given in the frame's coordinates; what lies outside the frame is given along new
-        directions. The b-th sample of a step has its last component along the b-th new direction,
-        and random components along the earlier ones. Where samples are folded, they come first,
-        with nothing along the new directions, and then the vectors outside, with nothing else.
+        They come in blocks of one or several such stretches. They are given in the frame's
+        coordinates; what lies outside the frame is given along new directions. The b-th sample of a
+        step has its last component along the b-th new direction, and random components along the
+        earlier ones. Where samples are folded, they come first, with nothing along the new
+        directions, and then the vectors outside, with nothing else.
         """
-        used = self.used
+        full, new, S = self.rows.shape[1], self.new, self.rows.shape[2]
+        normals = Normals(generator, self.rows.device)
+        yield self._drawn(range(self.used + new, full + 1, new), normals)
+        widths = range(self.d + len(self.rows) + new, full + 1, new)  # after `_compress`
+        times = max(1, min(_MOST_AHEAD, _AT_ONCE // max(1, new * sum(widths) * S)))
         while True:
-            yield self._until_full(used, generator)
-            used = self.d + len(self.rows)  # after `_compress`
+            yield self._drawn([*widths] * times, normals)
 
-    def _until_full(
-        self, used: int, generator: torch.Generator | None
+    def _drawn(
+        self, widths: Sequence[int], normals: Normals
     ) -> list[Float[Tensor, "vectors columns S"]]:
+        """The vectors of steps after which so many columns are in use."""
         S, new = self.rows.shape[2], self.new
-        widths = range(used + new, self.rows.shape[1] + 1, new)
         sizes = [(self.samples, w - new, new, new) if self.folded else (new, w) for w in widths]
         counts = [sum(map(prod, zip(size[::2], size[1::2], strict=True))) for size in sizes]
-        # all at once: many short draws take longer
-        flat = normals((sum(counts), S), generator=generator, device=self.rows.device)
+        flat = normals.draw((sum(counts), S))
         vectors = [
             self._vectors(piece, w) for piece, w in zip(flat.split(counts), widths, strict=True)
         ]
+        columns = [w - new + b for w in widths for b in range(new)]
+        left = [self.space - (c - self.d) for c in columns]
+        freedom = self.rows.new_tensor([dims for dims in left if dims > 0])
+        lengths = iter(normals.lengths(freedom[:, None], (len(freedom), S)))
         for x in vectors:
             outside = x[-new:]
             for b in range(new):
                 last = x.shape[1] - new + b
                 if b + 1 < new:
                     outside[b, last + 1 :] = 0
-                left = self.space - (last - self.d)
-                if left > 0:
-                    outside[b, last] = self._chi(left, S, generator)
+                if last < self.d + self.space:
+                    outside[b, last] = next(lengths)
             if x.shape[1] > self.d + self.space:  # there are no more directions
                 x[:, self.d + self.space :] = 0
         return vectors
@@ -339,12 +349,6 @@ class Frame:
         _triangular(across)
         return torch.cat([pull, across[:, : self.new].transpose(0, 1)])
 
-    def _chi(self, freedom: int, count: int, generator: torch.Generator | None) -> Tensor:
-        half = self.rows.new_full((count,), freedom / 2)
-        # torch.distributions takes no generator
-        gamma = torch._standard_gamma(half, generator=generator)  # pyright: ignore
-        return (2 * gamma).sqrt()
-
     def _compress(self) -> None:
         """Turn the frame until each row has one column more than the one before."""
         across = self.rows[:, self.d :]
@@ -353,15 +357,20 @@ class Frame:
 
 
 def _triangular(across: Float[Tensor, "rows columns S"]) -> None:
-    """Rotate rows, in place, until each has one column more than the one before (Householder)."""
-    for j in range(len(across)):
-        mirror, others = across[j, j:], across[j + 1 :, j:]
+    """Rotate rows, in place, until each has one column more than the one before.
+
+    By modified Gram-Schmidt, whose triangle is as accurate as Householder's, also of rows that are
+    parallel (Bjorck and Paige, SIAM J. Matrix Anal. 13 (1992) 176); directions are not needed.
+    """
+    count = len(across)
+    triangle = across.new_zeros(count, count, across.shape[2])
+    for j in range(count):
+        direction, others = across[j], across[j + 1 :]
         # a tenth of the time of linalg.vector_norm
-        length = mirror.square().sum(0).sqrt_().copysign_(mirror[0])
-        mirror[0] += length
-        # half the mirror's square; for a row of zeros: 0 / 1e-300
-        half = (mirror[0] * length).clamp_min_(1e-300)
-        along = (others * mirror).sum(1).div_(half)
-        others.addcmul_(along[:, None], mirror, value=-1)
-        torch.neg(length, out=mirror[0])
-        mirror[1:] = 0
+        length = torch.sqrt(direction.square().sum(0), out=triangle[j, j])
+        if j + 1 < count:
+            direction /= length.clamp_min(1e-300)  # for a row of zeros: 0 / 1e-300
+            along = torch.sum(others * direction, 1, out=triangle[j + 1 :, j])
+            others.addcmul_(along[:, None], direction, value=-1)
+    across[:, :count] = triangle[:, : across.shape[1]]
+    across[:, count:] = 0

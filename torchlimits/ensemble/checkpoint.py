@@ -27,8 +27,9 @@ _SECONDS = 10.0
 class Checkpoint:
     """Model, optimizer, tracker and the place in the data, kept in a file while a training goes on.
 
-    The file is written every ten seconds and when the training is interrupted, always between two
-    steps. A training that goes on from it ends with the same numbers, bit for bit.
+    The file is written every ten seconds, and when the training is interrupted or told to end,
+    always between two steps. A training that goes on from it ends with the same numbers, bit for
+    bit.
 
     Args:
         path: the file.
@@ -45,7 +46,8 @@ class Checkpoint:
             "model": model, "optimizer": optimizer, "tracker": tracker, "data": data,
         }  # fmt: skip
         self._kept_at = time.monotonic()
-        self._stop = False
+        # a signal that has come, and waits for the end of a step
+        self._signal: int | None = None
 
     def load(self) -> bool:
         """Go on from the file, and return whether there is one.
@@ -79,35 +81,37 @@ class Checkpoint:
             torch.save({"format": _FORMAT, "call": self._call, **kept}, partial)
         self._kept_at = time.monotonic()
 
-    def remove(self) -> None:
-        """Remove the file: the training has come to its end."""
-        self.path.unlink(missing_ok=True)
-
     def between_steps(self) -> None:
         """Write the file if it is time.
 
         Raises:
-            KeyboardInterrupt: after an interrupt, once the file is written.
+            KeyboardInterrupt: after an interrupt, once the file is written; after a request to end
+                (SIGTERM), what that request would have raised.
         """
-        if self._stop:
+        if self._signal is not None:
             self.save()
-            raise KeyboardInterrupt
+            number, self._signal = self._signal, None
+            signal.raise_signal(number)
         if time.monotonic() - self._kept_at > _SECONDS:
             self.save()
 
     @contextmanager
     def waits_for_steps(self) -> Generator[None]:
-        """Have an interrupt (Ctrl-C) wait for the end of a step; a second one does not wait."""
+        """Have Ctrl-C and SIGTERM wait for the end of a step; a second one does not wait."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread is told of signals
             return
 
-        def interrupt(number: int, frame: FrameType | None) -> None:
-            signal.signal(signal.SIGINT, before)
-            self._stop = True
+        def wait(number: int, frame: FrameType | None) -> None:
+            signal.signal(number, before[number])
+            self._signal = number
 
-        before = signal.signal(signal.SIGINT, interrupt)
+        numbers = (int(signal.SIGINT), int(signal.SIGTERM))
+        before = {number: signal.getsignal(number) for number in numbers}
         try:
+            for number in before:
+                signal.signal(number, wait)
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from torchlimits._checks import warn
 from torchlimits._stateless import called, places
-
-#: sets ``.grad`` of every parameter, from x and y
-Gradients = Callable[[Tensor, Tensor], None]
+from torchlimits.contracts.kernel import Gradients
 
 
 def compiled_gradients(

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 from torchlimits import _random
 from torchlimits._checks import warn
 from torchlimits._threads import threads
-from torchlimits.contracts.kernel import BrokenKernelError, NoKernelError
-from torchlimits.ensemble.compiled import Gradients, compiled_gradients
+from torchlimits.contracts.kernel import (
+    BrokenKernelError,
+    Gradients,
+    KnowsGradients,
+    NoKernelError,
+)
+from torchlimits.ensemble.compiled import compiled_gradients
 from torchlimits.ensemble.cuda_graph import replayed
 from torchlimits.ensemble.data import Data
 from torchlimits.ensemble.launches import advanced, kernel_for
@@ -83,7 +88,7 @@ class Ensemble:
         if data is None:
             assert isinstance(optimizer, torch.optim.SGD)
             return self._accelerated(model, optimizer, tracker, groups, compiled)
-        gradients = self._gradients(model)
+        gradients = self._closed_form(model) or self._gradients(model)
         if compiled:
             gradients = compiled_gradients(model, self.problem.loss, otherwise=gradients)
         return self._stepping(gradients, optimizer, data)
@@ -137,6 +142,15 @@ class Ensemble:
                 gradients(x, y)
                 optimizer.step()
                 yield
+
+    def _closed_form(self, model: nn.Module) -> Gradients | None:
+        """The problem's own gradients, where it has some for this model."""
+        if not isinstance(self.problem, KnowsGradients):
+            return None
+        try:
+            return self.problem.gradients(model)
+        except NoKernelError:
+            return None
 
     def _gradients(self, model: nn.Module) -> Gradients:
         parameters = list(model.parameters())

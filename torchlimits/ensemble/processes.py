@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -18,7 +19,6 @@ from concurrent.futures import (
 )
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,11 +26,14 @@ from torch import distributed
 
 from torchlimits import _checks
 from torchlimits._threads import threads
+from torchlimits.ensemble.kept import Kept, ProcessGone
 from torchlimits.ensemble.shard import Outcome, Shard, Trained, joined, unless_diverged
 from torchlimits.trajectory import Trajectory
 
 #: the first process to end waits for the last; one that is gone is noticed at once
 _TIMEOUT = timedelta(days=30)
+#: seconds from one look at the process that started this one to the next
+_LOOK = 0.5
 #: seconds that a process has to close its files when another has died
 _GRACE = 5
 
@@ -41,6 +44,8 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
 
     It is a gloo group on every device, as the processes exchange data on the CPU. On CUDA every
     process takes the GPU of its local rank; if there are more processes than GPUs, they share them.
+    When the agent of ``torchrun`` that started the process is gone, killed for instance, the
+    process gets SIGTERM, as it would from that agent when another process dies.
 
     Example:
         >>> with process_group() as group:  # not started by torchrun
@@ -55,9 +60,31 @@ def process_group(device: torch.device | str = "cpu") -> Generator[Any]:
     distributed.init_process_group("gloo")
     try:
         # once all have met: a process that does not come to the meeting is not waited for
-        yield distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+        with _ends_with_its_parent():
+            yield distributed.new_group(backend="gloo", timeout=_TIMEOUT)
     finally:
         _leave()
+
+
+@contextmanager
+def _ends_with_its_parent() -> Generator[None]:
+    """Send this process SIGTERM when the one that started it is gone.
+
+    Nobody else would end it, and one that takes its place would find its files in use.
+    """
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_LOOK):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def _leave() -> None:
@@ -76,7 +103,7 @@ def rank_in(group: Any) -> int:
     return 0 if group is None else distributed.get_rank(group)
 
 
-def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) -> Trajectory:
+def spawned(trained: Trained, shards: Sequence[Shard], kept: Kept) -> Trajectory:
     """Train every shard in a process of its own, the first in this one, and return all runs.
 
     The processes are spawned, as a fork of a process with threads may wait forever for a lock that
@@ -86,12 +113,12 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
     Args:
         trained: see `Trained`; it is pickled.
         shards: the shares of the runs, one for each process.
-        path: where all runs go, or None.
+        kept: where all runs go.
 
     Raises:
         ValueError: if this process is in a process group already, or the problem or the statistics
             cannot be pickled.
-        RuntimeError: if one of the processes dies.
+        ProcessGone: if one of the processes dies.
         NonFiniteStatistic: if a run diverged, with the rows that all runs have.
     """
     if distributed.is_available() and distributed.is_initialized():
@@ -104,17 +131,16 @@ def spawned(trained: Trained, shards: Sequence[Shard], path: str | Path | None) 
     context = multiprocessing.get_context("spawn")
     pools = [ProcessPoolExecutor(1, context, begin_process, (share,)) for _ in shards[1:]]
     try:
-        with threads(share), shards[0].ends_on_signal(path):
-            outcomes = _outcomes(trained, shards, pools, path)
+        with threads(share), shards[0].ends_on_signal(kept):
+            outcomes = _outcomes(trained, shards, pools, kept)
     finally:
         for pool in pools:
             pool.shutdown()
     whole = joined(outcomes)
-    if path is not None:
-        whole.save(path)
-        for part in (shard.part(path) for shard in shards):
-            assert part is not None
-            part.unlink(missing_ok=True)
+    if kept.path is not None:
+        whole.save(kept.path)
+    for shard in shards:
+        shard.own(kept).remove(rows=True)
     return unless_diverged(outcomes, whole)
 
 
@@ -131,7 +157,7 @@ def _check_pickled(trained: Trained) -> None:
 
 
 def _outcomes(
-    trained: Trained, shards: Sequence[Shard], pools: Sequence[Executor], path: str | Path | None
+    trained: Trained, shards: Sequence[Shard], pools: Sequence[Executor], kept: Kept
 ) -> list[Outcome]:
     """Train all shards; the first error, or a process that is gone, ends the others."""
     processes: list[int] = []
@@ -139,7 +165,7 @@ def _outcomes(
     try:
         processes += _started(pools)
         futures = {
-            pool.submit(_pickled, shard, trained, path): shard
+            pool.submit(_pickled, shard, trained, kept): shard
             for pool, shard in zip(pools, shards[1:], strict=True)
         }
         for future in futures:
@@ -148,20 +174,20 @@ def _outcomes(
         def check() -> None:
             if ended.is_set():
                 ended.clear()
-                _raise_first(futures, path)
+                _raise_first(futures, kept)
 
-        mine = shards[0].attempted(trained, path, check)
+        mine = shards[0].attempted(trained, kept, check)
         wait(futures, return_when=FIRST_EXCEPTION)
-        _raise_first(futures, path)
+        _raise_first(futures, kept)
         return [mine, *(pickle.loads(future.result()) for future in futures)]
     except BaseException:
         end_processes(pools, processes)
         raise
 
 
-def _pickled(shard: Shard, trained: Trained, path: str | Path | None) -> bytes:
+def _pickled(shard: Shard, trained: Trained, kept: Kept) -> bytes:
     """Train; tensors left to torch would come back through shared memory, which may be small."""
-    return pickle.dumps(shard.attempted(trained, path))
+    return pickle.dumps(shard.attempted(trained, kept))
 
 
 def _started(pools: Sequence[Executor]) -> list[int]:
@@ -186,15 +212,14 @@ def begin_process(own_threads: int) -> None:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _raise_first(futures: Mapping[Future[bytes], Shard], path: str | Path | None) -> None:
+def _raise_first(futures: Mapping[Future[bytes], Shard], kept: Kept) -> None:
     """Raise the error of a process that has failed, if one has."""
     for future, shard in futures.items():
         error = future.exception() if future.done() else None
         if isinstance(error, BrokenExecutor):
-            others = "" if path is None else "; the files of the other ranks are beside it"
-            raise RuntimeError(
+            raise ProcessGone(
                 f"rank {shard.rank} of {shard.ranks} processes is gone, killed or out of memory; "
-                f"{shard.kept(path)}{others}"
+                f"{shard.told(kept)}"
             ) from error
         if error is not None:
             raise error

@@ -8,19 +8,22 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import distributed
 
+from torchlimits.ensemble.kept import Kept, ProcessGone
 from torchlimits.record.non_finite import NonFiniteStatistic
-from torchlimits.record.recording import UNFINISHED
 from torchlimits.trajectory import Trajectory
 
 #: trains a shard, calls the function after every step, and leaves the rows in the shard's part
 Trained = Callable[["Shard", Callable[[], None]], Trajectory]
+
+
+class _Stopped(SystemExit):
+    """A request to end has come."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,14 @@ class Shard:
     Attributes:
         rank, ranks: the number of this process, and of how many.
         groups: the numbers of its groups of replicas.
-        runs: the numbers of its runs, the last group cut to those asked for.
+        shared: the numbers of the runs of each process, the last group cut to those asked for.
         group: the torch.distributed process group, or None.
     """
 
     rank: int
     ranks: int
     groups: range
-    runs: range
+    shared: tuple[range, ...]
     group: Any = None
 
     @classmethod
@@ -99,57 +102,54 @@ class Shard:
                 f"together, got {ranks} processes for {runs} runs: start fewer, or ask for more"
             )
         ends = [rank * groups // ranks for rank in range(ranks + 1)]
-        return [
-            cls(rank, ranks, range(a, b), range(a * lanes, min(b * lanes, runs)))
-            for rank, (a, b) in enumerate(itertools.pairwise(ends))
-        ]
+        own = [range(a, b) for a, b in itertools.pairwise(ends)]
+        shared = tuple(range(g.start * lanes, min(g.stop * lanes, runs)) for g in own)
+        return [cls(rank, ranks, groups, shared) for rank, groups in enumerate(own)]
+
+    @property
+    def runs(self) -> range:
+        """The numbers of the runs of this process."""
+        return self.shared[self.rank]
 
     @property
     def first(self) -> bool:
         """Whether this process shows progress and gets all the runs."""
         return self.rank == 0
 
-    def part(self, path: str | Path | None) -> Path | None:
-        """Return where this process keeps its runs: ``name.rank1.npz`` for ``name.npz``."""
-        if path is None:
-            return None
-        path = Path(path)
-        if self.ranks == 1:
-            return path
-        return path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")
+    def own(self, kept: Kept) -> Kept:
+        """Return the files of this process."""
+        return kept.of(self.rank, self.ranks)
 
-    def kept(self, path: str | Path | None) -> str:
-        """Say which file the runs of this process are in, finished or not."""
-        runs = f"runs {self.runs.start} ... {self.runs.stop - 1}"
-        part = self.part(path)
-        if part is None:
-            return f"its {runs} are lost: no path was given"
-        unfinished = part.with_name(part.name + UNFINISHED)
-        return f"its {runs}: {unfinished if unfinished.exists() else part}"
+    def told(self, kept: Kept) -> str:
+        """Say what is in the files of all processes, and how to go on from them."""
+        return kept.told(self.shared, self.rank)
 
     @contextmanager
-    def ends_on_signal(self, path: str | Path | None) -> Generator[None]:
+    def ends_on_signal(self, kept: Kept) -> Generator[None]:
         """Turn SIGTERM, sent when another process has died, into SystemExit, which closes files."""
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread is told of signals
             return
 
         def end(number: int, frame: FrameType | None) -> None:
-            raise SystemExit(
-                f"rank {self.rank}: stopped, as when another process dies; {self.kept(path)}"
-            )
+            raise _Stopped
 
         before = signal.signal(signal.SIGTERM, end)
         try:
             yield
+        except _Stopped:
+            # the files are closed by now, and have their names
+            raise SystemExit(
+                f"rank {self.rank}: stopped, as when another process dies; {self.told(kept)}"
+            ) from None
         finally:
             signal.signal(signal.SIGTERM, before)
 
     def attempted(
-        self, trained: Trained, path: str | Path | None, check: Callable[[], None] = lambda: None
+        self, trained: Trained, kept: Kept, check: Callable[[], None] = lambda: None
     ) -> Outcome:
         """Train; runs that diverge are an outcome, any other error is raised."""
-        with self.ends_on_signal(path):
+        with self.ends_on_signal(kept):
             try:
                 return Outcome(trained(self, check))
             except NonFiniteStatistic as error:
@@ -157,36 +157,44 @@ class Shard:
                     raise
                 return Outcome(error.trajectory, error)
 
-    def gathered(self, trained: Trained, path: str | Path | None) -> Trajectory:
-        """Return all runs on rank 0, which saves them to ``path``, and on others their own.
+    def gathered(self, trained: Trained, kept: Kept) -> Trajectory:
+        """Return all runs on rank 0, which saves them, and on others their own.
 
         Args:
             trained: see `Trained`.
-            path: where all runs go, or None.
+            kept: where all runs go. Each process has files of its own until all have come.
 
         Raises:
             NonFiniteStatistic: if a run of any rank diverged, with the rows that all have.
-            RuntimeError: if another process is gone.
+            ProcessGone: if another process is gone.
         """
         if self.ranks == 1:
-            return trained(self, lambda: None)  # it has saved all there is
-        with self.ends_on_signal(path):
-            mine = self.attempted(trained, path)
-            try:
+            alone = trained(self, lambda: None)  # it has saved all there is
+            kept.remove(rows=False)
+            return alone
+        with self.ends_on_signal(kept):
+            mine = self.attempted(trained, kept)
+            with self._all_there(kept):
                 outcomes = self._exchange(mine)
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"rank {self.rank}: another of the {self.ranks} processes is gone ({error}); "
-                    f"{self.kept(path)}"
-                ) from error
-        whole, own = joined(outcomes), self.part(path)
-        if path is not None and own is not None:
-            if self.first:
-                whole.save(path)
+            whole = joined(outcomes)
+            if self.first and kept.path is not None:
+                whole.save(kept.path)
             # a barrier: no process removes its part before the whole is there
-            distributed.barrier(self.group)
-            own.unlink(missing_ok=True)
+            with self._all_there(kept):
+                distributed.barrier(self.group)
+        self.own(kept).remove(rows=True)
         return unless_diverged(outcomes, whole)
+
+    @contextmanager
+    def _all_there(self, kept: Kept) -> Generator[None]:
+        """Raise ProcessGone for the RuntimeError of a collective that another does not come to."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ProcessGone(
+                f"rank {self.rank}: another of the {self.ranks} processes is gone; "
+                f"{self.told(kept)}"
+            ) from error
 
     def _exchange(self, mine: Outcome) -> list[Outcome]:
         parts: list[Any] | None = [None] * self.ranks if self.first else None

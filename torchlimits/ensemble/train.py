@@ -15,6 +15,7 @@ from torchlimits import _checks
 from torchlimits.ensemble import own_optimizer
 from torchlimits.ensemble.checkpoint import Checkpoint
 from torchlimits.ensemble.ensemble import Ensemble
+from torchlimits.ensemble.kept import Kept
 from torchlimits.ensemble.own_optimizer import MakeOptimizer
 from torchlimits.ensemble.processes import spawned
 from torchlimits.ensemble.progress import Progressing, counted
@@ -81,13 +82,16 @@ def train(
             `torch.compile`. That takes ten to twenty seconds the first time, and saves most of what
             autograd spends on its own account at every step, which is much for small networks.
             Trajectories are the same to rounding. Without a C++ compiler there is a warning, and no
-            difference. On CUDA, True asks for the problem's kernel and raises an error without
-            one, False asks for autograd and torch.optim, captured; they agree in law. By default
-            the kernel is taken where there is one.
+            difference. By default gradients are autograd's, or the problem's own closed form where
+            it has one, as `GaussianMixture` has. On CUDA, True asks for the problem's kernel and
+            raises an error without one, False asks for autograd and torch.optim, captured; they
+            agree in law. By default the kernel is taken where there is one.
         checkpoint: a file in which the training keeps what it needs to go on, written every ten
-            seconds and at an interrupt, and removed at the end. If it is there already, the
-            training goes on from it, and gives the same numbers as one that was never interrupted,
-            bit for bit; with several processes there is a file for each. On the CPU only.
+            seconds, at an interrupt and at SIGTERM, and removed at the end. If it is there already,
+            the training goes on from it, and gives the same numbers as one that was never
+            interrupted, bit for bit. With several processes there is a file for each,
+            ``name.rank1.pt`` for ``name.pt``, until the runs of all are together: as many processes
+            go on, and none trains again what it had. On the CPU only.
         max_runs: at most this many runs are shown in TensorBoard while they are trained.
         statistics: what to record in place of the problem's own, for instance
             ``problem.statistics | {"mine": f}``. Functions in a dict are of one network, and are
@@ -104,7 +108,7 @@ def train(
         TypeError: if ``problem`` is not a problem, ``start`` not a module, ``statistics`` neither a
             `SummaryStatistics` nor a dict, or ``dtype`` not a type of real numbers.
         RuntimeError: if another process is gone; what the others have is saved, and the message
-            says where.
+            says where, what is missing, and how to go on.
 
     Example:
         >>> import torchlimits as tl
@@ -149,13 +153,13 @@ def train(
         )
     if processes == 1:
         _check_group(group)
-        return Shard.of(group, runs, ensemble.lanes).gathered(training, path)
+        return Shard.of(group, runs, ensemble.lanes).gathered(training, training.kept)
     if group is not None or not ensemble.on_cpu:
         raise ValueError(
             f"expected processes=1 with a group or on {device}, got {processes}: it is for "
             "runs on the CPU that this process starts alone"
         )
-    return spawned(training, Shard.shares(processes, runs, ensemble.lanes), path)
+    return spawned(training, Shard.shares(processes, runs, ensemble.lanes), training.kept)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,12 @@ class _Training:
     max_runs: int
     statistics: SummaryStatistics
 
+    @property
+    def kept(self) -> Kept:
+        """The files of all runs."""
+        paths = [None if place is None else Path(place) for place in (self.path, self.checkpoint)]
+        return Kept(*paths)
+
     def __call__(self, shard: Shard, check: Callable[[], None]) -> Trajectory:
         """Train the runs of a shard, and call ``check``, which may raise, after every step."""
         ensemble = self.ensemble
@@ -186,18 +196,18 @@ class _Training:
             _copy_start(model, self.start)
         optimizer = self._optimizer(model)
         data = ensemble.data(shard.groups) if ensemble.on_cpu else None
-        logdir = self.logdir if shard.first else None
+        logdir, own = self.logdir if shard.first else None, shard.own(self.kept)
         with (
             _live_writer(logdir, self.steps, self.max_runs) as writer,
             track(
                 model, optimizer, self._recorded(model, len(shard.runs)), every=self.every,
-                writer=writer, path=shard.part(self.path), parameters=self._facts(),
+                writer=writer, path=own.path, parameters=self._facts(),
             ) as tracker,
         ):  # fmt: skip
             kept = None
-            if self.checkpoint is not None and data is not None:
+            if own.checkpoint is not None and data is not None:
                 kept = Checkpoint(
-                    shard.part(self.checkpoint) or Path(self.checkpoint), self._call(shard),
+                    own.checkpoint, self._call(shard),
                     model=model, optimizer=optimizer, tracker=tracker, data=data,
                 )  # fmt: skip
                 kept.load()
@@ -212,8 +222,9 @@ class _Training:
                     check()
                     if kept is not None:
                         kept.between_steps()
-        if kept is not None:
-            kept.remove()
+            if kept is not None and shard.ranks > 1:
+                # these runs are not trained again if those of another process are to go on
+                kept.save()
         return tracker.trajectory()
 
     def _call(self, shard: Shard) -> dict[str, Any]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,8 @@ from torchlimits import _checks, _random
 from torchlimits._exact import exactly
 from torchlimits._text import Table, Tabular
 from torchlimits.estimation.estimated import Estimated, covariance, standard_error
-from torchlimits.estimation.increments import Step, increments_of
+from torchlimits.estimation.general_increments import GeneralIncrements, Way
+from torchlimits.estimation.increments import Increments, QuadraticIncrements, Step
 from torchlimits.estimation.motion import Motion
 from torchlimits.estimation.per_sample_gradients import PerSampleGradients
 from torchlimits.statistics.quadratic import (
@@ -31,6 +32,8 @@ from torchlimits.statistics.summary import StatisticFunction, SummaryStatistics
 
 Loss = Callable[..., Tensor]
 Sampler = Callable[..., Any]
+
+Found = TypeVar("Found")
 
 #: the samples whose mean gradient stands for grad Phi as the centre of spreads
 _PILOT = 128
@@ -207,7 +210,14 @@ class Estimator:
         parameters = dict(model.named_parameters())
         if statistics.batch_dims(parameters):
             raise ValueError("expected one model, got parameters with leading replica dimensions")
-        self.names = statistics.names_of(parameters)
+        copies = {n: p.detach().clone() for n, p in parameters.items()}
+        self.names = statistics.names_of(copies)
+        changed = [n for n, p in copies.items() if p._version]
+        if changed:
+            raise ValueError(
+                f"expected statistics that leave parameters alone, got ones that change {changed} "
+                "in place: let them change a .clone()"
+            )
         trainable = [n for n, p in parameters.items() if p.requires_grad]
         read = [n for n in statistics.parameters_read(parameters) if n in trainable]
         if not read:
@@ -215,8 +225,8 @@ class Estimator:
                 "expected statistics that depend on trainable parameters, got ones that read "
                 f"{statistics.parameters_read(parameters)}, of trainable {trainable}"
             )
-        ready_made = all(isinstance(f, Quadratic) for f in statistics.functions.values())
-        self.gradients = PerSampleGradients(model, loss, read, structured=ready_made)
+        self.gradients = PerSampleGradients(model, loss, read)
+        self._ways: dict[str, Way] = {}
 
     def __call__(
         self, parameters: Mapping[str, Tensor], step_size: float, samples: int,
@@ -309,12 +319,11 @@ class Estimator:
         pilot, centre = self._pilot(parameters, samples, motion, generator)
         pulls = motion.pulls(parameters, list(centre))
         step = Step(motion.seen(parameters), centre, delta, pulls)
-        functions = self.statistics.functions
-        increments = {n: increments_of(n, f, step) for n, f in functions.items()}
+        increments = self._increments(step)
         sums = {n: torch.zeros_like(c) for n, c in centre.items()}
         parts = []
         for gradients in self._batches(parameters, pilot, samples, motion, generator):
-            rows = {n: i.rows(gradients) for n, i in increments.items()}
+            rows = _merged(i.rows(gradients) for i in increments)
             values = zip(*rows.values(), strict=True)
             parts.append([self.statistics.entries(dict(zip(rows, x, strict=True))) for x in values])
             for name, gradient in gradients.items():
@@ -325,11 +334,21 @@ class Estimator:
         ridge, excess = (
             self.statistics.entries({n: v[None] for n, v in values.items()})[0].double()
             for values in (
-                {n: i.first(pulls) for n, i in increments.items()},
-                {n: i.second(rest) for n, i in increments.items()},
+                _merged(i.first(pulls) for i in increments),
+                _merged(i.second(rest) for i in increments),
             )
         )
         return along, curved, whole, ridge, excess
+
+    def _increments(self, step: Step) -> list[Increments]:
+        """Return them by the functions' own derivatives if they have some, else by torch.func."""
+        functions = self.statistics.functions
+        own = {n: f for n, f in functions.items() if isinstance(f, Quadratic)}
+        others = {n: f for n, f in functions.items() if n not in own}
+        increments: list[Increments] = [QuadraticIncrements(n, f, step) for n, f in own.items()]
+        if others:
+            increments.append(GeneralIncrements(others, step, self._ways, self.max_bytes))
+        return increments
 
     def _pilot(
         self, parameters: dict[str, Tensor], samples: int, motion: Motion,
@@ -380,6 +399,10 @@ class Estimator:
                 f"expected finite gradients and statistics, got NaN or infinity along {name}: "
                 "training may have diverged, or the statistic has no derivative here"
             )
+
+
+def _merged(parts: Iterable[Mapping[str, Found]]) -> dict[str, Found]:
+    return {name: found for part in parts for name, found in part.items()}
 
 
 def _bytes(gradient: Gradient) -> int:

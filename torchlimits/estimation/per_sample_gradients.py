@@ -16,7 +16,13 @@ from torch.utils import _pytree as pytree
 from torchlimits._stateless import called, places
 from torchlimits.problems.network.module import FirstLayer
 from torchlimits.problems.two_layer import MatrixProduct
-from torchlimits.statistics.quadratic import Gradient, OuterGradient
+from torchlimits.statistics.quadratic import (
+    Gradient,
+    OuterGradient,
+    dense,
+    largest_entries,
+    part,
+)
 
 #: samples on which the two ways to a gradient are compared
 _COMPARED = 2
@@ -35,16 +41,13 @@ class PerSampleGradients:
         loss: ``loss(model_output, target)``, or ``loss(model, batch)``: a function whose first
             parameter is called ``model``. It returns one number for a batch of one.
         names: the names of the parameters whose gradients are wanted.
-        structured: whether gradients may be left as outer products.
 
     Raises:
         ValueError: if a module computes with the statistics of the batch (BatchNorm in training).
         TypeError: if an argument is of a wrong type.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Callable[..., Tensor], names: list[str], structured: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[..., Tensor], names: list[str]) -> None:
         _check_model(model)
         if not callable(loss):
             raise TypeError(f"expected loss as a function, got {type(loss).__name__}")
@@ -52,7 +55,7 @@ class PerSampleGradients:
         self._whole = takes_model(loss)
         self._places = places(model)
         self._lossy = _Lossy(model, loss, self._whole)
-        self._layers = None if self._whole or not structured else _linear_layers(model, names)
+        self._layers = None if self._whole else _linear_layers(model, names)
         self._checked = False
         self._vectorised = True
 
@@ -163,17 +166,13 @@ class PerSampleGradients:
         self, gradients: dict[str, Gradient], parameters: Mapping[str, Tensor], batch: Any
     ) -> None:
         """Raise _NotOuterError if gradients of samples alone differ from those in the batch."""
-        sizes = torch.stack([_largest_entries(g) for g in gradients.values()]).amax(0)
+        sizes = torch.stack([largest_entries(g) for g in gradients.values()]).amax(0)
         # samples with the largest gradients, as a gradient of 0 says nothing
         largest = sizes.argsort(descending=True)[:_COMPARED].tolist()
         for s in largest:
             reference = self._one(parameters, pytree.tree_map(lambda x, s=s: x[s : s + 1], batch))
             for name, expected in reference.items():
-                got = gradients[name]
-                if isinstance(got, OuterGradient):
-                    got = OuterGradient(got.left[s : s + 1], got.right[s : s + 1]).dense()[0]
-                else:
-                    got = got[s]
+                got = dense(part(gradients[name], [s]))[0]
                 tolerance = 1e3 * torch.finfo(got.dtype).eps * float(expected.abs().max())
                 if not float((got - expected).abs().max()) <= tolerance:
                     raise _NotOuterError
@@ -272,12 +271,6 @@ def _linear_layers(model: nn.Module, names: list[str]) -> dict[str, nn.Module] |
             return None
         layers[owner] = module
     return layers
-
-
-def _largest_entries(gradient: Gradient) -> Tensor:
-    if isinstance(gradient, OuterGradient):
-        return gradient.left.abs().amax(1) * gradient.right.abs().amax(1)
-    return gradient.flatten(1).abs().amax(1)
 
 
 def takes_model(loss: Callable[..., Tensor]) -> bool:

@@ -6,16 +6,17 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from rich.progress import track
 from torch import Tensor
 
 from torchlimits import _checks
 from torchlimits.dynamics.effective_dynamics import EffectiveDynamics
-from torchlimits.dynamics.fixed_points import FixedPoint
+from torchlimits.dynamics.fixed_points import FixedPoint, FixedPoints
+from torchlimits.experiments.sweep import sweep
 from torchlimits.problems.mixture.dynamics import MixtureDynamics
 from torchlimits.problems.mixture.problem import GaussianMixture
 from torchlimits.problems.network.problem import NetworkProblem
@@ -116,7 +117,7 @@ class PhaseDiagram:
 def phase_diagram(
     make: Callable[..., Any], x: tuple[str, Sequence[float]], y: tuple[str, Sequence[float]], *,
     step_size: float = 1.0, count: int = 0, flow: float | None = None, level: int = 0,
-    idle: bool = True, seed: int = 0, progress: bool = False,
+    idle: bool = True, seed: int = 0, progress: bool = False, folder: str | Path | None = None,
 ) -> PhaseDiagram:  # fmt: skip
     r"""Find the fixed points of the effective dynamics over a grid of two parameters.
 
@@ -144,13 +145,16 @@ def phase_diagram(
         idle: False leaves out starts with some neurons at 0, which lead to no attractor, and is
             faster.
         seed, progress: the seed of random starts, and whether to show a progress bar.
+        folder: keep each cell in a file there, so that processes share the diagram, and one that
+            was stopped goes on; see `torchlimits.sweep`.
 
     Raises:
         ValueError: if ``make`` has no parameter of an axis's name, an axis is empty or does not
             increase, or both are the same; and what ``make`` raises.
         TypeError: if ``make`` is not a function or does not return a problem, or an axis is not a
             name and values.
-        RuntimeError: if no start leads to a fixed point.
+        RuntimeError: if no start leads to a fixed point; with a folder, after all other cells have
+            been computed, as `torchlimits.sweep` for any error.
 
     Example:
         >>> from functools import partial
@@ -167,15 +171,40 @@ def phase_diagram(
     if x[0] == y[0]:
         raise ValueError(f"expected two different parameters, got {x[0]!r} on both axes")
     _checks.non_negative("step_size", step_size)
-    cells = list(itertools.product(y[1], x[1]))
-    points, accuracy = [], []
-    for cell in track(cells, description="phase diagram", disable=not progress):
-        problem, c = _problem(make, dict(zip((y[0], x[0]), cell, strict=True)), step_size)
-        found = _fixed_points(problem, c, count=count, flow=flow, level=level, idle=idle, seed=seed)
-        points.append(found)
-        accuracy.append(_best_accuracy(problem, c, found))
+    cell = _Cell(make, step_size, count, flow, level, idle, seed)
+    grid: dict[str, list[float]] = dict((y, x))
+    found = sweep(cell, grid, folder=folder, progress=progress)
+    points = [_points(**result["points"]) for result in found.results]
     rows = [points[i : i + len(x[1])] for i in range(0, len(points), len(x[1]))]
-    return PhaseDiagram(x, y, rows, _checks.float64("accuracy", accuracy).reshape(len(rows), -1))
+    return PhaseDiagram(x, y, rows, _checks.float64("accuracy", found["accuracy"]))
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What is asked of the cells, as a function of the parameters of one."""
+
+    make: Callable[..., Any]
+    step_size: float
+    count: int
+    flow: float | None
+    level: int
+    idle: bool
+    seed: int
+
+    def __call__(self, **parameters: float) -> dict[str, Any]:
+        problem, c = _problem(self.make, parameters, self.step_size)
+        found = _fixed_points(
+            problem, c, count=self.count, flow=self.flow, level=self.level, idle=self.idle,
+            seed=self.seed,
+        )  # fmt: skip
+        points = {"points": list(found), "names": getattr(found, "names", None)}
+        return {"points": points, "accuracy": _best_accuracy(problem, c, found)}
+
+
+def _points(points: list[dict[str, Any]], names: list[str] | None) -> list[FixedPoint]:
+    """The fixed points of a cell, as `_fixed_points` gave them."""
+    found = [FixedPoint(**point) for point in points]
+    return found if names is None else FixedPoints(found, names)
 
 
 def _logarithmic(values: Sequence[float]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -45,21 +45,21 @@ class NonFiniteStatistic(ValueError):
         return type(self), (self.name, self.step, self.value)
 
 
-def finite_rows(values: Tensor, undefined: Sequence[Sequence[int]]) -> int:
+def finite_rows(values: Tensor, undefined: Mapping[int, Sequence[int]]) -> int:
     """How many rows of (..., T, k) come before the first one that is not finite in every run.
 
     Args:
         values: the rows.
-        undefined: for each row, the columns that have no value there and may be NaN.
+        undefined: for some rows, the columns that have no value there and may be NaN.
     """
     finite = _finite(values, undefined).movedim(-2, 0).flatten(1).all(dim=-1)
     return len(finite) if bool(finite.all()) else int((~finite).nonzero()[0])
 
 
-def _finite(values: Tensor, undefined: Sequence[Sequence[int]]) -> Tensor:
+def _finite(values: Tensor, undefined: Mapping[int, Sequence[int]]) -> Tensor:
     finite = values.isfinite()
-    for row, columns in enumerate(undefined[: values.shape[-2]]):
-        if columns:
+    for row, columns in undefined.items():
+        if row < values.shape[-2]:
             finite[..., row, columns] = True
     return finite
 
@@ -68,7 +68,7 @@ def non_finite(
     names: list[str], step: int, row: Tensor, undefined: Sequence[int]
 ) -> NonFiniteStatistic:
     """The error for the first entry of a row (..., k) that is not finite and should be."""
-    finite = _finite(row[..., None, :], [undefined])[..., 0, :]
+    finite = _finite(row[..., None, :], {0: undefined})[..., 0, :]
     flat = row.reshape(-1, row.shape[-1])
     run, column = (~finite.reshape(flat.shape)).nonzero()[0].tolist()
     label = names[column] + (f" (run {run})" if len(flat) > 1 else "")

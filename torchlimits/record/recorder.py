@@ -89,7 +89,8 @@ class Recorder(Steps):
         if self._recording is None:
             # whatever gradient is there, no step has used it
             self._ring.mark(number, self._ring.followed.gradients)
-        self._pending.append((number, *self._counted))
+        step, time = self._counted
+        self._pending.append((number, step, time))
 
     def _make_room(self) -> None:
         """Evaluate what is in the ring, and hand the rows to the operating system."""
@@ -140,12 +141,13 @@ class Recorder(Steps):
         """
         numbers, steps, times = map(list, zip(*pending, strict=True))
         values, error = self._ring.take(numbers)
-        undefined = [self._ring.undefined(number) for number in numbers]
+        undefined = self._ring.undefined(numbers)
         rows = finite_rows(values, undefined)
         if rows:
             self._keep(steps[:rows], times[:rows], values[..., :rows, :])
         if rows < values.shape[-2]:
-            return non_finite(self._ring.names, steps[rows], values[..., rows, :], undefined[rows])
+            row, without = values[..., rows, :], undefined.get(rows, [])
+            return non_finite(self._ring.names, steps[rows], row, without)
         if error is None:
             return None
         told = type(error)(f"after step {steps[rows]}: {error}")

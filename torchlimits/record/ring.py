@@ -45,7 +45,7 @@ class Ring(ABC):
         self.followed, self.surroundings, self.capacity = followed, surroundings, capacity
         self.statistics, self.shapes = trial.statistics, trial.shapes
         self.names = self.statistics.entry_names(self.shapes)
-        self._columns = _columns_of(trial, self.names)
+        self._columns = _columns_of(trial)
         # the numbers of records without some gradients, and the columns without a value there
         self._undefined: dict[int, list[int]] = {}
 
@@ -124,17 +124,19 @@ class Ring(ABC):
         Statistics of gradients that were not there are NaN.
         """
         values, error = self._taken(numbers)
-        for row, number in enumerate(numbers[: values.shape[-2]]):
-            if number in self._undefined:
-                values[..., row, self._undefined[number]] = torch.nan
+        for row, columns in self.undefined(numbers[: values.shape[-2]]).items():
+            values[..., row, columns] = torch.nan
         return values, error
 
     @abstractmethod
     def _taken(self, numbers: Sequence[int]) -> tuple[Tensor, Exception | None]: ...
 
-    def undefined(self, number: int) -> list[int]:
-        """The columns that may be NaN at a record."""
-        return self._undefined.get(number, [])
+    def undefined(self, numbers: Sequence[int]) -> dict[int, list[int]]:
+        """The columns that may be NaN at records, by their places among the ``numbers``."""
+        known = self._undefined
+        if not known:
+            return {}
+        return {row: known[number] for row, number in enumerate(numbers) if number in known}
 
     def forget(self, before: float = math.inf) -> None:
         """Forget what is known of records before a number, or of all."""
@@ -164,6 +166,7 @@ class SnapshotRing(Ring):
 
     def _put(self, number: int, values: list[Tensor]) -> None:
         """Copy the tensors by one kernel, without autograd and without synchronisation."""
+        # numpy would take two thirds of the time, but `share_memory_` frees the memory of its views
         torch._foreach_copy_(  # type: ignore[reportPrivateImportUsage]
             self._slots[number % self.capacity], values
         )
@@ -288,13 +291,14 @@ def _of_model(statistics: SummaryStatistics, model: nn.Module) -> SummaryStatist
     return own.statistics(statistics) if isinstance(own, Replicated) else statistics.bound(own)
 
 
-def _columns_of(trial: Trial, names: list[str]) -> dict[str, list[int]]:
+def _columns_of(trial: Trial) -> dict[str, list[int]]:
     """The columns of the statistics that read each tensor."""
     columns: dict[str, list[int]] = {name: [] for name in trial.names}
-    for statistic, read in trial.reads.items():
-        entries = set(trial.statistics.entry_names({statistic: trial.shapes[statistic]}))
-        for name in read:
-            columns[name] += [i for i, entry in enumerate(names) if entry in entries]
+    end = 0
+    for statistic, shape in trial.shapes.items():
+        begin, end = end, end + len(trial.statistics.entry_names({statistic: shape}))
+        for name in trial.reads[statistic]:
+            columns[name] += range(begin, end)
     return columns
 
 

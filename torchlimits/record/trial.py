@@ -152,6 +152,10 @@ class _Copies(Mapping[str, Tensor]):
         self.given: dict[str, Tensor] = {}
         self.written: set[str] = set()
         self.watch: _Watch | None = None
+        # looked up once, not for each statistic: there may be as many as there are parameters
+        self.live = {_address(tensor): name for name, tensor in state.live().items()}
+        self.live.pop(0, None)  # tensors without entries
+        self.modules = list(state.model.modules())
         # before torch.func may ask within a transformation, which would take them for its own;
         # what processes share is gathered only where it is read
         if not state.sharded:
@@ -211,9 +215,6 @@ class _Watch(TorchDispatchMode):
     def __init__(self, copies: _Copies) -> None:
         super().__init__()
         self._copies = copies
-        self._live = {_address(tensor): name for name, tensor in copies.state.live().items()}
-        self._live.pop(0, None)  # tensors without entries
-        self._modules = list(copies.state.model.modules())
         self.paused = False
         self.seen: set[str] = set()
         self.called: list[nn.Module] = []
@@ -227,16 +228,16 @@ class _Watch(TorchDispatchMode):
         self._hook.remove()
 
     def _before_forward(self, module: nn.Module, inputs: Any) -> None:
-        if any(module is one for one in self._modules):
-            self.called = self._modules
+        if any(module is one for one in self._copies.modules):
+            self.called = self._copies.modules
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if not self.paused:
             for one in pytree.tree_leaves((args, kwargs)):
-                if isinstance(one, Tensor) and _address(one) in self._live:
-                    self.seen.add(self._live[_address(one)])
+                if isinstance(one, Tensor) and _address(one) in self._copies.live:
+                    self.seen.add(self._copies.live[_address(one)])
             written = {_address(one) for one in _written(function, args, kwargs or {})} - {0}
             if written:
                 given = self._copies.given.items()

@@ -68,6 +68,20 @@ def total_square(gradient: Gradient) -> Tensor:
     return gradient.square().sum(0)
 
 
+def largest_entries(gradient: Gradient) -> Float[Tensor, " B"]:
+    """The size of the largest entry of each sample's gradient."""
+    if isinstance(gradient, OuterGradient):
+        return gradient.left.abs().amax(1) * gradient.right.abs().amax(1)
+    return gradient.flatten(1).abs().amax(1)
+
+
+def part(gradient: Gradient, samples: slice | list[int]) -> Gradient:
+    """The gradients of some of the samples."""
+    if isinstance(gradient, OuterGradient):
+        return OuterGradient(gradient.left[samples], gradient.right[samples])
+    return gradient[samples]
+
+
 def dense(gradient: Gradient) -> Tensor:
     """A gradient as one tensor, ``(B, *shape)``."""
     return gradient.dense() if isinstance(gradient, OuterGradient) else gradient

@@ -135,7 +135,7 @@ def _gradient_moments(
 ) -> Moments:
     """|grad Phi| and moments of |grad H|, over all trainable parameters."""
     names = [n for n, p in problem.model.named_parameters() if p.requires_grad]
-    gradients = PerSampleGradients(problem.model, problem.loss, names, structured=True)
+    gradients = PerSampleGradients(problem.model, problem.loss, names)
     counts = [min(_PIECE, samples - done) for done in range(0, samples, _PIECE)]
     # two halves: the product of their means contains no squared noise
     halves = [{n: torch.zeros_like(parameters[n]) for n in names} for _ in range(2)]
@@ -188,17 +188,22 @@ def _derivative_norms(
     def values(x: dict[str, Tensor]) -> Tensor:
         return problem.statistics({**fixed, **x})
 
-    def second(x: dict[str, Tensor], w: dict[str, Tensor]) -> Tensor:
-        """D^2 u_i[w, w], (k,)."""
-        return jvp(lambda y: jvp(values, (y,), (w,))[1], (x,), (w,))[1]
+    # forward over reverse: torch's forward over forward is wrong for det and solve
+    def along(x: dict[str, Tensor], e: Tensor, w: dict[str, Tensor]) -> dict[str, Tensor]:
+        return jvp(grad(lambda y: values(y) @ e), (x,), (w,))[1]
 
     def second_on(e: Tensor, w: dict[str, Tensor]) -> dict[str, Tensor]:
         """grad^2 u_i w, e being the i-th unit vector."""
-        return jvp(grad(lambda y: values(y) @ e), (moving,), (w,))[1]
+        return along(moving, e, w)
 
     def third_on(e: Tensor, w: dict[str, Tensor]) -> dict[str, Tensor]:
         """grad^3 u_i [w, w, .]."""
-        return grad(lambda y: second(y, w) @ e)(moving)
+
+        def second(x: dict[str, Tensor]) -> Tensor:
+            moved = along(x, e, w)
+            return torch.stack([(moved[n] * w[n]).sum() for n in names]).sum()
+
+        return grad(second)(moving)
 
     result = {}
     chosen = torch.eye(k, dtype=torch.float64, device=problem.device).repeat(starts, 1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from torchlimits._normals import normals
+from torchlimits._normals import Normals
 from torchlimits.dynamics.reduced_chain import ReducedChain
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
@@ -56,9 +56,9 @@ class LeastSquaresChain(ReducedChain):
         buffer = torch.zeros_like(error)
         if step.has_buffer:  # a second coordinate in each level, across the error
             error, buffer = (torch.cat([x, torch.zeros_like(x)]) for x in (error, buffer))
-        recorded = [starts]
+        recorded, normals = [starts], Normals(generator, starts.device)
         for number, factor in enumerate(self._factors(at[-1])):
-            gradient = self._gradient(error, generator)
+            gradient = self._gradient(error, normals)
             # a new coordinate, along the gradient's part across all others
             error, buffer = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (error, buffer))
             step.update(error, buffer, gradient, first=number == 0, factor=factor)
@@ -72,25 +72,20 @@ class LeastSquaresChain(ReducedChain):
         return recorded
 
     def _gradient(
-        self, error: Float[Tensor, "columns S k"], generator: torch.Generator | None
+        self, error: Float[Tensor, "columns S k"], normals: Normals
     ) -> Float[Tensor, "more S k"]:
         """The mean gradient of a batch, in the columns and one more."""
         field, B = self.field, self.limit.settings.batch_size
         columns, S, L = error.shape
         roots = field.levels.eigenvalues.to(error).sqrt()
         counts = self.counts.to(error.device)
-        z = normals((B, columns, S, L), generator=generator, device=error.device)
-        xi = normals((B, S), generator=generator, device=error.device)
+        z, xi = normals.draw((B, columns, S, L)), normals.draw((B, S))
         there = torch.arange(columns, device=error.device)[:, None] < counts
         x = roots * z * there[:, None]
         g = (error * x).sum((1, 3)) - field.noise * xi
         inside = (g[:, None, :, None] * x).mean(0)
-        freedom = (counts - columns).clamp_min(0).to(error).expand(S, L)
-        # torch.distributions takes no generator
-        gamma = torch._standard_gamma(  # pyright: ignore
-            (freedom / 2).clamp_min(0.5), generator=generator
-        )
-        chi = (2 * gamma).sqrt() * (freedom > 0)
+        freedom = (counts - columns).clamp_min(0).to(error)
+        chi = normals.lengths(freedom.clamp_min(1), (S, L)) * (freedom > 0)
         outside = roots * g.square().sum(0).sqrt()[:, None] / B * chi
         return torch.cat([inside, outside[None]])
 

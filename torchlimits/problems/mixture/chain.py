@@ -10,15 +10,14 @@ from torchlimits import _checks
 from torchlimits.optim.schedule import Schedule
 from torchlimits.optim.sgd_limit import SGDLimit
 from torchlimits.problems.mixture.field import MixtureField
+from torchlimits.problems.mixture.gradients import of_one_sample
 from torchlimits.problems.network.first_layer_chain import FirstLayerChain, over_batch
 
 
 class MixtureChain(FirstLayerChain):
     r"""SGD's statistics (v, m, R) on a Gaussian mixture at dimension N, exact in law.
 
-    The chain of any network, with its gradients in closed form: with
-    s = sigmoid(v . relu(h)) - y they are :math:`\partial_v l = s\, relu(h)` and
-    :math:`g_i = s v_i 1\{h_i > 0\}`.
+    The chain of any network, with its gradients in closed form.
 
     Args:
         field: the field of the same problem, which gives the mixture's constants.
@@ -39,10 +38,8 @@ class MixtureChain(FirstLayerChain):
     def _gradients(
         self, theta: Float[Tensor, "K S"], h: Float[Tensor, "B K S"], target: Float[Tensor, "B S"]
     ) -> tuple[Float[Tensor, "K S"], Float[Tensor, "B K S"]]:
-        active = h.relu()
-        s = (theta * active).sum(1).sigmoid_().sub_(target)[:, None]
-        # as in torch, the slope at 0 is 0
-        return over_batch(s * active), active.sign().mul_(s * theta)
+        by_second, pull = of_one_sample(theta, h, target)
+        return over_batch(by_second), pull
 
     def _labels(
         self, x_parallel: Float[Tensor, "steps B d S"], component: Int[Tensor, "steps B S"],

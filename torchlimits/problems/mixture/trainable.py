@@ -12,16 +12,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _checks
-from torchlimits.contracts.kernel import Kernel, NoKernelError
+from torchlimits.contracts.kernel import Gradients, Kernel, NoKernelError
 from torchlimits.problems.mixture.components import Components
+from torchlimits.problems.mixture.gradients import of_network
 from torchlimits.problems.mixture.layout import mixture_layout
 from torchlimits.problems.network import directions as axes
 from torchlimits.problems.network.layout import Layout
 from torchlimits.problems.problem import Trainable
 from torchlimits.problems.two_layer import TwoLayerNetwork, logistic_loss
-
-#: methods whose work the kernel does
-_OF_THE_KERNEL = ("model", "sample", "loss")
 
 M = TypeVar("M", bound="TrainableMixture")
 
@@ -200,12 +198,7 @@ class TrainableMixture(Trainable):
             ...     print("captured steps instead")
             captured steps instead
         """
-        own = [name for name in _OF_THE_KERNEL if self._overrides(name)]
-        if own or model.activation is not torch.relu:
-            raise NoKernelError(
-                "expected a mixture's own model, data and loss, which is what the kernel computes, "
-                f"got others: {own or 'activation'}"
-            )
+        self._check_own(model, "model", "sample", "loss")
         try:
             from torchlimits.problems.mixture.kernel import MixtureSGD
         except ImportError as error:
@@ -213,6 +206,30 @@ class TrainableMixture(Trainable):
                 f"expected Triton, which comes with PyTorch for CUDA: {error}"
             ) from error
         return MixtureSGD(self.components, model, optimizer, batch_size=batch_size, seed=seed)
+
+    def gradients(self, model: TwoLayerNetwork) -> Gradients:
+        """The gradients of `loss` in closed form, which `train` takes on the CPU.
+
+        Args:
+            model: made by `model`, with one leading dimension.
+
+        Returns:
+            A function of x and y, made by `sample`, that sets ``.grad`` of both layers, as
+            ``loss(model(x), y).backward()`` does, to rounding.
+
+        Raises:
+            NoKernelError: if model or loss are not a mixture's own.
+
+        Example:
+            >>> import torchlimits as tl
+            >>> problem = tl.GaussianMixture.binary(dim=50, snr=2.0)
+            >>> model = problem.model(replicas=(10,))
+            >>> problem.gradients(model)(*problem.sample(1, replicas=(10,)))
+            >>> model.first.weight.grad.shape
+            torch.Size([10, 2, 50])
+        """
+        self._check_own(model, "model", "loss")
+        return of_network(model)
 
     def describe(self) -> dict[str, Any]:
         """The problem's parameters, which JSON can hold; the weights only if they differ."""
@@ -224,6 +241,14 @@ class TrainableMixture(Trainable):
         """The problem's arguments, besides means and labels."""
         names = ("width", "snr", "ridge", "weights", "directions", "device", "dtype")
         return {name: getattr(self, name) for name in names}
+
+    def _check_own(self, model: TwoLayerNetwork, *names: str) -> None:
+        own = [name for name in names if self._overrides(name)]
+        if own or model.activation is not torch.relu:
+            raise NoKernelError(
+                "expected a mixture's own model, data and loss, whose steps are known in closed "
+                f"form, got others: {own or 'activation'}"
+            )
 
     def _overrides(self, name: str) -> bool:
         """Whether a subclass or this object has replaced a method."""

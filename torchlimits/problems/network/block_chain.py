@@ -72,7 +72,7 @@ class BlockChain(NetworkChain):
     def _block_frame(self, size: int, m: Tensor, R: Tensor, *, buffer: bool) -> Frame:
         d, K = m.shape[-1], self.layout.width
         if size >= d + (1 + buffer) * K + self.batch_size:
-            return self._frame(size, m, _linalg.psd_sqrt(R), buffer=buffer)
+            return self._frame(size, m, _linalg.symmetric_root(R), buffer=buffer)
         # columns beyond the block's dimensions have to be 0
         values, vectors = _linalg.eigh(R)
         room = min(size - d, K)

@@ -64,16 +64,18 @@ class BlockPiece:
             pieces.append(cls(of_piece, root, values, integrals))
         return pieces
 
-    def law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
+    def law(self, b: Tensor, m: Tensor, R: Tensor, *, fixed: bool = False) -> PreActivations:
         """The law of the pre-activations at given statistics.
 
         Args:
             b, m, R: those of S starts, ``(S, K)``, ``(S, K, d)``, ``(S, L, K, K)``.
+            fixed: whether nothing is differentiated by them.
         """
         setting, scaled = self.setting, self.eigenvalues.to(R)[:, None, None] * R
         return PreActivations(
-            b, m * self.root.to(m), scaled, setting.coordinates, setting.basis, 1 / setting.snr
-        )
+            b, m * self.root.to(m), scaled, setting.coordinates, setting.basis, 1 / setting.snr,
+            fixed=fixed,
+        )  # fmt: skip
 
     def averages(
         self, theta: Tensor, b: Tensor, m: Tensor, R: Tensor
@@ -83,7 +85,7 @@ class BlockPiece:
         Args:
             theta, b, m, R: parts of the statistics of S starts.
         """
-        law = self.law(b, m, R)
+        law = self.law(b, m, R, fixed=not R.requires_grad)  # by autograd, if at all
         moments = self.integrals(theta, law.loadings)
         bias, signal, across = law.averages(moments.gradient)
         return moments.theta, bias, signal * self.root.to(m), across, moments.gram

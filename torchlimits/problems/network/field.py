@@ -23,6 +23,9 @@ from torchlimits.problems.network.moments import EACH, PIECE, SAMPLES, Integrals
 from torchlimits.problems.network.nodes import Rule
 from torchlimits.problems.network.setting import Setting
 
+#: rows of a Jacobian that are computed together
+ROWS = 16
+
 
 class NetworkField(FirstLayerField):
     r"""ODE of the statistics (theta, b, m, R) of h = W x + b, output = head_theta(h), at any snr.
@@ -84,21 +87,24 @@ class NetworkField(FirstLayerField):
 
     def _averages(self, u: Float[Tensor, "S k"]) -> Averages:
         theta, b, m, R = self.layout.split(u)
-        law = self.law(b, m, R)
+        law = self.law(b, m, R, fixed=not u.requires_grad)  # by autograd, if at all
         return self._averages_of(law, self.integrals(theta, law.loadings))
 
     def _averages_of(self, law: PreActivations, moments: Moments) -> Averages:
         bias, signal, across = law.averages(moments.gradient)
         return Averages(moments.theta, bias, signal, across[:, 0], moments.gram)
 
-    def law(self, b: Tensor, m: Tensor, R: Tensor) -> PreActivations:
+    def law(self, b: Tensor, m: Tensor, R: Tensor, *, fixed: bool = False) -> PreActivations:
         """The law of the pre-activations at given statistics.
 
         Args:
             b, m, R: those of S starts.
+            fixed: whether nothing is differentiated by them.
         """
         setting = self.setting
-        return PreActivations(b, m, R[:, None], setting.coordinates, setting.basis, 1 / setting.snr)
+        return PreActivations(
+            b, m, R[:, None], setting.coordinates, setting.basis, 1 / setting.snr, fixed=fixed
+        )
 
     @cached_property
     def integrals(self) -> Integrals:
@@ -268,7 +274,10 @@ class NetworkField(FirstLayerField):
             NotImplementedError: if the head's parameters determine where gradients jump.
         """
         self.kinks.check("derivatives of the dynamics (bands, fixed points, Langevin)")
-        return super().jacobian(velocity, u)
+        try:
+            return _rows_together(velocity, u)
+        except RuntimeError:  # something in it is done for one row at a time only
+            return super().jacobian(velocity, u)
 
     def for_band(self) -> NetworkField:
         """The same field on a quarter of the nodes, for derivatives that are accurate to 1e-3."""
@@ -330,3 +339,25 @@ class NetworkField(FirstLayerField):
                 f"    dR_ij/dt  = - E[g_i P_j] - E[g_j P_i] - 2 alpha R_ij{term}",
             ]
         )
+
+
+def _rows_together(
+    velocity: Callable[[Tensor], Tensor], u: Float[Tensor, "S k"]
+) -> Float[Tensor, "S k k"]:
+    """Derivatives as `VectorField.jacobian` has them, many rows by one pass backwards."""
+    with torch.enable_grad():
+        u = u.detach().requires_grad_()
+        values = velocity(u) + 0 * u  # constant entries have derivatives too
+
+    def rows(along: Tensor, *, together: bool) -> Tensor:
+        (found,) = torch.autograd.grad(
+            values, u, along, retain_graph=True, materialize_grads=True, is_grads_batched=together
+        )
+        return found
+
+    k = values.shape[-1]
+    unit = torch.eye(k, dtype=u.dtype, device=u.device)[:, None].expand(k, *values.shape)
+    # the first alone: derivatives at nodes are computed then, and kept
+    first = rows(unit[0], together=False)[None]
+    others = [rows(some, together=True) for some in unit[1:].split(ROWS)]
+    return torch.cat([first, *others]).transpose(0, 1)

@@ -182,7 +182,7 @@ class FirstLayerChain(ReducedChain):
         self, m: Float[Tensor, "S K d"], R: Float[Tensor, "S *L K K"], *, buffer: bool
     ) -> list[Frame]:
         """Frames of the rows of W, and of a buffer below them: one for each block."""
-        return [self._frame(self.dim, m, _linalg.psd_sqrt(R), buffer=buffer)]
+        return [self._frame(self.dim, m, _linalg.symmetric_root(R), buffer=buffer)]
 
     def _frame(
         self, dim: int, m: Float[Tensor, "S K d"], root: Float[Tensor, "S K c"], *, buffer: bool

@@ -30,6 +30,7 @@ class PreActivations:
         means: mu_a, ``(A, d)``.
         basis: B, ``(d, r)``; r = 0 if labels read the component only.
         variance: sigma^2 = 1/snr.
+        fixed: whether nothing is differentiated by the statistics, which takes less time.
 
     Example:
         >>> import torch
@@ -41,7 +42,8 @@ class PreActivations:
 
     def __init__(
         self, b: Float[Tensor, "S K"], m: Float[Tensor, "S K d"], R: Float[Tensor, "S L K K"],
-        means: Float[Tensor, "A d"], basis: Float[Tensor, "d r"], variance: float | Tensor,
+        means: Float[Tensor, "A d"], basis: Float[Tensor, "d r"], variance: float | Tensor, *,
+        fixed: bool = False,
     ) -> None:  # fmt: skip
         self.m, self.R, self.means, self.sigma = m, R, means.to(m), variance**0.5
         self.B = basis.to(m)
@@ -53,7 +55,7 @@ class PreActivations:
         whole = R[:, 0] if R.shape[1] == 1 else R.sum(1)
         if self.beside is not None:
             whole = whole + self.beside @ self.beside.mT
-        self.root = self.sigma * _linalg.psd_sqrt(whole)
+        self.root = self.sigma * (_linalg.symmetric_root if fixed else _linalg.psd_sqrt)(whole)
 
     @property
     def loadings(self) -> Float[Tensor, "S K e"]:

@@ -138,10 +138,10 @@ class Head:
             name: piece.reshape(shape)
             for (name, shape), piece in zip(self.shapes.items(), pieces, strict=True)
         }
-        # only the first layer sees the inputs themselves
-        # (h.new_zeros would be one for each head, of N numbers)
-        zeros = torch.zeros(1, max(1, self.in_features), dtype=h.dtype, device=h.device)
-        inputs = zeros.expand(len(h), -1)
+        # only the first layer sees the inputs themselves: one number stands for all N of each
+        # (h.new_zeros would be one for each head)
+        zero = torch.zeros(1, 1, dtype=h.dtype, device=h.device)
+        inputs = zero.expand(len(h), max(1, self.in_features))
         self._given.h = h
         try:
             return called(self._skeleton, {**parameters, **constants}, (inputs,), at=self._places)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from torchlimits import _linalg
+from torchlimits._threads import apart
 from torchlimits.problems.network.kinks import Kinks
 from torchlimits.problems.network.linear_layers import LinearLayers
 from torchlimits.problems.network.nodes import Rule
@@ -69,7 +70,9 @@ class Integrals:
 
     def __init__(self, setting: Setting, rule: Rule, kinks: Kinks) -> None:
         self.setting, self.rule, self.kinks = setting, rule, kinks
-        self._known: dict[Any, tuple[Tensor, Tensor]] = {}
+        #: nodes and labels there, on each device
+        self._nodes: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._known: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def count(self) -> int:
@@ -82,9 +85,14 @@ class Integrals:
         Args:
             like: on the device.
         """
-        points, weights = self.rule.nodes.to(like)
+        if like.device not in self._nodes:
+            self._nodes[like.device] = apart(lambda: self._all_nodes(like.device))
+        return self._nodes[like.device]
+
+    def _all_nodes(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        points, weights = (x.to(device) for x in self.rule.nodes)
         A = len(self.setting.coordinates)
-        own = torch.eye(A, dtype=points.dtype, device=points.device)
+        own = torch.eye(A, dtype=points.dtype, device=device)
         psi = torch.cat([own.repeat_interleave(len(points), 0), points.repeat(A, 1)], dim=-1)
         return psi, (self.setting.shares.to(weights)[:, None] * weights).flatten()
 
@@ -171,14 +179,17 @@ class Integrals:
             output, inputs = self.setting.head.traced(theta, h, names, offsets)
             output = output[..., None].flatten(2)  # samples may have a number each, (S, M)
         slopes, shares = self._slopes(theta, h, output)
-        mean = (shares[..., None] * slopes).sum(2)  # over the law of the label
+        single = slopes.shape[2] == 1
+        # over the law of the label, which may follow from the node
+        mean = slopes[:, :, 0] if single else (shares[..., None] * slopes).sum(2)
         by_theta, *by_rows = torch.autograd.grad(
-            output, (theta, h, *offsets), weight[:, None] * mean,
-            retain_graph=slopes.shape[2] > 1, materialize_grads=True,
+            output, (theta, h, *offsets), weight[:, None] * mean, retain_graph=not single,
+            materialize_grads=True,
         )  # fmt: skip
-        if slopes.shape[2] == 1:
-            once = [(weight, [_unweighted(x, weight) for x in by_rows])]
-            gram, seconds = _sums(once, squares=layers is not None)
+        if single:
+            each = [(x, _unweighted(x, weight)) for x in by_rows]
+            gram = each[0][0].mT @ each[0][1]
+            seconds = [x * g for x, g in each] if layers else []
         else:
             law = (slopes, shares, weight)
             gram, seconds = _over_labels(output, [h, *offsets], *law, squares=layers is not None)
@@ -341,6 +352,13 @@ class Derivatives(NamedTuple):
     gram_theta: Tensor
     gram_F: Tensor
 
+    def matrix(self) -> Float[Tensor, "S moments parameters"]:
+        """All of them: rows for the entries of the moments, columns for those of theta and F."""
+        by_theta = (self.theta_theta, self.gradient_theta, self.gram_theta)
+        by_F = (x.flatten(-2) for x in (self.theta_F, self.gradient_F, self.gram_F))
+        sides = [torch.cat([x.flatten(1, -2) for x in side], dim=1) for side in (by_theta, by_F)]
+        return torch.cat(sides, dim=-1)
+
 
 class _Differentiable(torch.autograd.Function):
     """The moments with their derivatives, which are computed when they are first asked for."""
@@ -360,18 +378,13 @@ class _Differentiable(torch.autograd.Function):
             )
         ctx.integrals.kinks.check("derivatives of the dynamics (gradients, bands, fixed points)")
         if ctx.known is None:  # the same for every row of a Jacobian
-            ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors)
-        known, (theta, gradient, gram) = ctx.known, by
-        by_theta = (
-            torch.einsum("sip,si->sp", known.theta_theta, theta)
-            + torch.einsum("skep,ske->sp", known.gradient_theta, gradient)
-            + torch.einsum("sklp,skl->sp", known.gram_theta, gram)
-        )
-        by_F = (
-            torch.einsum("sijf,si->sjf", known.theta_F, theta)
-            + torch.einsum("skejf,ske->sjf", known.gradient_F, gradient)
-            + torch.einsum("skljf,skl->sjf", known.gram_F, gram)
-        )
+            ctx.known = ctx.integrals.derivatives(*ctx.saved_tensors).matrix()
+        theta, F = ctx.saved_tensors
+        # operations that autograd can do for many rows at once
+        rows = torch.cat([x.reshape(len(x), x[0].numel()) for x in by], dim=-1)
+        both = (rows[:, None] @ ctx.known)[:, 0]
+        P = theta.shape[1]
+        by_theta, by_F = both[:, :P], both[:, P:].reshape(F.shape)
         return by_theta, by_F, None
 
 
