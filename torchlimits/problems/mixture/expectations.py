@@ -306,15 +306,14 @@ def _moments(panels: quadrature.Panels, label: Tensor) -> tuple[Tensor, Tensor, 
     signed = replace(panels, level=sign * panels.level, slope=sign * panels.slope)
     size = torch.sigmoid(signed.psi)
     weighted = panels.density * size
-    mass = sign * panels.size * weighted.sum(2)
-    along = sign * panels.size * (weighted * panels.t).sum(2)
-    square = panels.size * (weighted * size).sum(2)
-    rest = panels.offsets.mT[:, :, None] * mass[:, None]
-    sums = torch.cat([mass[:, None], along[:, None], rest], 1).flatten(2)
+    mass = sign * panels.size * weighted.sum(1)
+    along = sign * panels.size * (weighted * panels.t).sum(1)
+    square = panels.size * (weighted * size).sum(1)
+    by_line = (panels.active * mass[:, None]).sum(2)
     active = panels.active.flatten(2)
-    by_panel = active @ sums.mT
-    t1 = by_panel[..., 1:] @ panels.frame.mT
-    return by_panel[..., 0], t1, (active * square.flatten(1)[:, None]) @ active.mT
+    t1 = torch.cat([active @ along.flatten(1)[..., None], by_line @ panels.offsets], -1)
+    t2 = (active * square.flatten(1)[:, None]) @ active.mT
+    return by_line.sum(-1), t1 @ panels.frame.mT, t2
 
 
 def _gather(pieces: Iterable[tuple[Tensor, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:
