@@ -371,6 +371,19 @@ def mixture(points=8, seed=0):
     return mean, factor, v, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0], dtype=D)
 
 
+def test_borders_are_sorted():
+    rule = quadrature.Resolution(4, (-1.0, 1.0), 3.0, 16)
+    kinks = torch.randn(5, 4, 9, dtype=D, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
+    # out of reach, equal to another, and on a split
+    kinks[0, 1], kinks[1, 2], kinks[2, 3] = 3.0, kinks[1, 0], 1.0
+    fixed = torch.tensor([-3.0, -1.0, 1.0, 3.0], dtype=D)[:, None].expand(5, 4, 9)
+    expected = torch.cat([kinks, fixed], 1).sort(dim=1).values
+    assert torch.equal(quadrature._with_splits(kinks, rule, 4), expected)
+    kinks[:, 2:] = 3.0
+    expected = torch.cat([kinks[:, :2], fixed], 1).sort(dim=1).values
+    assert torch.equal(quadrature._with_splits(kinks, rule, 2), expected)
+
+
 @pytest.mark.parametrize("level", [-3, 0])
 def test_opposite_means_have_their_nodes_in_common(level):
     mean, factor, v, label = mixture()

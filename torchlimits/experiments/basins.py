@@ -53,15 +53,16 @@ class Basins:
 
 def basins(
     dynamics: MixtureDynamics | NetworkDynamics, u0: Float[Tensor, "*batch k"], *,
-    time: float = 100.0, rtol: float = 3e-3,
+    time: float = 100.0, rtol: float = 5e-3,
 ) -> Basins:  # fmt: skip
     """Follow starts until every neuron has turned to one of the means or died out (see `Basins`).
 
     For thousands of starts take dynamics of a coarse level (``problem.dynamics(level=-3)`` for
-    K > 2); levels -2 and -3 are taken in single precision and with fewer lines where few neurons
-    switch (``ReluField.for_classes``). A start goes one way or another by instabilities, which grow
-    from differences that symmetric quadrature keeps; only starts on an edge go elsewhere than with
-    a fine level and a smaller tolerance, see the figures in ``docs/performance.md``.
+    K > 2); levels -2 and -3 are taken in single precision and with fewer nodes
+    (``ReluField.for_classes``). A start goes one way or another by instabilities, which grow from
+    differences that symmetric quadrature keeps; only starts on an edge go elsewhere than with a
+    fine level and a smaller tolerance: 3 in 1,000 for XOR with K = 4, see the figures in
+    ``docs/performance.md``.
 
     Each start has steps of its own (``dynamics.own_steps.follow``), and is looked at ten times,
     every tenth of the time. Starts that have arrived are no longer followed: a neuron that has died
@@ -72,7 +73,8 @@ def basins(
             means that are not all 0.
         u0: starts, shape ``(..., k)``.
         time: the limit time at which to stop, whatever has happened.
-        rtol: the relative tolerance of a step; the absolute one is a tenth of it.
+        rtol: the relative tolerance of a step; the absolute one is a hundredth of it, as overlaps
+            with the means, which decide where a neuron turns, begin at N^{-1/2}.
 
     Raises:
         TypeError: if the dynamics are not those of a network on a mixture, whose neurons turn to
@@ -113,7 +115,7 @@ def basins(
     looks = [time * (i + 1) / _LOOKS for i in range(_LOOKS)]
     flow = dynamics.on(dynamics.field.for_classes())
     u, times = follow(
-        flow, rows, looks, rtol, rtol / 10, arrived, autonomous=dynamics.schedule is None
+        flow, rows, looks, rtol, rtol / 100, arrived, autonomous=dynamics.schedule is None
     )
     batch = start.shape[:-1]
     return Basins(classes.reshape(*batch, -1), u.reshape(start.shape), times.reshape(batch))

@@ -41,8 +41,7 @@ class Resolution:
         directions: how many directions are tried for the lines (2 < K <= 8).
         steep: whether nodes are denser where sigmoid(psi) is steep.
         dtype: of the nodes and what is computed at them.
-        thin: whether K >= 3 neurons have half as many lines where K - 2 kinks or fewer are near: f
-            changes in one direction more than there are kinks, and is smooth in the others.
+        thin: whether K >= 3 neurons have half as many lines where one of them switches nowhere.
     """
 
     order: int
@@ -56,9 +55,14 @@ class Resolution:
     thin: bool = False
 
     def fast(self) -> Resolution:
-        """A coarse rule that takes less time for errors of 1e-4, where it has some of 1e-2."""
+        """A coarse rule in a fifth of the time, with errors of the same order.
+
+        Along paths of XOR, K = 4, snr 100 the root mean square error of the largest entry of drift
+        and corrector is 5e-4 at random starts (values 0.2), 2e-4 at t = 4 and 6e-5 at t = 20, where
+        level -3 itself has 6e-4, 5e-5 and 4e-6; K = 3 to 6 and snr 10 to 1e4 are alike, up to 2e-3.
+        """
         return replace(
-            self, order=3, splits=(-1.0, 1.0), reach=3.6, lines=41 * self.lines // 64, stretch=1.6,
+            self, order=3, splits=(-1.0, 1.0), reach=3.6, lines=57 * self.lines // 64, stretch=1.6,
             dtype=torch.float32, thin=True,
         )  # fmt: skip
 
@@ -185,12 +189,10 @@ def _pieces(
     rule: Resolution,
 ) -> Iterator[tuple[Tensor, Panels]]:  # fmt: skip
     """The pieces of points with the same number of kinks."""
+    mean, factor, v = (x.to(rule.dtype) for x in (mean, factor, v))
     frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
-    lines_and_weights = _lines(mean, rotated, kinks, rule)
-    mean, rotated, v, frames, offsets, weights = (
-        x.to(rule.dtype) for x in (mean, rotated, v, frames, *lines_and_weights)
-    )
+    offsets, weights = (x.to(rule.dtype) for x in _lines(mean, rotated, kinks, rule))
     on_line = (kinks + len(rule.splits) + 1) * rule.order
     lines = weights.shape[-1]
     # as many bytes, whatever the precision
@@ -219,16 +221,16 @@ def line_frame(
     eye = torch.eye(width, dtype=mean.dtype, device=mean.device)
     if width == 1:
         return eye.expand(len(mean), 1, 1)
-    norm = factor.norm(dim=-1, keepdim=True).clamp_min(1e-150)
+    norm = factor.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(factor.dtype).tiny)
     rows = factor / norm
     direction = _linalg.eigh(rows.mT @ rows)[1][..., -1]
     if width <= 8:
-        fixed = _directions(width, directions, mean.device).expand(len(mean), -1, -1)
+        fixed = _directions(width, directions, mean.device).to(mean).expand(len(mean), -1, -1)
         trial = torch.cat([fixed, direction[:, None]], 1)
         # a kink that is out of reach does not matter
         near = torch.exp(-((mean / norm.squeeze(-1)).abs() - 3).clamp(0, 30).square() / 2)
         kinks = _slant(trial, rows, 1e-3) * near[:, None].square()
-        layers = _slant(trial, _regions(width, mean.device) @ (v[..., None] * factor), 3.0)
+        layers = _slant(trial, _regions(width, mean.device).to(v) @ (v[..., None] * factor), 3.0)
         worst = torch.maximum(kinks.amax(-1), layers.amax(-1))
         best = worst.argmin(-1)[:, None, None].expand(-1, 1, width)
         direction = trial.gather(1, best).squeeze(1)
@@ -281,7 +283,7 @@ def _lines(
     """Offsets and weights of the lines: for K = 2 in panels split where the two kinks cross."""
     points, width = mean.shape
     if width != 2:
-        lines = rule.lines // 2 if rule.thin and kinks <= width - 2 else rule.lines
+        lines = rule.lines // 2 if rule.thin and kinks < width else rule.lines
         offsets, weights = _lattice(width - 1, lines, rule.stretch, mean.device)
         return offsets.expand(points, -1, -1), weights.expand(points, -1)
     along, across = rotated[..., 0], rotated[..., 1]

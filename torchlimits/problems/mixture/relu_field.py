@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchlimits import _checks, _linalg
-from torchlimits._once import differentiable_once
+from torchlimits._once import differentiable_once, without_derivatives
 from torchlimits.contracts.gradient_field import Averages
 from torchlimits.problems.mixture import expectations, quadrature
 from torchlimits.problems.mixture.field import MixtureField
@@ -66,10 +66,12 @@ class ReluField(MixtureField):
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
         """The averages, with integrals split exactly at kinks; see `FirstLayerField.averages`."""
-        if self.width > 2:  # lines of the rule miss where two kinks cross, which second ones need
+        if self.fast:
+            u = without_derivatives(u, "the dynamics that find classes")
+        elif self.width > 2:  # lines of the rule miss where two kinks cross: second ones need them
             u = differentiable_once(u, "the dynamics of more than two neurons")
         v, m, R = self.split(u)
-        L, Q = _linalg.factor_gaussian(m, R, self.snr)
+        L, Q = _linalg.factor_gaussian(m, R, self.snr, derivatives=not self.fast)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
         pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
         kick = v[..., :, None] * v[..., None, :] * activity
@@ -119,10 +121,9 @@ class ReluField(MixtureField):
         return coarse
 
     def for_classes(self) -> ReluField:
-        """The field with levels -2 and -3 in single precision and with fewer lines.
+        """The field with the rules `quadrature.Resolution.fast` at levels -2 and -3.
 
-        Drift and corrector change by some 1e-5 (XOR, snr 100), where these levels have errors of up
-        to 1e-2. Other levels are as they are.
+        It has no derivatives. Other levels keep their rules.
         """
         fast = copy.copy(self)
         fast.fast = True
