@@ -84,7 +84,7 @@ class VectorField(OwnNames, nn.Module, ABC):
 
         >>> field.jacobian(lambda u: field.terms(u)[0], u[None])
         tensor([[[-1.]]])
-        >>> field.for_band() is field.for_ascent() is field, field.check_start(u)
+        >>> field.for_band() is field.for_classes() is field.for_ascent(), field.check_start(u)
         (True, None)
         >>> field.completed(u) is field.settled(u) is u, field.start_names, field.pace(u)
         (True, ['r'], tensor(0.))
