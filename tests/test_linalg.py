@@ -34,6 +34,15 @@ def test_derivatives_pass():
     assert torch.autograd.gradcheck(lambda x: _linalg.eigvalsh((x + x.mT) / 2), (x,))
 
 
+def test_a_factor_without_derivatives_has_the_same_values():
+    m, x = torch.randn(5, 3, 2).double(), torch.randn(5, 3, 3).double()
+    x[0, 2], m[1] = 0.0, 0.0
+    expected = _linalg.factor_gaussian(m, x @ x.mT, 4.0)
+    found = _linalg.factor_gaussian(m, x @ x.mT, 4.0, derivatives=False)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.gpu
 def test_more_matrices_than_cusolver_takes_at_once():
     x = symmetric(100_000)

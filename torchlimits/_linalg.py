@@ -155,6 +155,8 @@ def factor_gaussian(
     m: Float[Tensor, "*#batch K d"],
     gram: Float[Tensor, "*#batch K K"],
     snr: Float[Tensor, "*#batch"] | float,
+    *,
+    derivatives: bool = True,
 ) -> tuple[Float[Tensor, "*batch K K"], Float[Tensor, "*batch K e"]]:
     r"""L and Q with :math:`[m, S] / \sqrt{snr} = L Q`, S = sqrt(R), Q Q^T = I, e = d + K.
 
@@ -165,6 +167,7 @@ def factor_gaussian(
         m: overlaps with the means' directions, shape ``(..., K, d)``.
         gram: R, shape ``(..., K, K)``, symmetric positive semi-definite; singular is fine.
         snr: lambda, shape ``(...)``.
+        derivatives: whether to have right derivatives, which take two thirds of the time.
 
     Returns:
         L and Q. Values are right for every R >= 0. Derivatives up to the third are right where
@@ -180,13 +183,15 @@ def factor_gaussian(
                 [0.0000, 0.2500]])
     """
     scale = torch.as_tensor(snr, dtype=gram.dtype, device=gram.device).sqrt()[..., None, None]
-    root = psd_sqrt(gram)
+    root = psd_sqrt(gram) if derivatives else symmetric_root(gram)
     batch = torch.broadcast_shapes(m.shape[:-2], root.shape[:-2], scale.shape[:-2])
     blocks = [x.expand(*batch, *x.shape[-2:]) for x in (m, root)]
     T = torch.cat(blocks, -1) / scale
     fixed = T.detach()
     q, r = torch.linalg.qr(fixed.mT)
     L, Q = r.mT, q.mT
+    if not derivatives:
+        return L, Q
     # Orders in dT = T - fixed, which is zero in value. T = (L + dL) Q + N with dL = dT Q^T, and N
     # orthogonal to Q; with (L + dL) C = N it is (L + dL) (Q + C), and dividing Q + C by the root of
     # its Gram matrix I + C C^T makes rows orthonormal.

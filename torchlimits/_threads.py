@@ -1,8 +1,8 @@
-"""Threads: how many torch's operations take, one that works ahead, one that makes constants."""
+"""Threads: how many operations take, those that share work or go ahead, and constants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 import torch
 
 Block = TypeVar("Block")
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 Given = ParamSpec("Given")
 
 
@@ -23,6 +25,35 @@ def threads(count: int) -> Generator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def side_by_side(
+    work: Callable[[Item], Made], items: Sequence[Item], device: torch.device
+) -> list[Made]:
+    """What a function makes of each item, by as many threads as torch uses.
+
+    Each thread takes one for its operations. On other devices than the CPU one item comes after
+    the other.
+
+    Args:
+        work: the function.
+        items: its arguments.
+        device: where it works.
+
+    Example:
+        >>> side_by_side(lambda n: n**2, [1, 2, 3], torch.device("cpu"))
+        [1, 4, 9]
+    """
+    # glibc asks the system for memory at every operation until it has seen this much freed at once
+    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
+    workers = min(len(items), torch.get_num_threads())
+    if workers <= 1 or device.type != "cpu":
+        return [work(item) for item in items]
+    with (
+        threads(1),
+        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        return list(pool.map(work, items))
 
 
 def apart(function: Callable[[], Block]) -> Block:

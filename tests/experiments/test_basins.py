@@ -1,12 +1,15 @@
 """Where the effective dynamics take starts: coarse and early against fine and late."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 import torchlimits as tl
 from torchlimits.experiments import success
+from torchlimits.problems.mixture.quadrature import Resolution
+from torchlimits.problems.mixture.relu_field import ReluField
 
 
 def generator(seed):
@@ -30,6 +33,52 @@ def test_binary_starts_go_where_the_fine_solution_takes_them():
     arrived = (found.classes >= 0).all(-1)
     assert bool((found.times[arrived] < 100).any())
     assert bool((found.times[~arrived] == 100).all())
+
+
+#: where level -2 in double precision takes 32 starts with a fifth of the tolerance; . died out
+FINE = """
+1023 0230 1122 0320 0022 0332 0221 001. 0113 3201 2303 0201 1303 3313 1003 .233
+0120 3102 002. 1022 0011 3031 33.. 1310 0311 3200 2313 0123 2323 2011 1131 .200
+"""
+
+
+def xor(starts, level=-3):
+    problem = tl.GaussianMixture.xor(dim=1000, snr=100.0, ridge=0.1)
+    u0 = problem.starts(1024, generator=generator(0))[:starts]
+    return problem.dynamics(step_size=1.0, level=level), u0
+
+
+def coarser(monkeypatch, **changes):
+    fast = Resolution.fast
+    monkeypatch.setattr(Resolution, "fast", lambda rule: replace(fast(rule), **changes))
+
+
+def listed(classes):
+    return ["".join("." if a < 0 else str(a) for a in row) for row in classes.tolist()]
+
+
+def test_xor_starts_go_where_more_lines_take_them(monkeypatch):
+    dynamics, u0 = xor(32)
+    assert listed(tl.basins(dynamics, u0).classes) == FINE.split()
+    # negative control: too few lines and nodes, whatever the tolerance
+    assert listed(tl.basins(dynamics, u0, rtol=0.1).classes) == FINE.split()
+    coarser(monkeypatch, lines=3, order=1)
+    poor = listed(tl.basins(dynamics, u0, rtol=0.1).classes)
+    assert sum(a != b for a, b in zip(poor, FINE.split(), strict=True)) > 1
+
+
+@pytest.mark.slow
+def test_many_xor_starts_go_where_more_lines_take_them(monkeypatch):
+    """As 2042 of 2048 did that were followed once."""
+    dynamics, u0 = xor(128)
+    with monkeypatch.context() as patched:
+        patched.setattr(ReluField, "for_classes", lambda field: field)
+        fine = tl.basins(xor(1, level=-2)[0], u0, rtol=1e-3).classes
+    assert listed(fine[:32]) == FINE.split()
+    assert same(tl.basins(dynamics, u0).classes, fine) >= 0.995
+    # negative control: a fifth of the lines
+    coarser(monkeypatch, lines=17)
+    assert same(tl.basins(dynamics, u0).classes, fine) < 0.98
 
 
 @pytest.mark.slow

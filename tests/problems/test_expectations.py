@@ -13,6 +13,7 @@ from torchlimits._linalg import factor_gaussian, psd_sqrt
 from torchlimits.problems.mixture import quadrature
 from torchlimits.problems.mixture.expectations import (
     expect,
+    mixture_moments,
     relu_moments,
 )
 
@@ -355,3 +356,47 @@ def test_another_default_device_changes_nothing(width):
     with torch.device("meta"):
         found = relu_moments(*inputs, level=level)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def mixture(points=8, seed=0):
+    """Means of five components, two pairs of them opposite, and what they have in common."""
+    g = torch.Generator().manual_seed(seed)
+    normal = lambda *shape: torch.randn(*shape, dtype=D, generator=g)  # noqa: E731
+    a, b, c = normal(3, points, 4)
+    mean = torch.stack([a, b, -a, c, -b], 1)
+    factor, v = normal(points, 4, 4), normal(points, 4)
+    # an idle neuron, which counts as active, and two that are parallel
+    mean[0, :, 1], factor[0, 1] = 0.0, 0.0
+    factor[1, 3] = factor[1, 2]
+    return mean, factor, v, torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0], dtype=D)
+
+
+def test_borders_are_sorted():
+    rule = quadrature.Resolution(4, (-1.0, 1.0), 3.0, 16)
+    kinks = torch.randn(5, 4, 9, dtype=D, generator=torch.Generator().manual_seed(1)).clamp(-3, 3)
+    # out of reach, equal to another, and on a split
+    kinks[0, 1], kinks[1, 2], kinks[2, 3] = 3.0, kinks[1, 0], 1.0
+    fixed = torch.tensor([-3.0, -1.0, 1.0, 3.0], dtype=D)[:, None].expand(5, 4, 9)
+    expected = torch.cat([kinks, fixed], 1).sort(dim=1).values
+    assert torch.equal(quadrature._with_splits(kinks, rule, 4), expected)
+    kinks[:, 2:] = 3.0
+    expected = torch.cat([kinks[:, :2], fixed], 1).sort(dim=1).values
+    assert torch.equal(quadrature._with_splits(kinks, rule, 2), expected)
+
+
+@pytest.mark.parametrize("level", [-3, 0])
+def test_opposite_means_have_their_nodes_in_common(level):
+    mean, factor, v, label = mixture()
+    one_by_one = relu_moments(mean, factor[:, None], v[:, None], label, level=level)
+    shared = mixture_moments(mean, factor, v, label, [(0, 2), (1, 4)], level=level)
+    assert largest(shared, one_by_one) < 1e-13
+    # in single precision and with fewer lines, by an even rule alone
+    fast = mixture_moments(mean, factor, v, label, [(0, 2), (1, 4)], level=level, fast=True)
+    if level == 0:
+        assert largest(fast, one_by_one) == 0.0
+        return
+    fine = relu_moments(mean, factor[:, None], v[:, None], label, level=0)
+    assert 0 < largest(fast, one_by_one) < 2 * largest(one_by_one, fine)
+    # negative control: means that are not opposite
+    wrong = mixture_moments(mean, factor, v, label, [(0, 1), (2, 4)], level=level)
+    assert largest(wrong, one_by_one) > 0.1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ import torchdiffeq
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from torchlimits._threads import threads
+from torchlimits._threads import side_by_side
 from torchlimits.dynamics import stiff
 from torchlimits.dynamics.effort import Effort, GaveUpError
 
@@ -91,17 +90,12 @@ def integrate(
 
 
 def _side_by_side(solver: _Solver, rows: Tensor, groups: tuple[Tensor, ...]) -> list[Tensor]:
-    # glibc asks the system for memory at every operation until it has seen this much freed at once
-    torch.empty(31 * 2**20, dtype=torch.uint8, device="cpu")
-    workers = min(len(groups), torch.get_num_threads())
-    if workers == 1 or rows.device.type != "cpu" or solver.graph:
-        return [solver.solve(rows, group, _PATIENCE) for group in groups]
-    # each with one thread for its operations
-    with (
-        threads(1),
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        return list(pool.map(lambda group: solver.solve(rows, group, _PATIENCE), groups))
+    def solved(group: Tensor) -> Tensor:
+        return solver.solve(rows, group, _PATIENCE)
+
+    if solver.graph:
+        return [solved(group) for group in groups]
+    return side_by_side(solved, groups, rows.device)
 
 
 @dataclass(frozen=True)

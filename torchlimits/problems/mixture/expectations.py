@@ -23,7 +23,8 @@ small snr, where sigmoid is nearly a step.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -85,22 +86,107 @@ def relu_moments(
         >>> moments.first  # psi = 0: half of the neurons active, s = -1/2
         tensor([-0.2500, -0.2500], dtype=torch.float64)
     """
-    batch, inputs = _flat(mean, factor, v, level)
-    label = torch.as_tensor(label, dtype=torch.float64, device=mean.device)
-    whole = torch.broadcast_shapes(batch, label.shape)
+    quadrature.check_level(level)
+    width = mean.shape[-1] if isinstance(mean, Tensor) and mean.ndim else 0
+    rule = quadrature.resolution(width, level)
+    (moments,) = _moments_of_sides(mean, factor, v, [label], rule)
+    return moments
+
+
+def mixture_moments(
+    mean: Float[Tensor, "*batch A K"], factor: Float[Tensor, "*batch K K"],
+    v: Float[Tensor, "*batch K"], label: Float[Tensor, " A"],
+    opposites: Sequence[tuple[int, int]] = (), *, level: int = 0,
+    fast: bool = False,
+) -> ReluMoments:  # fmt: skip
+    """`relu_moments` of the components of a mixture, which have a covariance in common.
+
+    Args:
+        mean: the mean of each component, shape ``(..., A, K)``.
+        factor, v: as in `relu_moments`, the same for all components.
+        label: of each component, shape ``(A,)``.
+        opposites: pairs of components a, b with mean_b = -mean_a. By an even rule (levels -2 and
+            -3) they have their nodes in common, which takes three fifths of the time.
+        level: as in `relu_moments`.
+        fast: for an even rule, see `quadrature.Resolution.fast`.
+
+    Example:
+        >>> import torch
+        >>> mean = torch.tensor([[1.0, -2.0, 0.5], [-1.0, 2.0, -0.5]])
+        >>> given = mean, torch.eye(3), torch.ones(3), torch.tensor([0.0, 1.0])
+        >>> shared = mixture_moments(*given, [(0, 1)], level=-2)
+        >>> torch.allclose(shared.xi, mixture_moments(*given, level=-2).xi)
+        True
+    """
+    factor, v = factor[..., None, :, :], v[..., None, :]
+    rule = quadrature.resolution(mean.shape[-1], level)
+    if rule.steep:
+        return relu_moments(mean, factor, v, label, level=level)
+    rule = rule.fast() if fast else rule
+    components = range(mean.shape[-2])
+    first, second = ([pair[side] for pair in opposites] for side in (0, 1))
+    alone = [a for a in components if a not in {*first, *second}]
+
+    def of(some: list[int]) -> tuple[Tensor, Tensor]:
+        return torch.stack([mean[..., a, :] for a in some], -2), torch.stack([*label[some]])
+
+    groups: list[tuple[list[int], ReluMoments]] = []
+    if opposites:
+        (here, y), (_, y_there) = of(first), of(second)
+        sides = _moments_of_sides(here, factor, v, [y, y_there], rule)
+        groups += zip((first, second), sides, strict=True)
+    if alone:
+        here, y = of(alone)
+        groups.append((alone, _moments_of_sides(here, factor, v, [y], rule)[0]))
+    T0, T1, T2 = (
+        dict(
+            pair for some, values in groups for pair in zip(some, values[i].unbind(d), strict=True)
+        )
+        for i, d in enumerate((-2, -3, -3))
+    )
+    stacked = (
+        torch.stack([moment[a] for a in components], d)
+        for moment, d in ((T0, -2), (T1, -3), (T2, -3))
+    )
+    return ReluMoments(*stacked)
+
+
+def _moments_of_sides(
+    mean: Tensor,
+    factor: Tensor,
+    v: Tensor,
+    labels: Sequence[Tensor | float],
+    rule: quadrature.Resolution,
+) -> list[ReluMoments]:
+    """The moments of a mean with the first label and, if there is one, of -mean with the second."""
+    batch, inputs = _flat(mean, factor, v)
+    given = [torch.as_tensor(y, dtype=torch.float64, device=mean.device) for y in labels]
+    whole = torch.broadcast_shapes(batch, *(y.shape for y in given))
     if whole != batch:
         mean = mean.expand(*whole, mean.shape[-1])
-        batch, inputs = _flat(mean, factor, v, level)
-    label = label.expand(batch).reshape(-1)
+        batch, inputs = _flat(mean, factor, v)
+    given = [y.expand(batch).reshape(-1) for y in given]
     width = mean.shape[-1]
+
+    def of_sides(some: Tensor, panels: quadrature.Panels) -> tuple[Tensor, ...]:
+        sides = [panels, panels.opposite()] if len(given) == 2 else [panels]
+        moments = (_moments(side, y[some]) for side, y in zip(sides, given, strict=True))
+        return tuple(torch.stack(values, 1).double() for values in zip(*moments, strict=True))
+
+    pieces = quadrature.panels(*inputs, rule)
+    results = _gather((some, of_sides(some, piece)) for some, piece in pieces)
     shapes = (width,), (width, width), (width, width)
-    pieces = quadrature.panels(*inputs, quadrature.resolution(width, level))
-    results = _gather((some, _moments(piece, label[some])) for some, piece in pieces)
     if not results:
-        return ReluMoments(*(mean.new_zeros(*batch, *shape) for shape in shapes))
-    return ReluMoments(
-        *(x.reshape(*batch, *s).to(mean.dtype) for x, s in zip(results, shapes, strict=True))
-    )
+        results = tuple(mean.new_zeros(0, len(given), *shape) for shape in shapes)
+    return [
+        ReluMoments(
+            *(
+                x[:, i].reshape(*batch, *s).to(mean.dtype)
+                for x, s in zip(results, shapes, strict=True)
+            )
+        )
+        for i in range(len(given))
+    ]
 
 
 def expect(
@@ -160,7 +246,8 @@ def _expectation(
     factor: Tensor, v: Tensor, arguments: tuple[Tensor, ...], level: int,
 ) -> Tensor:  # fmt: skip
     """The rule's total(weights, values) of an integrand, over the pieces."""
-    batch, (mean, factor, v) = _flat(mean, factor, v, level)
+    quadrature.check_level(level)
+    batch, (mean, factor, v) = _flat(mean, factor, v)
     if len(mean) == 0:
         raise ValueError(f"expected at least one point, got a batch of shape {tuple(batch)}")
     rows = [x.reshape(len(mean), *x.shape[len(batch) :]) for x in arguments]
@@ -187,7 +274,7 @@ def _sum_of_products(weight: Tensor, values: Tensor) -> Tensor:
 
 
 def _flat(
-    mean: Tensor, factor: Tensor, v: Tensor, level: int
+    mean: Tensor, factor: Tensor, v: Tensor
 ) -> tuple[torch.Size, tuple[Tensor, Tensor, Tensor]]:
     """The common leading dimensions, and the three inputs in float64 with one batch dimension."""
     for name, x in (("mean", mean), ("factor", factor), ("v", v)):
@@ -201,7 +288,6 @@ def _flat(
                 f"expected {name} of shape (..., {', '.join(map(str, shape))}) for mean of shape "
                 f"{tuple(mean.shape)}, got {tuple(x.shape)}"
             )
-    quadrature.check_level(level)
     batch = torch.broadcast_shapes(mean.shape[:-1], factor.shape[:-2], v.shape[:-1])
     points = batch.numel()
     return batch, (
@@ -212,17 +298,22 @@ def _flat(
 
 
 def _moments(panels: quadrature.Panels, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """T0, T1, T2 summed over the nodes of one piece; activity is constant on a panel."""
-    active, frame = panels.active, panels.frame
-    s = torch.sigmoid(panels.psi) - label[:, None, None, None]
-    weighted = panels.weight * s
-    mass, along = weighted.sum(2), (weighted * panels.t).sum(2)
-    square = (weighted * s).sum(2)
-    by_line = (active * mass[:, None]).sum(2)
-    t1 = (active * along[:, None]).sum((2, 3))[..., None]
-    t1 = torch.cat([t1, by_line @ panels.offsets], -1) @ frame.mT
-    flat = active.flatten(2)
-    return by_line.sum(-1), t1, (flat * square.flatten(1)[:, None]) @ flat.mT
+    """T0, T1, T2 summed over the nodes of one piece; activity is constant on a panel.
+
+    With the sign of 1/2 - y, s is sign sigmoid(sign psi).
+    """
+    sign = (1 - 2 * label.to(panels.t))[:, None, None]
+    signed = replace(panels, level=sign * panels.level, slope=sign * panels.slope)
+    size = torch.sigmoid(signed.psi)
+    weighted = panels.density * size
+    mass = sign * panels.size * weighted.sum(1)
+    along = sign * panels.size * (weighted * panels.t).sum(1)
+    square = panels.size * (weighted * size).sum(1)
+    by_line = (panels.active * mass[:, None]).sum(2)
+    active = panels.active.flatten(2)
+    t1 = torch.cat([active @ along.flatten(1)[..., None], by_line @ panels.offsets], -1)
+    t2 = (active * square.flatten(1)[:, None]) @ active.mT
+    return by_line.sum(-1), t1 @ panels.frame.mT, t2
 
 
 def _gather(pieces: Iterable[tuple[Tensor, tuple[Tensor, ...]]]) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,6 +40,8 @@ class Resolution:
         stretch: spread of the lattice of lines, in standard deviations of the Gaussian.
         directions: how many directions are tried for the lines (2 < K <= 8).
         steep: whether nodes are denser where sigmoid(psi) is steep.
+        dtype: of the nodes and what is computed at them.
+        thin: whether K >= 3 neurons have half as many lines where one of them switches nowhere.
     """
 
     order: int
@@ -49,6 +51,20 @@ class Resolution:
     stretch: float = 1.0
     directions: int = 63
     steep: bool = True
+    dtype: torch.dtype = torch.float64
+    thin: bool = False
+
+    def fast(self) -> Resolution:
+        """A coarse rule in a fifth of the time, with errors of the same order.
+
+        Along paths of XOR, K = 4, snr 100 the root mean square error of the largest entry of drift
+        and corrector is 5e-4 at random starts (values 0.2), 2e-4 at t = 4 and 6e-5 at t = 20, where
+        level -3 itself has 6e-4, 5e-5 and 4e-6; K = 3 to 6 and snr 10 to 1e4 are alike, up to 2e-3.
+        """
+        return replace(
+            self, order=3, splits=(-1.0, 1.0), reach=3.6, lines=57 * self.lines // 64, stretch=1.6,
+            dtype=torch.float32, thin=True,
+        )  # fmt: skip
 
 
 def resolution(width: int, level: int = 0) -> Resolution:
@@ -82,23 +98,54 @@ def check_level(level: int) -> None:
 
 @dataclass(frozen=True)
 class Panels:
-    """Nodes of the rule, ordered as (point p, panel s, node n, line m).
+    """Nodes of the rule, ordered as (point p, node n of a panel, panel s, line m).
 
     Attributes:
         frame: orthogonal matrices, columns (direction of the lines, the rest), (P, K, K).
         offsets: where the lines cross the plane orthogonal to them, (P, M, K-1).
-        t: position along the line, (P, S, n, M).
-        weight: of each node, (P, S, n, M); sums to 1 over all nodes of a point.
-        psi: the logit sum_i v_i relu(h_i), (P, S, n, M).
+        t: position along the line, (P, n, S, M).
+        density: the part of the weight that changes along a panel, (P, n, S, M).
+        size: the part of the weight that does not, (P, S, M).
+        level, slope: the logit sum_i v_i relu(h_i) is level + slope t on a panel, (P, S, M).
         active: 1{h_i >= 0}, constant on a panel, (P, K, S, M).
+        idle: 1{h_i = 0 at all nodes}, (P, K).
+        linear: level and slope of sum_i v_i h_i on a line, (P, M) and (P,).
     """
 
     frame: Tensor
     offsets: Tensor
     t: Tensor
-    weight: Tensor
-    psi: Tensor
+    density: Tensor
+    size: Tensor
+    level: Tensor
+    slope: Tensor
     active: Tensor
+    idle: Tensor
+    linear: tuple[Tensor, Tensor]
+
+    @property
+    def weight(self) -> Float[Tensor, "P n S M"]:
+        """The weight of each node; their sum is 1 for each point."""
+        return self.size[:, None] * self.density
+
+    @property
+    def psi(self) -> Float[Tensor, "P n S M"]:
+        """The logit at each node."""
+        return torch.addcmul(self.level[:, None], self.slope[:, None], self.t)
+
+    def opposite(self) -> Panels:
+        """The nodes -xi of the mean -mean, where all pre-activations are -h_i.
+
+        They have the same weights, and the logit sum_i v_i relu(-h_i) is the one here less
+        sum_i v_i h_i. By an even rule they are the nodes that -mean has itself; a steep one is
+        dense where the logit here is steep.
+        """
+        level, slope = self.linear
+        return replace(
+            self, frame=-self.frame, active=(1 + self.idle)[..., None, None] - self.active,
+            level=self.level - level[:, None], slope=self.slope - slope[:, None, None],
+            linear=(-level, -slope),
+        )  # fmt: skip
 
     def xi(self) -> Float[Tensor, "P nodes K"]:
         """The nodes as points of R^K, in the order of ``weight.flatten(1)``."""
@@ -142,12 +189,15 @@ def _pieces(
     rule: Resolution,
 ) -> Iterator[tuple[Tensor, Panels]]:  # fmt: skip
     """The pieces of points with the same number of kinks."""
+    mean, factor, v = (x.to(rule.dtype) for x in (mean, factor, v))
     frames = line_frame(mean, factor, v, rule.directions)
     rotated = factor @ frames
-    offsets, weights = _lines(mean, rotated, kinks, rule)
+    offsets, weights = (x.to(rule.dtype) for x in _lines(mean, rotated, kinks, rule))
     on_line = (kinks + len(rule.splits) + 1) * rule.order
     lines = weights.shape[-1]
-    step, stride = max(1, PIECE // (lines * on_line)), max(1, PIECE // on_line)
+    # as many bytes, whatever the precision
+    most = 8 * PIECE // rule.dtype.itemsize
+    step, stride = max(1, most // (lines * on_line)), max(1, most // on_line)
     for p in range(0, len(points), step):
         here = slice(p, p + step)
         some = points[here]
@@ -171,16 +221,16 @@ def line_frame(
     eye = torch.eye(width, dtype=mean.dtype, device=mean.device)
     if width == 1:
         return eye.expand(len(mean), 1, 1)
-    norm = factor.norm(dim=-1, keepdim=True).clamp_min(1e-150)
+    norm = factor.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(factor.dtype).tiny)
     rows = factor / norm
     direction = _linalg.eigh(rows.mT @ rows)[1][..., -1]
     if width <= 8:
-        fixed = _directions(width, directions, mean.device).expand(len(mean), -1, -1)
+        fixed = _directions(width, directions, mean.device).to(mean).expand(len(mean), -1, -1)
         trial = torch.cat([fixed, direction[:, None]], 1)
         # a kink that is out of reach does not matter
         near = torch.exp(-((mean / norm.squeeze(-1)).abs() - 3).clamp(0, 30).square() / 2)
         kinks = _slant(trial, rows, 1e-3) * near[:, None].square()
-        layers = _slant(trial, _regions(width, mean.device) @ (v[..., None] * factor), 3.0)
+        layers = _slant(trial, _regions(width, mean.device).to(v) @ (v[..., None] * factor), 3.0)
         worst = torch.maximum(kinks.amax(-1), layers.amax(-1))
         best = worst.argmin(-1)[:, None, None].expand(-1, 1, width)
         direction = trial.gather(1, best).squeeze(1)
@@ -233,13 +283,14 @@ def _lines(
     """Offsets and weights of the lines: for K = 2 in panels split where the two kinks cross."""
     points, width = mean.shape
     if width != 2:
-        offsets, weights = _lattice(width - 1, rule.lines, rule.stretch, mean.device)
+        lines = rule.lines // 2 if rule.thin and kinks < width else rule.lines
+        offsets, weights = _lattice(width - 1, lines, rule.stretch, mean.device)
         return offsets.expand(points, -1, -1), weights.expand(points, -1)
     along, across = rotated[..., 0], rotated[..., 1]
     constant = mean[:, 0] * along[:, 1] - mean[:, 1] * along[:, 0]
     slope = across[:, 0] * along[:, 1] - across[:, 1] * along[:, 0]
     crossing = _root(constant, slope, rule.reach)[:, None]
-    edges = _with_splits(crossing if kinks == 2 else crossing[:, :0], rule)
+    edges = _with_splits(crossing if kinks == 2 else crossing[:, :0], rule, kinks)
     half = (edges.diff(dim=1) / 2)[..., None]
     middle = ((edges[:, 1:] + edges[:, :-1]) / 2)[..., None]
     x, w = _gauss_legendre(rule.lines, mean.device)
@@ -258,24 +309,29 @@ def _split(
     h0 = mean[..., None] + rotated[..., 1:] @ offsets.mT
     roots = _root(h0, along.where(near, 0.0)[..., None], rule.reach)
     # kinks out of reach are borders at its end: empty panels
-    edges = _with_splits(roots, rule)[:, : kinks + len(rule.splits) + 2]
+    edges = _with_splits(roots, rule, kinks)
     low, high = edges[:, :-1], edges[:, 1:]
     middle = ((low + high) / 2).detach()
-    h_middle = h0.detach()[:, :, None] + along.detach()[..., None, None] * middle[:, None]
-    active = (h_middle >= 0).to(mean.dtype)
-    level = (active * (v[..., None] * h0)[:, :, None]).sum(1)
-    slope = (active * (v * along)[..., None, None]).sum(1)
+    h = torch.addcmul(h0.detach()[:, :, None], along.detach()[..., None, None], middle[:, None])
+    # 1{h >= 0}, which takes twice the time by truth values
+    active = (h.sign() + 1).clamp(max=1)
+    idle = ((mean == 0) & (rotated == 0).all(-1)).to(mean.dtype)
+    parts, steepness = v[..., None] * h0, v * along
+    level = (active * parts[:, :, None]).sum(1)
+    slope = (steepness[:, None] @ active.flatten(2)).reshape(level.shape)
     if rule.steep:
-        t, weight = _sinh_nodes(low, high, level.detach(), slope.detach(), rule, line_weight)
+        t, density, size = _sinh_nodes(low, high, level.detach(), slope.detach(), rule)
     else:
-        t, weight = _even_nodes(low, high, rule, line_weight)
-    psi = torch.addcmul(level[:, :, None], slope[:, :, None], t)
-    return Panels(frame, offsets, t, weight, psi, active)
+        t, density, size = _even_nodes(low, high, rule)
+    linear = parts.sum(1), steepness.sum(1)
+    return Panels(
+        frame, offsets, t, density, size * line_weight[:, None], level, slope, active, idle, linear
+    )
 
 
 def _sinh_nodes(
-    low: Tensor, high: Tensor, level: Tensor, slope: Tensor, rule: Resolution, line_weight: Tensor
-) -> tuple[Tensor, Tensor]:
+    low: Tensor, high: Tensor, level: Tensor, slope: Tensor, rule: Resolution
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss-Legendre in z on t = zero + scale sinh(z), dense where sigmoid(psi) is steep.
 
     sigmoid has its poles at psi = +-i pi, that is at zero +- i pi/slope. Zeros in the tail of the
@@ -286,26 +342,33 @@ def _sinh_nodes(
     zero = (-level * slope / steep).clamp(-20, 20)
     scale = torch.sqrt(math.pi**2 / steep + (0.05 * zero.square()).square())
     start, stop = torch.asinh((low - zero) / scale), torch.asinh((high - zero) / scale)
-    x, w = _gauss_legendre(rule.order, low.device)
+    x, _ = _gauss_legendre(rule.order, low.device)
     half = (stop - start) / 2
-    z = torch.addcmul(((start + stop) / 2)[:, :, None], half[:, :, None], x[:, None])
+    z = _along(x, (start + stop) / 2, half)
     up = torch.exp(z)
     down = up.reciprocal()
-    t = torch.addcmul(zero[:, :, None], (scale / 2)[:, :, None], up - down)
-    panel_weight = half * scale * line_weight[:, None] * (0.5 * (2 * math.pi) ** -0.5)
-    weight = (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
-    return t, weight * (up + down)
+    t = torch.addcmul(zero[:, None], (scale / 2)[:, None], up - down)
+    return t, _gaussian(t, rule) * (up + down), half * scale / 2
 
 
-def _even_nodes(
-    low: Tensor, high: Tensor, rule: Resolution, line_weight: Tensor
-) -> tuple[Tensor, Tensor]:
+def _even_nodes(low: Tensor, high: Tensor, rule: Resolution) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss-Legendre in t."""
-    x, w = _gauss_legendre(rule.order, low.device)
+    x = _gauss_legendre(rule.order, low.device)[0].to(low)
     half = (high - low) / 2
-    t = torch.addcmul(((low + high) / 2)[:, :, None], half[:, :, None], x[:, None])
-    panel_weight = half * line_weight[:, None] * (2 * math.pi) ** -0.5
-    return t, (panel_weight[:, :, None] * w[:, None]) * torch.exp(t * t * -0.5)
+    t = _along(x, (low + high) / 2, half)
+    return t, _gaussian(t, rule), half
+
+
+def _along(x: Tensor, middle: Tensor, half: Tensor) -> Tensor:
+    """middle + x half for all nodes x of a panel."""
+    return torch.addcmul(middle[:, None], half[:, None], x[:, None, None])
+
+
+def _gaussian(t: Tensor, rule: Resolution) -> Tensor:
+    """The weights of Gauss-Legendre times the density of N(0, 1)."""
+    _, w = _gauss_legendre(rule.order, t.device)
+    constant = (w * (2 * math.pi) ** -0.5).log().to(t)[:, None, None]
+    return torch.exp(torch.addcmul(constant, t, t, value=-0.5))
 
 
 def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:
@@ -315,12 +378,18 @@ def _root(constant: Tensor, slope: Tensor, reach: float) -> Tensor:
     return torch.where(inside, t, reach)
 
 
-def _with_splits(kinks: Tensor, rule: Resolution) -> Tensor:
-    """All borders along dimension 1, sorted: kinks, fixed splits and both ends."""
+def _with_splits(kinks: Tensor, rule: Resolution, most: int) -> Tensor:
+    """Borders along dimension 1, sorted: at most so many kinks, fixed splits and both ends.
+
+    Kinks, of which the others are at an end, are put in one by one: torch.sort takes longer.
+    """
     ends = (-rule.reach, *rule.splits, rule.reach)
     fixed = torch.tensor(ends, device=kinks.device).to(kinks.dtype)
-    fixed = fixed.reshape(-1, *[1] * (kinks.ndim - 2)).expand(len(kinks), -1, *kinks.shape[2:])
-    return torch.cat([kinks, fixed], 1).sort(dim=1).values
+    borders = fixed.reshape(-1, *[1] * (kinks.ndim - 2)).expand(len(kinks), -1, *kinks.shape[2:])
+    for kink in kinks.unbind(1):
+        between = torch.maximum(borders[:, :-1], torch.minimum(borders[:, 1:], kink[:, None]))
+        borders = torch.cat([borders[:, :1], between, borders[:, -1:]], 1)
+    return borders[:, : most + len(ends)]
 
 
 @constant

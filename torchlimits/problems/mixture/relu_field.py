@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from torchlimits import _checks, _linalg
-from torchlimits._once import differentiable_once
+from torchlimits._once import differentiable_once, without_derivatives
 from torchlimits.contracts.gradient_field import Averages
 from torchlimits.problems.mixture import expectations, quadrature
 from torchlimits.problems.mixture.field import MixtureField
@@ -61,13 +61,17 @@ class ReluField(MixtureField):
         quadrature.check_level(level)
         self.level = level + (width > 4 and _checks.plain(snr) < 4)
         self.geometry = SmoothedGeometry(self)
+        self.opposites = _opposites(coordinates)
+        self.fast = False
 
     def averages(self, u: Float[Tensor, "*batch k"]) -> Averages:
         """The averages, with integrals split exactly at kinks; see `FirstLayerField.averages`."""
-        if self.width > 2:  # lines of the rule miss where two kinks cross, which second ones need
+        if self.fast:
+            u = without_derivatives(u, "the dynamics that find classes")
+        elif self.width > 2:  # lines of the rule miss where two kinks cross: second ones need them
             u = differentiable_once(u, "the dynamics of more than two neurons")
         v, m, R = self.split(u)
-        L, Q = _linalg.factor_gaussian(m, R, self.snr)
+        L, Q = _linalg.factor_gaussian(m, R, self.snr, derivatives=not self.fast)
         residual, overlap, perpendicular, activity = self._averages(v, m, L, Q)
         pull = v[..., :, None] * perpendicular  # v_i E[P_j 1_i s]
         kick = v[..., :, None] * v[..., None, :] * activity
@@ -115,6 +119,15 @@ class ReluField(MixtureField):
         coarse = copy.copy(self)
         coarse.level = min(self.level, -2 if self.width <= 4 else -3)
         return coarse
+
+    def for_classes(self) -> ReluField:
+        """The field with the rules `quadrature.Resolution.fast` at levels -2 and -3.
+
+        It has no derivatives. Other levels keep their rules.
+        """
+        fast = copy.copy(self)
+        fast.fast = True
+        return fast
 
     def increment_covariance(
         self, u: Float[Tensor, "*batch k"], step_size: float
@@ -183,8 +196,8 @@ class ReluField(MixtureField):
         c = self.coordinates.to(v)
         # components in a dimension of their own, in front of the neurons
         mean = torch.einsum("...kd,ad->...ak", m, c)
-        T0, T1, T2 = expectations.relu_moments(
-            mean, L[..., None, :, :], v[..., None, :], self.labels.to(v), level=self.level
+        T0, T1, T2 = expectations.mixture_moments(
+            mean, L, v, self.labels.to(v), self.opposites, level=self.level, fast=self.fast
         )
         residual = self.mean(mean * T0 + (L[..., None, :, :] * T1).sum(-1), -2)
         # X_par = c + z / sqrt(snr) and P = S z' / sqrt(snr), with E[(z, z') 1_i s] = T1 Q
@@ -231,6 +244,19 @@ class ReluField(MixtureField):
                 f"- 2 alpha R_ij{term}",
             ]
         )
+
+
+def _opposites(coordinates: Float[Tensor, "A d"]) -> list[tuple[int, int]]:
+    """The pairs of means c and -c; each mean is in one of them at most."""
+    rows = coordinates.tolist()
+    pairs: list[tuple[int, int]] = []
+    for b, row in enumerate(rows):
+        opposite = [-x for x in row]
+        taken = {a for pair in pairs for a in pair}
+        a = next((a for a in range(b) if a not in taken and rows[a] == opposite), None)
+        if a is not None:
+            pairs.append((a, b))
+    return pairs
 
 
 def _moves(
