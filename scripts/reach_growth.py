@@ -14,6 +14,7 @@ and writes the table of `reach_growth.json`, with what nobody has measured, into
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
@@ -30,6 +31,8 @@ import pages
 import reach
 import torch
 from growth import Growth, Work, measured, picture, table, told
+from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor, nn
 
 import torchlimits as tl
@@ -514,6 +517,13 @@ def page() -> str:
     return pages.written(PAGE.read_text(), "reach_growth.py", table(GROWTHS, found))
 
 
+def small(figure: Figure, file: Path) -> None:
+    """Save a large picture of few colours, which take a third of the bytes."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100)
+    Image.open(drawn).convert("RGB").quantize(64).save(file, optimize=True)
+
+
 def main() -> None:
     parser = reach.parser(__doc__)
     parser.add_argument("--only", default="", help="pieces with this in 'operation over axis'")
@@ -545,7 +555,7 @@ def main() -> None:
     if options.table:
         print(table(growths, found))
     if options.picture is not None:
-        picture([*found.values()]).savefig(options.picture, dpi=100)
+        small(picture([*found.values()]), options.picture)
     faster = [name for name, one in found.items() if not one["holds"] and not one.get("faster")]
     if faster and not options.smoke:
         sys.exit(f"these grow faster than expected: {', '.join(faster)}")
