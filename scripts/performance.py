@@ -37,6 +37,7 @@ COMMANDS = {
     "scripts/bench_estimate.py": (CPU, "`tl.estimate`"),
     "scripts/bench_solver.py": (CPU, "`dynamics.solve`, `tl.basins`"),
     "scripts/bench_solver.py --starts 10000 --rounds 1": (CPU, "`dynamics.solve`, 10,000 starts"),
+    "scripts/bench_solver.py --followed 10000 --rounds 1": (CPU, "`tl.basins`, 10,000 starts"),
     "scripts/bench_heads.py": (CPU, "any head"),
     "scripts/bench_optimizers.py": (CPU, "optimizers with second moments"),
     "scripts/bench_sweep.py": (CPU, "`tl.sweep`"),
