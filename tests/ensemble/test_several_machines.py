@@ -14,10 +14,11 @@ SETTINGS = {"step_size": 1.0, "time": 3.0, "runs": 70, "every": 5, "progress": F
 TRAINING = """
 import os, signal, sys, time
 import torchlimits as tl
+from torch import distributed
 from torchlimits.ensemble import checkpoint
 from torchlimits.ensemble.processes import process_group
 
-checkpoint._SECONDS = -1.0
+checkpoint._SECONDS, gather = -1.0, distributed.gather_object
 what, step = sys.argv[1], int(sys.argv[2])
 rank, steps, between = os.environ["RANK"], [], checkpoint.Checkpoint.between_steps
 
@@ -27,11 +28,20 @@ def between_steps(self):
     if rank == "1" and len(steps) == step:
         if what == "rank":
             os.kill(os.getpid(), signal.SIGKILL)
+        while not os.path.exists("waiting"):
+            time.sleep(0.01)
+        os.remove("waiting")
         os.kill(os.getppid(), signal.SIGKILL)
         while self._signal is None:  # another one would take many steps until it is told
             time.sleep(0.01)
 
+def gather_object(*given, **named):
+    if rank == "0" and what == "agent":  # with nothing left to do, and told of the other's end
+        open("waiting", "w").close()
+    return gather(*given, **named)
+
 checkpoint.Checkpoint.between_steps = between_steps
+distributed.gather_object = gather_object
 problem = tl.GaussianMixture.xor(dim=40, width=4, snr=4.0, ridge=0.05)
 try:
     with process_group() as group:

@@ -121,7 +121,7 @@ class ReluField(MixtureField):
         return coarse
 
     def for_classes(self) -> ReluField:
-        """The field with the rules `quadrature.Resolution.fast` at levels -2 and -3.
+        """The field with the rules ``quadrature.Resolution.fast`` at levels -2 and -3.
 
         It has no derivatives. Other levels keep their rules.
         """
