@@ -138,3 +138,8 @@ def test_what_they_are_not_known_of_is_refused():
     for options in ({"momentum": 0.9}, {"maximize": True}):
         with pytest.raises(NoKernelError, match="without momentum that minimises"):
             problem.sgd_step(model, torch.optim.SGD(model.parameters(), lr=0.1, **options))
+    groups = [{"params": [one]} for one in model.parameters()]
+    with pytest.raises(NoKernelError, match="holds both layers"):
+        problem.sgd_step(model, torch.optim.SGD(groups, lr=0.1))
+    with pytest.raises(NoKernelError, match="a number, got a tensor"):
+        problem.sgd_step(model, torch.optim.SGD(model.parameters(), lr=torch.tensor(0.1)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -92,12 +94,13 @@ def sgd_step(model: TwoLayerNetwork, optimizer: torch.optim.SGD) -> Step:
         (False, None)
     """
     W, v = _layers(model)
-    (group,) = optimizer.param_groups
+    group = optimizer.param_groups[0]
     if group["momentum"] or group["maximize"]:
         raise NoKernelError(
             "expected torch.optim.SGD without momentum that minimises, got "
             f"momentum={group['momentum']}, maximize={group['maximize']}"
         )
+    only_group(optimizer, model)
 
     def step(x: Float[Tensor, "S B N"], y: Float[Tensor, "S B"]) -> None:
         rate = group["lr"]
@@ -111,6 +114,25 @@ def sgd_step(model: TwoLayerNetwork, optimizer: torch.optim.SGD) -> Step:
         v.mul_(kept).sub_(by_second, alpha=rate)
 
     return step
+
+
+def only_group(optimizer: torch.optim.SGD, model: TwoLayerNetwork) -> dict[str, Any]:
+    """The one parameter group of an SGD whose step is known in closed form, or `NoKernelError`."""
+    group, *others = optimizer.param_groups
+    if {id(p) for p in group["params"]} != {id(p) for p in model.parameters()} or optimizer.state:
+        raise NoKernelError(
+            "expected an optimizer that holds both layers and has taken no step, got one with "
+            f"{len(group['params'])} parameters and {len(optimizer.state)} states"
+        )
+    if isinstance(group["lr"], Tensor):
+        raise NoKernelError("expected a learning rate that is a number, got a tensor")
+    odd = [name for name in ("nesterov", "dampening", "maximize") if group[name]]
+    if others or odd:
+        raise NoKernelError(
+            "expected one parameter group without nesterov, dampening and maximize, got "
+            f"{1 + len(others)} groups with {odd}"
+        )
+    return group
 
 
 def _layers(model: TwoLayerNetwork) -> tuple[Float[Tensor, "S K N"], Float[Tensor, "K S"]]:

@@ -17,7 +17,7 @@ p = p - lr buf. On the same data that is what autograd and the optimizer do, to 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from torchlimits.contracts.kernel import NoKernelError
+from torchlimits.problems.mixture.gradients import only_group
 
 if TYPE_CHECKING:
     from torchlimits.problems.mixture.components import Components
@@ -210,7 +211,7 @@ class MixtureSGD:
                 f"weights={data.weights.tolist()}"
             )
         weight, second = model.first.weight.detach(), model.second.weight.detach()
-        group = _only_group(optimizer, model)
+        group = only_group(optimizer, model)
         momentum = group["momentum"]
         if weight.ndim != 3 or weight.dtype != torch.float32:
             raise NoKernelError(
@@ -271,21 +272,3 @@ class MixtureSGD:
                 normals, component, self.seed, step, sample, self.dim, self.components, QUADS=quads
             )
         return normals, component.long()
-
-
-def _only_group(optimizer: torch.optim.SGD, model: TwoLayerNetwork) -> dict[str, Any]:
-    group, *others = optimizer.param_groups
-    if {id(p) for p in group["params"]} != {id(p) for p in model.parameters()} or optimizer.state:
-        raise NoKernelError(
-            "expected an optimizer that holds both layers and has taken no step, got one with "
-            f"{len(group['params'])} parameters and {len(optimizer.state)} states"
-        )
-    if isinstance(group["lr"], Tensor):
-        raise NoKernelError("expected a learning rate that is a number, got a tensor")
-    odd = [name for name in ("nesterov", "dampening", "maximize") if group[name]]
-    if others or odd:
-        raise NoKernelError(
-            "expected one parameter group without nesterov, dampening and maximize, got "
-            f"{1 + len(others)} groups with {odd}"
-        )
-    return group
